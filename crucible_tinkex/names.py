@@ -1,0 +1,126 @@
+"""The only place that builds or parses names: sweeps, trials, checkpoints, `tinker://` paths, folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from crucible_tinkex.errors import ConfigError
+
+_SEGMENT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.=-]+")
+_RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,255}$")
+CHECKPOINT_KINDS = ("weights", "sampler_weights", "external_weights")
+
+
+def check_segment(value: str, *, what: str) -> str:
+    """Return `value` if it is safe as one path segment; raise `ConfigError` otherwise."""
+    if not _SEGMENT.match(value) or ".." in value:
+        raise ConfigError(
+            f"{what} {value!r} must be 1 to 128 letters, digits, '_', '-' or '.', "
+            "beginning with a letter or digit"
+        )
+    return value
+
+
+def canonical_json(value: Any) -> str:
+    """The one text form used for identities: sorted keys, no spaces, floats by repr."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any, length: int = 12) -> str:
+    """Hex identity of a JSON value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+
+
+def run_dir_name(index: int, config: Mapping[str, Any], seed: int) -> str:
+    """A short, sortable TensorBoard run name: `0003-lr=0.001-rank=8-s0`, at most 80 characters."""
+    parts = [f"{_short_key(k)}={_short_value(v)}" for k, v in config.items()]
+    slug = _UNSAFE.sub("_", "-".join(parts))[:66].rstrip("-_.")
+    return f"{index:04d}-{slug or 'base'}-s{seed}"
+
+
+def _short_key(key: str) -> str:
+    last = key.rsplit(".", 1)[-1]
+    return {"learning_rate": "lr"}.get(last, last)
+
+
+def _short_value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def checkpoint_name(trial_id: str, attempt: int, step: int) -> str:
+    """Deterministic and sortable; an attempt never overwrites what an older one saved."""
+    return f"{trial_id}-a{attempt:03d}-step{step:08d}"
+
+
+class TinkerPath(NamedTuple):
+    """`tinker://RUN/KIND/NAME`; `kind` is one of `CHECKPOINT_KINDS`."""
+
+    run_id: str
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"tinker://{self.run_id}/{self.kind}/{self.name}"
+
+    @property
+    def checkpoint_id(self) -> str:
+        return f"{self.kind}/{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> TinkerPath:
+        """Raises `ConfigError` for anything but exactly three safe segments."""
+        parts = text.removeprefix("tinker://").split("/")
+        if (
+            not text.startswith("tinker://")
+            or len(parts) != 3
+            or not _RUN_ID.match(parts[0])
+            or ".." in parts[0]
+            or parts[1] not in CHECKPOINT_KINDS
+        ):
+            raise ConfigError(f"{text!r} is not a checkpoint path tinker://RUN/KIND/NAME")
+        check_segment(parts[2], what="checkpoint name")
+        return cls(*parts)
+
+
+class SweepPaths(NamedTuple):
+    """Every file of one sweep, below `<storage>/<sweep>/`."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, storage: str | Path, sweep: str) -> SweepPaths:
+        check_segment(sweep, what="sweep name")
+        if "://" in str(storage):
+            raise ConfigError(f"storage {str(storage)!r} must be a local or shared folder")
+        return cls(Path(storage).expanduser().resolve() / sweep)
+
+    @property
+    def experiment(self) -> Path:
+        return self.root / "experiment.toml"
+
+    @property
+    def resolved(self) -> Path:
+        return self.root / "resolved.json"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "journal"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tb"
+
+    @property
+    def service(self) -> Path:
+        """The embedded server's data: checkpoints, key, log."""
+        return self.root / "service"
