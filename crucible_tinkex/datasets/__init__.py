@@ -1,0 +1,55 @@
+"""Datasets: rows read from a file, tokenised once, and drawn in an order that is a pure function.
+
+`load_tokenizer` and `Tokenizer` are resolved on first use (PEP 562): a session trains on arrays of
+token ids and never needs the tokenizer library, which costs 30 ms and 10 MB to import.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from crucible_tinkex.datasets.order import batch_indices, epoch_of, total_steps
+from crucible_tinkex.datasets.rows import (
+    Chat,
+    Format,
+    Message,
+    PromptCompletion,
+    Row,
+    Text,
+    overlap,
+    read_rows,
+)
+from crucible_tinkex.datasets.tokenised import Inputs, TokenisedDataset, tokenise
+
+if TYPE_CHECKING:
+    from crucible_tinkex.datasets.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = [  # noqa: RUF022  (in groups)
+    # rows
+    "Chat",
+    "Format",
+    "Message",
+    "PromptCompletion",
+    "Row",
+    "Text",
+    "overlap",
+    "read_rows",
+    # tokens
+    "Inputs",
+    "TokenisedDataset",
+    "Tokenizer",
+    "load_tokenizer",
+    "tokenise",
+    # order
+    "batch_indices",
+    "epoch_of",
+    "total_steps",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Tokenizer", "load_tokenizer"):
+        from crucible_tinkex.datasets import tokenizer
+
+        return getattr(tokenizer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
