@@ -1,4 +1,4 @@
-"""The only place that builds or parses names: sweeps, trials, checkpoints, `tinker://` paths, folders."""
+"""The only place that builds or parses names: sweeps, checkpoints, `tinker://` paths, folders."""
 
 from __future__ import annotations
 
@@ -99,6 +99,11 @@ class SweepPaths(NamedTuple):
         if "://" in str(storage):
             raise ConfigError(f"storage {str(storage)!r} must be a local or shared folder")
         return cls(Path(storage).expanduser().resolve() / sweep)
+
+    @property
+    def lock(self) -> Path:
+        """Held by the driver while it runs the sweep."""
+        return self.root / "lock"
 
     @property
     def experiment(self) -> Path:

@@ -1,4 +1,4 @@
-"""Durable files: atomic replacement, a lock of one owner, and an append-only log of CRC-framed records.
+"""Durable files: atomic replacement, a lock of one owner, an append-only log of framed records.
 
 `SegmentLog` is the one durability mechanism: the registry's journal and the event log's
 write-ahead log both are one. Guarantees: `append` returns after fsync; a record is read back whole
@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,21 +60,43 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 class Lock:
     """Exclusive ownership of a folder while the process lives (`flock`; freed when it dies)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, wait_s: float = 2.0) -> None:
+        """Raises `SweepBusyError` that names the owner, if it does not let go within `wait_s`."""
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            owner = os.pread(self._fd, 200, 0).decode(errors="replace").strip()
-            os.close(self._fd)
-            raise SweepBusyError(f"{path.parent} is in use by {owner or 'another process'}") from e
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        deadline = time.monotonic() + wait_s
+        while not _try_lock(self._fd, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                owner = os.pread(self._fd, 200, 0).decode(errors="replace").strip()
+                os.close(self._fd)
+                raise SweepBusyError(f"{path.parent} is in use by {owner or 'another process'}")
+            time.sleep(0.05)
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some live process owns the lock."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _try_lock(fd, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)
+
+
+def _try_lock(fd: int, how: int) -> bool:
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class SegmentLog:

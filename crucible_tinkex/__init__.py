@@ -1,0 +1,1 @@
+"""Parallel, crash-safe LoRA experiments over the Tinker API."""

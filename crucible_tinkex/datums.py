@@ -1,0 +1,31 @@
+"""From tokenised rows to the protocol's datums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from crucible_tinkex.client.wire import Datum, ModelInput, TensorData
+from crucible_tinkex.datasets import TokenisedDataset
+
+
+def datum(data: TokenisedDataset, row: int) -> Datum:
+    """Row `row` as N input tokens, N next-token targets and N loss weights."""
+    inputs = data.inputs(row)
+    shape = [len(inputs.targets)]
+    return Datum(
+        model_input=ModelInput.from_tokens(inputs.model_input),
+        loss_fn_inputs={
+            "target_tokens": TensorData(data=inputs.targets, dtype="int64", shape=shape),
+            "weights": TensorData(data=inputs.weights, dtype="float32", shape=shape),
+        },
+    )
+
+
+def total_weight(data: Sequence[Datum]) -> float:
+    """Sum of loss weights, at least a tiny amount so that means stay finite."""
+    return max(sum(sum(d.loss_fn_inputs["weights"].data) for d in data), 1e-12)
+
+
+def token_count(data: Sequence[Datum]) -> int:
+    """Input tokens, which is what a service bills."""
+    return sum(len(chunk.tokens) for d in data for chunk in d.model_input.chunks)

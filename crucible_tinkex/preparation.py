@@ -1,0 +1,148 @@
+"""Everything about a sweep that is known before any service is asked: rows, trials, folder, identity.
+
+`prepare` refuses bad input and changes nothing on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crucible_tinkex.config import Experiment
+from crucible_tinkex.datasets import Row, Tokenizer, overlap, read_rows, tokenise
+from crucible_tinkex.errors import ConfigError, SweepExistsError
+from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.session import SweepData
+from crucible_tinkex.trial import TrialPlan, plan_trials
+
+
+@dataclass(frozen=True)
+class PreparedSweep:
+    """An experiment that could be run, and where its sweep lives."""
+
+    experiment: Experiment
+    paths: SweepPaths
+    train_rows: Sequence[Row]
+    eval_rows: Sequence[Row] | None
+    fingerprint: str
+    """sha256 of the data files."""
+    identity: str
+    """Equal for equal work; a folder belongs to one identity for ever."""
+    trials: Sequence[TrialPlan]
+    source: str | None
+    """Text of the experiment file, if there was one."""
+
+    @property
+    def name(self) -> str:
+        return self.paths.root.name
+
+    @property
+    def started(self) -> bool:
+        """Whether the folder already holds this sweep's journal."""
+        return self.paths.resolved.exists() and self.paths.journal.is_dir()
+
+    def tokenised(self, tokenizer: Tokenizer) -> SweepData:
+        """The rows as tokens. Raises `DataError` for a row that does not fit."""
+        length = self.experiment.train.max_length
+        train = tokenise(self.train_rows, tokenizer, max_length=length)
+        if self.eval_rows is None:
+            return SweepData(train, None)
+        return SweepData(train, tokenise(self.eval_rows, tokenizer, max_length=length))
+
+    def warnings(self) -> list[str]:
+        """What a careful colleague would mention before the run."""
+        found = [
+            f"{key} is not applied by the Tinker API" for key in self.experiment.not_applied()
+        ]
+        shared = overlap(self.train_rows, self.eval_rows) if self.eval_rows else 0
+        if shared:
+            found.append(f"{shared} eval rows also stand in the training file")
+        return found
+
+
+def prepare(
+    experiment: Experiment,
+    *,
+    storage: str | None = None,
+    name: str | None = None,
+    source: str | None = None,
+) -> PreparedSweep:
+    """Check everything that can be checked here. Raises `ConfigError`, `DataError`."""
+    paths = SweepPaths.of(storage or experiment.run.storage, name or experiment.name)
+    data = experiment.data
+    train_rows = read_rows(data.train, format=data.format)
+    eval_rows = read_rows(data.eval, format=data.format) if data.eval else None
+    if eval_rows is None and experiment.search.metric.startswith("eval/"):
+        raise ConfigError(
+            f"search.metric is {experiment.search.metric!r} but data.eval names no file; "
+            "add held-out rows or use metric = \"train/nll\""
+        )
+    fingerprint = _fingerprint([data.train, data.eval])
+    prepared = PreparedSweep(
+        experiment=experiment,
+        paths=paths,
+        train_rows=train_rows,
+        eval_rows=eval_rows,
+        fingerprint=fingerprint,
+        identity=experiment.identity(fingerprint),
+        trials=plan_trials(experiment, fingerprint=fingerprint, rows=len(train_rows)),
+        source=source,
+    )
+    _refuse_other(prepared)
+    return prepared
+
+
+def _fingerprint(files: Sequence[str | None]) -> str:
+    content = hashlib.sha256()
+    for file in files:
+        content.update(hashlib.sha256(Path(file).read_bytes()).digest() if file else b"none")
+    return content.hexdigest()[:32]
+
+
+def _refuse_other(prepared: PreparedSweep) -> None:
+    """Raise `SweepExistsError` if the folder belongs to another experiment."""
+    if not prepared.started:
+        root = prepared.paths.root
+        if root.exists() and any(root.iterdir()) and not prepared.paths.lock.exists():
+            raise SweepExistsError(
+                f"{prepared.paths.root} exists and is not a sweep; choose another --name"
+            )
+        return
+    old = json.loads(prepared.paths.resolved.read_text())
+    if old["identity"] == prepared.identity:
+        return
+    changed = _changes(old["experiment"], prepared.experiment.model_dump(mode="json"))
+    if old["fingerprint"] != prepared.fingerprint:
+        changed.append("the content of the data files")
+    raise SweepExistsError(
+        f"sweep {prepared.name!r} exists with a different experiment "
+        f"(changed: {', '.join(changed) or 'unknown'}); nothing was touched. "
+        "Choose another --name, or undo the change to continue it"
+    )
+
+
+def _changes(old: object, new: object, key: str = "") -> list[str]:
+    """Dotted keys that differ, leaving out what is no part of the identity."""
+    if key in ("run", "name", "data.train", "data.eval"):
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(set(old) | set(new))
+        return [
+            c
+            for k in keys
+            for c in _changes(old.get(k), new.get(k), f"{key}.{k}" if key else k)
+        ]
+    return [] if old == new else [key]
+
+
+def load_sweep(storage: str | Path, name: str) -> Experiment:
+    """The experiment of an existing sweep, to resume it."""
+    paths = SweepPaths.of(storage, name)
+    if not paths.resolved.exists():
+        raise ConfigError(f"no sweep {name!r} in {paths.root.parent}")
+    return Experiment.build(
+        json.loads(paths.resolved.read_text())["experiment"], source=str(paths.resolved)
+    )

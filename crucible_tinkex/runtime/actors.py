@@ -1,0 +1,256 @@
+"""The three Ray actors: thin wrappers around `Registry`, `Recorder` and `Session`.
+
+Every call names its sweep by folder, and an actor opens what it needs on first use: an actor that
+Ray restarted serves the next call as if nothing had happened, because truth lies on disk. Calls
+that change something are never retried by Ray (`max_task_retries=0`); they may be repeated by the
+caller, because the wrapped classes make repetition harmless. Session actors import neither torch
+nor transformers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from ray.actor import ActorHandle
+
+from crucible_tinkex.client.service import TinkexService
+from crucible_tinkex.errors import (
+    AuthenticationError,
+    BillingError,
+    ConfigError,
+    CrucibleError,
+    OperationFailedError,
+    RequestRejectedError,
+    StaleAttemptError,
+    StorageError,
+    TrialFailedError,
+)
+from crucible_tinkex.events import Event, EventWriter
+from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.registry import (
+    DONE,
+    FAILED,
+    PENDING,
+    AttemptGrant,
+    CheckpointRecord,
+    Registry,
+    SweepState,
+    TrialRecord,
+)
+from crucible_tinkex.runtime.handles import RegistryHandle, TelemetryHandle
+from crucible_tinkex.session import Progress, Session, SweepData
+from crucible_tinkex.telemetry.recorder import Recorder
+from crucible_tinkex.telemetry.sender import BufferedSink
+from crucible_tinkex.trial import TrialPlan
+
+log = logging.getLogger(__name__)
+
+
+class RegistryActor:
+    """Owns the journals of the sweeps that run on this cluster."""
+
+    def __init__(self) -> None:
+        self._open: dict[SweepPaths, Registry] = {}
+
+    def _registry(self, paths: SweepPaths) -> Registry:
+        if paths not in self._open:
+            self._open[paths] = Registry(paths)
+        return self._open[paths]
+
+    def create(
+        self, paths: SweepPaths, meta: Mapping[str, Any], trials: Sequence[TrialRecord]
+    ) -> SweepState:
+        registry = self._registry(paths)
+        registry.create(meta, trials)
+        return registry.state
+
+    def start_attempt(self, paths: SweepPaths, trial_id: str) -> AttemptGrant:
+        return self._registry(paths).start_attempt(trial_id)
+
+    def commit_checkpoint(self, paths: SweepPaths, checkpoint: CheckpointRecord) -> None:
+        self._registry(paths).commit_checkpoint(checkpoint)
+
+    def record_result(
+        self,
+        paths: SweepPaths,
+        trial_id: str,
+        attempt: int,
+        step: int,
+        metrics: Mapping[str, float],
+    ) -> None:
+        self._registry(paths).record_result(trial_id, attempt, step, metrics)
+
+    def finish(
+        self, paths: SweepPaths, trial_id: str, attempt: int, state: str, error: str | None
+    ) -> None:
+        self._registry(paths).finish(trial_id, attempt, state, error)
+
+    def set_sweep(self, paths: SweepPaths, state: str, wall_s: float) -> None:
+        self._registry(paths).set_sweep(state, wall_s=wall_s)
+
+    def state(self, paths: SweepPaths) -> SweepState:
+        return self._registry(paths).state
+
+    def close(self, paths: SweepPaths) -> None:
+        if paths in self._open:
+            self._open.pop(paths).close()
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+class TelemetryActor:
+    """Owns the event logs and TensorBoard views of the sweeps that run on this cluster."""
+
+    def __init__(self) -> None:
+        self._open: dict[SweepPaths, Recorder] = {}
+
+    def _recorder(self, paths: SweepPaths) -> Recorder:
+        if paths not in self._open:
+            self._open[paths] = Recorder(paths)
+        return self._open[paths]
+
+    def record(self, paths: SweepPaths, events: Sequence[Event]) -> int:
+        return self._recorder(paths).record(events)
+
+    def snapshot(self, paths: SweepPaths) -> dict[str, dict[str, Any]]:
+        return self._recorder(paths).snapshot()
+
+    def close(self, paths: SweepPaths) -> None:
+        if paths in self._open:
+            self._open.pop(paths).close()
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+class Verdict(StrEnum):
+    """What the controller should do with a trial after a call."""
+
+    ADVANCED = "advanced"
+    DRAINED = "drained"
+    FAILED = "failed"
+    """The trial is at fault; others go on."""
+    RETRY = "retry"
+    """The session was lost; a new attempt continues from the last checkpoint."""
+    STOP = "stop"
+    """Nothing can go on (key, bill, disk); the sweep stops and can be resumed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `SessionActor.advance` ended. Errors are values: they cross processes."""
+
+    verdict: Verdict
+    progress: Progress | None = None
+    error: CrucibleError | None = None
+
+
+@dataclass(frozen=True)
+class SweepContext:
+    """What every session of a sweep shares. Holds the key's place, never the key."""
+
+    sweep_id: str
+    experiment_id: str
+    paths: SweepPaths
+    base_url: str | None
+    api_key_file: str | None
+    registry: ActorHandle[Any]
+    telemetry: ActorHandle[Any]
+
+
+class SessionActor:
+    """Holds one Tinkex session per running trial; reused from trial to trial and sweep to sweep."""
+
+    def __init__(self) -> None:
+        self._sinks: dict[str, BufferedSink] = {}
+        self._drains: dict[str, asyncio.Event] = {}
+        self._sessions: dict[str, Session] = {}
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+    async def advance(
+        self, context: SweepContext, plan: TrialPlan, data: SweepData, to_step: int
+    ) -> Outcome:
+        """Train a trial up to `to_step`; open its session first if it has none."""
+        session = self._sessions.get(plan.trial_id) or self._new_session(context, plan, data)
+        try:
+            if plan.trial_id not in self._sessions:
+                self._sessions[plan.trial_id] = session
+                await session.open()
+            progress = await session.advance(to_step)
+            if progress.drained or progress.step == plan.total_steps:
+                await session.close(PENDING if progress.drained else DONE)
+                del self._sessions[plan.trial_id]
+            verdict = Verdict.DRAINED if progress.drained else Verdict.ADVANCED
+            return Outcome(verdict, progress)
+        except CrucibleError as e:
+            return await self._ended(session, plan, e.with_context(trial=plan.run_name))
+        except Exception as e:  # noqa: BLE001 - the border: a bug in one trial must not stop the others
+            log.exception("trial %s failed unexpectedly", plan.run_name)
+            text = "".join(traceback.format_exception_only(e)).strip()
+            error = TrialFailedError(f"unexpected {text}", trial=plan.run_name)
+            return await self._ended(session, plan, error)
+
+    async def _ended(self, session: Session, plan: TrialPlan, error: CrucibleError) -> Outcome:
+        """Give the session up; tell the registry if the trial itself is at fault."""
+        self._sessions.pop(plan.trial_id, None)
+        verdict = judge(error)
+        try:
+            if verdict is Verdict.FAILED and session.attempt:
+                await session.close(FAILED, str(error))
+            else:
+                await session.leave(PENDING)
+        except CrucibleError as e:
+            return Outcome(judge(e), error=e)
+        return Outcome(verdict, error=error)
+
+    def _new_session(self, context: SweepContext, plan: TrialPlan, data: SweepData) -> Session:
+        return Session(
+            plan,
+            data,
+            service=TinkexService(base_url=context.base_url, api_key_file=context.api_key_file),
+            registry=RegistryHandle(context.registry, context.paths),
+            sink=self._sink(context),
+            drain=self._drains.setdefault(context.sweep_id, asyncio.Event()),
+        )
+
+    def _sink(self, context: SweepContext) -> BufferedSink:
+        if context.sweep_id not in self._sinks:
+            self._sinks[context.sweep_id] = BufferedSink(
+                EventWriter(context.sweep_id, context.experiment_id),
+                TelemetryHandle(context.telemetry, context.paths).record,
+            )
+        return self._sinks[context.sweep_id]
+
+    async def drain(self, sweep_id: str) -> None:
+        """Sessions of this sweep finish their step, save, and stop."""
+        self._drains.setdefault(sweep_id, asyncio.Event()).set()
+
+    async def forget(self, sweep_id: str) -> None:
+        """The sweep is over: deliver what is left and drop what was kept for it."""
+        self._drains.pop(sweep_id, None)
+        sink = self._sinks.pop(sweep_id, None)
+        if sink:
+            await sink.aclose()
+
+
+def judge(error: CrucibleError) -> Verdict:
+    """Whose fault an error is, and so what happens next."""
+    if isinstance(error, AuthenticationError | BillingError | StorageError):
+        return Verdict.STOP
+    if isinstance(error, OperationFailedError):
+        return Verdict.RETRY if error.category == "server" else Verdict.FAILED
+    if isinstance(error, TrialFailedError | RequestRejectedError | ConfigError):
+        return Verdict.FAILED
+    if isinstance(error, StaleAttemptError):
+        return Verdict.RETRY
+    return Verdict.RETRY

@@ -1,0 +1,124 @@
+"""The connection to Ray and the actors that live on it; what a driver holds while it works.
+
+A `Runtime` may serve several sweeps one after another: its actors stay warm. All actors are owned
+by the driver (none is detached), so a driver's death leaves nothing behind. Everything that touches
+local files or the embedded server is placed on the driver's node.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.runtime.actors import RegistryActor, SessionActor, TelemetryActor
+
+STORE_BYTES = 256 * 1024 * 1024
+"""Ray's object store holds only the tokenised dataset."""
+
+
+def connect(address: str | None) -> None:
+    """Join the cluster at `address` (or `RAY_ADDRESS`, as inside a job), else start one here."""
+    if ray.is_initialized():
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        try:
+            ray.init(address=address, **common)
+        except ConnectionError as e:
+            raise ConfigError(f"no Ray cluster answers at {address}: {e}") from e
+    else:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=STORE_BYTES,
+            **common,
+        )
+
+
+def driver_node() -> NodeAffinitySchedulingStrategy:
+    node_id = ray.get_runtime_context().get_node_id()
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
+
+
+class Runtime:
+    """A cluster connection with one registry actor, one telemetry actor, and session actors."""
+
+    def __init__(self, address: str | None = None) -> None:
+        self._started_ray = not ray.is_initialized()
+        connect(address)
+        here = driver_node()
+        self.registry = _storage_actor(RegistryActor, here)
+        self.telemetry = _storage_actor(TelemetryActor, here)
+        self._idle: list[ActorHandle[Any]] = []
+
+    def session_actor(self, *, concurrency: int) -> ActorHandle[Any]:
+        """A warm session actor if there is one, else a new one."""
+        return self._idle.pop() if self._idle else self._new_actor(concurrency)
+
+    def warm(self, count: int) -> None:
+        """Have `count` session actors started before they are needed."""
+        while len(self._idle) < count:
+            self._idle.append(self._new_actor(1))
+
+    @staticmethod
+    def _new_actor(concurrency: int) -> ActorHandle[Any]:
+        actor: ActorHandle[Any] = (
+            ray.remote(SessionActor)
+            .options(
+                num_cpus=0,
+                max_restarts=0,
+                max_concurrency=max(1000, 2 * concurrency),
+                scheduling_strategy=driver_node(),
+            )
+            .remote()
+        )
+        return actor
+
+    def keep(self, actor: ActorHandle[Any]) -> None:
+        """Give a healthy actor back for the next sweep."""
+        self._idle.append(actor)
+
+    @staticmethod
+    def cpus() -> int:
+        """Cores of the cluster."""
+        return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    @staticmethod
+    def kill(actor: ActorHandle[Any]) -> None:
+        ray.kill(actor)
+
+    @staticmethod
+    def share(value: Any) -> ray.ObjectRef[Any]:
+        """Put a value in the object store once, for all actors."""
+        return ray.put(value)
+
+    def close(self) -> None:
+        """End the actors; leave Ray if this runtime started it."""
+        for actor in (self.registry, self.telemetry, *self._idle):
+            ray.kill(actor)
+        if self._started_ray:
+            ray.shutdown()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _storage_actor(cls: type[Any], where: NodeAffinitySchedulingStrategy) -> ActorHandle[Any]:
+    """Restarted by Ray when it dies; calls in flight are repeated by their callers."""
+    return (
+        ray.remote(cls)
+        .options(num_cpus=0, max_restarts=-1, max_task_retries=0, scheduling_strategy=where)
+        .remote()
+    )

@@ -1,0 +1,110 @@
+"""A bounded pool of session slots on Ray actors; a dead actor is replaced without anyone asking."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+
+from crucible_tinkex.runtime.actors import Outcome, SweepContext
+from crucible_tinkex.runtime.cluster import Runtime
+from crucible_tinkex.trial import TrialPlan
+
+
+class SlotLostError(Exception):
+    """The actor died during the call; the trial needs a new attempt on another slot."""
+
+
+@dataclass(eq=False)
+class Member:
+    """One actor process with room for several sessions."""
+
+    actor: ActorHandle[Any]
+    slots: int
+    lost: bool = False
+
+
+class SessionPool:
+    """`size` slots, `per_actor` of them on each actor. Slots appear as their actors come up."""
+
+    def __init__(self, runtime: Runtime, *, size: int, per_actor: int) -> None:
+        self._runtime = runtime
+        self._per_actor = per_actor
+        self._free: asyncio.Queue[Member] = asyncio.Queue()
+        self._members: list[Member] = []
+        self._starting: set[asyncio.Task[None]] = set()
+        while size > 0:
+            self._grow(min(per_actor, size))
+            size -= per_actor
+
+    def _grow(self, slots: int) -> None:
+        member = Member(self._runtime.session_actor(concurrency=self._per_actor), slots)
+        self._members.append(member)
+        task = asyncio.create_task(self._offer(member))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    async def _offer(self, member: Member) -> None:
+        """Offer the member's slots once its process is up."""
+        try:
+            await member.actor.pid.remote()
+        except (ActorDiedError, ActorUnavailableError):
+            self._replace(member)
+            return
+        for _ in range(member.slots):
+            self._free.put_nowait(member)
+
+    def _replace(self, member: Member) -> None:
+        """Once per dead actor: its slots reappear on a new one."""
+        if not member.lost:
+            member.lost = True
+            self._members.remove(member)
+            self._runtime.kill(member.actor)
+            self._grow(member.slots)
+
+    async def acquire(self) -> Member:
+        """Wait for a free slot."""
+        while (member := await self._free.get()).lost:
+            pass
+        return member
+
+    def release(self, member: Member) -> None:
+        self._free.put_nowait(member)
+
+    async def advance(
+        self, member: Member, context: SweepContext, plan: TrialPlan, data: Any, to_step: int
+    ) -> Outcome:
+        """Run a rung on a slot. Raises `SlotLostError` when the actor dies."""
+        try:
+            outcome: Outcome = await member.actor.advance.remote(context, plan, data, to_step)
+        except (ActorDiedError, ActorUnavailableError) as e:
+            self._replace(member)
+            raise SlotLostError(str(e)) from e
+        return outcome
+
+    async def pids(self) -> list[int]:
+        """Process ids of the live actors."""
+        return [await m.actor.pid.remote() for m in self._members]
+
+    async def drain(self, sweep_id: str) -> None:
+        """Ask every session of the sweep to finish its step, save and stop."""
+        await self._tell("drain", sweep_id)
+
+    async def close(self, sweep_id: str) -> None:
+        """Flush and keep the actors warm for the next sweep."""
+        for task in list(self._starting):
+            task.cancel()
+        await self._tell("forget", sweep_id)
+        for member in self._members:
+            self._runtime.keep(member.actor)
+        self._members.clear()
+
+    async def _tell(self, method: str, sweep_id: str) -> None:
+        calls = [getattr(m.actor, method).remote(sweep_id) for m in self._members]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, RayError):
+                raise result

@@ -1,0 +1,301 @@
+"""One execution of an experiment: runs all its trials at the same time, and can resume.
+
+Guarantees: whatever ends the driver, running the same experiment again continues from the last
+checkpoints; a trial that fails does not stop the others; nothing per step crosses the driver.
+Preparation and its refusals are in `preparation`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from crucible_tinkex.client.service import TinkexService
+from crucible_tinkex.client.wire import SupportedModel
+from crucible_tinkex.datasets import load_tokenizer
+from crucible_tinkex.errors import ConfigError, CrucibleError, ServiceUnavailableError
+from crucible_tinkex.manifest import write_manifest
+from crucible_tinkex.preparation import PreparedSweep
+from crucible_tinkex.registry import (
+    DONE,
+    FAILED,
+    PENDING,
+    RUNNING,
+    TERMINAL,
+    SweepState,
+    TrialRecord,
+)
+from crucible_tinkex.runtime.actors import Outcome, SweepContext, Verdict
+from crucible_tinkex.runtime.cluster import Runtime
+from crucible_tinkex.runtime.embedded import EmbeddedServer, Endpoint
+from crucible_tinkex.runtime.handles import RegistryHandle, TelemetryHandle
+from crucible_tinkex.runtime.pool import Member, SessionPool, SlotLostError
+from crucible_tinkex.session import SweepData
+from crucible_tinkex.trial import TrialPlan
+
+INTERRUPTED = "interrupted"
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class TrialView:
+    """A trial as a person sees it now."""
+
+    record: TrialRecord
+    live: Mapping[str, Any]
+    """Newest telemetry: `step` and the last value of every metric."""
+
+    @property
+    def step(self) -> int:
+        return max(self.record.step, int(self.live.get("step", 0)))
+
+    def metric(self, name: str) -> float | None:
+        value = self.record.metrics.get(name)
+        return value if value is not None else self.live.get("metrics", {}).get(name)
+
+
+@dataclass
+class SweepView:
+    """What a live display shows."""
+
+    name: str
+    phase: str = "starting"
+    trials: Sequence[TrialView] = ()
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started
+
+
+Observer = Callable[[SweepView], None]
+
+
+def ignore(view: SweepView) -> None:
+    """The observer of nobody."""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a run ended."""
+
+    state: SweepState
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A service that answers, and the data in its model's tokens."""
+
+    endpoint: Endpoint | None
+    """The embedded server, if it was started here."""
+    model: SupportedModel
+    data: SweepData
+
+
+@contextlib.asynccontextmanager
+async def connected(prepared: PreparedSweep) -> Any:
+    """Yield a `Connection`; start the embedded server if the experiment asks for it."""
+    service = prepared.experiment.service
+    server = None
+    endpoint = None
+    try:
+        if service.embedded:
+            base = prepared.experiment.model.base
+            server = EmbeddedServer(service, model=base, data_dir=prepared.paths.service)
+            endpoint = await server.start()
+        yield await _check(prepared, endpoint)
+    finally:
+        if server:
+            server.stop()
+
+
+async def _check(prepared: PreparedSweep, endpoint: Endpoint | None) -> Connection:
+    """Ask what the service has, and tokenise for it."""
+    experiment = prepared.experiment
+    client = TinkexService(
+        base_url=endpoint.base_url if endpoint else experiment.service.base_url,
+        api_key_file=endpoint.api_key_file if endpoint else experiment.service.api_key_file,
+    )
+    try:
+        models = (await client.capabilities()).supported_models
+    finally:
+        await client.close()
+    base = experiment.model.base
+    model = next((m for m in models if m.model_name == base), None)
+    if model is None:
+        names = ", ".join(m.model_name for m in models) or "none"
+        raise ConfigError(f"the service has no base model {base!r}; it has: {names}")
+    tokenizer = load_tokenizer(model.tokenizer_id or base)
+    return Connection(endpoint, model, prepared.tokenised(tokenizer))
+
+
+class SweepController:
+    """Runs a prepared sweep on a runtime. One per execution."""
+
+    def __init__(
+        self,
+        prepared: PreparedSweep,
+        runtime: Runtime,
+        connection: Connection,
+        *,
+        observer: Observer = ignore,
+        view: SweepView | None = None,
+    ) -> None:
+        service = prepared.experiment.service
+        endpoint = connection.endpoint
+        self._prepared = prepared
+        self._runtime = runtime
+        self._data = connection.data
+        self._registry = RegistryHandle(runtime.registry, prepared.paths)
+        self._telemetry = TelemetryHandle(runtime.telemetry, prepared.paths)
+        self._context = SweepContext(
+            sweep_id=f"{prepared.name}-{uuid.uuid4().hex[:8]}",
+            experiment_id=prepared.identity,
+            paths=prepared.paths,
+            base_url=endpoint.base_url if endpoint else service.base_url,
+            api_key_file=endpoint.api_key_file if endpoint else service.api_key_file,
+            registry=runtime.registry,
+            telemetry=runtime.telemetry,
+        )
+        self._observer = observer
+        self._view = view or SweepView(prepared.name)
+        self._draining = asyncio.Event()
+        self._stopped_by: CrucibleError | None = None
+        self._pool: SessionPool | None = None
+
+    def request_drain(self) -> None:
+        """Finish the running steps, save, and stop; the sweep can be resumed."""
+        self._draining.set()
+
+    async def run(self) -> SweepResult:
+        """Run what is left of the sweep. Raises the error that stops a whole sweep."""
+        started = time.monotonic()
+        meta = write_manifest(self._prepared)
+        state = await self._registry.create(meta, [t.record() for t in self._prepared.trials])
+        todo = [t for t in self._prepared.trials if state.trials[t.trial_id].state not in TERMINAL]
+        ended = INTERRUPTED
+        try:
+            if todo:
+                await self._registry.set_sweep(RUNNING)
+                await self._run_trials(todo)
+            state = await self._registry.state()
+            if all(t.state in TERMINAL for t in state.trials.values()):
+                ended = DONE
+        finally:
+            with contextlib.suppress(CrucibleError):
+                await self._telemetry.close()
+            wall_s = time.monotonic() - started if todo else 0.0
+            await self._registry.set_sweep(ended, wall_s=wall_s)
+            state = await self._registry.state()
+            await self._registry.close()
+        if self._stopped_by:
+            raise self._stopped_by
+        return SweepResult(state, _exit_code(state))
+
+    async def _run_trials(self, todo: Sequence[TrialPlan]) -> None:
+        run = self._prepared.experiment.run
+        size = min(run.max_concurrent, len(todo))
+        per_actor = run.sessions_per_actor
+        packed = -(-size // self._runtime.cpus()) if per_actor == "auto" else int(per_actor)
+        self._pool = pool = SessionPool(self._runtime, size=size, per_actor=packed)
+        data = self._runtime.share(self._data)
+        watch = asyncio.create_task(self._watch())
+        drain = asyncio.create_task(self._drain_when_asked(pool))
+        trials = [asyncio.create_task(self._run_trial(pool, t, data)) for t in todo]
+        try:
+            await asyncio.gather(*trials)
+        finally:
+            for task in (*trials, watch, drain):
+                task.cancel()
+            await asyncio.gather(*trials, watch, drain, return_exceptions=True)
+            await pool.close(self._context.sweep_id)
+            await self._refresh()
+
+    async def _run_trial(self, pool: SessionPool, plan: TrialPlan, data: Any) -> None:
+        """Run one trial to its end, over as many attempts as it takes."""
+        losses, saved_step = 0, 0
+        while not self._draining.is_set():
+            member = await self._slot(pool)
+            if member is None:
+                return
+            outcome = await self._attempt(pool, member, plan, data)
+            if outcome.verdict is Verdict.STOP:
+                self._stop(outcome.error)
+            if outcome.verdict is not Verdict.RETRY:
+                return
+            step = (await self._registry.state()).trials[plan.trial_id].step
+            losses = 1 if step > saved_step else losses + 1
+            saved_step = max(step, saved_step)
+            if losses >= self._prepared.experiment.run.max_attempts:
+                await self._give_up(plan, outcome.error)
+                return
+
+    async def _slot(self, pool: SessionPool) -> Member | None:
+        """A free slot, or None when the sweep drains first."""
+        acquire = asyncio.ensure_future(pool.acquire())
+        drain = asyncio.ensure_future(self._draining.wait())
+        try:
+            await asyncio.wait({acquire, drain}, return_when=asyncio.FIRST_COMPLETED)
+            return acquire.result() if acquire.done() and not drain.done() else None
+        finally:
+            acquire.cancel()
+            drain.cancel()
+
+    async def _attempt(
+        self, pool: SessionPool, member: Member, plan: TrialPlan, data: Any
+    ) -> Outcome:
+        try:
+            outcome = await pool.advance(member, self._context, plan, data, plan.total_steps)
+        except SlotLostError as e:
+            return Outcome(Verdict.RETRY, error=CrucibleError(f"the session actor died: {e}"))
+        pool.release(member)
+        return outcome
+
+    async def _give_up(self, plan: TrialPlan, error: CrucibleError | None) -> None:
+        """Too many losses: an unreachable service stops the sweep, anything else the trial."""
+        if isinstance(error, ServiceUnavailableError):
+            self._stop(error)
+            return
+        grant = await self._registry.start_attempt(plan.trial_id)
+        text = f"gave up after {self._prepared.experiment.run.max_attempts} attempts: {error}"
+        await self._registry.finish(plan.trial_id, grant.attempt, FAILED, text)
+
+    def _stop(self, error: CrucibleError | None) -> None:
+        self._stopped_by = self._stopped_by or error
+        self.request_drain()
+
+    async def _drain_when_asked(self, pool: SessionPool) -> None:
+        await self._draining.wait()
+        self._view.phase = "draining: finishing the running steps and saving"
+        await pool.drain(self._context.sweep_id)
+
+    async def session_pids(self) -> list[int]:
+        """Process ids of the session actors that are up."""
+        return await self._pool.pids() if self._pool else []
+
+    async def _watch(self) -> None:
+        self._view.phase = "training"
+        while True:
+            await self._refresh()
+            await asyncio.sleep(POLL_S)
+
+    async def _refresh(self) -> None:
+        state, live = await asyncio.gather(self._registry.state(), self._telemetry.snapshot())
+        self._view.trials = [
+            TrialView(state.trials[t.trial_id], live.get(t.trial_id, {}))
+            for t in self._prepared.trials
+        ]
+        self._observer(self._view)
+
+
+def _exit_code(state: SweepState) -> int:
+    states = {t.state for t in state.trials.values()}
+    if states & {PENDING, RUNNING}:
+        return 130
+    return 1 if FAILED in states else 0

@@ -1,0 +1,72 @@
+"""What the telemetry actor does with a batch: make it durable, then show it.
+
+The event log is the truth and is written first; TensorBoard and the newest-values table are views,
+fed by the same events (a `session_start` opens a run, a `session_end` closes it), so both can be
+rebuilt from the log. A view that fails never loses an event.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from crucible_tinkex.events import Event
+from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.telemetry.latest import LatestMetrics
+from crucible_tinkex.telemetry.log import EventLog
+from crucible_tinkex.telemetry.tensorboard import TensorBoardView
+
+log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Event log, TensorBoard view and newest values of one sweep."""
+
+    def __init__(self, paths: SweepPaths) -> None:
+        self._log = EventLog(paths.events)
+        self._view = TensorBoardView(paths.tensorboard)
+        self._latest = LatestMetrics()
+
+    def record(self, events: Sequence[Event]) -> int:
+        """Store what is new of `events`; returns how many that were, after fsync."""
+        stored = self._log.append(events)
+        for event in events:
+            self._latest.feed(event)
+        try:
+            feed_view(self._view, events)
+        except OSError:
+            log.exception("TensorBoard files are behind; the event log is complete")
+        return stored
+
+    def snapshot(self) -> dict[str, dict[str, Any]]:
+        return self._latest.snapshot()
+
+    def close(self) -> None:
+        self._view.close()
+        self._log.close()
+
+
+def feed_view(view: TensorBoardView, events: Sequence[Event]) -> None:
+    """Open and close runs where the events say so; scalars go in between."""
+    batch: list[Event] = []
+    for event in events:
+        if event.kind not in ("session_start", "session_end"):
+            batch.append(event)
+            continue
+        view.feed(batch)
+        batch = []
+        extra = json.loads(event.extra)
+        if event.kind == "session_end":
+            view.close_run(event.trial_id, ok=extra.get("state") == "done")
+        else:
+            view.open_run(
+                event.trial_id,
+                extra["run_name"],
+                hparams=extra["hparams"],
+                config_text=json.dumps(extra["config"], indent=2, sort_keys=True),
+                attempt=event.attempt,
+                resumed_step=extra["resumed_step"],
+            )
+    view.feed(batch)
