@@ -163,8 +163,8 @@ def _values(file: Path) -> Iterator[tuple[int, Any]]:
         return
     for line, raw in enumerate(_lines(file), 1):
         where = _where(str(file), line)
-        text = _decode(raw, where)
-        if text.strip():
+        text = _decode(raw, where).strip()
+        if text:
             yield line, _parse(text, where, fix="each line must be one whole JSON object")
 
 
