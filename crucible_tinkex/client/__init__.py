@@ -1,0 +1,36 @@
+"""The Tinkex client: `TinkexService` talks to any Tinker-compatible service over HTTP.
+
+```
+async with TinkexService("https://...", api_key_file="key") as service:
+    model = await service.create_training(base_model="smollm2-135m", lora=LoraConfig(rank=8))
+    loss = model.forward_backward(batch)        # both are sent before either is awaited
+    step = model.optim_step(AdamParams(learning_rate=1e-4))
+    print((await loss).metrics, await step, await model.save_state("done"))
+```
+"""
+
+from crucible_tinkex.client.connections import Limits
+from crucible_tinkex.client.interface import (
+    EndReason,
+    SamplingClient,
+    TrainingClient,
+    TrainingService,
+)
+from crucible_tinkex.client.retry import Clock, RetryPolicy
+from crucible_tinkex.client.service import ClientSettings, TinkexService
+from crucible_tinkex.client.transport import RequestRecord
+
+__all__ = [
+    # The interface
+    "EndReason",
+    "SamplingClient",
+    "TrainingClient",
+    "TrainingService",
+    # The implementation over HTTP, its bounds and its telemetry
+    "TinkexService",
+    "ClientSettings",
+    "Clock",
+    "Limits",
+    "RetryPolicy",
+    "RequestRecord",
+]

@@ -1,0 +1,365 @@
+"""One session on a Tinker-compatible service over HTTP: its clients, its heartbeat, its end.
+
+The service session is created at the first use that needs one, and kept alive by a heartbeat
+every 10 s. When the service says that the session is over (410), every client of it fails with
+`SessionLostError`: resume from a checkpoint with a new `TinkexService`. Make one per training
+session; all of a process share connections and back-off underneath.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, TypeVar
+
+from crucible_tinkex.client.address import Address
+from crucible_tinkex.client.connections import Limits
+from crucible_tinkex.client.futures import Promises, QueueObserver
+from crucible_tinkex.client.interface import EndReason, SamplingClient
+from crucible_tinkex.client.key import ApiKey
+from crucible_tinkex.client.retry import Clock, RetryPolicy
+from crucible_tinkex.client.sampling import TinkexSampling
+from crucible_tinkex.client.training import TinkexTraining
+from crucible_tinkex.client.transport import (
+    LOST,
+    USER_AGENT,
+    Lease,
+    RequestObserver,
+    Transport,
+    shared_transport,
+)
+from crucible_tinkex.client.wire import (
+    CreateModelRequest,
+    CreateModelResponse,
+    CreateSamplingSessionRequest,
+    CreateSamplingSessionResponse,
+    CreateSessionRequest,
+    CreateSessionResponse,
+    FinishReason,
+    FinishSessionRequest,
+    FutureEnvelope,
+    LoadWeightsRequest,
+    LoadWeightsResponse,
+    LoraConfig,
+    ServerCapabilities,
+    SessionRequest,
+    Wire,
+)
+from crucible_tinkex.errors import (
+    ConfigError,
+    ServiceError,
+    SessionLostError,
+)
+from crucible_tinkex.names import TinkerPath
+
+R = TypeVar("R", bound=Wire)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """Bounds and time; the defaults are for production."""
+
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    limits: Limits = field(default_factory=Limits)
+    clock: Clock = field(default_factory=Clock)
+    heartbeat_s: float = 10.0
+    heartbeat_warning_s: float = 120.0
+    """Silence on the heartbeat after which a warning is logged."""
+    close_s: float = 5.0
+    """How long `close` tries to tell the service."""
+
+
+class TinkexService:
+    """A `TrainingService` over HTTP. The constructor does no input or output but checks the URL.
+
+    Absent `base_url`: TINKER_BASE_URL, else hosted Tinker. `on_request` is called after every
+    HTTP call, `on_queue_state` when the service starts or stops pausing an operation; both must
+    be quick and must not raise.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key_file: str | Path | None = None,
+        allow_plain_http: bool = False,
+        tags: Sequence[str] = (),
+        user_metadata: Mapping[str, Any] | None = None,
+        on_request: RequestObserver | None = None,
+        on_queue_state: QueueObserver | None = None,
+        settings: ClientSettings | None = None,
+    ) -> None:
+        self.address = Address.parse(base_url, allow_plain_http=allow_plain_http)
+        self._key = ApiKey(None if api_key_file is None else str(api_key_file))
+        self._tags = list(tags)
+        self._user_metadata = dict(user_metadata) if user_metadata is not None else None
+        self._on_request = on_request
+        self._on_queue_state = on_queue_state
+        self._settings = settings or ClientSettings()
+        self._lease: Lease | None = None
+        self._session_id: str | None = None
+        self._session_lock = asyncio.Lock()
+        self._heartbeat: asyncio.Task[None] | None = None
+        self._lost: SessionLostError | None = None
+        self._trainings: list[TinkexTraining] = []
+        self._model_seq = itertools.count()
+        self._sampling_seq = itertools.count()
+
+    def __repr__(self) -> str:
+        return f"TinkexService({str(self.address)!r}, session_id={self._session_id!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a TinkexService holds a live session; make one in each process")
+
+    async def __aenter__(self) -> TinkexService:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close(reason="success" if error is None else "errored")
+
+    @property
+    def session_id(self) -> str | None:
+        """None until the first use that needs a session."""
+        return self._session_id
+
+    # --- the TrainingService interface --------------------------------------------------------
+
+    async def capabilities(self) -> ServerCapabilities:
+        return await self._call(
+            "get_server_capabilities", "get_server_capabilities", ServerCapabilities, method="GET"
+        )
+
+    async def create_training(
+        self,
+        *,
+        base_model: str,
+        lora: LoraConfig,
+        user_metadata: Mapping[str, Any] | None = None,
+    ) -> TinkexTraining:
+        session_id = await self._session()
+        number = next(self._model_seq)
+        request = CreateModelRequest(
+            session_id=session_id,
+            model_seq_id=number,
+            base_model=base_model,
+            user_metadata=dict(user_metadata) if user_metadata is not None else None,
+            lora_config=lora,
+        )
+        answer = await self._operate("create_model", request, CreateModelResponse)
+        return self._training(answer.model_id)
+
+    async def create_training_from_state(
+        self, path: str, *, optimizer: bool = True
+    ) -> TinkexTraining:
+        checkpoint = TinkerPath.parse(path)
+        if checkpoint.kind != "weights":
+            raise ConfigError(f"{path!r} is not a training checkpoint tinker://RUN/weights/NAME")
+        session_id = await self._session()
+        number = next(self._model_seq)
+        request = LoadWeightsRequest(
+            path=path, optimizer=optimizer, session_id=session_id, model_seq_id=number
+        )
+        answer = await self._operate("load_weights", request, LoadWeightsResponse)
+        # The official SDK never reads the id either: the protocol fixes it.
+        return self._training(answer.model_id or f"{session_id}:train:{number}")
+
+    async def sampler(
+        self, *, base_model: str | None = None, model_path: str | None = None
+    ) -> SamplingClient:
+        if (base_model is None) == (model_path is None):
+            raise ConfigError("sampler() takes either base_model or model_path")
+        session_id = await self._session()
+        request = CreateSamplingSessionRequest(
+            session_id=session_id,
+            sampling_session_seq_id=next(self._sampling_seq),
+            base_model=base_model,
+            model_path=model_path,
+        )
+        answer = await self._call(
+            "create_sampling_session",
+            "create_sampling_session",
+            CreateSamplingSessionResponse,
+            body=request.body(),
+        )
+        return self._sampling(answer.sampling_session_id)
+
+    async def delete_checkpoint(self, path: str) -> None:
+        checkpoint = TinkerPath.parse(path)
+        await self._transport().call(
+            "delete_checkpoint",
+            f"training_runs/{checkpoint.run_id}/checkpoints/{checkpoint.checkpoint_id}",
+            lambda status, body: None,
+            method="DELETE",
+            accepts=frozenset({404, 410}),
+            on_request=self._on_request,
+        )
+
+    async def close(self, *, reason: EndReason = "success", detail: str | None = None) -> None:
+        """May be called again; the second call does nothing."""
+        heartbeat, self._heartbeat = self._heartbeat, None
+        if heartbeat is not None:
+            heartbeat.cancel()
+            await asyncio.gather(heartbeat, return_exceptions=True)
+        for training in self._trainings:
+            await training.aclose()
+        lease, self._lease = self._lease, None
+        if lease is None:
+            return
+        try:
+            if self._session_id is not None and self._lost is None:
+                await self._finish(lease.transport, self._session_id, reason, detail)
+        finally:
+            self._lost = self._lost or SessionLostError("this service client is closed")
+            await lease.release()
+
+    # --- the session --------------------------------------------------------------------------
+
+    async def _session(self) -> str:
+        self._check()
+        async with self._session_lock:
+            if self._session_id is None:
+                await self._open()
+        assert self._session_id is not None
+        return self._session_id
+
+    async def _open(self) -> None:
+        request = CreateSessionRequest(
+            tags=self._tags,
+            user_metadata=self._user_metadata,
+            sdk_version=USER_AGENT,
+        )
+        answer = await self._call(
+            "create_session", "create_session", CreateSessionResponse, body=request.body()
+        )
+        notes = (answer.info_message, answer.warning_message, answer.error_message)
+        for level, note in zip((logging.INFO, logging.WARNING, logging.ERROR), notes, strict=True):
+            if note:
+                _log.log(level, "the service says: %s", self._transport().scrub(note))
+        self._session_id = answer.session_id
+        self._heartbeat = asyncio.create_task(self._beat(answer.session_id))
+
+    async def _beat(self, session_id: str) -> None:
+        """Heartbeats until the session ends. A failed one is only warned about: work goes on."""
+        settings, clock = self._settings, self._settings.clock
+        body = SessionRequest(session_id=session_id).body()
+        alive = clock.monotonic()
+        warned = False
+        while True:
+            await clock.sleep(settings.heartbeat_s)
+            try:
+                await self._transport().call(
+                    "session_heartbeat",
+                    "session_heartbeat",
+                    lambda status, text: None,
+                    body=body,
+                    total_s=settings.heartbeat_s,
+                )
+                alive, warned = clock.monotonic(), False
+            except SessionLostError as error:
+                self._lose(error)
+                return
+            except ServiceError as error:
+                silent_s = clock.monotonic() - alive
+                if silent_s > settings.heartbeat_warning_s and not warned:
+                    _log.warning("no heartbeat for %.0f s: %s", silent_s, error)
+                    warned = True
+
+    def _lose(self, error: SessionLostError) -> None:
+        self._lost = error
+        for training in self._trainings:
+            training.poison(error)
+
+    def _check(self) -> None:
+        if self._lost is not None:
+            raise copy.copy(self._lost)
+
+    async def _finish(
+        self, transport: Transport, session_id: str, reason: EndReason, detail: str | None
+    ) -> None:
+        request = FinishSessionRequest(reason=FinishReason(type=reason), detail=detail)
+        try:
+            await transport.call(
+                "finish_session",
+                f"sessions/{session_id}/finish",
+                lambda status, body: None,
+                body=request.body(),
+                total_s=self._settings.close_s,
+                on_request=self._on_request,
+            )
+        except ServiceError as error:
+            _log.info("the session %s was not finished: %s", session_id, error)
+
+    # --- calls --------------------------------------------------------------------------------
+
+    def _transport(self) -> Transport:
+        if self._lease is None:
+            self._check()
+            self._lease = shared_transport(
+                self.address,
+                key=self._key,
+                policy=self._settings.policy,
+                limits=self._settings.limits,
+                clock=self._settings.clock,
+            )
+        return self._lease.transport
+
+    async def _call(
+        self,
+        operation: str,
+        path: str,
+        model: type[R],
+        *,
+        body: bytes | None = None,
+        method: str = "POST",
+    ) -> R:
+        return await self._transport().call(
+            operation,
+            path,
+            lambda status, text: model.model_validate_json(text),
+            body=body,
+            method=method,
+            lost_on=LOST,
+            on_request=self._on_request,
+        )
+
+    async def _operate(self, operation: str, request: Wire, model: type[R]) -> R:
+        envelope = await self._call(operation, operation, FutureEnvelope, body=request.body())
+        return await self._promises().result(envelope, model, operation)
+
+    def _promises(self) -> Promises:
+        return Promises(
+            self._transport(), on_request=self._on_request, on_queue_state=self._on_queue_state
+        )
+
+    def _training(self, model_id: str) -> TinkexTraining:
+        self._check()
+        training = TinkexTraining(
+            model_id,
+            transport=self._transport(),
+            promises=self._promises(),
+            snapshot=self._sampling,
+            next_sampling_seq=self._sampling_seq.__next__,
+            on_request=self._on_request,
+        )
+        self._trainings.append(training)
+        return training
+
+    def _sampling(self, sampling_session_id: str) -> TinkexSampling:
+        return TinkexSampling(
+            sampling_session_id,
+            transport=self._transport(),
+            promises=self._promises(),
+            on_request=self._on_request,
+        )

@@ -1,0 +1,257 @@
+"""Calls to the service: the key's one header, deadlines, retries, and the shared back-off.
+
+One `Transport` serves all sessions of a process (per event loop and address): `shared_transport`
+hands it out and `release` gives it back; the last one closes the connections. When the service
+asks one session to slow down (429, or 503 with Retry-After), all of them wait.
+
+Guarantees: the key is read here, put into one header, and is in no repr, pickle, log record or
+exception; every call ends in a parsed answer or in an error of `crucible_tinkex.errors` that names
+the operation. A repeat sends the same bytes. Forbidden: use from two event loops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Set
+from typing import Any, NamedTuple, NoReturn, TypeVar
+from weakref import WeakKeyDictionary
+
+from crucible_tinkex.client.address import Address
+from crucible_tinkex.client.connections import Connections, ExchangeError, Limits, Reply
+from crucible_tinkex.client.key import KEY_FILE_VARIABLE, KEY_VARIABLE, ApiKey, scrub
+from crucible_tinkex.client.retry import Clock, Fault, Kind, Retries, RetryPolicy, classify, excerpt
+from crucible_tinkex.client.wire import API, KEY_HEADER
+from crucible_tinkex.errors import (
+    AuthenticationError,
+    ProtocolError,
+    ServiceError,
+    ServiceUnavailableError,
+)
+
+T = TypeVar("T")
+USER_AGENT = "crucible-tinkex/0.1.0"
+LOST: frozenset[int] = frozenset({410})
+NONE: frozenset[int] = frozenset()
+_RESUME_SPREAD = 0.1
+
+
+class RequestRecord(NamedTuple):
+    """One call, for telemetry. `status` is the last answer's, `error` the class that it raised."""
+
+    operation: str
+    path: str
+    duration_s: float
+    attempts: int
+    status: int | None
+    error: str | None
+
+
+RequestObserver = Callable[[RequestRecord], None]
+
+
+class Transport:
+    """See the module. Reads `key` once; raises `AuthenticationError` where one is needed."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        key: ApiKey | None = None,
+        policy: RetryPolicy | None = None,
+        limits: Limits | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.address = address
+        self.policy = policy or RetryPolicy()
+        self.clock = clock or Clock()
+        self.sample_slots = asyncio.Semaphore(256)
+        """Bounds the samples in flight of this process."""
+        self._secret = (key or ApiKey()).read()
+        if self._secret is None and not address.is_loopback:
+            raise AuthenticationError(
+                f"no API key for {address}: set {KEY_VARIABLE}, or {KEY_FILE_VARIABLE} to a file"
+            )
+        self._connections = Connections(address, limits)
+        self._headers = self._fixed_headers()
+        self._resume_at = float("-inf")
+
+    def _fixed_headers(self) -> list[tuple[bytes, bytes]]:
+        headers = [
+            (b"Host", self.address.authority.encode()),
+            (b"Accept", b"application/json"),
+            (b"Accept-Encoding", b"identity"),
+            (b"User-Agent", USER_AGENT.encode()),
+        ]
+        if self._secret is not None:
+            headers.append((KEY_HEADER.encode(), self._secret.encode()))
+        return headers
+
+    def __repr__(self) -> str:
+        return f"Transport({str(self.address)!r}, key={'***' if self._secret else None})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Transport holds the API key and sockets and cannot be pickled")
+
+    def scrub(self, text: str) -> str:
+        """`text` without the key."""
+        return scrub(text, self._secret)
+
+    async def call(
+        self,
+        operation: str,
+        path: str,
+        parse: Callable[[int, bytes], T],
+        *,
+        body: bytes | None = None,
+        method: str = "POST",
+        accepts: Set[int] = NONE,
+        lost_on: Set[int] = LOST,
+        is_poll: bool = False,
+        total_s: float | None = None,
+        on_request: RequestObserver | None = None,
+    ) -> T:
+        """Send until there is an answer that `parse(status, body)` takes.
+
+        `parse` sees 2xx and the statuses in `accepts`; a ValueError from it means a malformed
+        answer. `lost_on` are the statuses that mean that the session is gone. `path` is below
+        `/api/v1/`. Raises `ServiceError`.
+        """
+        if self._resume_at > self.clock.monotonic():
+            await self._await_resume()
+        total_s = self.policy.total_s if total_s is None else total_s
+        retries = Retries(
+            self.policy, self.clock, operation, API + "/" + path, self.clock.monotonic(), total_s
+        )
+        attempts, status, error = 0, None, None
+        request = (method, self.address.prefix + retries.path, body)
+        try:
+            while True:
+                attempts += 1
+                limit_s = max(min(self.policy.attempt_s, retries.remaining_s), 0.001)
+                reply = await self._attempt(request, limit_s=limit_s, is_poll=is_poll)
+                fault: Fault
+                if isinstance(reply, Fault):
+                    fault = reply
+                else:
+                    status = reply.status
+                    if 200 <= status < 300 or status in accepts:
+                        try:
+                            return parse(status, reply.body)
+                        except ValueError as problem:
+                            fault = self._malformed(reply, problem)
+                    else:
+                        fault = self._refused(reply, lost_on)
+                await self._pause(retries.delay_s(fault), fault)
+        except ServiceError as failure:
+            error = type(failure).__name__
+            raise
+        finally:
+            if on_request is not None:
+                took_s = self.clock.monotonic() - retries.started
+                on_request(RequestRecord(operation, path, took_s, attempts, status, error))
+
+    async def _attempt(
+        self, request: tuple[str, str, bytes | None], *, limit_s: float, is_poll: bool
+    ) -> Reply | Fault:
+        method, target, body = request
+        headers = self._headers
+        if body is not None:
+            headers = [
+                *headers,
+                (b"Content-Type", b"application/json"),
+                (b"Content-Length", b"%d" % len(body)),
+            ]
+        try:
+            if is_poll:
+                async with self._connections.poll_slots, asyncio.timeout(limit_s):
+                    return await self._connections.exchange(method, target, headers, body or b"")
+            async with asyncio.timeout(limit_s):
+                return await self._connections.exchange(method, target, headers, body or b"")
+        except TimeoutError:
+            text = f"no answer in {limit_s:.3g} s"
+            return Fault(Kind.TRANSIENT, text, ServiceUnavailableError)
+        except ExchangeError as error:
+            text = self.scrub(str(error))
+            if error.is_malformed:
+                return Fault(Kind.MALFORMED, text, ProtocolError)
+            return Fault(Kind.TRANSIENT, text, ServiceUnavailableError)
+
+    def _malformed(self, reply: Reply, problem: ValueError) -> Fault:
+        what = str(problem).split("\n", 1)[0][:200]
+        text = self.scrub(f"not the Tinker protocol ({what}): {excerpt(reply.body)}")
+        return Fault(Kind.MALFORMED, text, ProtocolError, reply.status)
+
+    def _refused(self, reply: Reply, lost_on: Set[int]) -> Fault:
+        cap_s = self.policy.retry_after_cap_s
+        fault = classify(reply, lost_on=lost_on, clock=self.clock, cap_s=cap_s)
+        text = self.scrub(fault.text)
+        if 300 <= reply.status < 400:
+            text = f"HTTP {reply.status}: redirects are not followed; set base_url to the service"
+        return fault._replace(text=text)
+
+    async def _pause(self, delay_s: float, fault: Fault) -> None:
+        is_shared = fault.kind is Kind.QUEUED or (
+            fault.status == 503 and fault.retry_after_s is not None
+        )
+        if not is_shared:
+            await self.clock.sleep(delay_s)
+            return
+        self._resume_at = max(self._resume_at, self.clock.monotonic() + delay_s)
+        await self._await_resume()
+
+    async def _await_resume(self) -> None:
+        """Wait out the shared back-off, each caller a little differently."""
+        while (wait_s := self._resume_at - self.clock.monotonic()) > 0:
+            spread_s = min(wait_s, 1.0 / _RESUME_SPREAD) * _RESUME_SPREAD * self.clock.chance()
+            await self.clock.sleep(wait_s + spread_s)
+
+    async def aclose(self) -> None:
+        await self._connections.aclose()
+
+
+class _Shared:
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.users = 0
+
+
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, _Shared]] = WeakKeyDictionary()
+
+
+class Lease:
+    """A share of a transport; `release` it once. Cannot be pickled, as the transport cannot."""
+
+    def __init__(self, shared: _Shared, owner: dict[Any, _Shared], name: Any) -> None:
+        self.transport = shared.transport
+        self._shared = shared
+        self._owner = owner
+        self._name = name
+        self._is_released = False
+        shared.users += 1
+
+    async def release(self) -> None:
+        if self._is_released:
+            return
+        self._is_released = True
+        self._shared.users -= 1
+        if self._shared.users == 0:
+            self._owner.pop(self._name, None)
+            await self.transport.aclose()
+
+
+def shared_transport(
+    address: Address,
+    *,
+    key: ApiKey,
+    policy: RetryPolicy,
+    limits: Limits,
+    clock: Clock,
+) -> Lease:
+    """The running loop's transport for these arguments. The caller releases the lease."""
+    by_name = _shared.setdefault(asyncio.get_running_loop(), {})
+    name = (address, key, policy, limits, clock)
+    shared = by_name.get(name)
+    if shared is None:
+        transport = Transport(address, key=key, policy=policy, limits=limits, clock=clock)
+        shared = by_name[name] = _Shared(transport)
+    return Lease(shared, by_name, name)
