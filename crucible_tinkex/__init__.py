@@ -1,1 +1,37 @@
-"""Parallel, crash-safe LoRA experiments over the Tinker API."""
+"""Parallel, crash-safe LoRA experiments over the Tinker API.
+
+```python
+import crucible_tinkex as ct
+sweep = ct.run(ct.Experiment.from_toml("experiments/quickstart.toml"))
+sweep.leaderboard()
+```
+
+Names are resolved on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crucible_tinkex.api import Sweep, open_sweep, run
+    from crucible_tinkex.config import Experiment
+    from crucible_tinkex.runtime.cluster import Runtime
+
+__version__ = "0.1.0"
+__all__ = ["Experiment", "Runtime", "Sweep", "__version__", "open_sweep", "run"]
+
+_HOMES = {
+    "Experiment": "crucible_tinkex.config",
+    "Runtime": "crucible_tinkex.runtime.cluster",
+    "Sweep": "crucible_tinkex.api",
+    "open_sweep": "crucible_tinkex.api",
+    "run": "crucible_tinkex.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -36,7 +36,7 @@ async def evaluate(
     rows = range(min(len(data), config.max_rows or len(data)))
     metrics = {"eval/nll": await _nll(training, data, rows)}
     tokens = sum(len(data.inputs(i).model_input) for i in rows)
-    if config.generate and data.has_completions:
+    if config.generate and data.has_prompts:
         sampler = await training.sampler()
         metrics["eval/accuracy"] = await _accuracy(sampler, data, rows)
         tokens += sum(len(data.prompt(i)) for i in rows)

@@ -36,7 +36,8 @@ def ranked(state: SweepState) -> list[TrialRecord]:
     """All trials, the best first."""
     objective = Objective.of(state)
     return sorted(
-        state.trials.values(), key=lambda t: (objective.key(t.metrics.get(objective.metric)), t.index)
+        state.trials.values(),
+        key=lambda t: (objective.key(t.metrics.get(objective.metric)), t.index),
     )
 
 

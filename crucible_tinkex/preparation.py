@@ -1,4 +1,4 @@
-"""Everything about a sweep that is known before any service is asked: rows, trials, folder, identity.
+"""What is known of a sweep before any service is asked: rows, trials, folder, identity.
 
 `prepare` refuses bad input and changes nothing on disk.
 """
@@ -54,9 +54,7 @@ class PreparedSweep:
 
     def warnings(self) -> list[str]:
         """What a careful colleague would mention before the run."""
-        found = [
-            f"{key} is not applied by the Tinker API" for key in self.experiment.not_applied()
-        ]
+        found = [f"{key} is not applied by the Tinker API" for key in self.experiment.not_applied()]
         shared = overlap(self.train_rows, self.eval_rows) if self.eval_rows else 0
         if shared:
             found.append(f"{shared} eval rows also stand in the training file")
@@ -78,7 +76,7 @@ def prepare(
     if eval_rows is None and experiment.search.metric.startswith("eval/"):
         raise ConfigError(
             f"search.metric is {experiment.search.metric!r} but data.eval names no file; "
-            "add held-out rows or use metric = \"train/nll\""
+            'add held-out rows or use metric = "train/nll"'
         )
     fingerprint = _fingerprint([data.train, data.eval])
     prepared = PreparedSweep(
@@ -131,9 +129,7 @@ def _changes(old: object, new: object, key: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
         return [
-            c
-            for k in keys
-            for c in _changes(old.get(k), new.get(k), f"{key}.{k}" if key else k)
+            c for k in keys for c in _changes(old.get(k), new.get(k), f"{key}.{k}" if key else k)
         ]
     return [] if old == new else [key]
 

@@ -156,9 +156,7 @@ class RegistryPort(Protocol):
         self, trial_id: str, attempt: int, step: int, metrics: Mapping[str, float]
     ) -> None: ...
 
-    async def finish(
-        self, trial_id: str, attempt: int, state: str, error: str | None
-    ) -> None: ...
+    async def finish(self, trial_id: str, attempt: int, state: str, error: str | None) -> None: ...
 
 
 class Registry:
@@ -211,9 +209,7 @@ class Registry:
     def finish(self, trial_id: str, attempt: int, state: str, error: str | None) -> None:
         """End the attempt: done, failed, or pending (to be resumed later)."""
         self._current(trial_id, attempt)
-        self._append(
-            {"type": "finished", "trial_id": trial_id, "state": state, "error": error}
-        )
+        self._append({"type": "finished", "trial_id": trial_id, "state": state, "error": error})
 
     def set_sweep(self, state: str, *, wall_s: float = 0.0) -> None:
         self._append({"type": "sweep", "state": state, "wall_s": wall_s})

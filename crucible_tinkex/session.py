@@ -256,9 +256,7 @@ class Session:
         self._emit("checkpoint_saved", name=name, extra={"path": path})
         await self._sink.flush()
         await self._registry.commit_checkpoint(
-            CheckpointRecord(
-                self._plan.trial_id, self.attempt, self.step, path, dict(self.metrics)
-            )
+            CheckpointRecord(self._plan.trial_id, self.attempt, self.step, path, dict(self.metrics))
         )
         self._saved_step = self.step
 
@@ -286,7 +284,7 @@ class Session:
     def _emit(self, kind: str, **fields: Any) -> None:
         epoch = epoch_of(
             max(self.step, 1),
-            n=len(self._data.train),
+            rows=len(self._data.train),
             batch_size=self._plan.experiment.train.batch_size,
         )
         self._sink.emit(

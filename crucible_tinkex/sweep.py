@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from crucible_tinkex.client.service import TinkexService
@@ -30,11 +31,11 @@ from crucible_tinkex.registry import (
     SweepState,
     TrialRecord,
 )
-from crucible_tinkex.runtime.actors import Outcome, SweepContext, Verdict
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.embedded import EmbeddedServer, Endpoint
 from crucible_tinkex.runtime.handles import RegistryHandle, TelemetryHandle
 from crucible_tinkex.runtime.pool import Member, SessionPool, SlotLostError
+from crucible_tinkex.runtime.session_actor import Outcome, SweepContext, Verdict
 from crucible_tinkex.session import SweepData
 from crucible_tinkex.trial import TrialPlan
 
@@ -67,10 +68,18 @@ class SweepView:
     phase: str = "starting"
     trials: Sequence[TrialView] = ()
     started: float = field(default_factory=time.monotonic)
+    training_since: float | None = None
+    steps_at_start: int | None = None
+    """Steps that an earlier run had done, for an honest estimate of the time left."""
 
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started
+
+    @property
+    def training_s(self) -> float:
+        since = self.training_since
+        return 0.0 if since is None else time.monotonic() - since
 
 
 Observer = Callable[[SweepView], None]
@@ -99,7 +108,9 @@ class Connection:
 
 
 @contextlib.asynccontextmanager
-async def connected(prepared: PreparedSweep) -> Any:
+async def connected(
+    prepared: PreparedSweep, *, data_dir: Path | None = None
+) -> AsyncIterator[Connection]:
     """Yield a `Connection`; start the embedded server if the experiment asks for it."""
     service = prepared.experiment.service
     server = None
@@ -107,7 +118,8 @@ async def connected(prepared: PreparedSweep) -> Any:
     try:
         if service.embedded:
             base = prepared.experiment.model.base
-            server = EmbeddedServer(service, model=base, data_dir=prepared.paths.service)
+            folder = data_dir or prepared.paths.service
+            server = EmbeddedServer(service, model=base, data_dir=folder)
             endpoint = await server.start()
         yield await _check(prepared, endpoint)
     finally:
@@ -281,6 +293,7 @@ class SweepController:
 
     async def _watch(self) -> None:
         self._view.phase = "training"
+        self._view.training_since = time.monotonic()
         while True:
             await self._refresh()
             await asyncio.sleep(POLL_S)
@@ -291,6 +304,8 @@ class SweepController:
             TrialView(state.trials[t.trial_id], live.get(t.trial_id, {}))
             for t in self._prepared.trials
         ]
+        if self._view.steps_at_start is None:
+            self._view.steps_at_start = sum(t.record.step for t in self._view.trials)
         self._observer(self._view)
 
 

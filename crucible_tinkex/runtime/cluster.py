@@ -16,7 +16,9 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.runtime.actors import RegistryActor, SessionActor, TelemetryActor
+from crucible_tinkex.runtime.registry_actor import RegistryActor
+from crucible_tinkex.runtime.session_actor import SessionActor
+from crucible_tinkex.runtime.telemetry_actor import TelemetryActor
 
 STORE_BYTES = 256 * 1024 * 1024
 """Ray's object store holds only the tokenised dataset."""

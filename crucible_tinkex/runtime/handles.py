@@ -50,9 +50,7 @@ class RegistryHandle:
         remote = getattr(self._actor, method).remote
         return await call(lambda: remote(self._paths, *args), what="registry actor")
 
-    async def create(
-        self, meta: Mapping[str, Any], trials: Sequence[TrialRecord]
-    ) -> SweepState:
+    async def create(self, meta: Mapping[str, Any], trials: Sequence[TrialRecord]) -> SweepState:
         state: SweepState = await self._call("create", meta, trials)
         return state
 

@@ -9,8 +9,8 @@ from typing import Any
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
-from crucible_tinkex.runtime.actors import Outcome, SweepContext
 from crucible_tinkex.runtime.cluster import Runtime
+from crucible_tinkex.runtime.session_actor import Outcome, SweepContext
 from crucible_tinkex.trial import TrialPlan
 
 

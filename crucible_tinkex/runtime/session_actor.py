@@ -1,10 +1,7 @@
-"""The three Ray actors: thin wrappers around `Registry`, `Recorder` and `Session`.
+"""The session actor: many trials' sessions, one after another or packed, in one process.
 
-Every call names its sweep by folder, and an actor opens what it needs on first use: an actor that
-Ray restarted serves the next call as if nothing had happened, because truth lies on disk. Calls
-that change something are never retried by Ray (`max_task_retries=0`); they may be repeated by the
-caller, because the wrapped classes make repetition harmless. Session actors import neither torch
-nor transformers.
+Errors leave as values (`Outcome`), judged by whose fault they are. Imports neither torch nor
+transformers, and no reader or writer of files.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ import asyncio
 import logging
 import os
 import traceback
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -28,107 +24,18 @@ from crucible_tinkex.errors import (
     CrucibleError,
     OperationFailedError,
     RequestRejectedError,
-    StaleAttemptError,
     StorageError,
     TrialFailedError,
 )
-from crucible_tinkex.events import Event, EventWriter
+from crucible_tinkex.events import EventWriter
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import (
-    DONE,
-    FAILED,
-    PENDING,
-    AttemptGrant,
-    CheckpointRecord,
-    Registry,
-    SweepState,
-    TrialRecord,
-)
+from crucible_tinkex.registry import DONE, FAILED, PENDING
 from crucible_tinkex.runtime.handles import RegistryHandle, TelemetryHandle
 from crucible_tinkex.session import Progress, Session, SweepData
-from crucible_tinkex.telemetry.recorder import Recorder
 from crucible_tinkex.telemetry.sender import BufferedSink
 from crucible_tinkex.trial import TrialPlan
 
 log = logging.getLogger(__name__)
-
-
-class RegistryActor:
-    """Owns the journals of the sweeps that run on this cluster."""
-
-    def __init__(self) -> None:
-        self._open: dict[SweepPaths, Registry] = {}
-
-    def _registry(self, paths: SweepPaths) -> Registry:
-        if paths not in self._open:
-            self._open[paths] = Registry(paths)
-        return self._open[paths]
-
-    def create(
-        self, paths: SweepPaths, meta: Mapping[str, Any], trials: Sequence[TrialRecord]
-    ) -> SweepState:
-        registry = self._registry(paths)
-        registry.create(meta, trials)
-        return registry.state
-
-    def start_attempt(self, paths: SweepPaths, trial_id: str) -> AttemptGrant:
-        return self._registry(paths).start_attempt(trial_id)
-
-    def commit_checkpoint(self, paths: SweepPaths, checkpoint: CheckpointRecord) -> None:
-        self._registry(paths).commit_checkpoint(checkpoint)
-
-    def record_result(
-        self,
-        paths: SweepPaths,
-        trial_id: str,
-        attempt: int,
-        step: int,
-        metrics: Mapping[str, float],
-    ) -> None:
-        self._registry(paths).record_result(trial_id, attempt, step, metrics)
-
-    def finish(
-        self, paths: SweepPaths, trial_id: str, attempt: int, state: str, error: str | None
-    ) -> None:
-        self._registry(paths).finish(trial_id, attempt, state, error)
-
-    def set_sweep(self, paths: SweepPaths, state: str, wall_s: float) -> None:
-        self._registry(paths).set_sweep(state, wall_s=wall_s)
-
-    def state(self, paths: SweepPaths) -> SweepState:
-        return self._registry(paths).state
-
-    def close(self, paths: SweepPaths) -> None:
-        if paths in self._open:
-            self._open.pop(paths).close()
-
-    def pid(self) -> int:
-        return os.getpid()
-
-
-class TelemetryActor:
-    """Owns the event logs and TensorBoard views of the sweeps that run on this cluster."""
-
-    def __init__(self) -> None:
-        self._open: dict[SweepPaths, Recorder] = {}
-
-    def _recorder(self, paths: SweepPaths) -> Recorder:
-        if paths not in self._open:
-            self._open[paths] = Recorder(paths)
-        return self._open[paths]
-
-    def record(self, paths: SweepPaths, events: Sequence[Event]) -> int:
-        return self._recorder(paths).record(events)
-
-    def snapshot(self, paths: SweepPaths) -> dict[str, dict[str, Any]]:
-        return self._recorder(paths).snapshot()
-
-    def close(self, paths: SweepPaths) -> None:
-        if paths in self._open:
-            self._open.pop(paths).close()
-
-    def pid(self) -> int:
-        return os.getpid()
 
 
 class Verdict(StrEnum):
@@ -194,7 +101,7 @@ class SessionActor:
             return Outcome(verdict, progress)
         except CrucibleError as e:
             return await self._ended(session, plan, e.with_context(trial=plan.run_name))
-        except Exception as e:  # noqa: BLE001 - the border: a bug in one trial must not stop the others
+        except Exception as e:
             log.exception("trial %s failed unexpectedly", plan.run_name)
             text = "".join(traceback.format_exception_only(e)).strip()
             error = TrialFailedError(f"unexpected {text}", trial=plan.run_name)
@@ -251,6 +158,4 @@ def judge(error: CrucibleError) -> Verdict:
         return Verdict.RETRY if error.category == "server" else Verdict.FAILED
     if isinstance(error, TrialFailedError | RequestRejectedError | ConfigError):
         return Verdict.FAILED
-    if isinstance(error, StaleAttemptError):
-        return Verdict.RETRY
     return Verdict.RETRY

@@ -1,0 +1,190 @@
+"""The `crucible` command. Data goes to stdout, progress and errors to stderr.
+
+Every command imports what it needs when it runs, so that `crucible --help` answers at once. Exit
+codes: 0 done, 1 some trials failed, 2 usage or config, 3 budget, 4 service, 5 storage, 130
+interrupted (resumable).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crucible_tinkex.errors import CrucibleError
+
+app = typer.Typer(
+    name="crucible",
+    help="Parallel, crash-safe LoRA experiments over the Tinker API.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+File = Annotated[Path, typer.Argument(help="Experiment file (TOML).", show_default=False)]
+Sweep = Annotated[str, typer.Argument(help="Name of the sweep.", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key: optimizer.learning_rate=1e-4")
+]
+Storage = Annotated[str | None, typer.Option(help="Folder of all sweeps [run.storage, runs].")]
+Name = Annotated[str | None, typer.Option(help="Name of the sweep [the experiment's name].")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to join [RAY_ADDRESS, else a local one].")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+DEFAULT_STORAGE = "runs"
+
+
+@app.command()
+def run(
+    file: File,
+    set_: Set = None,
+    name: Name = None,
+    storage: Storage = None,
+    address: Address = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run an experiment, or continue its sweep if it exists."""
+    from crucible_tinkex.cli.running import run_file
+
+    code = run_file(
+        file, set_ or [], name=name, storage=storage, address=address, json=json, quiet=quiet
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def plan(
+    file: File, set_: Set = None, name: Name = None, storage: Storage = None, json: Json = False
+) -> None:
+    """Say what would run, and check config, data and service. Trains nothing."""
+    from crucible_tinkex.cli.planning import plan_file
+
+    plan_file(file, set_ or [], name=name, storage=storage, json=json)
+
+
+@app.command()
+def resume(
+    sweep: Sweep,
+    storage: Storage = None,
+    address: Address = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Continue a sweep that was interrupted."""
+    from crucible_tinkex.cli.running import resume_sweep
+
+    where = storage or DEFAULT_STORAGE
+    raise typer.Exit(resume_sweep(sweep, storage=where, address=address, json=json, quiet=quiet))
+
+
+@app.command()
+def status(sweep: Sweep, storage: Storage = None, json: Json = False) -> None:
+    """Show the state, leaderboard and best configuration of a sweep."""
+    from crucible_tinkex.cli.results import show_status
+
+    show_status(sweep, storage=storage or DEFAULT_STORAGE, json=json)
+
+
+@app.command("list")
+def list_(storage: Storage = None, json: Json = False) -> None:
+    """List the sweeps in the storage folder."""
+    from crucible_tinkex.cli.results import show_list
+
+    show_list(storage or DEFAULT_STORAGE, json=json)
+
+
+@app.command()
+def query(
+    sweep: Sweep,
+    sql: Annotated[str, typer.Argument(help="DuckDB SQL over the table `events`.")],
+    storage: Storage = None,
+    json: Json = False,
+) -> None:
+    """Ask the event log of a sweep in SQL; works while it runs."""
+    from crucible_tinkex.cli.results import show_query
+
+    show_query(sweep, sql, storage=storage or DEFAULT_STORAGE, json=json)
+
+
+@app.command()
+def tb(
+    sweep: Sweep,
+    storage: Storage = None,
+    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.")] = 6006,
+) -> None:
+    """Open TensorBoard on one sweep (loopback only)."""
+    from crucible_tinkex.cli.results import tensorboard
+
+    raise typer.Exit(tensorboard(sweep, storage=storage or DEFAULT_STORAGE, port=port))
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str, typer.Option(help="nano, smollm2-135m, or a Hugging Face folder.")
+    ] = "smollm2-135m",
+    host: Annotated[str, typer.Option(help="Other than loopback needs --api-key-file.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8010,
+    data_dir: Annotated[Path, typer.Option(help="Checkpoints and key.")] = Path("runs/.service"),
+    api_key_file: Annotated[Path | None, typer.Option(help="Key to accept [made]")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads [all cores].")] = None,
+    ready_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", hidden=True)] = False,
+) -> None:
+    """Run the embedded Tinker-compatible server alone."""
+    from crucible_tinkex.server.serve import ServeOptions
+    from crucible_tinkex.server.serve import serve as run_server
+
+    run_server(
+        ServeOptions(
+            model=model,
+            host=host,
+            port=port,
+            data_dir=data_dir,
+            api_key_file=api_key_file,
+            ready_file=ready_file,
+            dtype=dtype,
+            threads=threads,
+            exit_with_parent=exit_with_parent,
+        )
+    )
+
+
+@app.command()
+def submit(
+    file: File,
+    address: Annotated[str, typer.Option(help="Ray dashboard, as http://127.0.0.1:8265.")],
+    set_: Set = None,
+    name: Name = None,
+    storage: Storage = None,
+    wait: Annotated[bool, typer.Option(help="Follow the job until it ends.")] = True,
+) -> None:
+    """Run an experiment as a Ray job on a cluster."""
+    from crucible_tinkex.cli.jobs import submit_file
+
+    raise typer.Exit(
+        submit_file(file, set_ or [], address=address, name=name, storage=storage, wait=wait)
+    )
+
+
+def main() -> None:
+    """The console script: errors of this package become one clear message and an exit code."""
+    try:
+        app()
+    except CrucibleError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command to continue", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)

@@ -1,0 +1,36 @@
+"""The telemetry actor: `Recorder` behind Ray, opened per sweep on first use like the registry's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from crucible_tinkex.events import Event
+from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.telemetry.recorder import Recorder
+
+
+class TelemetryActor:
+    """Owns the event logs and TensorBoard views of the sweeps that run on this cluster."""
+
+    def __init__(self) -> None:
+        self._open: dict[SweepPaths, Recorder] = {}
+
+    def _recorder(self, paths: SweepPaths) -> Recorder:
+        if paths not in self._open:
+            self._open[paths] = Recorder(paths)
+        return self._open[paths]
+
+    def record(self, paths: SweepPaths, events: Sequence[Event]) -> int:
+        return self._recorder(paths).record(events)
+
+    def snapshot(self, paths: SweepPaths) -> dict[str, dict[str, Any]]:
+        return self._recorder(paths).snapshot()
+
+    def close(self, paths: SweepPaths) -> None:
+        if paths in self._open:
+            self._open.pop(paths).close()
+
+    def pid(self) -> int:
+        return os.getpid()
