@@ -10,15 +10,30 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from crucible_tinkex.errors import StorageError
 from crucible_tinkex.events import Event
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.telemetry.latest import LatestMetrics
 from crucible_tinkex.telemetry.log import EventLog
+from crucible_tinkex.telemetry.parquet import table_to_events
+from crucible_tinkex.telemetry.query import query
 from crucible_tinkex.telemetry.tensorboard import TensorBoardView
 
 log = logging.getLogger(__name__)
+
+_NEWEST = """
+SELECT * FROM events WHERE trial_id <> '' QUALIFY
+row_number() OVER (PARTITION BY trial_id, kind, name ORDER BY attempt DESC, step DESC, seq DESC) = 1
+ORDER BY attempt, step
+"""
+_RUNNING = """
+SELECT * FROM events s WHERE kind = 'session_start' AND NOT EXISTS (
+    SELECT 1 FROM events e WHERE e.trial_id = s.trial_id AND (e.attempt > s.attempt
+    OR (e.attempt = s.attempt AND e.kind = 'session_end')))
+"""
 
 
 class Recorder:
@@ -28,17 +43,29 @@ class Recorder:
         self._log = EventLog(paths.events)
         self._view = TensorBoardView(paths.tensorboard)
         self._latest = LatestMetrics()
+        self._restore(paths.events)
 
     def record(self, events: Sequence[Event]) -> int:
         """Store what is new of `events`; returns how many that were, after fsync."""
         stored = self._log.append(events)
+        if stored:  # not a batch sent again, which the views have had
+            self._show(events)
+        return stored
+
+    def _show(self, events: Sequence[Event]) -> None:
         for event in events:
             self._latest.feed(event)
         try:
             feed_view(self._view, events)
-        except OSError:
+        except StorageError:
             log.exception("TensorBoard files are behind; the event log is complete")
-        return stored
+
+    def _restore(self, folder: Path) -> None:
+        """Go on where a process that was killed stopped: running trials, their newest values."""
+        newest = query(folder, _NEWEST)
+        for event in table_to_events(newest):
+            self._latest.feed(event)
+        feed_view(self._view, table_to_events(query(folder, _RUNNING)))
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
         return self._latest.snapshot()
