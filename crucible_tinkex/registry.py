@@ -223,10 +223,10 @@ class Registry:
         return trial
 
     def _append(self, *records: dict[str, Any]) -> None:
-        stamped = [{**r, "time": self._clock()} for r in records]
-        self._log.append([json.dumps(r, sort_keys=True).encode() for r in stamped])
-        for record in stamped:
-            self.state.apply(json.loads(json.dumps(record)))
+        lines = [json.dumps({**r, "time": self._clock()}, sort_keys=True) for r in records]
+        self._log.append([line.encode() for line in lines])
+        for line in lines:
+            self.state.apply(json.loads(line))
 
     def close(self) -> None:
         self._log.close()

@@ -102,6 +102,7 @@ class Session:
         self._saved_step = 0
         self._evaluated_step = -1
         self._last_time = 0.0
+        self._train_nll: float | None = None
         self.attempt = 0
         self.step = 0
         self.metrics: dict[str, float] = {}
@@ -206,7 +207,7 @@ class Session:
         nll = backward.metrics["loss:sum"] / step.weight
         now = self._clock()
         seconds, self._last_time = now - self._last_time, now
-        self.step = step.number
+        self.step, self._train_nll = step.number, nll
         self._measure("training_step", "train/nll", nll)
         self._measure("training_step", "perf/step_s", seconds)
         self._measure("training_step", "perf/tokens_per_s", step.tokens / max(seconds, 1e-9))
@@ -231,23 +232,26 @@ class Session:
 
     async def _milestone(self, *, save: bool) -> None:
         """Evaluate if due and not done yet; then save, so that the checkpoint has the metrics."""
-        due = self._evaluation_due(self.step) and self._evaluated_step != self.step
-        if due and self._data.eval is not None:
-            await self._evaluate(self._data.eval)
+        if self._evaluation_due(self.step) and self._evaluated_step != self.step:
+            await self._evaluate()
         if save and self.step > self._saved_step:
             await self._save()
         self._last_time = self._clock()
 
-    async def _evaluate(self, data: TokenisedDataset) -> None:
-        started = self._clock()
-        result = await evaluate(self._client, data, self._plan.experiment.evaluation)
+    async def _evaluate(self) -> None:
+        """Record the step's result: the last training loss and all held-out metrics."""
+        metrics = {} if self._train_nll is None else {"train/nll": self._train_nll}
+        if self._data.eval is not None:
+            started = self._clock()
+            result = await evaluate(self._client, self._data.eval, self._plan.experiment.evaluation)
+            for name, value in result.metrics.items():
+                self._measure("evaluation", name, value)
+            self._measure("evaluation", "perf/eval_s", self._clock() - started)
+            metrics |= result.metrics
         self._evaluated_step = self.step
-        self.metrics = result.metrics
-        for name, value in result.metrics.items():
-            self._measure("evaluation", name, value)
-        self._measure("evaluation", "perf/eval_s", self._clock() - started)
+        self.metrics = metrics
         await self._registry.record_result(
-            self._plan.trial_id, self.attempt, self.step, result.metrics
+            self._plan.trial_id, self.attempt, self.step, self.metrics
         )
 
     async def _save(self) -> None:

@@ -76,7 +76,10 @@ class Lock:
         os.pwrite(self._fd, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Let go; closing twice is harmless."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def is_locked(path: Path) -> bool:

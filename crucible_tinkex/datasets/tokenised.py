@@ -53,6 +53,8 @@ class TokenisedDataset:
     eos_id: int
     truncated: int
     """Rows that were cut to the maximum length."""
+    has_prompts: bool
+    """Whether every row has something to complete (plain text has not)."""
     fingerprint: str
     """SHA-256 of the arrays: the same rows under the same tokenizer, in the same order."""
 
@@ -124,7 +126,12 @@ def tokenise(
         examples = [
             _Example(e.tokens[:max_length], e.mask[:max_length], e.prompt_length) for e in examples
         ]
-    return _pack(examples, eos_id=tokenizer.eos_id, truncated=truncated)
+    return _pack(
+        examples,
+        eos_id=tokenizer.eos_id,
+        truncated=truncated,
+        has_prompts=not any(isinstance(row, Text) for row in rows),
+    )
 
 
 def _check_lengths(rows: Sequence[Row], examples: Sequence[_Example], max_length: int) -> None:
@@ -191,7 +198,9 @@ def _join(parts: Iterable[tuple[list[int], bool]]) -> _Example:
     return _Example(tokens, mask, prompt_length)
 
 
-def _pack(examples: Sequence[_Example], *, eos_id: int, truncated: int) -> TokenisedDataset:
+def _pack(
+    examples: Sequence[_Example], *, eos_id: int, truncated: int, has_prompts: bool
+) -> TokenisedDataset:
     offsets = np.zeros(len(examples) + 1, dtype=np.int64)
     np.cumsum([len(example.tokens) for example in examples], out=offsets[1:])
     tokens = np.fromiter((t for e in examples for t in e.tokens), np.int32, count=offsets[-1])
@@ -209,5 +218,6 @@ def _pack(examples: Sequence[_Example], *, eos_id: int, truncated: int) -> Token
         prompt_lengths=prompt_lengths,
         eos_id=eos_id,
         truncated=truncated,
+        has_prompts=has_prompts,
         fingerprint=sha.hexdigest(),
     )

@@ -1,0 +1,166 @@
+"""The laws of the house, read off the source with `ast`: layers, homes, sizes, cycles, excepts."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "crucible_tinkex"
+MAX_LINES = 400
+
+# Imports go down only: a module may import from its own layer and from the layers above this line.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors", "names", "events", "storage"),
+    ("config", "datasets"),
+    ("client", "telemetry", "registry", "search", "schedule"),
+    ("trial", "datums", "evaluation", "session"),
+    ("preparation", "manifest", "runtime", "sweep", "leaderboard", "launch"),
+    ("server",),
+    ("api", "testing", "cli", "__main__", "__init__"),
+)
+SERVER_MAY_IMPORT = (
+    "server",
+    "client.wire",
+    "errors",
+    "names",
+    "events",
+    "storage",
+    "config",
+    "datasets",
+    "client.proto",
+)
+
+# One dependency, one home.
+HOMES: dict[str, tuple[str, ...]] = {
+    "ray": ("runtime",),
+    "httpx": ("client.transport", "client.connections"),
+    "pyarrow": ("telemetry", "api"),
+    "tensorboardX": ("telemetry.tensorboard",),
+    "duckdb": ("telemetry.query",),
+    "optuna": ("search",),
+    "torch": ("server",),
+    "transformers": ("server",),
+    "safetensors": ("server",),
+    "starlette": ("server.app", "server.serve"),
+    "uvicorn": ("server.serve",),
+    "tokenizers": ("datasets", "server"),
+    "typer": ("cli",),
+    "rich": ("cli",),
+}
+BORDERS = {"runtime.session_actor", "server.engine"}
+"""Modules in which a broad except is the border between strangers' errors and ours."""
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(p for p in parts if p != "__init__") or "__init__"] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every imported module name, also inside functions; not those for type checking only."""
+    tree = ast.parse(path.read_text())
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            skipped.update(ast.walk(node))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def ours(path: Path) -> Iterator[str]:
+    for name in imports(path):
+        if name == "crucible_tinkex" or name.startswith("crucible_tinkex."):
+            yield name.removeprefix("crucible_tinkex").lstrip(".") or "__init__"
+
+
+def layer(module: str) -> int:
+    top = module.split(".")[0]
+    return next(i for i, names in enumerate(LAYERS) if top in names)
+
+
+def inside(module: str, homes: tuple[str, ...]) -> bool:
+    return any(module == h or module.startswith(f"{h}.") for h in homes)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module: str) -> None:
+    for imported in ours(MODULES[module]):
+        assert layer(imported) <= layer(module), f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.split(".")[0] == "server"])
+def test_server_knows_only_the_wire(module: str) -> None:
+    for imported in ours(MODULES[module]):
+        assert inside(imported, SERVER_MAY_IMPORT), f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_one_dependency_one_home(module: str) -> None:
+    for name in imports(MODULES[module]):
+        homes = HOMES.get(name.split(".")[0])
+        assert homes is None or inside(module, homes), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_are_short_and_say_what_they_are(module: str) -> None:
+    text = MODULES[module].read_text()
+    assert len(text.splitlines()) <= MAX_LINES
+    assert not text.strip() or ast.get_docstring(ast.parse(text)), f"{module} has no docstring"
+    assert module.rsplit(".", 1)[-1] not in {"utils", "helpers", "common", "misc"}
+
+
+def test_no_import_cycles() -> None:
+    graph = {m: {i for i in ours(p) if i in MODULES} - {m} for m, p in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, f"cycle: {' -> '.join((*trail, module))}"
+        if module in done:
+            return
+        for imported in graph[module]:
+            visit(imported, (*trail, module))
+        done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_broad_excepts_stand_at_the_borders(module: str) -> None:
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.ExceptHandler):
+            broad = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
+            raises = isinstance(node.body[-1], ast.Raise)  # cleans up or translates
+            assert not broad or raises or module in BORDERS, f"{module}:{node.lineno}"
+
+
+def test_session_actors_stay_light() -> None:
+    """What a session actor imports, followed through our own modules, has no heavy library."""
+    reached: set[str] = set()
+    queue = ["runtime.session_actor"]
+    while queue:
+        module = queue.pop()
+        if module in reached or module not in MODULES:
+            continue
+        reached.add(module)
+        queue += list(ours(MODULES[module]))
+        queue += [module.rsplit(".", 1)[0]] if "." in module else []
+    heavy = {"torch", "transformers", "pandas", "ray.tune", "optuna", "tensorboardX", "duckdb"}
+    lazily = {"search.strategies"}  # optuna is imported when a sampled strategy is used
+    for module in reached - lazily:
+        assert not heavy & set(imports(MODULES[module])), module
