@@ -21,16 +21,14 @@ from crucible_tinkex.client.service import ClientSettings, TinkexService
 from crucible_tinkex.client.transport import RequestRecord
 
 __all__ = [
-    # The interface
-    "EndReason",
-    "SamplingClient",
-    "TrainingClient",
-    "TrainingService",
-    # The implementation over HTTP, its bounds and its telemetry
-    "TinkexService",
     "ClientSettings",
     "Clock",
+    "EndReason",
     "Limits",
-    "RetryPolicy",
     "RequestRecord",
+    "RetryPolicy",
+    "SamplingClient",
+    "TinkexService",
+    "TrainingClient",
+    "TrainingService",
 ]

@@ -54,6 +54,8 @@ class Pending(Generic[T]):
 
     def __init__(self, task: asyncio.Task[T]) -> None:
         self._task = task
+        # An error that nobody awaits is not logged as forgotten: the next call raises it.
+        task.add_done_callback(_retrieve)
 
     def __await__(self) -> Generator[Any, None, T]:
         return asyncio.shield(self._task).__await__()
@@ -126,7 +128,7 @@ class TinkexTraining:
             )
         if len(pieces) == 1:
             return pieces[0]
-        return Pending(_quiet(asyncio.ensure_future(_merged(pieces))))
+        return Pending(asyncio.create_task(_merged(pieces)))
 
     def _batch_request(self, operation: str, part: ForwardInput) -> Callable[[int], Wire]:
         if operation == "forward":
@@ -210,9 +212,7 @@ class TinkexTraining:
         seq = self._last_seq + 1
         body = request(seq).body()
         self._last_seq = seq
-        return Pending(
-            _quiet(asyncio.create_task(self._run(operation, seq, body, answer, lost_on)))
-        )
+        return Pending(asyncio.create_task(self._run(operation, seq, body, answer, lost_on)))
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -327,12 +327,6 @@ def _current_task() -> asyncio.Task[Any]:
 
 async def _merged(pieces: Sequence[Pending[ForwardBackwardOutput]]) -> ForwardBackwardOutput:
     return merge(await asyncio.gather(*pieces))
-
-
-def _quiet(task: asyncio.Task[T]) -> asyncio.Task[T]:
-    """An error nobody awaits is not logged as forgotten: the poison carries it to the next call."""
-    task.add_done_callback(_retrieve)
-    return task
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:

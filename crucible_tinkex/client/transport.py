@@ -128,20 +128,16 @@ class Transport:
             while True:
                 attempts += 1
                 limit_s = max(min(self.policy.attempt_s, retries.remaining_s), 0.001)
-                reply = await self._attempt(request, limit_s=limit_s, is_poll=is_poll)
-                fault: Fault
-                if isinstance(reply, Fault):
-                    fault = reply
-                else:
-                    status = reply.status
-                    if 200 <= status < 300 or status in accepts:
-                        try:
-                            return parse(status, reply.body)
-                        except ValueError as problem:
-                            fault = self._malformed(reply, problem)
-                    else:
-                        fault = self._refused(reply, lost_on)
-                await self._pause(retries.delay_s(fault), fault)
+                # The answer is never a local here: it may echo the key into a traceback.
+                status, outcome = self._judge(
+                    await self._attempt(request, limit_s=limit_s, is_poll=is_poll),
+                    parse,
+                    accepts=accepts,
+                    lost_on=lost_on,
+                )
+                if not isinstance(outcome, Fault):
+                    return outcome
+                await self._pause(retries.delay_s(outcome), outcome)
         except ServiceError as failure:
             error = type(failure).__name__
             raise
@@ -149,6 +145,24 @@ class Transport:
             if on_request is not None:
                 took_s = self.clock.monotonic() - retries.started
                 on_request(RequestRecord(operation, path, took_s, attempts, status, error))
+
+    def _judge(
+        self,
+        reply: Reply | Fault,
+        parse: Callable[[int, bytes], T],
+        *,
+        accepts: Set[int],
+        lost_on: Set[int],
+    ) -> tuple[int | None, T | Fault]:
+        """The answer's status, and its meaning or its fault."""
+        if isinstance(reply, Fault):
+            return reply.status, reply
+        if not (200 <= reply.status < 300 or reply.status in accepts):
+            return reply.status, self._refused(reply, lost_on)
+        try:
+            return reply.status, parse(reply.status, reply.body)
+        except ValueError as problem:
+            return reply.status, self._malformed(reply, problem)
 
     async def _attempt(
         self, request: tuple[str, str, bytes | None], *, limit_s: float, is_poll: bool

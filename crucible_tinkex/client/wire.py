@@ -51,7 +51,7 @@ class ModelInput(Wire):
 
 
 class Datum(Wire):
-    """One row: `model_input` of N tokens, and per-loss inputs of length N (`target_tokens`, ...)."""
+    """One row: `model_input` of N tokens; per-loss inputs of length N (`target_tokens`, ...)."""
 
     model_input: ModelInput
     loss_fn_inputs: dict[str, TensorData]
@@ -222,7 +222,7 @@ class SaveWeightsResponse(Wire):
 
 
 class LoadWeightsRequest(Wire):
-    """Creates a model from a checkpoint (`session_id`, `model_seq_id`), or loads into `model_id`."""
+    """A new model from a checkpoint (`session_id`, `model_seq_id`), or a load into `model_id`."""
 
     path: str
     optimizer: bool = False

@@ -1,0 +1,301 @@
+"""Every row of the retry table, over a real socket in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+from pydantic_core import from_json
+from scripted_service import Answer, ScriptedService, VirtualTime
+
+from crucible_tinkex.client.address import Address
+from crucible_tinkex.client.connections import Limits
+from crucible_tinkex.client.retry import RetryPolicy
+from crucible_tinkex.client.transport import RequestRecord, Transport
+from crucible_tinkex.errors import (
+    AuthenticationError,
+    BillingError,
+    ProtocolError,
+    RequestRejectedError,
+    ServiceError,
+    ServiceUnavailableError,
+    SessionLostError,
+)
+
+OK = Answer(body={"ok": 1})
+
+
+class Harness:
+    def __init__(self, scripted: ScriptedService, **policy: Any) -> None:
+        self.time = VirtualTime()
+        self.records: list[RequestRecord] = []
+        self.transport = Transport(
+            Address.parse(scripted.url),
+            policy=RetryPolicy(**policy),
+            limits=Limits(answer_bytes=100_000),
+            clock=self.time.clock,
+        )
+
+    async def call(self, **options: Any) -> Any:
+        return await self.transport.call(
+            "optim_step",
+            "op",
+            lambda status, body: from_json(body),
+            body=b'{"seq_id": 7}',
+            on_request=self.records.append,
+            **options,
+        )
+
+
+@pytest.fixture
+async def harness(scripted: ScriptedService) -> AsyncIterator[Callable[..., Harness]]:
+    made: list[Harness] = []
+
+    def make(**policy: Any) -> Harness:
+        made.append(Harness(scripted, **policy))
+        return made[-1]
+
+    yield make
+    for one in made:
+        await one.transport.aclose()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Answer(status, {"error": "x"}) for status in (408, 409, 425, 429, 500, 502, 503, 504, 520)]
+    + [
+        Answer(400),
+        Answer(402, {"error": "pay"}),
+        Answer(422, {"error": "x"}, {"x-should-retry": "true"}),
+        Answer(body=OK.body, mode="reset"),
+        Answer(body=OK.body, mode="reset_body"),
+        Answer(body=OK.body, mode="truncated"),
+        Answer(body=b'{"ok": '),
+        Answer(body=b"<html>Log in</html>", headers={"Content-Type": "text/html"}),
+        Answer(body=b"[" * 50_000),
+        Answer(body=b"x" * 200_000),
+        Answer(body=OK.body, headers={"X-Endless": "x" * 300_000}),
+        Answer(body=OK.body, headers={"Content-Encoding": "gzip"}, mode="truncated"),
+    ],
+    ids=lambda a: f"{a.status}-{a.mode}-{len(a.raw_body())}",
+)
+async def test_repeats_the_same_bytes(
+    scripted: ScriptedService, harness: Callable[..., Harness], fault: Answer
+) -> None:
+    scripted.on("op", fault, fault, OK)
+    one = harness()
+    assert await one.call() == {"ok": 1}
+    assert [r.body for r in scripted.requests] == [b'{"seq_id": 7}'] * 3
+    assert one.records[0].attempts == 3
+    assert one.records[0].status == 200
+    assert one.records[0].error is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (Answer(400, {"error": "bad"}), RequestRejectedError),
+        (Answer(401, {"error": "key"}), AuthenticationError),
+        (Answer(403, {"error": "key"}), AuthenticationError),
+        (Answer(404, {"error": "none"}), RequestRejectedError),
+        (Answer(407, {"error": "proxy"}), RequestRejectedError),
+        (Answer(410, {"error": "gone"}), SessionLostError),
+        (Answer(413, {"error": "big"}), RequestRejectedError),
+        (Answer(422, {"error": "shape"}), RequestRejectedError),
+        (Answer(503, {"error": "no"}, {"x-should-retry": "false"}), ServiceUnavailableError),
+        (Answer(302, None, {"Location": "https://elsewhere.example/"}), ProtocolError),
+    ],
+    ids=lambda a: str(a.status) if isinstance(a, Answer) else "",
+)
+async def test_gives_up_at_once(
+    scripted: ScriptedService,
+    harness: Callable[..., Harness],
+    answer: Answer,
+    error: type[ServiceError],
+) -> None:
+    scripted.on("op", answer)
+    one = harness()
+    with pytest.raises(error) as caught:
+        await one.call()
+    assert len(scripted.requests) == 1
+    assert caught.value.status == answer.status
+    assert "optim_step" in str(caught.value)
+    assert "/api/v1/op" in str(caught.value)
+    if answer.body:
+        assert answer.body["error"] in str(caught.value)
+    assert one.records[0].error == error.__name__
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (Answer(409, {"error": "exists"}), RequestRejectedError),
+        (Answer(400), RequestRejectedError),
+        (Answer(body=b"<html>"), ProtocolError),
+    ],
+)
+async def test_a_few_times_only(
+    scripted: ScriptedService,
+    harness: Callable[..., Harness],
+    answer: Answer,
+    error: type[ServiceError],
+) -> None:
+    scripted.on("op", *[answer] * 9)
+    with pytest.raises(error):
+        await harness(few=4).call()
+    assert len(scripted.requests) == 4
+
+
+async def test_404_means_lost_where_the_caller_says_so(
+    scripted: ScriptedService, harness: Callable[..., Harness]
+) -> None:
+    scripted.on("op", Answer(404, {"error": "no model"}))
+    with pytest.raises(SessionLostError):
+        await harness().call(lost_on={404, 410})
+
+
+async def test_billing_pauses_then_gives_up(
+    scripted: ScriptedService, harness: Callable[..., Harness]
+) -> None:
+    scripted.on("op", *[Answer(402, {"error": "pay"})] * 9)
+    one = harness(billing_s=20.0, total_s=7.0)
+    with pytest.raises(BillingError):
+        await one.call()
+    assert one.time.slept == [5.0] * 4
+
+
+@pytest.mark.parametrize("status", [500, 429])
+async def test_the_deadline_names_operation_path_and_cause(
+    scripted: ScriptedService, harness: Callable[..., Harness], status: int
+) -> None:
+    scripted.on("op", *[Answer(status, {"error": "overloaded"})] * 200)
+    one = harness(total_s=60.0, queue_s=100.0)
+    with pytest.raises(ServiceUnavailableError) as caught:
+        await one.call()
+    for part in ("optim_step", "/api/v1/op", "overloaded", f"HTTP {status}"):
+        assert part in str(caught.value)
+    waited = sum(one.time.slept)
+    assert waited < 62 if status == 500 else 100 < waited < 180
+
+
+async def test_backoff_is_jittered_and_capped(
+    scripted: ScriptedService, harness: Callable[..., Harness]
+) -> None:
+    scripted.on("op", *[Answer(500)] * 9)
+    one = harness(cap_s=4.0)
+    scripted.on("op", OK)
+    await one.call()
+    assert one.time.slept == [0.25, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": "0"}, 0.0),
+        ({"Retry-After": "-5"}, 0.0),
+        ({"Retry-After": "1000000000"}, 60.0),
+        ({"Retry-After": "1e400"}, 60.0),
+        ({"Retry-After": "NaN"}, 0.25),
+        ({"Retry-After": "soon"}, 0.25),
+        ({"Retry-After": formatdate(1009, usegmt=True)}, 9.0),
+        ({"Retry-After": formatdate(0, usegmt=True)}, 0.0),
+        ({"retry-after-ms": "1500"}, 1.5),
+        ({"retry-after-ms": "-1", "Retry-After": "9"}, 0.0),
+        ({}, 0.25),
+    ],
+    ids=lambda h: "-".join(h.values()) if isinstance(h, dict) else "",
+)
+async def test_retry_after(
+    scripted: ScriptedService,
+    harness: Callable[..., Harness],
+    headers: dict[str, str],
+    expected: float,
+) -> None:
+    scripted.on("op", Answer(429, {"error": "slow"}, headers))
+    one = harness()
+    scripted.on("op", OK)
+    await one.call()
+    waited = sum(one.time.slept)
+    assert expected <= waited <= expected * 1.1 + 1e-9
+
+
+async def test_a_429_of_one_session_slows_the_others(
+    scripted: ScriptedService, harness: Callable[..., Harness]
+) -> None:
+    scripted.on("op", Answer(429, {"error": "slow"}, {"Retry-After": "30"}), *[OK] * 4)
+    one = harness()
+    done: list[float] = []
+
+    async def session() -> None:
+        await one.call()
+        done.append(one.time.now)
+
+    first = asyncio.create_task(session())
+    while not scripted.requests:
+        await asyncio.sleep(0.001)
+    await asyncio.gather(first, *[session() for _ in range(3)])
+    assert sum(t >= 1030 for t in done) == 4
+
+
+async def test_resets_at_accept_and_refused_connections(
+    scripted: ScriptedService, harness: Callable[..., Harness], unused_tcp_port: int
+) -> None:
+    scripted.resets_at_accept = 2
+    scripted.on("op", OK)
+    assert await harness().call() == {"ok": 1}
+    nobody = Transport(
+        Address.parse(f"http://127.0.0.1:{unused_tcp_port}"),
+        policy=RetryPolicy(total_s=5),
+        clock=VirtualTime().clock,
+    )
+    with pytest.raises(ServiceUnavailableError, match="cannot connect"):
+        await nobody.call("create_session", "create_session", lambda s, b: b, body=b"{}")
+
+
+@pytest.mark.parametrize("mode", ["drip", "hang"])
+async def test_slow_answers_end_at_the_attempts_limit(
+    scripted: ScriptedService, harness: Callable[..., Harness], mode: str
+) -> None:
+    scripted.on("op", Answer(body=OK.body, mode=mode), OK)
+    assert await harness(attempt_s=0.3).call() == {"ok": 1}
+    assert len(scripted.requests) == 2
+    assert scripted.connections == 2
+
+
+async def test_connections_are_reused_and_bounded(scripted: ScriptedService) -> None:
+    scripted.on("op", *[Answer(body={}, delay_s=0.005)] * 40)
+    transport = Transport(Address.parse(scripted.url), limits=Limits(connections=4))
+
+    async def call() -> Awaitable[object]:
+        return await transport.call("o", "op", lambda s, b: b, body=b"{}")
+
+    await asyncio.gather(*[call() for _ in range(40)])
+    await transport.aclose()
+    assert scripted.connections == 4
+
+
+async def test_a_connection_that_the_service_closed_is_not_used_again(
+    scripted: ScriptedService, harness: Callable[..., Harness]
+) -> None:
+    closing = Answer(body=OK.body, headers={"Connection": "close"})
+    scripted.on("op", closing, OK)
+    one = harness()
+    await one.call()
+    await one.call()
+    assert [r.attempts for r in one.records] == [1, 1]
+    assert scripted.connections == 2
+
+
+async def test_a_cancelled_call_does_not_leave_its_answer_to_the_next(
+    scripted: ScriptedService, harness: Callable[..., Harness]
+) -> None:
+    scripted.on("op", Answer(body={"late": 1}, delay_s=0.05), OK)
+    one = harness()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(one.call(), 0.02)
+    await asyncio.sleep(0.06)
+    assert await one.call() == {"ok": 1}

@@ -1,0 +1,308 @@
+"""Numbers, order, poison, promises and chunks, over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from scripted_service import NEVER_S, Answer, ScriptedService, VirtualTime
+
+from crucible_tinkex.client import ClientSettings, RequestRecord, RetryPolicy, TinkexService
+from crucible_tinkex.client.chunks import cut, merge
+from crucible_tinkex.client.training import TinkexTraining
+from crucible_tinkex.client.wire import (
+    AdamParams,
+    Datum,
+    ForwardBackwardOutput,
+    LoraConfig,
+    ModelInput,
+    TensorData,
+)
+from crucible_tinkex.errors import (
+    ConfigError,
+    OperationFailedError,
+    ProtocolError,
+    RequestRejectedError,
+    ServiceUnavailableError,
+    SessionLostError,
+)
+
+FAST = ClientSettings(policy=RetryPolicy(base_s=0.002, cap_s=0.01, total_s=5.0))
+
+
+def row(count: int = 3) -> Datum:
+    targets = TensorData(data=[1] * count, dtype="int64", shape=[count])
+    return Datum(
+        model_input=ModelInput.from_tokens([5] * count), loss_fn_inputs={"target_tokens": targets}
+    )
+
+
+@pytest.fixture
+async def service(scripted: ScriptedService) -> AsyncIterator[TinkexService]:
+    async with TinkexService(scripted.url, settings=FAST) as made:
+        yield made
+
+
+@pytest.fixture
+async def model(service: TinkexService) -> TinkexTraining:
+    return await service.create_training(base_model="m", lora=LoraConfig(rank=2, seed=1))
+
+
+def seqs(scripted: ScriptedService, path: str) -> list[int]:
+    return [b["seq_id"] for b in scripted.bodies(path)]
+
+
+async def test_a_whole_flow(scripted: ScriptedService, model: TinkexTraining) -> None:
+    backward = model.forward_backward([row(), row()])
+    step = model.optim_step(AdamParams(learning_rate=0.5))
+    assert (await backward).metrics["loss:sum"] == 2.0
+    assert (await backward).loss_fn_outputs[1]["logprobs"].data == [-1.0] * 3
+    assert (await step).metrics == {"seq": 2.0}
+    assert len((await model.forward([row()])).loss_fn_outputs) == 1
+    assert await model.save_state("a") == "tinker://s1:train:0/weights/a"
+    assert await model.save_for_sampler("b") == "tinker://s1:train:0/sampler_weights/b"
+    await model.load_state("tinker://s1:train:0/weights/a", optimizer=True)
+    sampler = await model.sampler()
+    assert "s1:sample:0" in repr(sampler)
+    assert (await model.info()).model_data.model_name == "m"
+    assert seqs(scripted, "forward_backward") == [1]
+    assert seqs(scripted, "optim_step") == [2]
+    assert seqs(scripted, "save_weights_for_sampler") == [5, 7]
+    sent = scripted.bodies("optim_step")[0]
+    assert sent["adam_params"]["learning_rate"] == 0.5
+    assert "ttl_seconds" not in scripted.bodies("save_weights")[0]
+
+
+async def test_numbers_are_drawn_and_bodies_fixed_at_the_call(
+    scripted: ScriptedService, model: TinkexTraining
+) -> None:
+    params = AdamParams(learning_rate=1.0)
+    first, second = model.optim_step(params), model.optim_step(params)
+    params.learning_rate = 9.0
+    assert (await second).metrics == {"seq": 2.0}
+    assert (await first).metrics == {"seq": 1.0}
+    rates = {b["adam_params"]["learning_rate"] for b in scripted.bodies("optim_step")}
+    assert rates == {1.0}
+
+
+async def test_a_retry_that_arrives_late_keeps_its_number(
+    scripted: ScriptedService, model: TinkexTraining
+) -> None:
+    scripted.on("forward_backward", Answer(mode="reset"), Answer(503))
+    backward, step = model.forward_backward([row()]), model.optim_step(AdamParams())
+    await asyncio.gather(backward, step)
+    assert seqs(scripted, "forward_backward") == [1, 1, 1]
+    assert len({r.body for r in scripted.requests if r.path.endswith("forward_backward")}) == 1
+    assert seqs(scripted, "optim_step") == [2]
+
+
+async def test_a_lost_number_poisons_the_later_ones(
+    scripted: ScriptedService, model: TinkexTraining
+) -> None:
+    waiting = {"type": "try_again", "queue_state": "active"}
+    scripted.on(
+        "forward_backward", Answer(422, {"error": "token 99 is out of range"}, delay_s=0.05)
+    )
+    scripted.on("retrieve_future", *[Answer(408, waiting, delay_s=0.01)] * 100)
+    backward, step = model.forward_backward([row()]), model.optim_step(AdamParams())
+    for operation in (backward, step):
+        with pytest.raises(RequestRejectedError, match="token 99"):
+            await asyncio.wait_for(asyncio.ensure_future(operation), 2)
+    with pytest.raises(RequestRejectedError, match="token 99") as caught:
+        model.optim_step(AdamParams())
+    assert caught.value.context["seq_id"] == 1
+
+
+async def test_an_operation_that_has_not_started_is_poisoned_too(model: TinkexTraining) -> None:
+    step = model.optim_step(AdamParams())
+    model.poison(SessionLostError("gone"))
+    with pytest.raises(SessionLostError):
+        await step
+
+
+async def test_a_failed_result_does_not_poison(
+    scripted: ScriptedService, model: TinkexTraining
+) -> None:
+    scripted.on("retrieve_future", Answer(body={"error": "out of memory", "category": "server"}))
+    with pytest.raises(OperationFailedError, match="out of memory") as caught:
+        await model.forward_backward([row()])
+    assert caught.value.category == "server"
+    assert caught.value.request_id == "r2"
+    await model.optim_step(AdamParams())
+
+
+@pytest.mark.parametrize("status", [404, 410])
+async def test_a_forgotten_promise_or_model_loses_the_session(
+    scripted: ScriptedService, model: TinkexTraining, status: int
+) -> None:
+    scripted.on("retrieve_future", Answer(status, {"error": "unknown"}))
+    with pytest.raises(SessionLostError):
+        await model.forward_backward([row()])
+    with pytest.raises(SessionLostError):
+        model.optim_step(AdamParams())
+
+
+async def test_a_forgotten_model_loses_the_session(
+    scripted: ScriptedService, model: TinkexTraining
+) -> None:
+    scripted.on("optim_step", Answer(404, {"error": "no model"}))
+    with pytest.raises(SessionLostError):
+        await model.optim_step(AdamParams())
+
+
+async def test_a_missing_checkpoint_does_not(
+    scripted: ScriptedService, model: TinkexTraining
+) -> None:
+    scripted.on("load_weights", Answer(404, {"error": "no checkpoint"}))
+    with pytest.raises(RequestRejectedError):
+        await model.load_state("tinker://s1:train:0/weights/none", optimizer=False)
+
+
+async def test_a_cancelled_wait_does_not_cancel_the_operation(
+    scripted: ScriptedService, model: TinkexTraining
+) -> None:
+    scripted.on("optim_step", Answer(body={"request_id": "slow"}, delay_s=0.05))
+    scripted.results["slow"] = {"metrics": {"seq": 1}}
+    step = model.optim_step(AdamParams())
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(step, 0.01)
+    assert (await step).metrics == {"seq": 1.0}
+
+
+async def test_paused_is_a_state_without_a_deadline(scripted: ScriptedService) -> None:
+    time = VirtualTime()
+    states: list[tuple[str, str | None]] = []
+    settings = ClientSettings(
+        policy=RetryPolicy(total_s=60.0), clock=time.clock, heartbeat_s=NEVER_S
+    )
+    service = TinkexService(
+        scripted.url, settings=settings, on_queue_state=lambda *s: states.append(s)
+    )
+    model = await service.create_training(base_model="m", lora=LoraConfig(rank=2))
+    paused = {
+        "type": "try_again",
+        "request_id": "r2",
+        "queue_state": "paused_capacity",
+        "queue_state_reason": "full",
+    }
+    scripted.on("retrieve_future", *[Answer(408, paused), Answer(200, paused)] * 150)
+    await model.optim_step(AdamParams())
+    assert states == [("paused_capacity", "full"), ("active", None)]
+    assert sum(time.slept) > 120
+    await service.close()
+
+
+async def test_active_without_end_has_a_deadline(scripted: ScriptedService) -> None:
+    settings = ClientSettings(clock=VirtualTime().clock, heartbeat_s=NEVER_S)
+    service = TinkexService(scripted.url, settings=settings)
+    model = await service.create_training(base_model="m", lora=LoraConfig(rank=2))
+    model._promises._active_s = 20.0
+    scripted.on("retrieve_future", *[Answer(408)] * 100)
+    with pytest.raises(ServiceUnavailableError, match="optim_step is active"):
+        await model.optim_step(AdamParams())
+    await service.close()
+
+
+async def test_metadata_is_asked_for_again(
+    scripted: ScriptedService, model: TinkexTraining
+) -> None:
+    metadata = {"status": "complete_metadata", "response_payload_size": 5}
+    scripted.on("retrieve_future", Answer(body=metadata))
+    assert (await model.optim_step(AdamParams())).metrics == {"seq": 1.0}
+    assert not any(b["allow_metadata_only"] for b in scripted.bodies("retrieve_future"))
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("retrieve_future", {"type": "try_again", "request_id": "another"}),
+        ("retrieve_future", {"unexpected": 1}),
+        ("retrieve_future", {"loss_fn_outputs": "no", "metrics": {}}),
+        ("retrieve_future", [1, 2]),
+        ("forward_backward", {"request_id": "r2", "model_id": "s9:train:4"}),
+        ("forward_backward", {"model_id": "s1:train:0"}),
+        ("forward_backward", {"request_id": 7}),
+    ],
+)
+async def test_wrong_answers_are_refused(
+    scripted: ScriptedService, model: TinkexTraining, path: str, body: Any
+) -> None:
+    scripted.on(path, *[Answer(body=body)] * 5)
+    with pytest.raises(ProtocolError, match="forward_backward"):
+        await model.forward_backward([row()])
+    scripted.on(path, Answer(body=body))
+
+
+async def test_outputs_must_match_the_rows(
+    scripted: ScriptedService, model: TinkexTraining
+) -> None:
+    scripted.on("retrieve_future", Answer(body={"loss_fn_outputs": [], "metrics": {}}))
+    with pytest.raises(ProtocolError, match="0 outputs for 1 rows"):
+        await model.forward_backward([row()])
+
+
+async def test_a_saved_path_of_another_name_is_refused(
+    scripted: ScriptedService, model: TinkexTraining
+) -> None:
+    scripted.on("retrieve_future", Answer(body={"path": "tinker://s1:train:0/weights/other"}))
+    with pytest.raises(ProtocolError):
+        await model.save_state("mine")
+
+
+async def test_large_batches_are_cut_and_merged(
+    scripted: ScriptedService, model: TinkexTraining
+) -> None:
+    result = await model.forward_backward([row(1)] * 2100)
+    step = await model.optim_step(AdamParams())
+    assert sorted(seqs(scripted, "forward_backward")) == [1, 2, 3]
+    assert step.metrics == {"seq": 4.0}
+    assert len(result.loss_fn_outputs) == 2100
+    assert result.metrics["loss:sum"] == 2100.0
+    assert result.metrics["rows:max"] == 1024.0
+    assert result.metrics["rows:mean"] == pytest.approx((1024**2 * 2 + 52**2) / 2100)
+    with pytest.raises(ConfigError):
+        model.forward_backward([])
+
+
+def test_cut_by_bytes() -> None:
+    pieces = list(cut([row(100_000)] * 7))
+    assert [len(p) for p in pieces] == [3, 3, 1]
+    assert [len(p) for p in cut([row(900_000)] * 2)] == [1, 1]
+
+
+def test_merge_by_suffix() -> None:
+    names = ["a:sum", "a:mean", "a:min", "a:max", "a:slack", "a:unique", "a:hash2", "a:new", "a"]
+
+    def piece(value: float, rows: int) -> ForwardBackwardOutput:
+        return ForwardBackwardOutput(
+            loss_fn_outputs=[{}] * rows, metrics=dict.fromkeys(names, value)
+        )
+
+    merged = merge([piece(1.0, 1), piece(5.0, 3)])
+    assert merged.metrics == {
+        "a:sum": 6.0,
+        "a:mean": 4.0,
+        "a:min": 1.0,
+        "a:max": 5.0,
+        "a:slack": 1.0,
+        "a:unique": 1.0,
+        "a:unique_1": 5.0,
+        "a:hash2": 6.0,
+    }
+    assert len(merged.loss_fn_outputs) == 4
+    assert merge([piece(1.0, 1)]).metrics["a"] == 1.0
+
+
+async def test_every_call_is_observed(scripted: ScriptedService) -> None:
+    records: list[RequestRecord] = []
+    async with TinkexService(scripted.url, settings=FAST, on_request=records.append) as service:
+        model = await service.create_training(base_model="m", lora=LoraConfig(rank=2))
+        scripted.on("optim_step", Answer(500))
+        await model.optim_step(AdamParams())
+    seen = [(r.operation, r.path, r.attempts, r.status) for r in records]
+    assert ("optim_step", "optim_step", 2, 200) in seen
+    assert ("optim_step", "retrieve_future", 1, 200) in seen
+    assert ("finish_session", "sessions/s1/finish", 1, 200) in seen
+    assert all(r.duration_s >= 0 for r in records)
