@@ -57,9 +57,8 @@ class Runtime:
     def __init__(self, address: str | None = None) -> None:
         self._started_ray = not ray.is_initialized()
         connect(address)
-        here = driver_node()
-        self.registry = _storage_actor(RegistryActor, here)
-        self.telemetry = _storage_actor(TelemetryActor, here)
+        self.registry = _actor(RegistryActor, max_restarts=-1)
+        self.telemetry = _actor(TelemetryActor, max_restarts=-1)
         self._idle: list[ActorHandle[Any]] = []
 
     def session_actor(self, *, concurrency: int) -> ActorHandle[Any]:
@@ -73,17 +72,8 @@ class Runtime:
 
     @staticmethod
     def _new_actor(concurrency: int) -> ActorHandle[Any]:
-        actor: ActorHandle[Any] = (
-            ray.remote(SessionActor)
-            .options(
-                num_cpus=0,
-                max_restarts=0,
-                max_concurrency=max(1000, 2 * concurrency),
-                scheduling_strategy=driver_node(),
-            )
-            .remote()
-        )
-        return actor
+        """Not restarted by Ray: the pool replaces it, and its trials become new attempts."""
+        return _actor(SessionActor, max_restarts=0, max_concurrency=1000 + 2 * concurrency)
 
     def keep(self, actor: ActorHandle[Any]) -> None:
         """Give a healthy actor back for the next sweep."""
@@ -92,7 +82,8 @@ class Runtime:
     @staticmethod
     def cpus() -> int:
         """Cores of the cluster."""
-        return max(1, int(ray.cluster_resources().get("CPU", 1)))
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        return max(1, int(resources.get("CPU", 1)))
 
     @staticmethod
     def kill(actor: ActorHandle[Any]) -> None:
@@ -117,10 +108,9 @@ class Runtime:
         self.close()
 
 
-def _storage_actor(cls: type[Any], where: NodeAffinitySchedulingStrategy) -> ActorHandle[Any]:
-    """Restarted by Ray when it dies; calls in flight are repeated by their callers."""
-    return (
-        ray.remote(cls)
-        .options(num_cpus=0, max_restarts=-1, max_task_retries=0, scheduling_strategy=where)
-        .remote()
-    )
+def _actor(cls: type[Any], **options: Any) -> ActorHandle[Any]:
+    """An actor on the driver's node. Ray repeats none of its calls (`max_task_retries=0`)."""
+    placed = {"num_cpus": 0, "max_task_retries": 0, "scheduling_strategy": driver_node()}
+    remote: Any = ray.remote(cls)
+    handle: ActorHandle[Any] = remote.options(**placed, **options).remote()
+    return handle

@@ -1,0 +1,1 @@
+"""Speed and memory of the runner and of the embedded engine, measured side by side in one run."""
