@@ -57,9 +57,13 @@ class Reply(NamedTuple):
 class ExchangeError(Exception):
     """No usable answer. Whether the request took effect is unknown, unless it was a connect."""
 
-    def __init__(self, text: str, *, is_malformed: bool = False) -> None:
+    def __init__(
+        self, text: str, *, is_malformed: bool = False, is_untrusted: bool = False
+    ) -> None:
         super().__init__(text)
         self.is_malformed = is_malformed
+        self.is_untrusted = is_untrusted
+        """The host could not prove who it is; trying again is no use."""
 
 
 class _Stream(httpcore.AsyncNetworkStream):
@@ -179,6 +183,9 @@ class Connections:
                 )
         except TimeoutError:
             raise ExchangeError(f"no connection in {self._limits.connect_s:g} s") from None
+        except ssl.SSLCertVerificationError as error:
+            text = f"the certificate of {address.host} is not trusted: {error.verify_message}"
+            raise ExchangeError(text, is_untrusted=True) from None
         except (OSError, UnicodeError) as error:
             raise ExchangeError(f"cannot connect: {error}") from None
         stream = _Stream(reader, writer, self._limits.write_s)

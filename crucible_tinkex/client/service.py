@@ -72,6 +72,8 @@ class ClientSettings:
     heartbeat_s: float = 10.0
     heartbeat_warning_s: float = 120.0
     """Silence on the heartbeat after which a warning is logged."""
+    contact_s: float = 30.0
+    """How long `capabilities`, usually the first call, tries: a wrong address shows soon."""
     close_s: float = 5.0
     """How long `close` tries to tell the service."""
 
@@ -138,7 +140,11 @@ class TinkexService:
 
     async def capabilities(self) -> ServerCapabilities:
         return await self._call(
-            "get_server_capabilities", "get_server_capabilities", ServerCapabilities, method="GET"
+            "get_server_capabilities",
+            "get_server_capabilities",
+            ServerCapabilities,
+            method="GET",
+            total_s=self._settings.contact_s,
         )
 
     async def create_training(
@@ -323,6 +329,7 @@ class TinkexService:
         *,
         body: bytes | None = None,
         method: str = "POST",
+        total_s: float | None = None,
     ) -> R:
         return await self._transport().call(
             operation,
@@ -331,6 +338,7 @@ class TinkexService:
             body=body,
             method=method,
             lost_on=LOST,
+            total_s=total_s,
             on_request=self._on_request,
         )
 

@@ -188,6 +188,8 @@ class Transport:
             text = self.scrub(str(error))
             if error.is_malformed:
                 return Fault(Kind.MALFORMED, text, ProtocolError)
+            if error.is_untrusted:
+                return Fault(Kind.FINAL, text, ServiceUnavailableError)
             return Fault(Kind.TRANSIENT, text, ServiceUnavailableError)
 
     def _malformed(self, reply: Reply, problem: ValueError) -> Fault:
