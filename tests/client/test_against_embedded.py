@@ -1,0 +1,173 @@
+"""The client on the real embedded server, in its own process, with the base `nano`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from crucible_tinkex.client import RequestRecord, TinkexService, TrainingClient
+from crucible_tinkex.client.wire import (
+    AdamParams,
+    Datum,
+    LoraConfig,
+    ModelInput,
+    SamplingParams,
+    TensorData,
+)
+from crucible_tinkex.errors import (
+    AuthenticationError,
+    OperationFailedError,
+    RequestRejectedError,
+    ServiceError,
+)
+
+pytest.importorskip("torch", reason="the embedded server needs the extra [local]")
+
+SERVE = """
+import sys
+from pathlib import Path
+from crucible_tinkex.server.serve import ServeOptions, serve
+folder = Path(sys.argv[1])
+serve(ServeOptions(data_dir=folder / "data", model="nano", ready_file=folder / "ready.json",
+                   dtype="fp32", threads=1, exit_with_parent=True))
+"""
+ADAM = AdamParams(learning_rate=5e-3)
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    folder = tmp_path_factory.mktemp("embedded")
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, str(folder)],
+            stdin=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    try:
+        until = time.monotonic() + 60
+        while not (folder / "ready.json").exists():
+            assert process.poll() is None and time.monotonic() < until, (folder / "log").read_text()
+            time.sleep(0.05)
+        yield json.loads((folder / "ready.json").read_text())
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(20)
+
+
+@pytest.fixture
+async def service(ready: dict[str, str]) -> AsyncIterator[TinkexService]:
+    async with TinkexService(ready["base_url"], api_key_file=ready["api_key_file"]) as made:
+        yield made
+
+
+def batch(step: int) -> list[Datum]:
+    rows = []
+    for index in range(4):
+        tokens = [(7 * i + index + step % 2) % 50 + 3 for i in range(17)]
+        rows.append(
+            Datum(
+                model_input=ModelInput.from_tokens(tokens[:-1]),
+                loss_fn_inputs={
+                    "target_tokens": TensorData(data=tokens[1:], dtype="int64", shape=[16]),
+                    "weights": TensorData(data=[1.0] * 16, dtype="float32", shape=[16]),
+                },
+            )
+        )
+    return rows
+
+
+async def train(model: TrainingClient, steps: range) -> list[float]:
+    """Back to back: all steps are submitted before any is awaited."""
+    sent = [(model.forward_backward(batch(s)), model.optim_step(ADAM)) for s in steps]
+    losses = []
+    for backward, optim in sent:
+        losses.append((await backward).metrics["loss:sum"])
+        await optim
+    return losses
+
+
+async def create(service: TinkexService) -> TrainingClient:
+    return await service.create_training(base_model="nano", lora=LoraConfig(rank=4, seed=1))
+
+
+async def test_training_resume_and_sampling(service: TinkexService) -> None:
+    names = [m.model_name for m in (await service.capabilities()).supported_models]
+    assert names == ["nano"]
+    model = await create(service)
+    assert model.model_id == f"{service.session_id}:train:0"
+    before = await model.forward(batch(0))
+    assert len(before.loss_fn_outputs) == 4
+    assert len(before.loss_fn_outputs[0]["logprobs"].data) == 16
+    losses = await train(model, range(8))
+    assert losses[0] == pytest.approx(before.metrics["loss:sum"], rel=1e-5)
+    assert losses[-1] < losses[0]
+    state = await model.save_state("step8")
+    rest = await train(model, range(8, 12))
+
+    async with TinkexService(
+        str(service.address), api_key_file=service._key.file
+    ) as another_session:
+        resumed = await another_session.create_training_from_state(state)
+        assert await train(resumed, range(8, 12)) == rest
+        assert (await resumed.info()).lora_rank == 4
+
+    await model.load_state(state, optimizer=True)
+    assert await train(model, range(8, 12)) == rest
+
+    sampler = await model.sampler()
+    params = SamplingParams(max_tokens=5, seed=3, stop=[])
+    answer = await sampler.sample([3, 4, 5], params, num_samples=2, prompt_logprobs=True)
+    assert [len(s.tokens) for s in answer.sequences] == [5, 5]
+    assert answer.prompt_logprobs is not None
+    assert len(answer.prompt_logprobs) == 3
+    assert answer.prompt_logprobs[0] is None
+    saved = await service.sampler(model_path=await model.save_for_sampler("sampler"))
+    again = await saved.sample([3, 4, 5], params, num_samples=2)
+    assert [s.tokens for s in again.sequences] == [s.tokens for s in answer.sequences]
+
+    await service.delete_checkpoint(state)
+    await service.delete_checkpoint(state)
+    with pytest.raises(ServiceError):
+        await service.create_training_from_state(state)
+
+
+async def test_sessions_do_not_disturb_each_other(service: TinkexService) -> None:
+    alone = await train(await create(service), range(4))
+    first, second = await create(service), await create(service)
+    one = [(first.forward_backward(batch(s)), first.optim_step(ADAM)) for s in range(4)]
+    two = [(second.forward_backward(batch(s)), second.optim_step(ADAM)) for s in range(4)]
+    for sent in (one, two):
+        losses = [(await backward).metrics["loss:sum"] for backward, _ in sent]
+        assert losses == alone
+
+
+async def test_refusals(service: TinkexService, ready: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises((OperationFailedError, RequestRejectedError)):
+        await service.create_training(base_model="no-such-base", lora=LoraConfig(rank=4))
+    wrong = tmp_path / "wrong"
+    wrong.write_text("tml-wrong-key-000000000")
+    wrong.chmod(0o600)
+    async with TinkexService(ready["base_url"], api_key_file=wrong) as stranger:
+        with pytest.raises(AuthenticationError):
+            await stranger.sampler(base_model="nano")
+
+
+async def test_the_session_is_finished(ready: dict[str, str]) -> None:
+    records: list[RequestRecord] = []
+    service = TinkexService(
+        ready["base_url"], api_key_file=ready["api_key_file"], on_request=records.append
+    )
+    await create(service)
+    await service.close(reason="interrupted", detail="test")
+    assert records[-1].operation == "finish_session"
+    assert records[-1].error is None
+    assert records[-1].attempts == 1
