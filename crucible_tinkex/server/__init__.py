@@ -1,0 +1,1 @@
+"""The embedded Tinker-compatible server: a frozen base, many LoRA adapters, one engine thread."""

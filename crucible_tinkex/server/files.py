@@ -1,0 +1,69 @@
+"""An adapter's tensors in safetensors files: by layer, true rank, peft's orientation.
+
+Names are `<layer>.lora_A.weight` [r, d_in] and `<layer>.lora_B.weight` [d_out, r], so a checkpoint
+does not depend on how the engine lays out its flat vectors. Guarantee: write then read gives the
+same bits. `export` turns such a file into what peft and vLLM load.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from crucible_tinkex.errors import StorageError
+from crucible_tinkex.server.adapters import Adapter
+from crucible_tinkex.server.lora import Layout
+from crucible_tinkex.server.store import ADAPTER_FILE, OPTIMIZER_FILE
+
+
+def write_adapter(adapter: Adapter, folder: Path, *, optimizer: bool) -> None:
+    named = _name(adapter.weights, adapter.layout, adapter.spec.rank)
+    save_file(named, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    if optimizer:
+        moments = {
+            f"{moment}.{name}": tensor
+            for moment, flat in (("m", adapter.m), ("v", adapter.v))
+            for name, tensor in _name(flat, adapter.layout, adapter.spec.rank).items()
+        }
+        save_file(moments, folder / OPTIMIZER_FILE, metadata={"format": "pt"})
+
+
+def read_weights(folder: Path, layout: Layout) -> Tensor:
+    return _flatten(_load(folder / ADAPTER_FILE), layout, "")
+
+
+def read_moments(folder: Path, layout: Layout) -> tuple[Tensor, Tensor]:
+    named = _load(folder / OPTIMIZER_FILE)
+    return _flatten(named, layout, "m."), _flatten(named, layout, "v.")
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        named: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as e:
+        raise StorageError(f"cannot read {path}: {e}") from e
+    return named
+
+
+def _name(flat: Tensor, layout: Layout, rank: int) -> dict[str, Tensor]:
+    out: dict[str, Tensor] = {}
+    for place, pair in zip(layout.places, layout.views(flat), strict=True):
+        if place is not None and pair is not None:
+            out[f"{place.slot.name}.lora_A.weight"] = pair[0][:, :rank].T.contiguous()
+            out[f"{place.slot.name}.lora_B.weight"] = pair[1][:rank].T.contiguous()
+    return out
+
+
+def _flatten(named: dict[str, Tensor], layout: Layout, prefix: str) -> Tensor:
+    flat = torch.zeros(layout.size)
+    for place, pair in zip(layout.places, layout.views(flat), strict=True):
+        if place is not None and pair is not None:
+            a = named[f"{prefix}{place.slot.name}.lora_A.weight"]
+            b = named[f"{prefix}{place.slot.name}.lora_B.weight"]
+            pair[0][:, : a.shape[0]] = a.T
+            pair[1][: a.shape[0]] = b.T
+    return flat

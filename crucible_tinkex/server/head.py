@@ -1,0 +1,115 @@
+"""The output layer: log-probabilities of targets from hidden states, without keeping all logits.
+
+Works in chunks of rows whose size depends only on the request. For training it keeps the logits of
+the rows that can carry a gradient and turns dL/dlogprob into dL/dhidden (and the gradients of an
+adapter on the output layer) by hand: softmax minus one-hot.
+Guarantees: a request's numbers depend on its own rows only; log-softmax is computed in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crucible_tinkex.server.lora import Segment
+
+CHUNK = 128
+"""Rows per chunk; a multiple of 8, so that no GEMM gets fewer than 8 rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadAdapter:
+    """An adapter on the output layer: A [d, r], B [r, V] and, for training, where gradients go."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    grads: tuple[Tensor, Tensor] | None = None
+
+
+def head_adapter(segment: Segment) -> HeadAdapter | None:
+    """The part of a segment's adapter that sits on the output layer, if there is one."""
+    pair = segment.weights[-1]
+    if pair is None:
+        return None
+    return HeadAdapter(*pair, segment.scale, segment.grads[-1] if segment.grads else None)
+
+
+@dataclass(slots=True)
+class _Kept:
+    """Rows of one chunk that can carry a gradient: their numbers, logits and log-normaliser."""
+
+    rows: Tensor
+    logits: Tensor
+    norm: Tensor
+
+
+class Head:
+    """The frozen output matrix [V, d]."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def logits(self, hidden: Tensor, adapter: HeadAdapter | None) -> Tensor:
+        """[n, d] to [n, V] in the computing dtype."""
+        out = F.linear(hidden, self.weight)
+        if adapter is not None:
+            out.addmm_(hidden @ adapter.a, adapter.b, alpha=adapter.scale)
+        return out
+
+    def logits_of(self, hidden: Tensor, segments: Sequence[Segment]) -> Tensor:
+        """The same for rows of several adapters."""
+        out = F.linear(hidden, self.weight)
+        for s in segments:
+            adapter = head_adapter(s)
+            if adapter is not None:
+                part = slice(s.start, s.end)
+                out[part].addmm_(hidden[part] @ adapter.a, adapter.b, alpha=adapter.scale)
+        return out
+
+    def logprobs(
+        self, hidden: Tensor, targets: Tensor, adapter: HeadAdapter | None, active: Tensor | None
+    ) -> tuple[Tensor, list[_Kept]]:
+        """Log-probability [n] of each target, and what backward needs of the `active` rows."""
+        parts: list[Tensor] = []
+        kept: list[_Kept] = []
+        for first in range(0, len(hidden), CHUNK):
+            part = slice(first, first + CHUNK)
+            logits = self.logits(hidden[part], adapter)
+            values = logits.float()
+            norm = values.logsumexp(-1)
+            parts.append(values.gather(1, targets[part, None]).squeeze(1) - norm)
+            if active is not None and bool(active[part].any()):
+                rows = active[part].nonzero().squeeze(1)
+                kept.append(_Kept(rows + first, logits[rows], norm[rows]))
+        return torch.cat(parts), kept
+
+    def backward(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        grad: Tensor,
+        adapter: HeadAdapter | None,
+        kept: list[_Kept],
+    ) -> Tensor:
+        """dL/dhidden [n, d] from dL/dlogprob [n]; adds to the adapter's gradients."""
+        out = torch.zeros_like(hidden)
+        for k in kept:
+            g = grad[k.rows, None]
+            d = (k.logits.float() - k.norm[:, None]).exp_().mul_(-g)
+            d.scatter_add_(1, targets[k.rows, None], g)
+            dlogits = d.to(hidden.dtype)
+            dh = dlogits @ self.weight
+            if adapter is not None:
+                du = (dlogits @ adapter.b.T).mul_(adapter.scale)
+                dh.addmm_(du, adapter.a.T)
+                if adapter.grads is not None:
+                    h = hidden[k.rows]
+                    adapter.grads[0].add_(h.T @ du)
+                    adapter.grads[1].add_((h @ adapter.a).T @ dlogits, alpha=adapter.scale)
+            out[k.rows] = dh
+        return out

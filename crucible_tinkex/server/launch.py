@@ -1,0 +1,46 @@
+"""Starting the torch engine: threads, computing dtype, base model.
+
+Not imported by `serve` at its top, because torch must come after the OpenMP settings.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+import torch
+
+from crucible_tinkex.server import bases
+from crucible_tinkex.server.engine import TorchEngine
+from crucible_tinkex.server.store import Store
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_PROBE_S = 0.02
+_log = logging.getLogger(__name__)
+
+
+def torch_engine(model: str, store: Store, *, dtype: str, threads: int | None) -> TorchEngine:
+    """Fetch and load `model` and start its engine."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    chosen = fastest_dtype() if dtype == "auto" else DTYPES[dtype]
+    base = bases.ensure_base(model)
+    engine = TorchEngine(base, store, dtype=chosen)
+    _log.info("base %s in %s, %d threads", base.name, chosen, torch.get_num_threads())
+    return engine
+
+
+def fastest_dtype() -> torch.dtype:
+    """bf16 if this CPU multiplies it faster than fp32, which has more digits."""
+    return min((torch.float32, torch.bfloat16), key=_seconds)
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    x, w = torch.ones(256, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+    torch.nn.functional.linear(x, w)
+    best, end = float("inf"), time.perf_counter() + _PROBE_S
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, w)
+        best = min(best, time.perf_counter() - start)
+    return best

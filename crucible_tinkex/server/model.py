@@ -1,0 +1,83 @@
+"""The base with its multi-LoRA layers: packed tokens in, hidden states and log-probabilities out.
+
+Guarantees: the weights never change; nothing here knows of requests, queues or the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from crucible_tinkex.server import attention, bases
+from crucible_tinkex.server.attention import Plan
+from crucible_tinkex.server.head import Head
+from crucible_tinkex.server.lora import (
+    HEAD,
+    Layout,
+    PassContext,
+    Segment,
+    Slot,
+    initial_weights,
+    wrap_linears,
+)
+from crucible_tinkex.server.operations import BaseInfo, LoraSpec
+
+MIN_TOKENS = 16
+"""Passes of fewer tokens are filled up, because small GEMMs use other kernels."""
+
+
+class BaseModel:
+    """One frozen base, shared by all adapters."""
+
+    def __init__(self, base: bases.Base, dtype: torch.dtype) -> None:
+        transformers_logging.disable_progress_bar()
+        causal = bases.load_model(base, dtype)
+        causal.config._attn_implementation = attention.NAME
+        self.base = base
+        self.dtype = dtype
+        self.config = causal.config
+        self._body = causal.model
+        self._context = PassContext()
+        weight = causal.get_output_embeddings().weight
+        self.head = Head(weight)
+        self.slots = wrap_linears(self._body, self._context)
+        self.slots.append(Slot(HEAD, weight.shape[1], weight.shape[0]))
+        self._layouts: dict[tuple[int, bool, bool, bool], Layout] = {}
+        self.info = BaseInfo(
+            name=base.name,
+            tokenizer_id=str(base.tokenizer_folder),
+            vocab_size=int(weight.shape[0]),
+            max_length=bases.max_length(causal.config),
+        )
+
+    def layout(self, spec: LoraSpec) -> Layout:
+        key = (spec.rank, spec.train_attn, spec.train_mlp, spec.train_unembed)
+        if key not in self._layouts:
+            self._layouts[key] = Layout(self.slots, spec)
+        return self._layouts[key]
+
+    def initial_weights(self, spec: LoraSpec) -> Tensor:
+        return initial_weights(self.layout(spec), spec)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        plan: Plan,
+        segments: Sequence[Segment],
+        *,
+        backward: bool,
+    ) -> Tensor:
+        """[M] tokens to [M, d] after the last norm; differentiable if `backward`."""
+        context = self._context
+        context.segments = list(segments)
+        context.anchor = torch.zeros(1, requires_grad=True) if backward else None
+        with torch.set_grad_enabled(backward):
+            out = self._body(
+                input_ids=tokens[None], position_ids=positions[None], use_cache=False, plan=plan
+            )
+        state: Tensor = out.last_hidden_state[0]
+        return state

@@ -1,0 +1,64 @@
+"""The order of one model's requests: strictly by seq_id, whatever order they arrive in.
+
+Guarantees: the n-th request is released when all before it have arrived; a repeat of a request
+(same seq_id, same body) gives the promise of the first; another body under a used seq_id is
+refused. A request that is refused uses up its seq_id, so that the next ones are not held for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from crucible_tinkex.errors import RequestRejectedError
+
+
+class Sequence:
+    """seq_ids count from `first`. Not thread-safe: the event loop owns it."""
+
+    def __init__(self, first: int = 1) -> None:
+        self._next = first
+        self._held: dict[int, Callable[[], None]] = {}
+        self._seen: dict[int, tuple[bytes, str | None]] = {}
+
+    def repeated(self, seq_id: int, digest: bytes) -> str | None:
+        """The promise of an earlier, equal request; raises if an unequal one used the number."""
+        if seq_id not in self._seen:
+            if seq_id < self._next:
+                raise _refused(f"seq_id {seq_id} is below the first one, {self._next}")
+            return None
+        known, request_id = self._seen[seq_id]
+        if known != digest or request_id is None:
+            raise _refused(f"seq_id {seq_id} was used by another request")
+        return request_id
+
+    def following(self) -> int:
+        """The number of a request that came without one."""
+        return max(self._next, max(self._seen, default=0) + 1)
+
+    def admit(
+        self, seq_id: int, digest: bytes, request_id: str | None, release: Callable[[], None]
+    ) -> None:
+        """Call `release` now, or as soon as all earlier numbers have come."""
+        self._seen[seq_id] = (digest, request_id)
+        self._held[seq_id] = release
+        while (ready := self._held.pop(self._next, None)) is not None:
+            self._next += 1
+            ready()
+
+    def refuse(self, seq_id: int, digest: bytes) -> None:
+        """The request is bad: its number counts as done."""
+        self.admit(seq_id, digest, None, _nothing)
+
+    def abandon(self) -> list[str]:
+        """Forget the held requests; returns their promises."""
+        held = [self._seen[n][1] for n in sorted(self._held)]
+        self._held.clear()
+        return [request_id for request_id in held if request_id is not None]
+
+
+def _nothing() -> None:
+    pass
+
+
+def _refused(message: str) -> RequestRejectedError:
+    return RequestRejectedError(message, status=400, category="user")

@@ -1,0 +1,218 @@
+"""A batch of sampling requests: one prefill of their prompts, then one token per row and step.
+
+Requests of a batch have the same prompt bucket, so the k-th new token of every row goes to the same
+cache slot and a step sees an extent that depends on the bucket and k only. Rows lie grouped by
+adapter, each group filled up to a multiple of 8 rows.
+Guarantees: a request's tokens and log-probabilities do not depend on the rest of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from crucible_tinkex.server.adapters import FrozenAdapter
+from crucible_tinkex.server.attention import BUCKET, Block, DecodePlan, PackedPlan, round_up
+from crucible_tinkex.server.choosing import Sampling, Vocabulary, generator_for
+from crucible_tinkex.server.head import head_adapter
+from crucible_tinkex.server.lora import Segment
+from crucible_tinkex.server.model import MIN_TOKENS, BaseModel
+from crucible_tinkex.server.operations import Sample, SampleOutput
+
+EXTENT = 16
+"""The cache grows by this many slots."""
+
+Ticket = TypeVar("Ticket")
+TopK = tuple[tuple[tuple[int, float], ...] | None, ...]
+
+
+def prompt_bucket(request: Sample) -> int:
+    return max(round_up(len(request.prompt)), MIN_TOKENS)
+
+
+@dataclass(slots=True)
+class Prompt(Generic[Ticket]):
+    """One request in a batch; `ticket` is the caller's."""
+
+    ticket: Ticket
+    request: Sample
+    adapter: FrozenAdapter | None
+    rows: list[Sampling] = field(default_factory=list)
+    prompt_logprobs: tuple[float | None, ...] | None = None
+    topk: TopK | None = None
+    reported: bool = False
+
+    def output(self) -> SampleOutput:
+        return SampleOutput(tuple(r.sequence() for r in self.rows), self.prompt_logprobs, self.topk)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a row's past lies (prompt number, then row number after the first layout)."""
+
+    source: int
+    length: int
+    row: Sampling | None
+
+
+class SampleBatch(Generic[Ticket]):
+    """Call `advance` until it says that nothing is left."""
+
+    def __init__(
+        self, model: BaseModel, vocabulary: Vocabulary, prompts: Sequence[Prompt[Ticket]]
+    ) -> None:
+        self._model = model
+        self._vocabulary = vocabulary
+        self._prompts = sorted(prompts, key=lambda p: id(p.adapter))
+        self._bucket = prompt_bucket(self._prompts[0].request)
+        self._steps = 0
+        self._cache: list[tuple[Tensor, Tensor]] = []
+        self._places: list[_Place] = []
+        self._segments: list[Segment] = []
+
+    @property
+    def finished(self) -> bool:
+        return all(p.reported for p in self._prompts)
+
+    def pending(self) -> list[Prompt[Ticket]]:
+        return [p for p in self._prompts if not p.reported]
+
+    @torch.inference_mode()
+    def advance(self, steps: int) -> list[Prompt[Ticket]]:
+        """Generate up to `steps` tokens per row; returns the requests that became complete."""
+        for _ in range(steps):
+            self._decode() if self._steps else self._prefill()
+            self._steps += 1
+            if not any(p.row and p.row.stop_reason is None for p in self._places):
+                break
+        done = [p for p in self.pending() if all(r.stop_reason for r in p.rows)]
+        for prompt in done:
+            prompt.reported = True
+        return done
+
+    def _prefill(self) -> None:
+        count, bucket = len(self._prompts), self._bucket
+        tokens = torch.zeros(count, bucket, dtype=torch.long)
+        for i, p in enumerate(self._prompts):
+            tokens[i, : len(p.request.prompt)] = torch.from_numpy(p.request.prompt)
+        owners = [p.adapter for p in self._prompts]
+        plan = PackedPlan([Block(0, count * bucket, count, None, None)], keep_cache=True)
+        positions = torch.arange(bucket).repeat(count)
+        segments = _segments(owners, bucket)
+        hidden = self._model.hidden(
+            tokens.view(-1), positions, plan, segments, backward=False
+        ).view(count, bucket, -1)
+        for i, p in enumerate(self._prompts):
+            self._score_prompt(p, tokens[i], hidden[i])
+            p.rows = [
+                Sampling(p.request, generator_for(p.request.seed, n))
+                for n in range(p.request.num_samples)
+            ]
+        self._cache = plan.cache
+        self._lay_out(
+            [
+                (_Place(i, len(p.request.prompt), row), p.adapter)
+                for i, p in enumerate(self._prompts)
+                for row in p.rows
+            ]
+        )
+        last = torch.tensor([p.length - 1 for p in self._places])
+        source = torch.tensor([p.source for p in self._places])
+        self._choose(hidden[source, last])
+
+    def _lay_out(self, rows: list[tuple[_Place, FrozenAdapter | None]]) -> None:
+        """Arrange rows by adapter with filling, and bring the cache into that order."""
+        self._places, owners = [], []
+        for _, group in groupby(rows, key=lambda r: id(r[1])):
+            members = list(group)
+            first, adapter = members[0]
+            filling = round_up(len(members)) - len(members)
+            dummies = [_Place(first.source, first.length, None)] * filling
+            self._places += [p for p, _ in members] + dummies
+            owners += [adapter] * (len(members) + filling)
+        if len(self._places) < MIN_TOKENS:
+            short = MIN_TOKENS - len(self._places)
+            dummy = self._places[-1]
+            self._places += [_Place(dummy.source, dummy.length, None)] * short
+            owners += [None] * short
+        self._segments = _segments(owners, 1)
+        order = torch.tensor([p.source for p in self._places])
+        self._cache = [(k.index_select(0, order), v.index_select(0, order)) for k, v in self._cache]
+
+    def _compact(self) -> None:
+        """Drop finished rows once that at least halves the batch."""
+        alive = [i for i, p in enumerate(self._places) if p.row and p.row.stop_reason is None]
+        if max(len(alive), MIN_TOKENS) * 2 > len(self._places):
+            return
+        owner = {id(r): p.adapter for p in self._prompts for r in p.rows}
+        self._lay_out(
+            [
+                (_Place(i, self._places[i].length, row), owner[id(row)])
+                for i in alive
+                if (row := self._places[i].row) is not None
+            ]
+        )
+
+    def _decode(self) -> None:
+        self._compact()
+        at = self._bucket + self._steps - 1
+        if self._cache[0][0].shape[2] <= at:
+            self._cache = [(_grow(k), _grow(v)) for k, v in self._cache]
+        lengths = torch.tensor([p.length for p in self._places])
+        slots = torch.arange(self._cache[0][0].shape[2])
+        unseen = (slots >= lengths[:, None]) & (slots < self._bucket) | (slots > at)
+        newest = [p.row.tokens[-1] if p.row else 0 for p in self._places]
+        hidden = self._model.hidden(
+            torch.tensor(newest),
+            lengths + self._steps - 1,
+            DecodePlan(self._cache, at, unseen[:, None, None, :]),
+            self._segments,
+            backward=False,
+        )
+        self._choose(hidden)
+
+    def _choose(self, hidden: Tensor) -> None:
+        logits = self._model.head.logits_of(hidden, self._segments).float()
+        norms = logits.logsumexp(-1).tolist()
+        for place, row_logits, norm in zip(self._places, logits, norms, strict=True):
+            if place.row is not None and place.row.stop_reason is None:
+                place.row.take(row_logits, norm, self._vocabulary)
+
+    def _score_prompt(self, prompt: Prompt[Ticket], tokens: Tensor, hidden: Tensor) -> None:
+        """Log-probability of every prompt token but the first, if the request wants them."""
+        request, n = prompt.request, len(prompt.request.prompt)
+        adapter = head_adapter(prompt.adapter.segment(0, n)) if prompt.adapter else None
+        if request.prompt_logprobs:
+            targets = tokens.roll(-1)
+            values, _ = self._model.head.logprobs(hidden, targets, adapter, None)
+            prompt.prompt_logprobs = (None, *values[: n - 1].tolist())
+        if request.topk_prompt_logprobs > 0:
+            logits = self._model.head.logits(hidden, adapter).float()[: n - 1]
+            best = logits.log_softmax(-1).topk(min(request.topk_prompt_logprobs, logits.shape[1]))
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            prompt.topk = (None, *(tuple(zip(i, v, strict=True)) for i, v in pairs))
+
+
+def _segments(owners: Sequence[FrozenAdapter | None], width: int) -> list[Segment]:
+    """Stretches of one adapter, where `owners` has one entry per `width` tokens."""
+    out: list[Segment] = []
+    first = 0
+    for _, group in groupby(owners, key=id):
+        members = list(group)
+        if members[0] is not None:
+            out.append(members[0].segment(first * width, (first + len(members)) * width))
+        first += len(members)
+    return out
+
+
+def _grow(x: Tensor) -> Tensor:
+    b, g, s, d = x.shape
+    extent = s - s % BUCKET + EXTENT
+    out = x.new_zeros(b, g, extent, d)
+    out[:, :, :s] = x
+    return out

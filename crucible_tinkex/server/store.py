@@ -1,0 +1,166 @@
+"""Checkpoints on disk: one folder each, written beside and renamed, with a manifest.
+
+    <data_dir>/checkpoints/<run>/<kind>/<name>/manifest.json
+                                              adapter.safetensors
+                                              optimizer.safetensors   (kind `weights` only)
+
+Guarantees: a checkpoint is there whole or not at all (files and folders are fsynced before and
+after the rename); a new `Store` on the same folder finds all of them; a name is never replaced
+unless `overwrite` is asked for. Tensors are read and written by the caller (`files`); this module
+imports no torch, so the app can list checkpoints without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from crucible_tinkex.errors import RequestRejectedError, StorageError
+from crucible_tinkex.names import TinkerPath
+from crucible_tinkex.server.operations import LoraSpec
+from crucible_tinkex.storage import fsync_folder, storage_errors
+
+ADAPTER_FILE = "adapter.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a checkpoint is; `sha256` is of the adapter file."""
+
+    tinker_path: str
+    base_model: str
+    spec: LoraSpec
+    steps: int
+    optimizer: bool
+    created: str
+    expires: str | None = None
+    sha256: str = ""
+    size_bytes: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Manifest:
+        fields = json.loads(text)
+        return cls(**{**fields, "spec": LoraSpec(**fields["spec"])})
+
+    @property
+    def path(self) -> TinkerPath:
+        return TinkerPath.parse(self.tinker_path)
+
+    def expired(self) -> bool:
+        return self.expires is not None and datetime.fromisoformat(self.expires) < datetime.now(UTC)
+
+
+def expiry(ttl_seconds: int | None) -> str | None:
+    if ttl_seconds is None:
+        return None
+    return (datetime.now(UTC) + timedelta(seconds=ttl_seconds)).isoformat()
+
+
+class Store:
+    """All checkpoints below `data_dir`. One process; reading from another thread is safe."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._root = data_dir / "checkpoints"
+        with storage_errors(self._root):
+            self._root.mkdir(parents=True, exist_ok=True)
+            self._found = {m.path: m for m in map(_read, self._root.glob("*/*/*/manifest.json"))}
+
+    def folder(self, path: TinkerPath) -> Path:
+        return self._root / path.run_id.replace(":", "+") / path.kind / path.name
+
+    def list(self, run_id: str | None = None) -> list[Manifest]:
+        """Oldest first; expired ones are deleted on the way."""
+        found = list(self._found.values())
+        for manifest in found:
+            if manifest.expired():
+                self.delete(manifest.path)
+        live = [m for m in found if not m.expired() and run_id in (None, m.path.run_id)]
+        return sorted(live, key=lambda m: m.created)
+
+    def info(self, path: TinkerPath) -> Manifest:
+        """Raises `RequestRejectedError` (404) if there is no such checkpoint."""
+        manifest = self._found.get(path)
+        if manifest is None or manifest.expired():
+            raise RequestRejectedError(
+                f"there is no checkpoint {path}", status=404, category="user"
+            )
+        return manifest
+
+    def save(
+        self, manifest: Manifest, write: Callable[[Path], None], *, overwrite: bool = False
+    ) -> Manifest:
+        """Publish what `write` puts into the folder that it is given."""
+        path = manifest.path
+        if path in self._found and not overwrite and not self._found[path].expired():
+            raise RequestRejectedError(
+                f"checkpoint {path} exists; choose another name or ask to overwrite",
+                status=400,
+                category="user",
+            )
+        target = self.folder(path)
+        work = target.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        with storage_errors(target):
+            work.mkdir(parents=True)
+            try:
+                write(work)
+                done = _complete(manifest, work)
+                _publish(work, target)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+        self._found[path] = done
+        return done
+
+    def delete(self, path: TinkerPath) -> None:
+        """Raises `RequestRejectedError` (404) if there is no such checkpoint."""
+        if self._found.pop(path, None) is None:
+            self.info(path)
+        with storage_errors(self.folder(path)):
+            _remove(self.folder(path))
+
+
+def _read(path: Path) -> Manifest:
+    try:
+        return Manifest.parse(path.read_text())
+    except (ValueError, TypeError, KeyError) as e:
+        raise StorageError(f"{path} is not a checkpoint manifest: {e}") from e
+
+
+def _complete(manifest: Manifest, work: Path) -> Manifest:
+    """Add hash and size, write the manifest, and make every file durable."""
+    with open(work / ADAPTER_FILE, "rb") as f:
+        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+    size_bytes = sum(p.stat().st_size for p in work.iterdir())
+    fields = {**asdict(manifest), "sha256": sha256, "size_bytes": size_bytes}
+    (work / MANIFEST_FILE).write_text(json.dumps(fields, indent=1))
+    for file in work.iterdir():
+        fd = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    fsync_folder(work)
+    return Manifest.parse(json.dumps(fields))
+
+
+def _publish(work: Path, target: Path) -> None:
+    if target.exists():
+        _remove(target)
+    os.rename(work, target)
+    for folder in (target.parent, target.parent.parent, target.parent.parent.parent):
+        fsync_folder(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Rename first, so that a crash leaves no half of a checkpoint under its name."""
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    os.rename(folder, aside)
+    shutil.rmtree(aside)

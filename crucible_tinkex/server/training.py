@@ -1,0 +1,169 @@
+"""Training requests cut into chunks, and passes that run chunks of several models together.
+
+A request is cut into chunks of whole rows by a rule that looks at nothing but the request: rows by
+length, filled up to the token cap. A pass takes one chunk of each of several requests; what a
+chunk computes, and the order in which a request's chunks add to its gradient, do not depend on the
+company (see `lora`, `attention`, `head`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crucible_tinkex.server import losses
+from crucible_tinkex.server.adapters import Adapter
+from crucible_tinkex.server.attention import BUCKET, Block, PackedPlan, round_up
+from crucible_tinkex.server.head import head_adapter
+from crucible_tinkex.server.lora import Segment
+from crucible_tinkex.server.model import MIN_TOKENS, BaseModel
+from crucible_tinkex.server.operations import FloatArray, ForwardBackward, ForwardOutput, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some rows of one request, packed into a line whose length is a multiple of `BUCKET`."""
+
+    rows: tuple[int, ...]
+    lengths: tuple[int, ...]
+    """Tokens of each row in the line; the last one includes the filling."""
+    tokens: Tensor
+    positions: Tensor
+    targets: Tensor
+    inputs: dict[str, Tensor]
+
+    @property
+    def size(self) -> int:
+        return len(self.tokens)
+
+
+class TrainingWork:
+    """One forward or forward_backward request on its way through passes."""
+
+    def __init__(self, operation: ForwardBackward, token_cap: int) -> None:
+        self.operation = operation
+        self._groups = _cut([len(r.tokens) for r in operation.rows], token_cap)
+        self._next = 0
+        self._logprobs: list[FloatArray | None] = [None] * len(operation.rows)
+        self._loss = 0.0
+        self.chunk = self._pack()
+
+    @property
+    def finished(self) -> bool:
+        return self._next >= len(self._groups)
+
+    def _pack(self) -> Chunk:
+        numbers = self._groups[self._next]
+        return pack(numbers, [self.operation.rows[i] for i in numbers])
+
+    def add(self, logprobs: Tensor, loss: float) -> None:
+        """Take the results of the present chunk and go on to the next."""
+        values = logprobs.numpy()
+        first = 0
+        for number in self.chunk.rows:
+            n = len(self.operation.rows[number].tokens)
+            self._logprobs[number] = values[first : first + n].copy()
+            first += n
+        self._loss += loss
+        self._next += 1
+        if not self.finished:
+            self.chunk = self._pack()
+
+    def output(self) -> ForwardOutput:
+        rows = tuple(p for p in self._logprobs if p is not None)
+        return ForwardOutput(rows, {"loss:sum": self._loss})
+
+
+def _cut(lengths: Sequence[int], token_cap: int) -> list[tuple[int, ...]]:
+    groups: list[tuple[int, ...]] = []
+    current: list[int] = []
+    total = 0
+    for number in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if current and total + lengths[number] > token_cap:
+            groups.append(tuple(current))
+            current, total = [], 0
+        current.append(number)
+        total += lengths[number]
+    return [*groups, tuple(current)]
+
+
+def pack(numbers: tuple[int, ...], rows: Sequence[Row]) -> Chunk:
+    lengths = [len(r.tokens) for r in rows]
+    real = sum(lengths)
+    filling = max(round_up(real, BUCKET), MIN_TOKENS) - real
+    lengths[-1] += filling
+    tail = np.zeros(filling, np.int64)
+    names = rows[0].inputs.keys()
+    return Chunk(
+        rows=numbers,
+        lengths=tuple(lengths),
+        tokens=torch.from_numpy(np.concatenate([*(r.tokens for r in rows), tail])),
+        positions=torch.cat([torch.arange(n) for n in lengths]),
+        targets=torch.from_numpy(np.concatenate([*(r.targets for r in rows), tail])),
+        inputs={
+            name: torch.from_numpy(
+                np.concatenate([*(r.inputs[name] for r in rows), tail.astype(np.float32)])
+            )
+            for name in names
+        },
+    )
+
+
+def run_pass(model: BaseModel, parts: Sequence[tuple[TrainingWork, Adapter]]) -> None:
+    """Run the present chunk of every request in one pass. All or none of them want backward."""
+    backward = parts[0][0].operation.backward
+    segments: list[Segment] = []
+    blocks: list[Block] = []
+    start = 0
+    for work, adapter in parts:
+        end = start + work.chunk.size
+        segments.append(adapter.segment(start, end, backward=backward))
+        blocks.append(Block.of(start, work.chunk.lengths))
+        start = end
+    hidden = model.hidden(
+        torch.cat([w.chunk.tokens for w, _ in parts]),
+        torch.cat([w.chunk.positions for w, _ in parts]),
+        PackedPlan(blocks),
+        segments,
+        backward=backward,
+    )
+    grad = torch.empty_like(hidden) if backward else None
+    results = [
+        _finish(model, work, hidden, segment, grad)
+        for (work, _), segment in zip(parts, segments, strict=True)
+    ]
+    if grad is not None:
+        hidden.backward(grad)  # type: ignore[no-untyped-call]
+    for (work, _), (logprobs, loss) in zip(parts, results, strict=True):
+        work.add(logprobs, loss)
+
+
+def _finish(
+    model: BaseModel, work: TrainingWork, hidden: Tensor, segment: Segment, grad: Tensor | None
+) -> tuple[Tensor, float]:
+    """Log-probabilities and loss of one request's part; fills its part of `grad`."""
+    operation, chunk = work.operation, work.chunk
+    part = hidden.detach()[segment.start : segment.end]
+    adapter = head_adapter(segment)
+    active = losses.active_tokens(operation.loss_fn, chunk.inputs) if grad is not None else None
+    if active is not None:
+        active[len(active) - _filling(work) :] = False
+    logprobs, kept = model.head.logprobs(part, chunk.targets, adapter, active)
+    leaf = logprobs.clone().requires_grad_(grad is not None)
+    real = chunk.size - _filling(work)
+    per_token = losses.token_losses(operation.loss_fn, leaf, chunk.inputs, operation.loss_config)
+    loss = per_token[:real].sum()
+    if grad is not None:
+        (slope,) = torch.autograd.grad(loss, leaf)
+        grad[segment.start : segment.end] = model.head.backward(
+            part, chunk.targets, slope, adapter, kept
+        )
+    return logprobs[:real], float(loss.detach())
+
+
+def _filling(work: TrainingWork) -> int:
+    return work.chunk.size - sum(len(work.operation.rows[i].tokens) for i in work.chunk.rows)
