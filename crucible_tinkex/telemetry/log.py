@@ -160,7 +160,7 @@ class EventLog:
         return moved
 
     def _roll_segment(self, path: Path) -> int:
-        table = stamp(read_wal(path) or [])
+        table = stamp(read_wal(path))
         if table.num_rows:
             coverage = SequenceSet()
             writers: list[Any] = table["writer"].to_pylist()

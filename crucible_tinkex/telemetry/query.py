@@ -40,13 +40,12 @@ CREATE VIEW newest_rows AS
         SELECT trial_id FROM events_all WHERE trial_id <> ''
         GROUP BY trial_id HAVING max(attempt) > min(attempt))
     GROUP BY ALL;
-CREATE VIEW events AS SELECT * FROM events_all e
-WHERE kind NOT IN {CURVE_KINDS} OR NOT (
-    EXISTS (SELECT 1 FROM resumes r
-            WHERE r.trial_id = e.trial_id AND r.attempt > e.attempt AND r.resumed_step < e.step)
-    OR EXISTS (SELECT 1 FROM newest_rows n
-            WHERE n.trial_id = e.trial_id AND n.kind = e.kind AND n.name = e.name
-              AND n.step = e.step AND n.attempt > e.attempt));
+CREATE VIEW events AS SELECT e.* FROM events_all e
+    LEFT JOIN last_steps l ON l.trial_id = e.trial_id AND l.attempt = e.attempt
+    LEFT JOIN newest_rows n ON n.trial_id = e.trial_id AND n.kind = e.kind
+        AND n.name = e.name AND n.step = e.step
+    WHERE e.kind NOT IN {CURVE_KINDS}
+        OR (e.step <= coalesce(l.step, e.step) AND e.attempt >= coalesce(n.attempt, e.attempt));
 """
 _SETTINGS = (
     "SET TimeZone = 'UTC'",
@@ -58,10 +57,10 @@ _SETTINGS = (
     "SET allow_community_extensions = false",
     "SET lock_configuration = true",
 )
-_RESUMES: list[Any] = [
+_LAST_STEPS: list[Any] = [
     pa.field("trial_id", pa.string()),
     pa.field("attempt", pa.int32()),
-    pa.field("resumed_step", pa.int64()),
+    pa.field("step", pa.int64()),
 ]
 _READABLE = (
     duckdb.StatementType.SELECT,
@@ -147,7 +146,7 @@ def _connect(folder: Path, *, kind: str | None = None) -> Iterator[duckdb.DuckDB
     with duckdb.connect(":memory:") as connection:
         connection.register("parquet_rows", parquet)
         connection.register("wal_rows", wal)
-        connection.register("resumes", _resumes(parts, wal))
+        connection.register("last_steps", _last_steps(parts, wal))
         connection.execute(_VIEWS)
         for setting in _SETTINGS:
             connection.execute(setting)
@@ -164,24 +163,27 @@ def _snapshot(folder: Path) -> tuple[pa.Table, list[Path]]:
     read = set()
     for path in segments(wal_folder(folder)):
         found = read_wal(path)
-        if found is not None:
+        if found:
             batches += found
             read.add(segment_number(path))
     parts = [path for path in list_parts(folder) if part_number(path) not in read]
     return stamp(batches), parts
 
 
-def _resumes(parts: list[Path], wal: pa.Table) -> pa.Table:
-    """Which attempt of which trial went on from which step."""
+def _last_steps(parts: list[Path], wal: pa.Table) -> pa.Table:
+    """For every attempt that was resumed later: the last of its steps that still counts."""
     starts = [p for p in parts if p.parent.name == "kind=session_start"]
     columns = ["kind", "trial_id", "attempt", "extra"]
     tables = [wal.filter(pc.field("kind") == "session_start").select(columns)]
     if starts:
         stored = ds.dataset(starts, schema=EVENT_SCHEMA, format="parquet")
         tables.append(stored.to_table(columns=columns))
-    rows = [
-        {"trial_id": row["trial_id"], "attempt": row["attempt"], "resumed_step": step}
-        for row in pa.concat_tables(tables).to_pylist()
-        if row["trial_id"] and (step := resumed_step(row["extra"])) is not None
-    ]
-    return pa.Table.from_pylist(rows, schema=pa.schema(_RESUMES))
+    last: dict[tuple[str, int], int] = {}
+    for row in pa.concat_tables(tables).to_pylist():
+        step = resumed_step(row["extra"])
+        if row["trial_id"] and step is not None:
+            for older in range(row["attempt"]):
+                key = (row["trial_id"], older)
+                last[key] = min(step, last.get(key, step))
+    rows = [{"trial_id": t, "attempt": a, "step": step} for (t, a), step in last.items()]
+    return pa.Table.from_pylist(rows, schema=pa.schema(_LAST_STEPS))

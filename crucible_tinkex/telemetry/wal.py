@@ -41,10 +41,14 @@ class WalSegment:
         """Start a segment in the events `folder` whose number is greater than `after`."""
         place = wal_folder(folder)
         present = segments(place)
-        if after > 0 and (not present or segment_number(present[-1]) < after):
-            with storage_errors(place):  # SegmentLog numbers on from what it sees
-                (place / f"{after:06d}.log").touch()
+        signpost = place / f"{after:06d}.log"  # SegmentLog numbers on from the files it sees
+        needed = after > 0 and (not present or segment_number(present[-1]) < after)
+        if needed:
+            with storage_errors(signpost):
+                signpost.touch(exist_ok=False)
         self._log = SegmentLog(place)
+        if needed:
+            remove_segment(signpost)
         self.path = self._log.path
         self.number = segment_number(self.path)
         self.rows = 0
@@ -64,8 +68,8 @@ class WalSegment:
         self._log.close()
 
 
-def read_wal(path: Path) -> list[pa.RecordBatch] | None:
-    """The batches of one segment; None when it is gone, because it was rolled meanwhile."""
+def read_wal(path: Path) -> list[pa.RecordBatch]:
+    """The batches of one segment; none if it is empty, or gone because it was rolled meanwhile."""
     try:
         records = read_segment(path)
         first = next(records, None)
@@ -80,7 +84,7 @@ def read_wal(path: Path) -> list[pa.RecordBatch] | None:
     except StorageError:
         if path.exists():
             raise
-        return None
+        return []
 
 
 def _conform(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -1,0 +1,94 @@
+"""A process made to be killed; `test_event_crash` starts it.
+
+`loop FOLDER FIRST`: append batches for ever, rolling all the time; after each acknowledgement print
+the last number of the batch. `steps FOLDER`: one child per file operation of the log, killed just
+before that operation, with what was acknowledged in `FOLDER/<n>.acknowledged`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from crucible_tinkex.events import Event
+from crucible_tinkex.telemetry.log import EventLog
+
+KINDS = ("training_step", "evaluation", "sample")
+OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir")
+BATCH = 20
+
+
+def numbered(first: int, count: int = BATCH) -> list[Event]:
+    return [
+        Event(
+            kind=KINDS[seq % 3],
+            sweep_id="s",
+            experiment_id="e",
+            writer="w",
+            seq=seq,
+            time_us=seq,
+            trial_id="t",
+            step=seq,
+            name="train/nll",
+            value=float(seq),
+        )
+        for seq in range(first, first + count)
+    ]
+
+
+def loop(folder: Path, first: int) -> None:
+    log = EventLog(folder, roll_rows=3 * BATCH)
+    while True:
+        log.append(numbered(first))
+        print(first + BATCH - 1, flush=True)
+        first += BATCH
+
+
+def scenario(folder: Path, acknowledged: Path) -> None:
+    log = EventLog(folder)
+    for first in (1, 21):
+        log.append(numbered(first))
+        with acknowledged.open("a") as f:
+            f.write(f"{first + BATCH - 1}\n")
+    log.roll()
+    log.close()
+    log = EventLog(folder)
+    log.append(numbered(41))
+    with acknowledged.open("a") as f:
+        f.write("60\n")
+    log.close()
+
+
+def steps(root: Path) -> None:
+    for n in range(1, 200):
+        child = os.fork()
+        if child == 0:
+            die_before(n, root / f"{n}")
+            scenario(root / f"{n}", root / f"{n}.acknowledged")
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            sys.exit(os.WEXITSTATUS(status))
+
+
+def die_before(n: int, folder: Path) -> None:
+    seen = 0
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal seen
+        if event in OPERATIONS and str(args[0]).startswith(f"{folder}/"):
+            seen += 1
+            if seen == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "loop":
+        loop(Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        steps(Path(sys.argv[2]))

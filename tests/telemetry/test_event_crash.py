@@ -1,0 +1,114 @@
+"""What was acknowledged is readable exactly once, wherever the process was killed."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import event_victim as victim
+
+from crucible_tinkex.telemetry.log import EventLog
+from crucible_tinkex.telemetry.query import read_events
+from crucible_tinkex.telemetry.wal import wal_folder
+
+
+def stored(folder: Path) -> list[int]:
+    numbers: list[int] = read_events(folder, all_attempts=True)["seq"].to_pylist()
+    return sorted(numbers)
+
+
+def start_victim(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, victim.__file__, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_killed_at_random_moments(events_folder: Path) -> None:
+    chance = random.Random(7)
+    last = 0
+    for _ in range(5):
+        # what was acknowledged last is sent again, as a sender does that missed the answer
+        process = start_victim("loop", events_folder, max(1, last - victim.BATCH + 1))
+        assert process.stdout is not None
+        last = int(process.stdout.readline())
+        time.sleep(chance.uniform(0.0, 0.3))
+        process.kill()
+        last = max([last, *map(int, process.stdout.read().split())])
+        process.wait()
+        process.stdout.close()
+        numbers = stored(events_folder)
+        assert numbers[:last] == list(range(1, last + 1))
+        assert max(Counter(numbers).values()) == 1
+        last = len(numbers)
+    EventLog(events_folder).close()
+    assert stored(events_folder) == list(range(1, last + 1))
+    assert not list(wal_folder(events_folder).glob("*.log"))
+    assert last > 40 * victim.BATCH
+
+
+def test_killed_before_each_file_operation(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, victim.__file__, "steps", str(tmp_path)], check=True)
+    notes = sorted(tmp_path.glob("*.acknowledged"))
+    points = [int(note.stem) for note in notes]
+    assert len(points) > 15
+    during_roll = 0
+    for point, note in zip(points, notes, strict=True):
+        folder = tmp_path / f"{point}"
+        last = int(note.read_text().split()[-1])
+        numbers = stored(folder)
+        assert max(Counter(numbers).values()) == 1, f"doubled when killed before {point}"
+        assert numbers[:last] == list(range(1, last + 1)), f"lost when killed before {point}"
+        parts = {path.name for path in folder.glob("kind=*/*.parquet")}
+        segments = {f"part-{path.stem}.parquet" for path in wal_folder(folder).glob("*.log")}
+        during_roll += bool(parts & segments)
+        with EventLog(folder) as log:  # the sender repeats everything
+            for first in (1, 21, 41):
+                log.append(victim.numbered(first))
+        assert stored(folder) == list(range(1, 61)), f"after recovery from {point}"
+    assert during_roll >= 4, "no kill fell between a Parquet rename and the segment's removal"
+
+
+def test_a_torn_last_record_costs_only_what_was_not_acknowledged(tmp_path: Path) -> None:
+    original = tmp_path / "original"
+    with EventLog(original) as log:
+        cut_at_every_place(tmp_path, original, log)
+
+
+def cut_at_every_place(tmp_path: Path, original: Path, log: EventLog) -> None:
+    (segment,) = wal_folder(original).glob("*.log")
+    log.append(victim.numbered(1))
+    acknowledged = segment.stat().st_size
+    log.append(victim.numbered(21))
+    size = segment.stat().st_size
+    for cut in range(acknowledged, size, (size - acknowledged) // 8):
+        folder = tmp_path / f"cut{cut}"
+        shutil.copytree(original, folder)
+        with open(wal_folder(folder) / segment.name, "r+b") as f:
+            f.truncate(cut)
+        assert stored(folder) == list(range(1, 21))
+        with EventLog(folder) as recovered:
+            assert recovered.append(victim.numbered(21)) == 20
+        assert stored(folder) == list(range(1, 41))
+
+
+def test_readers_see_each_event_once_while_it_is_written_and_rolled(events_folder: Path) -> None:
+    process = start_victim("loop", events_folder, 1)
+    assert process.stdout is not None
+    process.stdout.readline()
+    try:
+        last = 0
+        until = time.monotonic() + 2.5
+        while time.monotonic() < until:
+            numbers = stored(events_folder)
+            assert numbers == list(range(1, len(numbers) + 1))
+            assert len(numbers) >= last
+            last = len(numbers)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert last > 10 * victim.BATCH

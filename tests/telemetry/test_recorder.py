@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from event_trials import Trial
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.telemetry.query import read_events
+from crucible_tinkex.telemetry.recorder import Recorder
+
+
+def points(paths: SweepPaths) -> list[tuple[int, float]]:
+    run = EventAccumulator(str(paths.tensorboard / "run-t1")).Reload()
+    return [(point.step, point.value) for point in run.Scalars("train/nll")]
+
+
+def test_a_batch_sent_again_changes_no_view(tmp_path: Path, trial: Trial) -> None:
+    paths = SweepPaths.of(tmp_path, "s")
+    recorder = Recorder(paths)
+    batch = [trial.start(1, 0), trial.loss(1, 1, 1.0)]
+    assert [recorder.record(batch), recorder.record(batch)] == [2, 0]
+    recorder.close()
+    assert points(paths) == [(1, 1.0)]
+    assert read_events(paths.events).num_rows == 2
+
+
+def test_a_new_recorder_goes_on_where_the_old_one_was_killed(tmp_path: Path, trial: Trial) -> None:
+    paths = SweepPaths.of(tmp_path, "s")
+    other = Trial("t2")
+    first = Recorder(paths)
+    first.record([trial.start(1, 0), trial.loss(1, 1, 1.0), trial.loss(1, 2, 2.0)])
+    first.record([trial.start(2, 1), trial.loss(2, 2, 4.0)])
+    first.record([other.start(1, 0), other.loss(1, 9, 9.0), other.end(1, 9, "done")])
+    before = first.snapshot()
+    first.close()
+
+    second = Recorder(paths)
+    assert second.snapshot() == before
+    assert second.record([trial.loss(2, 3, 8.0)]) == 1
+    assert second.snapshot()["t1"]["metrics"] == {"train/nll": 8.0}
+    second.close()
+    assert points(paths) == [(1, 1.0), (2, 4.0), (3, 8.0)]
+
+
+def test_tensorboard_trouble_does_not_lose_an_event(tmp_path: Path, trial: Trial) -> None:
+    paths = SweepPaths.of(tmp_path, "s")
+    paths.root.mkdir(parents=True)
+    paths.tensorboard.write_text("a file where a folder must be")
+    recorder = Recorder(paths)
+    assert recorder.record([trial.start(1, 0), trial.loss(1, 1, 1.0)]) == 2
+    recorder.close()
+    assert read_events(paths.events).num_rows == 2
