@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from service_contract import check_training_service
 
 from crucible_tinkex.client import RequestRecord, TinkexService, TrainingClient
 from crucible_tinkex.client.wire import (
@@ -138,6 +139,10 @@ async def test_training_resume_and_sampling(service: TinkexService) -> None:
     await service.delete_checkpoint(state)
     with pytest.raises(ServiceError):
         await service.create_training_from_state(state)
+
+
+async def test_the_contract(service: TinkexService) -> None:
+    await check_training_service(service)
 
 
 async def test_sessions_do_not_disturb_each_other(service: TinkexService) -> None:

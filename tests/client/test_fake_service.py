@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from service_contract import check_training_service
 
 from crucible_tinkex.client import TrainingService
 from crucible_tinkex.client.wire import (
@@ -53,6 +54,10 @@ async def test_losses_fall_depend_on_the_rate_and_repeat() -> None:
     assert good[-1] < poor[-1] < wild[-1]
     assert good == sorted(good, reverse=True)
     assert 7.9 < good[0] < 8.1
+
+
+async def test_the_contract() -> None:
+    await check_training_service(FakeService())
 
 
 async def test_resume_continues_identically() -> None:

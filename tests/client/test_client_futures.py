@@ -1,0 +1,78 @@
+"""Any bytes at all in an answer are a legal answer or a ValueError, never anything else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crucible_tinkex.client.futures import _Failed, _Metadata, _parse, _Pending
+from crucible_tinkex.client.wire import ForwardBackwardOutput, OptimStepResponse, SampleResponse
+
+MODELS = (ForwardBackwardOutput, OptimStepResponse, SampleResponse)
+LEGAL = (*MODELS, _Failed, _Metadata, _Pending)
+WORDS = ("type", "status", "error", "category", "request_id", "queue_state", "metrics")
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+VALUES = st.recursive(
+    SCALARS | st.sampled_from(["try_again", "complete_metadata"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=4), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.sampled_from([200, 408]), st.sampled_from(MODELS), st.binary(max_size=60) | VALUES)
+def test_any_answer(
+    status: int,
+    model: type[ForwardBackwardOutput | OptimStepResponse | SampleResponse],
+    answer: object,
+) -> None:
+    body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+    try:
+        parsed = _parse(status, body, "r1", model)
+    except ValueError:
+        return
+    assert isinstance(parsed, LEGAL)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"type": "try_again", "request_id": "r1"}', _Pending("active", None)),
+        (b'{"error": "x", "category": "user"}', _Failed("x", "user")),
+        (b'{"error": "x"}', _Failed("x", "unknown")),
+        (b'{"status": "complete_metadata", "response_payload_size": 3}', _Metadata()),
+        (b'{"metrics": null}', OptimStepResponse()),
+        (b'{"metrics": {"a": 1}, "metrics": {"a": 2}}', OptimStepResponse(metrics={"a": 2.0})),
+        (b'{"metrics": {"a": 1e400}}', OptimStepResponse(metrics={"a": float("inf")})),
+    ],
+)
+def test_known_answers(body: bytes, expected: object) -> None:
+    assert _parse(200, body, "r1", OptimStepResponse) == expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xef\xbb\xbf{}",
+        b'{"type": "try_again", "request_id": "r2"}',
+        b"[" * 100_000,
+        b'{"metrics": {"a": "high"}}',
+        b"<html>",
+    ],
+)
+def test_malformed_answers(body: bytes) -> None:
+    with pytest.raises(ValueError, match=""):
+        _parse(200, body, "r1", OptimStepResponse)
+
+
+def test_nan_losses_are_answers() -> None:
+    body = b'{"loss_fn_outputs": [], "metrics": {"loss:sum": NaN}}'
+    parsed = _parse(200, body, "r1", ForwardBackwardOutput)
+    assert isinstance(parsed, ForwardBackwardOutput)
+    assert parsed.metrics["loss:sum"] != parsed.metrics["loss:sum"]

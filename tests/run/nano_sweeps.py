@@ -1,0 +1,123 @@
+"""Workspaces for real sweeps on base `nano`: a real server process, real Ray, the command line as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+STEPS = 24
+EXPERIMENT = """
+name = "nano"
+[service]
+base_url = "embedded"
+dtype = "fp32"
+threads = 1
+[model]
+base = "nano"
+[data]
+train = "train.jsonl"
+eval = "eval.jsonl"
+[train]
+max_steps = {steps}
+epochs = 100
+batch_size = 4
+max_length = 32
+checkpoint_every = 6
+eval_every = 12
+[search.space]
+"lora.rank" = [2, 8]
+"optimizer.learning_rate" = [1e-6, 3e-3]
+[run]
+max_concurrent = 4
+sessions_per_actor = 2
+"""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with an experiment, and the `crucible` command in it."""
+
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "nano.toml"
+
+    def sweep(self, name: str = "nano") -> Path:
+        return self.folder / "runs" / name
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "crucible_tinkex", *arguments],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={k: v for k, v in os.environ.items() if not k.startswith("TINKER_")},
+            **options,
+        )
+
+    def crucible(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=240)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def status(self, name: str = "nano") -> dict[str, Any]:
+        found = self.crucible("status", name, "--json")
+        assert found.returncode == 0, found.stderr
+        status: dict[str, Any] = json.loads(found.stdout)
+        return status
+
+
+def make_workspace(folder: Path, *, steps: int = STEPS) -> Workspace:
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcd", k=5)) for _ in range(80)]
+    rows = [json.dumps({"prompt": f"{w}>", "completion": w[::-1]}) for w in words]
+    (folder / "train.jsonl").write_text("\n".join(rows[:60]))
+    (folder / "eval.jsonl").write_text("\n".join(rows[60:]))
+    (folder / "nano.toml").write_text(EXPERIMENT.format(steps=steps))
+    return Workspace(folder)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    workspace: Workspace
+    summary: dict[str, Any]
+    stderr: str
+
+
+def outcome(summary: dict[str, Any]) -> dict[str, Any]:
+    """What must not depend on interruptions: per trial its state, steps and metrics."""
+    return {t["id"]: (t["state"], t["step"], t["metrics"], t["config"]) for t in summary["trials"]}
+
+
+def final_weights(sweep: Path) -> dict[str, bytes]:
+    """Per trial the bytes of its final adapter, as the server stored it."""
+    found = {}
+    for manifest in (sweep / "service" / "checkpoints").rglob("manifest.json"):
+        name = json.loads(manifest.read_text())["path"].rsplit("/", 1)[1]
+        trial, _, step = name.split("-")
+        if step == f"step{STEPS:08d}":
+            found[trial] = next(manifest.parent.glob("adapter*.safetensors")).read_bytes()
+    return found
+
+
+def session_actors(root: int) -> list[psutil.Process]:
+    """The session actor processes below process `root`."""
+    found = []
+    for process in psutil.Process(root).children(recursive=True):
+        try:
+            if any("SessionActor" in part for part in process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found

@@ -1,0 +1,119 @@
+"""Whatever is killed, the resumed sweep ends with the numbers and weights of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+from nano_sweeps import FinishedRun, Workspace, final_weights, outcome, session_actors
+
+from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.registry import SweepState
+
+pytestmark = pytest.mark.ray
+Reap = Callable[["subprocess.Popen[str]"], None]
+
+
+def wait_for_checkpoint(workspace: Workspace, process: Any, *, count: int = 1) -> None:
+    """Until `count` checkpoints are committed (and the sweep still runs)."""
+    paths = SweepPaths(workspace.sweep())
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        if paths.journal.is_dir():
+            state = SweepState.read(paths)
+            if sum(len(t.checkpoints) for t in state.trials.values()) >= count:
+                return
+        time.sleep(0.02)
+    raise AssertionError("no checkpoint appeared")
+
+
+def assert_same_as_undisturbed(workspace: Workspace, finished: FinishedRun) -> None:
+    assert outcome(workspace.status()) == outcome(finished.summary)
+    mine = final_weights(workspace.sweep())
+    assert len(mine) == 4
+    assert mine == final_weights(finished.workspace.sweep())
+
+
+def test_a_killed_driver_is_resumed(
+    workspace: Workspace, finished: FinishedRun, reap: Reap
+) -> None:
+    driver = workspace.start("run", "nano.toml", "--quiet")
+    reap(driver)
+    wait_for_checkpoint(workspace, driver, count=2)
+    below = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    _, alive = psutil.wait_procs(below, timeout=30)
+    assert not alive, "the driver left processes behind"
+    assert workspace.status()["state"] == "interrupted"
+    resumed = workspace.crucible("run", "nano.toml", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert max(t["attempts"] for t in json.loads(resumed.stdout)["trials"]) == 2
+    assert_same_as_undisturbed(workspace, finished)
+
+
+def test_killed_actors_and_server_are_replaced_without_anyone_asking(
+    workspace: Workspace, finished: FinishedRun, reap: Reap
+) -> None:
+    driver = workspace.start("run", "nano.toml", "--quiet", "--json")
+    reap(driver)
+    wait_for_checkpoint(workspace, driver)
+    session_actors(driver.pid)[0].kill()
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        if "RegistryActor" in " ".join(process.cmdline()):
+            process.kill()
+    out, err = driver.communicate(timeout=200)
+    assert driver.returncode == 0, err
+    assert max(t["attempts"] for t in json.loads(out)["trials"]) == 2
+    assert_same_as_undisturbed(workspace, finished)
+
+
+def test_a_killed_server_is_started_again(
+    workspace: Workspace, finished: FinishedRun, reap: Reap
+) -> None:
+    driver = workspace.start("run", "nano.toml", "--quiet")
+    reap(driver)
+    wait_for_checkpoint(workspace, driver)
+    for process in psutil.Process(driver.pid).children():
+        if "serve" in process.cmdline():
+            process.kill()
+    _, err = driver.communicate(timeout=200)
+    assert driver.returncode == 0, err
+    assert_same_as_undisturbed(workspace, finished)
+
+
+def test_the_first_interrupt_drains_and_resume_goes_on(
+    workspace: Workspace, finished: FinishedRun, reap: Reap
+) -> None:
+    driver = workspace.start("run", "nano.toml")
+    reap(driver)
+    wait_for_checkpoint(workspace, driver)
+    driver.send_signal(signal.SIGINT)
+    _, err = driver.communicate(timeout=120)
+    assert driver.returncode == 130, err
+    assert "draining" in err
+    status = workspace.status()
+    assert status["state"] == "interrupted"
+    for trial in status["trials"]:
+        saved = [c["step"] for c in trial["checkpoints"]]
+        assert trial["reference"] or not trial["attempts"] or saved[-1] == trial["step"]
+    resumed = workspace.crucible("resume", "nano")
+    assert resumed.returncode == 0, resumed.stderr
+    assert outcome(workspace.status()) == outcome(finished.summary)
+
+
+def test_a_second_driver_is_refused(workspace: Workspace, reap: Reap) -> None:
+    driver = workspace.start("run", "nano.toml", "--quiet")
+    reap(driver)
+    wait_for_checkpoint(workspace, driver)
+    second = workspace.crucible("run", "nano.toml")
+    assert second.returncode == 2
+    assert f"in use by process {driver.pid}" in second.stderr
+    out, err = driver.communicate(timeout=200)
+    assert driver.returncode == 0, err
