@@ -43,16 +43,16 @@ class Address:
         try:
             url = urlsplit(text.strip())
             port = url.port
+            host = (url.hostname or "").encode("idna").decode()
         except ValueError as error:
             raise ConfigError(f"the service's base_url is not a URL: {error}") from None
         if "@" in url.netloc:
             raise ConfigError("the service's base_url must not hold a user name or password")
-        if url.scheme not in ("http", "https") or not url.hostname:
+        if url.scheme not in ("http", "https") or not host:
             raise ConfigError(f"the service's base_url {text!r} must be https://HOST[:PORT][/PATH]")
         if url.query or url.fragment or not url.path.isascii() or " " in url.path:
             raise ConfigError(f"the service's base_url {text!r} must end with a plain path")
         secure = url.scheme == "https"
-        host = url.hostname.encode("idna").decode() if not url.hostname.isascii() else url.hostname
         loopback = _is_loopback(host)
         if not (secure or loopback or allow_plain_http):
             raise ConfigError(

@@ -191,10 +191,14 @@ class Retries:
             backoff = min(self.policy.cap_s, self.policy.base_s * 2.0 ** min(count - 1, 20))
             delay = backoff * self.clock.chance()
         if fault.kind is Kind.QUEUED:
-            self._excused_s = min(self._excused_s + delay, self.policy.queue_s)
+            self.excuse(delay)
         if delay >= self.remaining_s:
             raise self._exhausted(fault)
         return delay
+
+    def excuse(self, wait_s: float) -> None:
+        """Do not count `wait_s` towards the deadline, up to `queue_s` in all."""
+        self._excused_s = min(self._excused_s + max(wait_s, 0.0), self.policy.queue_s)
 
     def _billing(self, fault: Fault, count: int) -> float:
         if count * self.policy.billing_pause_s > self.policy.billing_s:

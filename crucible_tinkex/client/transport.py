@@ -137,7 +137,7 @@ class Transport:
                 )
                 if not isinstance(outcome, Fault):
                     return outcome
-                await self._pause(retries.delay_s(outcome), outcome)
+                await self._pause(retries.delay_s(outcome), outcome, retries)
         except ServiceError as failure:
             error = type(failure).__name__
             raise
@@ -205,15 +205,18 @@ class Transport:
             text = f"HTTP {reply.status}: redirects are not followed; set base_url to the service"
         return fault._replace(text=text)
 
-    async def _pause(self, delay_s: float, fault: Fault) -> None:
+    async def _pause(self, delay_s: float, fault: Fault, retries: Retries) -> None:
         is_shared = fault.kind is Kind.QUEUED or (
             fault.status == 503 and fault.retry_after_s is not None
         )
         if not is_shared:
             await self.clock.sleep(delay_s)
             return
-        self._resume_at = max(self._resume_at, self.clock.monotonic() + delay_s)
+        began = self.clock.monotonic()
+        self._resume_at = max(self._resume_at, began + delay_s)
         await self._await_resume()
+        # What other sessions' answers added to the wait is not this call's fault.
+        retries.excuse(self.clock.monotonic() - began - delay_s)
 
     async def _await_resume(self) -> None:
         """Wait out the shared back-off, each caller a little differently."""

@@ -143,6 +143,7 @@ class FakeService:
         self, path: str, *, optimizer: bool = True
     ) -> FakeTraining:
         self._record("create_training_from_state")
+        TinkerPath.parse(path)
         return self._training(self.backend.load(path))
 
     async def sampler(

@@ -163,8 +163,9 @@ async def test_redirects_do_not_carry_the_key(scripted: ScriptedService, key: st
     async with ScriptedService() as elsewhere:
         for status in (301, 302, 307, 308):
             scripted.on("create_session", Answer(status, headers={"Location": elsewhere.url}))
-            with pytest.raises(ServiceError, match="redirect"):
-                await TinkexService(scripted.url).sampler(base_model="m")
+            async with TinkexService(scripted.url) as service:
+                with pytest.raises(ServiceError, match="redirect"):
+                    await service.sampler(base_model="m")
         assert elsewhere.requests == []
 
 
