@@ -26,6 +26,7 @@ from crucible_tinkex.storage import fsync_folder, write_atomic
 
 SCHEMA_VERSION = 1
 ROW_GROUP_ROWS = 122_880
+_VERSION = importlib.metadata.version("crucible-tinkex")
 _TIME = pa.timestamp("us", tz="UTC")
 
 _FIELDS: list[Any] = [
@@ -125,7 +126,7 @@ def write_parts(
 
 def _write_part(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:
     about = {
-        "version": importlib.metadata.version("crucible-tinkex"),
+        "version": _VERSION,
         "schema": SCHEMA_VERSION,
         "rows": table.num_rows,
         "sweep_id": pc.max(table["sweep_id"]).as_py(),

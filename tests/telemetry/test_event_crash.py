@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import event_victim as victim
+import pyarrow.dataset as ds
 
 from crucible_tinkex.telemetry.log import EventLog
 from crucible_tinkex.telemetry.query import read_events
@@ -34,8 +35,9 @@ def test_killed_at_random_moments(events_folder: Path) -> None:
         # what was acknowledged last is sent again, as a sender does that missed the answer
         process = start_victim("loop", events_folder, max(1, last - victim.BATCH + 1))
         assert process.stdout is not None
-        last = int(process.stdout.readline())
-        time.sleep(chance.uniform(0.0, 0.3))
+        for _ in range(chance.randrange(5, 40)):
+            last = int(process.stdout.readline())
+        time.sleep(chance.uniform(0.0, 0.01))
         process.kill()
         last = max([last, *map(int, process.stdout.read().split())])
         process.wait()
@@ -47,7 +49,7 @@ def test_killed_at_random_moments(events_folder: Path) -> None:
     EventLog(events_folder).close()
     assert stored(events_folder) == list(range(1, last + 1))
     assert not list(wal_folder(events_folder).glob("*.log"))
-    assert last > 40 * victim.BATCH
+    assert last >= 5 * 4 * victim.BATCH
 
 
 def test_killed_before_each_file_operation(tmp_path: Path) -> None:
@@ -68,7 +70,9 @@ def test_killed_before_each_file_operation(tmp_path: Path) -> None:
         with EventLog(folder) as log:  # the sender repeats everything
             for first in (1, 21, 41):
                 log.append(victim.numbered(first))
-        assert stored(folder) == list(range(1, 61)), f"after recovery from {point}"
+        rolled = ds.dataset(folder, partitioning="hive").to_table(columns=["seq"])
+        numbers = sorted(rolled["seq"].to_pylist())
+        assert numbers == list(range(1, 61)), f"after recovery from {point}"
     assert during_roll >= 4, "no kill fell between a Parquet rename and the segment's removal"
 
 
@@ -100,9 +104,9 @@ def test_readers_see_each_event_once_while_it_is_written_and_rolled(events_folde
     assert process.stdout is not None
     process.stdout.readline()
     try:
-        last = 0
-        until = time.monotonic() + 2.5
-        while time.monotonic() < until:
+        last = reads = 0
+        while reads < 20 or last < 30 * victim.BATCH:
+            reads += 1
             numbers = stored(events_folder)
             assert numbers == list(range(1, len(numbers) + 1))
             assert len(numbers) >= last
@@ -111,4 +115,3 @@ def test_readers_see_each_event_once_while_it_is_written_and_rolled(events_folde
         process.kill()
         process.wait()
         process.stdout.close()
-    assert last > 10 * victim.BATCH
