@@ -151,7 +151,6 @@ def test_sql_sees_both_views(resumed: Path) -> None:
         "SELECT * FROM '{0}/secret.csv'",
         "SELECT * FROM glob('/*')",
         "SELECT * FROM 'https://example.org/x.parquet'",
-        "SELECT * FROM EVENT_SCHEMA",
         "CREATE TABLE mine AS SELECT 1",
         "DROP VIEW events",
         "SELECT 1; COPY (SELECT 1) TO '{0}/stolen.csv'",
