@@ -36,7 +36,8 @@ SERVER_MAY_IMPORT = (
 # One dependency, one home.
 HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("runtime",),
-    "httpx": ("client.transport", "client.connections"),
+    "httpx": ("client.transport",),
+    "httpcore": ("client.connections",),
     "pyarrow": ("telemetry", "api"),
     "tensorboardX": ("telemetry.tensorboard",),
     "duckdb": ("telemetry.query",),
