@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from crucible_tinkex.client import wire
+import crucible_tinkex.client.wire as wire
 from crucible_tinkex.errors import ConfigError, CrucibleError, ServiceError, StorageError
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import codec

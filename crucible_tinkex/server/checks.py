@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from crucible_tinkex.client import wire
+import crucible_tinkex.client.wire as wire
 from crucible_tinkex.errors import RequestRejectedError
 from crucible_tinkex.server.loss_specs import LOSS_SPECS, WEIGHTS, LossSpec
 from crucible_tinkex.server.operations import (

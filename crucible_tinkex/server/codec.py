@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from crucible_tinkex.client import wire
+import crucible_tinkex.client.wire as wire
 from crucible_tinkex.errors import CrucibleError, ServiceError
 from crucible_tinkex.server.checks import refused
 from crucible_tinkex.server.operations import (

@@ -53,6 +53,7 @@ class Head:
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
+        self._scratch = torch.empty(CHUNK, weight.shape[0])
 
     def logits(self, hidden: Tensor, adapter: HeadAdapter | None) -> Tensor:
         """[n, d] to [n, V] in the computing dtype."""
@@ -80,9 +81,11 @@ class Head:
         for first in range(0, len(hidden), CHUNK):
             part = slice(first, first + CHUNK)
             logits = self.logits(hidden[part], adapter)
-            values = logits.float()
-            norm = values.logsumexp(-1)
-            parts.append(values.gather(1, targets[part, None]).squeeze(1) - norm)
+            values = self._scratch[: len(logits)].copy_(logits)
+            wanted = values.gather(1, targets[part, None]).squeeze(1)
+            top = values.amax(-1)
+            norm = values.sub_(top[:, None]).exp_().sum(-1).log_().add_(top)
+            parts.append(wanted - norm)
             if active is not None and bool(active[part].any()):
                 rows = active[part].nonzero().squeeze(1)
                 kept.append(_Kept(rows + first, logits[rows], norm[rows]))
@@ -100,7 +103,8 @@ class Head:
         out = torch.zeros_like(hidden)
         for k in kept:
             g = grad[k.rows, None]
-            d = (k.logits.float() - k.norm[:, None]).exp_().mul_(-g)
+            d = self._scratch[: len(g)].copy_(k.logits)
+            d.sub_(k.norm[:, None]).exp_().mul_(-g)
             d.scatter_add_(1, targets[k.rows, None], g)
             dlogits = d.to(hidden.dtype)
             dh = dlogits @ self.weight

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from crucible_tinkex.client import wire
+import crucible_tinkex.client.wire as wire
 from crucible_tinkex.errors import SessionLostError
 from crucible_tinkex.names import TinkerPath, check_segment
 from crucible_tinkex.server import checks

@@ -1,0 +1,47 @@
+"""Real parts of the server on the `nano` base, one torch thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from server_client import Client
+
+from crucible_tinkex.server import bases
+from crucible_tinkex.server.engine import TorchEngine
+from crucible_tinkex.server.store import Store
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CRUCIBLE_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def nano(cache: Path) -> bases.Base:
+    return bases.ensure_base("nano")
+
+
+@pytest.fixture
+def start(nano: bases.Base, tmp_path: Path) -> Iterator[Callable[..., Client]]:
+    """Starts engines on a data folder of the test; closes all of them."""
+    engines: list[TorchEngine] = []
+
+    def begin(dtype: torch.dtype = torch.float32, token_cap: int = 1024) -> Client:
+        store = Store(tmp_path / "data")
+        engines.append(TorchEngine(nano, store, dtype=dtype, token_cap=token_cap))
+        return Client(engines[-1])
+
+    yield begin
+    for engine in engines:
+        engine.close()
