@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 
 from crucible_tinkex.manifest import write_manifest
 from crucible_tinkex.preparation import PreparedSweep
+from crucible_tinkex.registry import TERMINAL, SweepState
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.storage import Lock
 from crucible_tinkex.sweep import (
@@ -23,6 +24,7 @@ from crucible_tinkex.sweep import (
     SweepResult,
     SweepView,
     connected,
+    exit_code,
     ignore,
 )
 
@@ -40,9 +42,21 @@ def launch(
     lock = Lock(prepared.paths.lock)
     try:
         write_manifest(prepared)
+        finished = _finished(prepared)
+        if finished:
+            return finished
         return asyncio.run(_launch(prepared, address, runtime, observer))
     finally:
         lock.close()
+
+
+def _finished(prepared: PreparedSweep) -> SweepResult | None:
+    """The result of a sweep in which nothing is left to do."""
+    if not prepared.started:
+        return None
+    state = SweepState.read(prepared.paths)
+    ended = state.trials and all(t.state in TERMINAL for t in state.trials.values())
+    return SweepResult(state, exit_code(state)) if ended else None
 
 
 async def _launch(

@@ -208,7 +208,7 @@ class SweepController:
             await self._registry.close()
         if self._stopped_by:
             raise self._stopped_by
-        return SweepResult(state, _exit_code(state))
+        return SweepResult(state, exit_code(state))
 
     async def _run_trials(self, todo: Sequence[TrialPlan]) -> None:
         run = self._prepared.experiment.run
@@ -309,7 +309,8 @@ class SweepController:
         self._observer(self._view)
 
 
-def _exit_code(state: SweepState) -> int:
+def exit_code(state: SweepState) -> int:
+    """0 all done, 1 some failed, 130 something is left to do."""
     states = {t.state for t in state.trials.values()}
     if states & {PENDING, RUNNING}:
         return 130

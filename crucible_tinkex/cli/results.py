@@ -15,7 +15,6 @@ from crucible_tinkex.errors import ConfigError, CorruptLogError
 from crucible_tinkex.leaderboard import summary, sweep_state
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import TERMINAL, SweepState
-from crucible_tinkex.telemetry.query import query
 
 
 def _existing(sweep: str, storage: str) -> SweepPaths:
@@ -64,6 +63,8 @@ def _listed(root: Path) -> dict[str, str | int]:
 
 
 def show_query(sweep: str, sql: str, *, storage: str, json: bool) -> None:
+    from crucible_tinkex.telemetry.query import query
+
     result = query(_existing(sweep, storage).events, sql)
     if json:
         print(json_module.dumps(result.to_pylist(), default=str))

@@ -1,4 +1,4 @@
-"""Workspaces for real sweeps on base `nano`: a real server process, real Ray, the command line as a user types it."""
+"""Workspaces for real sweeps on base `nano`: real server, real Ray, the real command line."""
 
 from __future__ import annotations
 
@@ -104,10 +104,10 @@ def final_weights(sweep: Path) -> dict[str, bytes]:
     """Per trial the bytes of its final adapter, as the server stored it."""
     found = {}
     for manifest in (sweep / "service" / "checkpoints").rglob("manifest.json"):
-        name = json.loads(manifest.read_text())["path"].rsplit("/", 1)[1]
+        name = json.loads(manifest.read_text())["tinker_path"].rsplit("/", 1)[1]
         trial, _, step = name.split("-")
         if step == f"step{STEPS:08d}":
-            found[trial] = next(manifest.parent.glob("adapter*.safetensors")).read_bytes()
+            found[trial] = (manifest.parent / "adapter.safetensors").read_bytes()
     return found
 
 

@@ -41,13 +41,18 @@ def assert_same_as_undisturbed(workspace: Workspace, finished: FinishedRun) -> N
     assert mine == final_weights(finished.workspace.sweep())
 
 
+def _is_agent(process: psutil.Process) -> bool:
+    """Ray's own two agents, which leave by themselves a minute after their raylet."""
+    return "Agent" in " ".join(process.cmdline())
+
+
 def test_a_killed_driver_is_resumed(
     workspace: Workspace, finished: FinishedRun, reap: Reap
 ) -> None:
     driver = workspace.start("run", "nano.toml", "--quiet")
     reap(driver)
     wait_for_checkpoint(workspace, driver, count=2)
-    below = psutil.Process(driver.pid).children(recursive=True)
+    below = [p for p in psutil.Process(driver.pid).children(recursive=True) if not _is_agent(p)]
     driver.kill()
     _, alive = psutil.wait_procs(below, timeout=30)
     assert not alive, "the driver left processes behind"
@@ -68,7 +73,7 @@ def test_killed_actors_and_server_are_replaced_without_anyone_asking(
     for process in psutil.Process(driver.pid).children(recursive=True):
         if "RegistryActor" in " ".join(process.cmdline()):
             process.kill()
-    out, err = driver.communicate(timeout=200)
+    _, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, err
     assert max(t["attempts"] for t in json.loads(out)["trials"]) == 2
     assert_same_as_undisturbed(workspace, finished)
@@ -115,5 +120,5 @@ def test_a_second_driver_is_refused(workspace: Workspace, reap: Reap) -> None:
     second = workspace.crucible("run", "nano.toml")
     assert second.returncode == 2
     assert f"in use by process {driver.pid}" in second.stderr
-    out, err = driver.communicate(timeout=200)
+    _, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, err
