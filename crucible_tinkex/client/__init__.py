@@ -7,18 +7,27 @@ async with TinkexService("https://...", api_key_file="key") as service:
     step = model.optim_step(AdamParams(learning_rate=1e-4))
     print((await loss).metrics, await step, await model.save_state("done"))
 ```
+
+Names are resolved on first use, so that `client.wire` and `client.proto` can be imported without
+an HTTP library.
 """
 
-from crucible_tinkex.client.connections import Limits
-from crucible_tinkex.client.interface import (
-    EndReason,
-    SamplingClient,
-    TrainingClient,
-    TrainingService,
-)
-from crucible_tinkex.client.retry import Clock, RetryPolicy
-from crucible_tinkex.client.service import ClientSettings, TinkexService
-from crucible_tinkex.client.transport import RequestRecord
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crucible_tinkex.client.connections import Limits
+    from crucible_tinkex.client.interface import (
+        EndReason,
+        SamplingClient,
+        TrainingClient,
+        TrainingService,
+    )
+    from crucible_tinkex.client.retry import Clock, RetryPolicy
+    from crucible_tinkex.client.service import ClientSettings, TinkexService
+    from crucible_tinkex.client.transport import RequestRecord
 
 __all__ = [
     "ClientSettings",
@@ -32,3 +41,22 @@ __all__ = [
     "TrainingClient",
     "TrainingService",
 ]
+
+_HOMES = {
+    "ClientSettings": "service",
+    "Clock": "retry",
+    "EndReason": "interface",
+    "Limits": "connections",
+    "RequestRecord": "transport",
+    "RetryPolicy": "retry",
+    "SamplingClient": "interface",
+    "TinkexService": "service",
+    "TrainingClient": "interface",
+    "TrainingService": "interface",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -17,7 +17,7 @@ KEY_HEADER = "X-API-Key"
 class Wire(BaseModel):
     """Base of all bodies: unknown fields are ignored, nulls are not sent."""
 
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(extra="ignore", protected_namespaces=(), defer_build=True)
 
     def body(self) -> bytes:
         return self.model_dump_json(exclude_none=True).encode()
@@ -27,11 +27,13 @@ class Wire(BaseModel):
 
 
 class TensorData(Wire):
-    """A dense tensor, flattened row by row."""
+    """A tensor, flattened row by row; a sparse matrix holds the listed values only (CSR)."""
 
     data: list[int] | list[float]
     dtype: Literal["int64", "float32"]
     shape: list[int] | None = None
+    sparse_crow_indices: list[int] | None = None
+    sparse_col_indices: list[int] | None = None
 
 
 class Chunk(Wire):
@@ -50,11 +52,22 @@ class ModelInput(Wire):
         return [t for c in self.chunks for t in c.tokens]
 
 
+class ProvenanceSpan(Wire):
+    """A run of tokens that stood in a prompt, or was sampled, in an earlier sample."""
+
+    type: Literal["prompt_tokens", "sampled_tokens"]
+    sequence_id: str
+    offset: int
+    length: int
+
+
 class Datum(Wire):
-    """One row: `model_input` of N tokens; per-loss inputs of length N (`target_tokens`, ...)."""
+    """One row: `model_input` of N tokens; per-loss inputs of N or N x K (`target_tokens`, ...)."""
 
     model_input: ModelInput
     loss_fn_inputs: dict[str, TensorData]
+    model_input_spans: list[ProvenanceSpan] | None = None
+    loss_fn_input_spans: list[ProvenanceSpan] | None = None
 
 
 # --- sessions and models ---------------------------------------------------------------------
@@ -276,6 +289,7 @@ class SampleRequest(Wire):
     sampling_params: SamplingParams = Field(default_factory=SamplingParams)
     prompt_logprobs: bool | None = None
     topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int | None = None
     type: Literal["sample"] = "sample"
 
 
@@ -283,6 +297,7 @@ class SampledSequence(Wire):
     stop_reason: Literal["stop", "length"]
     tokens: list[int]
     logprobs: list[float] | None = None
+    topk_logprobs: list[list[tuple[int, float]] | None] | None = None
 
 
 class SampleResponse(Wire):
@@ -291,6 +306,7 @@ class SampleResponse(Wire):
     sequences: list[SampledSequence]
     prompt_logprobs: list[float | None] | None = None
     topk_prompt_logprobs: list[list[tuple[int, float]] | None] | None = None
+    prompt_cache_hit_tokens: int | None = None
     type: Literal["sample"] = "sample"
 
 
