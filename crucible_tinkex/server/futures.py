@@ -26,14 +26,13 @@ _SMALL_BYTES = 500
 
 @dataclass(slots=True)
 class Promise:
-    """`outcome` None: not there yet. `encoded` is a place for the border to keep its bytes."""
+    """`outcome` None: not there yet."""
 
     request_id: str
     outcome: Outcome | None = None
     finished_s: float = 0.0
     size_bytes: int = 0
     waiter: asyncio.Future[None] | None = None
-    encoded: bytes | None = None
 
 
 class Promises:
