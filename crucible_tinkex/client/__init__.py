@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crucible_tinkex.client import custom_loss as custom_loss
     from crucible_tinkex.client.connections import Limits
     from crucible_tinkex.client.interface import (
         EndReason,
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
         TrainingService,
     )
     from crucible_tinkex.client.retry import Clock, RetryPolicy
-    from crucible_tinkex.client.service import ClientSettings, TinkexService
+    from crucible_tinkex.client.service import TinkexService
+    from crucible_tinkex.client.settings import ClientSettings
     from crucible_tinkex.client.transport import RequestRecord
 
 __all__ = [
@@ -43,7 +45,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ClientSettings": "service",
+    "ClientSettings": "settings",
     "Clock": "retry",
     "EndReason": "interface",
     "Limits": "connections",
@@ -57,6 +59,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "custom_loss":
+        return import_module(f"{__name__}.custom_loss")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

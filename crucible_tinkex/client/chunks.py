@@ -20,12 +20,14 @@ _ROW_BYTES = 200
 _Reduction = Callable[[Sequence[float], Sequence[int]], float]
 
 
-def cut(data: Sequence[Datum]) -> Iterator[Sequence[Datum]]:
+def cut(
+    data: Sequence[Datum], *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES
+) -> Iterator[Sequence[Datum]]:
     """Consecutive pieces of `data`, each within both limits unless a single row is larger."""
     start, size = 0, 0
     for index, datum in enumerate(data):
         row = estimated_bytes(datum)
-        if index > start and (index - start >= MAX_ROWS or size + row > MAX_BYTES):
+        if index > start and (index - start >= max_rows or size + row > max_bytes):
             yield data[start:index]
             start, size = index, 0
         size += row

@@ -14,6 +14,8 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from crucible_tinkex.client.connections import Reply
+from crucible_tinkex.client.encoding import decoded, is_protobuf
 from crucible_tinkex.client.retry import EXCERPT_CHARS
 from crucible_tinkex.client.transport import RequestObserver, Transport
 from crucible_tinkex.client.wire import FutureEnvelope, RetrieveFutureRequest, Wire
@@ -84,8 +86,9 @@ class Promises:
             answer = await self._transport.call(
                 operation,
                 "retrieve_future",
-                lambda status, text: _parse(status, text, request_id, model),
+                lambda reply: _parse(reply, request_id, model),
                 body=body,
+                accept=self._transport.encoding.accept(model),
                 accepts=_ASK_AGAIN,
                 lost_on=_PROMISE_GONE,
                 is_poll=True,
@@ -122,14 +125,14 @@ class Promises:
         )
 
 
-def _parse(
-    status: int, body: bytes, request_id: str, model: type[R]
-) -> R | _Pending | _Metadata | _Failed:
+def _parse(reply: Reply, request_id: str, model: type[R]) -> R | _Pending | _Metadata | _Failed:
     """Raises ValueError for anything but the four legal answers to `request_id`."""
-    if status == 408 and not body:
+    if reply.status == 408 and not reply.body:
         return _Pending("active", None)
-    probe = _Probe.model_validate_json(body)
-    if probe.type == "try_again" or status == 408:
+    if is_protobuf(reply):
+        return decoded(reply, model)
+    probe = _Probe.model_validate_json(reply.body)
+    if probe.type == "try_again" or reply.status == 408:
         if probe.request_id not in (None, request_id):
             raise ValueError("the answer is for another request")
         return _Pending(probe.queue_state or "active", probe.queue_state_reason)
@@ -137,7 +140,7 @@ def _parse(
         return _Failed(probe.error, probe.category)
     if probe.status == "complete_metadata":
         return _Metadata()
-    return model.model_validate_json(body)
+    return decoded(reply, model)
 
 
 def _stuck(operation: str, request_id: str, active_s: float) -> ServiceUnavailableError:

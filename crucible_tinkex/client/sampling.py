@@ -79,7 +79,7 @@ class TinkexSampling:
         return await self._transport.call(
             _OPERATION,
             "asample",
-            lambda status, body: FutureEnvelope.model_validate_json(body),
+            lambda reply: FutureEnvelope.model_validate_json(reply.body),
             body=request.model_copy(update={"seq_id": seq}).body(),
             lost_on=frozenset({404, 410}),
             on_request=self._on_request,

@@ -13,18 +13,16 @@ import copy
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 from crucible_tinkex.client.address import Address
-from crucible_tinkex.client.connections import Limits
 from crucible_tinkex.client.futures import Promises, QueueObserver
 from crucible_tinkex.client.interface import EndReason, SamplingClient
 from crucible_tinkex.client.key import ApiKey
-from crucible_tinkex.client.retry import Clock, RetryPolicy
 from crucible_tinkex.client.sampling import TinkexSampling
+from crucible_tinkex.client.settings import ClientSettings
 from crucible_tinkex.client.training import TinkexTraining
 from crucible_tinkex.client.transport import (
     LOST,
@@ -35,6 +33,8 @@ from crucible_tinkex.client.transport import (
     shared_transport,
 )
 from crucible_tinkex.client.wire import (
+    ClientConfig,
+    ClientConfigRequest,
     CreateModelRequest,
     CreateModelResponse,
     CreateSamplingSessionRequest,
@@ -53,6 +53,8 @@ from crucible_tinkex.client.wire import (
 )
 from crucible_tinkex.errors import (
     ConfigError,
+    ProtocolError,
+    RequestRejectedError,
     ServiceError,
     SessionLostError,
 )
@@ -60,22 +62,6 @@ from crucible_tinkex.names import TinkerPath
 
 R = TypeVar("R", bound=Wire)
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ClientSettings:
-    """Bounds and time; the defaults are for production."""
-
-    policy: RetryPolicy = field(default_factory=RetryPolicy)
-    limits: Limits = field(default_factory=Limits)
-    clock: Clock = field(default_factory=Clock)
-    heartbeat_s: float = 10.0
-    heartbeat_warning_s: float = 120.0
-    """Silence on the heartbeat after which a warning is logged."""
-    contact_s: float = 30.0
-    """How long `capabilities`, usually the first call, tries: a wrong address shows soon."""
-    close_s: float = 5.0
-    """How long `close` tries to tell the service."""
 
 
 class TinkexService:
@@ -206,7 +192,7 @@ class TinkexService:
         await self._transport().call(
             "delete_checkpoint",
             f"training_runs/{checkpoint.run_id}/checkpoints/{checkpoint.checkpoint_id}",
-            lambda status, body: None,
+            lambda reply: None,
             method="DELETE",
             accepts=frozenset({404, 410}),
             on_request=self._on_request,
@@ -253,8 +239,29 @@ class TinkexService:
         for level, note in zip((logging.INFO, logging.WARNING, logging.ERROR), notes, strict=True):
             if note:
                 _log.log(level, "the service says: %s", self._transport().scrub(note))
+        await self._ask_config()
         self._session_id = answer.session_id
         self._heartbeat = asyncio.create_task(self._beat(answer.session_id))
+
+    async def _ask_config(self) -> None:
+        """Once per address: what the service understands. A failure is asked about again later."""
+        encoding = self._transport().encoding
+        if encoding.is_asked:
+            return
+        try:
+            config = await self._call(
+                "client_config",
+                "client/config",
+                ClientConfig,
+                body=ClientConfigRequest(sdk_version=USER_AGENT).body(),
+                total_s=self._settings.config_s,
+            )
+        except (RequestRejectedError, SessionLostError, ProtocolError):
+            encoding.learn(None)
+        except ServiceError as error:
+            _log.info("the service's client/config is out of reach: %s", error)
+        else:
+            encoding.learn(config)
 
     async def _beat(self, session_id: str) -> None:
         """Heartbeats until the session ends. A failed one is only warned about: work goes on."""
@@ -268,7 +275,7 @@ class TinkexService:
                 await self._transport().call(
                     "session_heartbeat",
                     "session_heartbeat",
-                    lambda status, text: None,
+                    lambda reply: None,
                     body=body,
                     total_s=settings.heartbeat_s,
                 )
@@ -299,7 +306,7 @@ class TinkexService:
             await transport.call(
                 "finish_session",
                 f"sessions/{session_id}/finish",
-                lambda status, body: None,
+                lambda reply: None,
                 body=request.body(),
                 total_s=self._settings.close_s,
                 on_request=self._on_request,
@@ -318,6 +325,7 @@ class TinkexService:
                 policy=self._settings.policy,
                 limits=self._settings.limits,
                 clock=self._settings.clock,
+                encoding=self._settings.encoding,
             )
         return self._lease.transport
 
@@ -334,7 +342,7 @@ class TinkexService:
         return await self._transport().call(
             operation,
             path,
-            lambda status, text: model.model_validate_json(text),
+            lambda reply: model.model_validate_json(reply.body),
             body=body,
             method=method,
             lost_on=LOST,

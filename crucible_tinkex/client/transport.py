@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 from crucible_tinkex.client.address import Address
 from crucible_tinkex.client.connections import Connections, ExchangeError, Limits, Reply
+from crucible_tinkex.client.encoding import JSON, Body, Encoding, Preference
 from crucible_tinkex.client.key import KEY_FILE_VARIABLE, KEY_VARIABLE, ApiKey, scrub
 from crucible_tinkex.client.retry import Clock, Fault, Kind, Retries, RetryPolicy, classify, excerpt
 from crucible_tinkex.client.wire import API, KEY_HEADER
@@ -60,8 +61,10 @@ class Transport:
         policy: RetryPolicy | None = None,
         limits: Limits | None = None,
         clock: Clock | None = None,
+        encoding: Preference = "auto",
     ) -> None:
         self.address = address
+        self.encoding = Encoding(encoding)
         self.policy = policy or RetryPolicy()
         self.clock = clock or Clock()
         self.sample_slots = asyncio.Semaphore(256)
@@ -78,7 +81,6 @@ class Transport:
     def _fixed_headers(self) -> list[tuple[bytes, bytes]]:
         headers = [
             (b"Host", self.address.authority.encode()),
-            (b"Accept", b"application/json"),
             (b"Accept-Encoding", b"identity"),
             (b"User-Agent", USER_AGENT.encode()),
         ]
@@ -100,21 +102,23 @@ class Transport:
         self,
         operation: str,
         path: str,
-        parse: Callable[[int, bytes], T],
+        parse: Callable[[Reply], T],
         *,
-        body: bytes | None = None,
+        body: bytes | Body | None = None,
         method: str = "POST",
+        accept: str = JSON,
         accepts: Set[int] = NONE,
         lost_on: Set[int] = LOST,
+        final_on: Set[int] = NONE,
         is_poll: bool = False,
         total_s: float | None = None,
         on_request: RequestObserver | None = None,
     ) -> T:
-        """Send until there is an answer that `parse(status, body)` takes.
+        """Send until there is an answer that `parse(reply)` takes.
 
         `parse` sees 2xx and the statuses in `accepts`; a ValueError from it means a malformed
-        answer. `lost_on` are the statuses that mean that the session is gone. `path` is below
-        `/api/v1/`. Raises `ServiceError`.
+        answer. `lost_on` are the statuses that mean that the session is gone, `final_on` those
+        that are not tried again here. `path` is below `/api/v1/`. Raises `ServiceError`.
         """
         if self._resume_at > self.clock.monotonic():
             await self._await_resume()
@@ -123,7 +127,7 @@ class Transport:
             self.policy, self.clock, operation, API + "/" + path, self.clock.monotonic(), total_s
         )
         attempts, status, error = 0, None, None
-        request = (method, self.address.prefix + retries.path, body)
+        request = _Request(method, self.address.prefix + retries.path, accept, _body(body))
         try:
             while True:
                 attempts += 1
@@ -134,6 +138,7 @@ class Transport:
                     parse,
                     accepts=accepts,
                     lost_on=lost_on,
+                    final_on=final_on,
                 )
                 if not isinstance(outcome, Fault):
                     return outcome
@@ -149,38 +154,39 @@ class Transport:
     def _judge(
         self,
         reply: Reply | Fault,
-        parse: Callable[[int, bytes], T],
+        parse: Callable[[Reply], T],
         *,
         accepts: Set[int],
         lost_on: Set[int],
+        final_on: Set[int],
     ) -> tuple[int | None, T | Fault]:
         """The answer's status, and its meaning or its fault."""
         if isinstance(reply, Fault):
             return reply.status, reply
         if not (200 <= reply.status < 300 or reply.status in accepts):
-            return reply.status, self._refused(reply, lost_on)
+            fault = self._refused(reply, lost_on)
+            is_final = reply.status in final_on
+            return reply.status, fault._replace(kind=Kind.FINAL) if is_final else fault
         try:
-            return reply.status, parse(reply.status, reply.body)
+            return reply.status, parse(reply)
         except ValueError as problem:
             return reply.status, self._malformed(reply, problem)
 
-    async def _attempt(
-        self, request: tuple[str, str, bytes | None], *, limit_s: float, is_poll: bool
-    ) -> Reply | Fault:
-        method, target, body = request
-        headers = self._headers
+    async def _attempt(self, request: _Request, *, limit_s: float, is_poll: bool) -> Reply | Fault:
+        method, target, accept, body = request
+        headers = [*self._headers, (b"Accept", accept.encode())]
+        data = b"" if body is None else body.data
         if body is not None:
-            headers = [
-                *headers,
-                (b"Content-Type", b"application/json"),
-                (b"Content-Length", b"%d" % len(body)),
-            ]
+            headers.append((b"Content-Type", body.content_type.encode()))
+            headers.append((b"Content-Length", b"%d" % len(data)))
+            if body.content_encoding is not None:
+                headers.append((b"Content-Encoding", body.content_encoding.encode()))
         try:
             if is_poll:
                 async with self._connections.poll_slots, asyncio.timeout(limit_s):
-                    return await self._connections.exchange(method, target, headers, body or b"")
+                    return await self._connections.exchange(method, target, headers, data)
             async with asyncio.timeout(limit_s):
-                return await self._connections.exchange(method, target, headers, body or b"")
+                return await self._connections.exchange(method, target, headers, data)
         except TimeoutError:
             text = f"no answer in {limit_s:.3g} s"
             return Fault(Kind.TRANSIENT, text, ServiceUnavailableError)
@@ -228,6 +234,17 @@ class Transport:
         await self._connections.aclose()
 
 
+class _Request(NamedTuple):
+    method: str
+    target: str
+    accept: str
+    body: Body | None
+
+
+def _body(body: bytes | Body | None) -> Body | None:
+    return Body(body) if isinstance(body, bytes) else body
+
+
 class _Shared:
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
@@ -265,12 +282,15 @@ def shared_transport(
     policy: RetryPolicy,
     limits: Limits,
     clock: Clock,
+    encoding: Preference = "auto",
 ) -> Lease:
     """The running loop's transport for these arguments. The caller releases the lease."""
     by_name = _shared.setdefault(asyncio.get_running_loop(), {})
-    name = (address, key, policy, limits, clock)
+    name = (address, key, policy, limits, clock, encoding)
     shared = by_name.get(name)
     if shared is None:
-        transport = Transport(address, key=key, policy=policy, limits=limits, clock=clock)
+        transport = Transport(
+            address, key=key, policy=policy, limits=limits, clock=clock, encoding=encoding
+        )
         shared = by_name[name] = _Shared(transport)
     return Lease(shared, by_name, name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 API = "/api/v1"
 KEY_HEADER = "X-API-Key"
@@ -154,6 +154,19 @@ class SupportedModel(Wire):
 
 class ServerCapabilities(Wire):
     supported_models: list[SupportedModel]
+
+
+class ClientConfigRequest(Wire):
+    sdk_version: str
+
+
+class ClientConfig(Wire):
+    """The answer of `client/config`; every field may be missing."""
+
+    proto_write_fwdbwd: bool | None = None
+    proto_compress_fwdbwd: bool = False
+    fwdbwd_max_chunk_len: PositiveInt | None = None
+    fwdbwd_max_chunk_bytes_count: PositiveInt | None = None
 
 
 # --- training --------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from crucible_tinkex.client.interface import EndReason
-from crucible_tinkex.client.training import Pending
+from crucible_tinkex.client.operations import Pending
 from crucible_tinkex.client.wire import (
     AdamParams,
     Datum,

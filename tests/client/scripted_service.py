@@ -15,7 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from crucible_tinkex.client import Clock
+import zstandard
+
+from crucible_tinkex.client import Clock, proto
+from crucible_tinkex.client.wire import ForwardBackwardOutput, SampleResponse
 
 
 @dataclass
@@ -28,8 +31,20 @@ class Seen:
     body: bytes
 
     @property
+    def is_protobuf(self) -> bool:
+        return self.headers.get("content-type") == proto.CONTENT_TYPE
+
+    @property
     def json(self) -> Any:
-        return json.loads(self.body)
+        """The body; a protobuf one as the JSON that would say the same."""
+        if not self.is_protobuf:
+            return json.loads(self.body)
+        packed = self.headers.get("content-encoding") == "zstd"
+        data = zstandard.ZstdDecompressor().decompress(self.body) if packed else self.body
+        call = proto.decode_forward_backward(data)
+        part = "forward_input" if call.forward_only else "forward_backward_input"
+        given = call.given.model_dump(exclude_none=True)
+        return {"model_id": call.model_id, "seq_id": call.seq_id, part: given}
 
 
 @dataclass
@@ -54,6 +69,11 @@ class ScriptedService:
         self.resets_at_accept = 0
         self.connections = 0
         self.results: dict[str, dict[str, Any]] = {}
+        self.config: dict[str, Any] | None = None
+        """The answer of client/config; None: there is no such path."""
+        self.speaks: set[str] = {"json"}
+        """`json` and `protobuf`, for batches and their results."""
+        self.refusal = 415
         self._queues: dict[str, deque[Answer]] = defaultdict(deque)
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -148,6 +168,18 @@ class ScriptedService:
             "retrieve_future": lambda b: self.results[b["request_id"]],
             "get_server_capabilities": lambda b: {"supported_models": [{"model_name": "m"}]},
         }
+        if name == "client/config" and self.config is not None:
+            return Answer(body=self.config)
+        if name in ("forward", "forward_backward"):
+            encoding = "protobuf" if seen.is_protobuf else "json"
+            if encoding not in self.speaks:
+                return Answer(self.refusal, {"error": f"no {encoding} here"})
+            if encoding == "protobuf" and "forward_input" in seen.json:
+                name = "forward"
+        if name == "retrieve_future" and "protobuf" in self.speaks:
+            result = self.results[seen.json["request_id"]]
+            if (packed := _packed(result)) and proto.CONTENT_TYPE in seen.headers["accept"]:
+                return Answer(body=packed, headers={"Content-Type": proto.CONTENT_TYPE})
         if name not in maker:
             return Answer(404, {"error": "no such path"})
         return Answer(body=maker[name](seen.json if seen.body else None))
@@ -157,6 +189,16 @@ class ScriptedService:
         request_id = f"r{self._promises}"
         self.results[request_id] = result
         return {"request_id": request_id}
+
+
+def _packed(result: dict[str, Any]) -> bytes | None:
+    """A result that has a protobuf form, in it."""
+    if "loss_fn_outputs" in result:
+        output = ForwardBackwardOutput.model_validate(result)
+        return proto.encode_forward_backward_output(output.loss_fn_outputs, output.metrics)
+    if "sequences" in result:
+        return proto.encode_sample_response(SampleResponse.model_validate(result))
+    return None
 
 
 def _losses(part: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crucible_tinkex.client.connections import Reply
 from crucible_tinkex.client.futures import _Failed, _Metadata, _parse, _Pending
 from crucible_tinkex.client.wire import ForwardBackwardOutput, OptimStepResponse, SampleResponse
 
@@ -25,15 +26,28 @@ VALUES = st.recursive(
 )
 
 
-@given(st.sampled_from([200, 408]), st.sampled_from(MODELS), st.binary(max_size=60) | VALUES)
+TYPES = ("application/json", "application/x-protobuf", "text/html", "")
+
+
+def reply(body: bytes, *, status: int = 200, content_type: str = "application/json") -> Reply:
+    return Reply(status, [(b"Content-Type", content_type.encode())], body)
+
+
+@given(
+    st.sampled_from([200, 408]),
+    st.sampled_from(TYPES),
+    st.sampled_from(MODELS),
+    st.binary(max_size=60) | VALUES,
+)
 def test_any_answer(
     status: int,
+    content_type: str,
     model: type[ForwardBackwardOutput | OptimStepResponse | SampleResponse],
     answer: object,
 ) -> None:
     body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
     try:
-        parsed = _parse(status, body, "r1", model)
+        parsed = _parse(reply(body, status=status, content_type=content_type), "r1", model)
     except ValueError:
         return
     assert isinstance(parsed, LEGAL)
@@ -52,7 +66,7 @@ def test_any_answer(
     ],
 )
 def test_known_answers(body: bytes, expected: object) -> None:
-    assert _parse(200, body, "r1", OptimStepResponse) == expected
+    assert _parse(reply(body), "r1", OptimStepResponse) == expected
 
 
 @pytest.mark.parametrize(
@@ -68,11 +82,11 @@ def test_known_answers(body: bytes, expected: object) -> None:
 )
 def test_malformed_answers(body: bytes) -> None:
     with pytest.raises(ValueError, match=r"error|request"):
-        _parse(200, body, "r1", OptimStepResponse)
+        _parse(reply(body), "r1", OptimStepResponse)
 
 
 def test_nan_losses_are_answers() -> None:
     body = b'{"loss_fn_outputs": [], "metrics": {"loss:sum": NaN}}'
-    parsed = _parse(200, body, "r1", ForwardBackwardOutput)
+    parsed = _parse(reply(body), "r1", ForwardBackwardOutput)
     assert isinstance(parsed, ForwardBackwardOutput)
     assert parsed.metrics["loss:sum"] != parsed.metrics["loss:sum"]

@@ -43,7 +43,7 @@ class Harness:
         return await self.transport.call(
             "optim_step",
             "op",
-            lambda status, body: from_json(body),
+            lambda reply: from_json(reply.body),
             body=b'{"seq_id": 7}',
             on_request=self.records.append,
             **options,
@@ -253,7 +253,7 @@ async def test_resets_at_accept_and_refused_connections(
         clock=VirtualTime().clock,
     )
     with pytest.raises(ServiceUnavailableError, match="cannot connect"):
-        await nobody.call("create_session", "create_session", lambda s, b: b, body=b"{}")
+        await nobody.call("create_session", "create_session", lambda reply: reply.body, body=b"{}")
 
 
 @pytest.mark.parametrize("mode", ["drip", "hang"])
@@ -271,7 +271,7 @@ async def test_connections_are_reused_and_bounded(scripted: ScriptedService) -> 
     transport = Transport(Address.parse(scripted.url), limits=Limits(connections=4))
 
     async def call() -> Awaitable[object]:
-        return await transport.call("o", "op", lambda s, b: b, body=b"{}")
+        return await transport.call("o", "op", lambda reply: reply.body, body=b"{}")
 
     await asyncio.gather(*[call() for _ in range(40)])
     await transport.aclose()
