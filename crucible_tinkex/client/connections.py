@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import httpcore
@@ -160,6 +160,56 @@ class Connections:
             parts.append(part)
         await response.aclose()
         return Reply(response.status, response.headers, b"".join(parts))
+
+    async def stream(
+        self,
+        target: str,
+        headers: Headers,
+        write: Callable[[bytes, int | None], None],
+        *,
+        idle_s: float,
+    ) -> int:
+        """GET `target` and hand the body of a 200 to `write`, part by part, with its length.
+
+        Returns the status. The connection is not used again. Raises `ExchangeError`, TimeoutError
+        after `idle_s` of silence, and what `write` raises.
+        """
+        connection = await self._connect()
+        try:
+            async with asyncio.timeout(idle_s):
+                response = await connection.http.handle_async_request(
+                    httpcore.Request("GET", self._url(target), headers=headers)
+                )
+            if response.status == 200:
+                await self._write_parts(response, write, idle_s)
+            return response.status
+        except (OSError, EOFError, httpcore.NetworkError, httpcore.ProtocolError) as error:
+            if isinstance(error, TimeoutError):
+                raise
+            raise ExchangeError(f"{type(error).__name__}: {error}") from None
+        finally:
+            connection.stream.abort()
+
+    async def _write_parts(
+        self,
+        response: httpcore.Response,
+        write: Callable[[bytes, int | None], None],
+        idle_s: float,
+    ) -> None:
+        length = Reply(response.status, response.headers, b"").header("content-length")
+        total = int(length) if length is not None else None
+        size = 0
+        parts = response.aiter_stream()
+        while True:
+            async with asyncio.timeout(idle_s):
+                part = await anext(parts, None)
+            if part is None:
+                return
+            size += len(part)
+            if max(size, total or 0) > self._limits.answer_bytes:
+                limit = self._limits.answer_bytes
+                raise ExchangeError(f"the body exceeds {limit} bytes", is_malformed=True)
+            write(part, total)
 
     def _url(self, target: str) -> httpcore.URL:
         url = self._urls.get(target)

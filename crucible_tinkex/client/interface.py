@@ -7,7 +7,7 @@ All raise `crucible_tinkex.errors` only. None may be pickled or used from two ev
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from crucible_tinkex.client.wire import (
     AdamParams,
@@ -20,6 +20,9 @@ from crucible_tinkex.client.wire import (
     SamplingParams,
     ServerCapabilities,
 )
+
+if TYPE_CHECKING:
+    from crucible_tinkex.client.custom_loss import CustomLoss
 
 EndReason = Literal["success", "errored", "interrupted"]
 
@@ -35,8 +38,13 @@ class SamplingClient(Protocol):
         num_samples: int = 1,
         prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
+        topk_sample_logprobs: int = 0,
     ) -> SampleResponse:
-        """Exactly `num_samples` sequences."""
+        """Exactly `num_samples` sequences. With a seed, the same set again, all different."""
+        ...
+
+    async def compute_logprobs(self, tokens: Sequence[int]) -> list[float | None]:
+        """One per token; the first, which follows nothing, is None."""
         ...
 
 
@@ -66,18 +74,28 @@ class TrainingClient(Protocol):
         """Applies the gradient and clears it."""
         ...
 
+    def forward_backward_custom(
+        self, data: Sequence[Datum], loss_fn: CustomLoss
+    ) -> Awaitable[ForwardBackwardOutput]:
+        """A loss computed here from the logprobs; `loss:sum` is its value."""
+        ...
+
     def forward(
-        self, data: Sequence[Datum], *, loss_fn: str = "cross_entropy"
+        self,
+        data: Sequence[Datum],
+        *,
+        loss_fn: str = "cross_entropy",
+        loss_fn_config: Mapping[str, float] | None = None,
     ) -> Awaitable[ForwardBackwardOutput]:
         """As `forward_backward`, without a gradient."""
         ...
 
-    def save_state(self, name: str) -> Awaitable[str]:
-        """Saves weights and optimizer; the `tinker://` path."""
+    def save_state(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
+        """Saves weights and optimizer; the `tinker://` path. Kept for ever without `ttl_s`."""
         ...
 
-    def save_for_sampler(self, name: str) -> Awaitable[str]:
-        """Saves the weights for sampling; the `tinker://` path."""
+    def save_for_sampler(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
+        """Saves the weights for sampling; the `tinker://` path. Kept for ever without `ttl_s`."""
         ...
 
     def load_state(self, path: str, *, optimizer: bool) -> Awaitable[None]: ...

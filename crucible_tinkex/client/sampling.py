@@ -7,6 +7,7 @@ in flight.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from crucible_tinkex.client.futures import Promises
@@ -24,6 +25,14 @@ _OPERATION = "asample"
 _RESUBMISSIONS = 5
 
 
+class _Place:
+    """A sampling session, and the numbers drawn from it."""
+
+    def __init__(self, sampling_session_id: str) -> None:
+        self.sampling_session_id = sampling_session_id
+        self.numbers = itertools.count()
+
+
 class TinkexSampling:
     """A `SamplingClient`. Needs no closing; ends with its service session."""
 
@@ -35,14 +44,21 @@ class TinkexSampling:
         promises: Promises,
         on_request: RequestObserver | None = None,
     ) -> None:
-        self.sampling_session_id = sampling_session_id
+        self._place = _Place(sampling_session_id)
         self._transport = transport
         self._promises = promises
         self._on_request = on_request
-        self._next_seq = 0
 
     def __repr__(self) -> str:
         return f"TinkexSampling({self.sampling_session_id!r})"
+
+    @property
+    def sampling_session_id(self) -> str:
+        return self._place.sampling_session_id
+
+    def move(self, sampling_session_id: str) -> None:
+        """Sample from another session from now on; what is under way stays where it is."""
+        self._place = _Place(sampling_session_id)
 
     async def sample(
         self,
@@ -52,18 +68,21 @@ class TinkexSampling:
         num_samples: int = 1,
         prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
+        topk_sample_logprobs: int = 0,
     ) -> SampleResponse:
+        place = self._place
         request = SampleRequest(
-            sampling_session_id=self.sampling_session_id,
+            sampling_session_id=place.sampling_session_id,
             num_samples=num_samples,
             prompt=ModelInput.from_tokens(list(prompt)),
             sampling_params=params,
             prompt_logprobs=prompt_logprobs or None,
             topk_prompt_logprobs=topk_prompt_logprobs,
+            topk_sample_logprobs=topk_sample_logprobs or None,
         )
         async with self._transport.sample_slots:
             for _ in range(_RESUBMISSIONS):
-                envelope = await self._submit(request)
+                envelope = await self._submit(request, next(place.numbers))
                 try:
                     response = await self._promises.result(envelope, SampleResponse, _OPERATION)
                 except SessionLostError as error:
@@ -74,13 +93,18 @@ class TinkexSampling:
                     return _checked(response, request)
             raise lost
 
-    async def _submit(self, request: SampleRequest) -> FutureEnvelope:
-        seq, self._next_seq = self._next_seq, self._next_seq + 1
+    async def compute_logprobs(self, tokens: Sequence[int]) -> list[float | None]:
+        answer = await self.sample(tokens, SamplingParams(max_tokens=1), prompt_logprobs=True)
+        if answer.prompt_logprobs is None or len(answer.prompt_logprobs) != len(tokens):
+            raise ProtocolError("the service answered without a logprob for each token")
+        return answer.prompt_logprobs
+
+    async def _submit(self, request: SampleRequest, seq_id: int) -> FutureEnvelope:
         return await self._transport.call(
             _OPERATION,
             "asample",
             lambda reply: FutureEnvelope.model_validate_json(reply.body),
-            body=request.model_copy(update={"seq_id": seq}).body(),
+            body=request.model_copy(update={"seq_id": seq_id}).body(),
             lost_on=frozenset({404, 410}),
             on_request=self._on_request,
         )

@@ -19,8 +19,10 @@ from typing import Any, NoReturn, TypeVar
 
 from crucible_tinkex.client.address import Address
 from crucible_tinkex.client.futures import Promises, QueueObserver
-from crucible_tinkex.client.interface import EndReason, SamplingClient
+from crucible_tinkex.client.heartbeat import beat
+from crucible_tinkex.client.interface import EndReason
 from crucible_tinkex.client.key import ApiKey
+from crucible_tinkex.client.rest import RestClient
 from crucible_tinkex.client.sampling import TinkexSampling
 from crucible_tinkex.client.settings import ClientSettings
 from crucible_tinkex.client.training import TinkexTraining
@@ -48,7 +50,6 @@ from crucible_tinkex.client.wire import (
     LoadWeightsResponse,
     LoraConfig,
     ServerCapabilities,
-    SessionRequest,
     Wire,
 )
 from crucible_tinkex.errors import (
@@ -163,13 +164,38 @@ class TinkexService:
         request = LoadWeightsRequest(
             path=path, optimizer=optimizer, session_id=session_id, model_seq_id=number
         )
-        answer = await self._operate("load_weights", request, LoadWeightsResponse)
+        try:
+            envelope = await self._call(
+                "load_weights", "load_weights", FutureEnvelope, body=request.body()
+            )
+        except RequestRejectedError as refusal:
+            return await self._create_then_load(path, optimizer=optimizer, refusal=refusal)
+        promises = self._promises()
+        answer = await promises.result(envelope, LoadWeightsResponse, "load_weights")
         # The official SDK never reads the id either: the protocol fixes it.
         return self._training(answer.model_id or f"{session_id}:train:{number}")
 
+    async def _create_then_load(
+        self, path: str, *, optimizer: bool, refusal: RequestRejectedError
+    ) -> TinkexTraining:
+        """How older services do it: a new model like the checkpoint's, and its weights into it."""
+        try:
+            info = await self.rest.weights_info(path)
+        except ServiceError:
+            raise refusal from None
+        if info.lora_rank is None:
+            raise refusal
+        trained = {"train_unembed", "train_mlp", "train_attn"}
+        lora = LoraConfig(
+            rank=info.lora_rank, **info.model_dump(include=trained, exclude_none=True)
+        )
+        training = await self.create_training(base_model=info.base_model, lora=lora)
+        await training.load_state(path, optimizer=optimizer)
+        return training
+
     async def sampler(
         self, *, base_model: str | None = None, model_path: str | None = None
-    ) -> SamplingClient:
+    ) -> TinkexSampling:
         if (base_model is None) == (model_path is None):
             raise ConfigError("sampler() takes either base_model or model_path")
         session_id = await self._session()
@@ -188,15 +214,12 @@ class TinkexService:
         return self._sampling(answer.sampling_session_id)
 
     async def delete_checkpoint(self, path: str) -> None:
-        checkpoint = TinkerPath.parse(path)
-        await self._transport().call(
-            "delete_checkpoint",
-            f"training_runs/{checkpoint.run_id}/checkpoints/{checkpoint.checkpoint_id}",
-            lambda reply: None,
-            method="DELETE",
-            accepts=frozenset({404, 410}),
-            on_request=self._on_request,
-        )
+        await self.rest.delete(path)
+
+    @property
+    def rest(self) -> RestClient:
+        """Sessions, runs and checkpoints of the account. Usable until `close`."""
+        return RestClient(self._transport(), on_request=self._on_request)
 
     async def close(self, *, reason: EndReason = "success", detail: str | None = None) -> None:
         """May be called again; the second call does nothing."""
@@ -241,7 +264,9 @@ class TinkexService:
                 _log.log(level, "the service says: %s", self._transport().scrub(note))
         await self._ask_config()
         self._session_id = answer.session_id
-        self._heartbeat = asyncio.create_task(self._beat(answer.session_id))
+        self._heartbeat = asyncio.create_task(
+            beat(answer.session_id, self._transport(), self._settings, on_lost=self._lose)
+        )
 
     async def _ask_config(self) -> None:
         """Once per address: what the service understands. A failure is asked about again later."""
@@ -262,32 +287,6 @@ class TinkexService:
             _log.info("the service's client/config is out of reach: %s", error)
         else:
             encoding.learn(config)
-
-    async def _beat(self, session_id: str) -> None:
-        """Heartbeats until the session ends. A failed one is only warned about: work goes on."""
-        settings, clock = self._settings, self._settings.clock
-        body = SessionRequest(session_id=session_id).body()
-        alive = clock.monotonic()
-        warned = False
-        while True:
-            await clock.sleep(settings.heartbeat_s)
-            try:
-                await self._transport().call(
-                    "session_heartbeat",
-                    "session_heartbeat",
-                    lambda reply: None,
-                    body=body,
-                    total_s=settings.heartbeat_s,
-                )
-                alive, warned = clock.monotonic(), False
-            except SessionLostError as error:
-                self._lose(error)
-                return
-            except ServiceError as error:
-                silent_s = clock.monotonic() - alive
-                if silent_s > settings.heartbeat_warning_s and not warned:
-                    _log.warning("no heartbeat for %.0f s: %s", silent_s, error)
-                    warned = True
 
     def _lose(self, error: SessionLostError) -> None:
         self._lost = error

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 import crucible_tinkex.client as client
 from crucible_tinkex.client.chunks import cut, merge
 from crucible_tinkex.client.futures import Promises
-from crucible_tinkex.client.interface import SamplingClient
 from crucible_tinkex.client.operations import MODEL_GONE, Answer, Operations, Pending
+from crucible_tinkex.client.sampling import TinkexSampling
 from crucible_tinkex.client.transport import LOST, RequestObserver, Transport
 from crucible_tinkex.client.wire import (
     AdamParams,
@@ -46,7 +46,7 @@ class TinkexTraining:
         *,
         transport: Transport,
         promises: Promises,
-        snapshot: Callable[[str], SamplingClient],
+        snapshot: Callable[[str], TinkexSampling],
         next_sampling_seq: Callable[[], int],
         on_request: RequestObserver | None = None,
     ) -> None:
@@ -198,19 +198,25 @@ class TinkexTraining:
             lost_on=LOST,
         )
 
-    async def sampler(self, *, follows: bool = False) -> SamplingClient:
+    async def sampler(self) -> TinkexSampling:
+        return self._snapshot(await self._publish())
+
+    async def refresh(self, sampler: TinkexSampling) -> None:
+        """Let `sampler` sample from the weights as they are now; its samples under way do not."""
+        sampler.move(await self._publish())
+
+    async def _publish(self) -> str:
         number = self._next_sampling_seq()
-        session_id = await self.operations.submit(
+        return await self.operations.submit(
             "save_weights_for_sampler",
             lambda seq: SaveWeightsForSamplerRequest(
                 model_id=self.model_id,
                 seq_id=seq,
                 sampling_session_seq_id=number,
-                kind="inflight" if follows else "snapshot",
+                kind="snapshot",
             ),
             Answer(SaveWeightsResponse, _sampling_session),
         )
-        return self._snapshot(session_id)
 
     async def info(self) -> ModelInfo:
         self.operations.check()

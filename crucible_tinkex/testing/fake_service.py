@@ -21,8 +21,9 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import crucible_tinkex.client as client
 from crucible_tinkex.client.interface import EndReason
 from crucible_tinkex.client.operations import Pending
 from crucible_tinkex.client.wire import (
@@ -42,6 +43,9 @@ from crucible_tinkex.client.wire import (
 )
 from crucible_tinkex.errors import ConfigError, RequestRejectedError, SessionLostError
 from crucible_tinkex.names import TinkerPath, check_segment
+
+if TYPE_CHECKING:
+    from crucible_tinkex.client.custom_loss import CustomLoss
 
 T = TypeVar("T")
 
@@ -208,8 +212,26 @@ class FakeTraining:
 
         return self._submit("forward_backward", effect, self._backend.delay_s)
 
+    def forward_backward_custom(
+        self, data: Sequence[Datum], loss_fn: CustomLoss
+    ) -> Awaitable[ForwardBackwardOutput]:
+        """Calls `loss_fn`, and takes any gradient for a good one."""
+        rows = _copied(data)
+
+        def effect() -> ForwardBackwardOutput:
+            output = _output(rows, self.weights.nll)
+            weighed = client.custom_loss.weigh(rows, output, loss_fn)
+            self._has_gradient = True
+            return client.custom_loss.reported(output, weighed)
+
+        return self._submit("forward_backward_custom", effect, self._backend.delay_s)
+
     def forward(
-        self, data: Sequence[Datum], *, loss_fn: str = "cross_entropy"
+        self,
+        data: Sequence[Datum],
+        *,
+        loss_fn: str = "cross_entropy",
+        loss_fn_config: Mapping[str, float] | None = None,
     ) -> Awaitable[ForwardBackwardOutput]:
         rows = _copied(data)
         return self._submit("forward", lambda: _output(rows, self.weights.nll))
@@ -225,10 +247,10 @@ class FakeTraining:
 
         return self._submit("optim_step", effect, self._backend.delay_s)
 
-    def save_state(self, name: str) -> Awaitable[str]:
+    def save_state(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
         return self._submit("save_state", lambda: self._save("weights", name))
 
-    def save_for_sampler(self, name: str) -> Awaitable[str]:
+    def save_for_sampler(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
         return self._submit("save_for_sampler", lambda: self._save("sampler_weights", name))
 
     def load_state(self, path: str, *, optimizer: bool) -> Awaitable[None]:
@@ -292,6 +314,7 @@ class FakeSampling:
         num_samples: int = 1,
         prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
+        topk_sample_logprobs: int = 0,
     ) -> SampleResponse:
         self._backend.record("sample")
         nll, count = self._weights.nll, params.max_tokens or 16
@@ -308,6 +331,10 @@ class FakeSampling:
         ]
         scores = [None, *[-nll] * (len(prompt) - 1)] if prompt_logprobs and prompt else None
         return SampleResponse(sequences=sequences, prompt_logprobs=scores)
+
+    async def compute_logprobs(self, tokens: Sequence[int]) -> list[float | None]:
+        answer = await self.sample(tokens, SamplingParams(max_tokens=1), prompt_logprobs=True)
+        return answer.prompt_logprobs or []
 
 
 def _copied(data: Sequence[Datum]) -> list[Datum]:

@@ -1,0 +1,71 @@
+"""What the service keeps of an account: sessions, training runs, checkpoints, download URLs."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from crucible_tinkex.client.wire import Checkpoint, Wire
+
+
+class Cursor(Wire):
+    """Where a page stands in the whole listing."""
+
+    offset: int = 0
+    limit: int = 0
+    total_count: int | None = None
+
+
+class SessionList(Wire):
+    sessions: list[str]
+
+
+class SessionRecord(Wire):
+    training_run_ids: list[str] = Field(default_factory=list)
+    sampler_ids: list[str] = Field(default_factory=list)
+    user_metadata: dict[str, str] | None = None
+    display_name: str | None = None
+
+
+class TrainingRun(Wire):
+    """`last_request_time` is ISO 8601, as the service wrote it."""
+
+    training_run_id: str
+    base_model: str
+    model_owner: str | None = None
+    is_lora: bool = True
+    lora_rank: int | None = None
+    corrupted: bool = False
+    last_request_time: str | None = None
+    last_checkpoint: Checkpoint | None = None
+    last_sampler_checkpoint: Checkpoint | None = None
+    user_metadata: dict[str, str] | None = None
+
+
+class TrainingRunPage(Wire):
+    training_runs: list[TrainingRun]
+    cursor: Cursor | None = None
+
+
+class CheckpointPage(Wire):
+    checkpoints: list[Checkpoint]
+    cursor: Cursor | None = None
+
+
+class ArchiveUrl(Wire):
+    url: str
+    expires: str | None = None
+
+
+class FileUrls(Wire):
+    """Signed URLs by the file's path below the checkpoint."""
+
+    urls: dict[str, str]
+    expires: str | None = None
+
+
+class TtlRequest(Wire):
+    ttl_seconds: int | None
+    """None: for ever. Unlike elsewhere, the null is sent."""
+
+    def body(self) -> bytes:
+        return self.model_dump_json().encode()
