@@ -1,6 +1,6 @@
 """One way to drive 64 trials x 20 steps against the stand-in, in a process of its own.
 
-`python -m benchmarks.overhead_modes MODE READY_FILE FOLDER`; prints one line of JSON. Modes:
+`python -m benchmarks.overhead_modes MODE READY_FILE FOLDER` writes FOLDER/result.json. Modes:
 `ours-1`, `ours-16` (sessions per actor), `tune` (Ray Tune, function trainable, same client).
 """
 
@@ -36,7 +36,7 @@ def ours(endpoint: dict[str, str], folder: Path, *, per_actor: int) -> dict[str,
     experiment = ct.Experiment.build(
         {
             "name": "bench",
-            "service": endpoint,
+            "service": {k: endpoint[k] for k in ("base_url", "api_key_file")},
             "model": {"base": "nano"},
             "data": {"train": str(rows)},
             "train": {"max_steps": STEPS, "epochs": 100, "batch_size": ROWS, "checkpoint_every": 0},
@@ -124,4 +124,4 @@ async def _trial(config: dict[str, Any], endpoint: dict[str, str]) -> None:
 
 if __name__ == "__main__":
     found = main(*sys.argv[1:])
-    print(json.dumps(found), flush=True)
+    (Path(sys.argv[3]) / "result.json").write_text(json.dumps(found))

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import psutil
 
-CPU_EVERY_S = 0.1
-MEMORY_EVERY_S = 0.5
+CPU_EVERY_S = 0.5
+MEMORY_EVERY_S = 2.0
 
 
 class ProcessTree:
     """Samples in a thread between `__enter__` and `__exit__`.
 
     `cpu_s` adds up what every process of the tree had used when last seen, so a process that lives
-    for less than a tenth of a second is missed. `peak_mb` is the largest sum of proportional set
+    for less than half a second is missed. `peak_mb` is the largest sum of proportional set
     sizes (shared pages are counted once).
     """
 

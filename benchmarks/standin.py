@@ -8,16 +8,16 @@ remains is the cost of whoever drives it. Run: `python -m benchmarks.standin FOL
 from __future__ import annotations
 
 import asyncio
-import json
+import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import uvicorn
 
-from crucible_tinkex.server.app import build_app
 from crucible_tinkex.server.nano import write_tokenizer
 from crucible_tinkex.server.operations import (
     BaseInfo,
@@ -34,6 +34,8 @@ from crucible_tinkex.server.operations import (
     SaveWeights,
     StepOutput,
 )
+from crucible_tinkex.server.serve import serve_engine
+from crucible_tinkex.server.store import Store
 
 STEP_S = 0.2
 KEY = "tml-standin"
@@ -73,23 +75,23 @@ def _answer(operation: Operation) -> Outcome:
     return Done()
 
 
-async def _serve(folder: Path) -> None:
+def main(folder: Path) -> None:
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir(parents=True, exist_ok=True)
     write_tokenizer(tokenizer)
-    (folder / "api_key").write_text(KEY)
+    key_file = folder / "api_key"
+    key_file.write_text(KEY)
     base = BaseInfo("nano", str(tokenizer), vocab_size=512, max_length=2048)
-    listener = socket.create_server(("127.0.0.1", 0))
-    app = build_app(WaitingEngine(base), api_key=KEY, data_dir=folder)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    ready = {"base_url": url, "api_key_file": str(folder / "api_key")}
-    (folder / "ready.json").write_text(json.dumps(ready))
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    await asyncio.to_thread(sys.stdin.read)
-    server.should_exit = True
-    await serving
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ready = folder / "ready.json"
+        serve_engine(WaitingEngine(base), Store(folder), KEY, key_file, listener, ready)
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(Path(sys.argv[1])))
+    main(Path(sys.argv[1]))

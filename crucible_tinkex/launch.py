@@ -74,8 +74,7 @@ async def _launch(
                 runtime = stack.enter_context(Runtime(address))
                 signals.install()  # Ray has put its own handlers in place
             run = prepared.experiment.run
-            if run.sessions_per_actor == 1:
-                runtime.warm(min(run.max_concurrent, len(prepared.trials)))
+            runtime.warm(runtime.packing(run, len(prepared.trials)))
             connection = await service
             controller = SweepController(
                 prepared, runtime, connection, observer=observer, view=view

@@ -211,11 +211,8 @@ class SweepController:
         return SweepResult(state, exit_code(state))
 
     async def _run_trials(self, todo: Sequence[TrialPlan]) -> None:
-        run = self._prepared.experiment.run
-        size = min(run.max_concurrent, len(todo))
-        per_actor = run.sessions_per_actor
-        packed = -(-size // self._runtime.cpus()) if per_actor == "auto" else int(per_actor)
-        self._pool = pool = SessionPool(self._runtime, size=size, per_actor=packed)
+        packing = self._runtime.packing(self._prepared.experiment.run, len(todo))
+        self._pool = pool = SessionPool(self._runtime, packing)
         data = self._runtime.share(self._data)
         watch = asyncio.create_task(self._watch())
         drain = asyncio.create_task(self._drain_when_asked(pool))

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from crucible_tinkex.config import RunSection
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.runtime.registry_actor import RegistryActor
 from crucible_tinkex.runtime.session_actor import SessionActor
@@ -51,6 +53,18 @@ def driver_node() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(node_id, soft=False)
 
 
+@dataclass(frozen=True)
+class Packing:
+    """`slots` sessions at the same time, `per_actor` of them in a process."""
+
+    slots: int
+    per_actor: int
+
+    @property
+    def actors(self) -> int:
+        return -(-self.slots // self.per_actor)
+
+
 class Runtime:
     """A cluster connection with one registry actor, one telemetry actor, and session actors."""
 
@@ -65,10 +79,18 @@ class Runtime:
         """A warm session actor if there is one, else a new one."""
         return self._idle.pop() if self._idle else self._new_actor(concurrency)
 
-    def warm(self, count: int) -> None:
-        """Have `count` session actors started before they are needed."""
-        while len(self._idle) < count:
-            self._idle.append(self._new_actor(1))
+    def packing(self, run: RunSection, sessions: int) -> Packing:
+        """How `sessions` at the same time are spread over actors."""
+        slots = min(run.max_concurrent, sessions)
+        per_actor = run.sessions_per_actor
+        if per_actor == "auto":
+            per_actor = -(-slots // self.cpus())
+        return Packing(slots, min(int(per_actor), slots))
+
+    def warm(self, packing: Packing) -> None:
+        """Have session actors started before they are needed."""
+        while len(self._idle) < packing.actors:
+            self._idle.append(self._new_actor(packing.per_actor))
 
     @staticmethod
     def _new_actor(concurrency: int) -> ActorHandle[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
-from crucible_tinkex.runtime.cluster import Runtime
+from crucible_tinkex.runtime.cluster import Packing, Runtime
 from crucible_tinkex.runtime.session_actor import Outcome, SweepContext
 from crucible_tinkex.trial import TrialPlan
 
@@ -28,20 +28,18 @@ class Member:
 
 
 class SessionPool:
-    """`size` slots, `per_actor` of them on each actor. Slots appear as their actors come up."""
+    """Slots on actors, as packed; they appear as their actors come up."""
 
-    def __init__(self, runtime: Runtime, *, size: int, per_actor: int) -> None:
+    def __init__(self, runtime: Runtime, packing: Packing) -> None:
         self._runtime = runtime
-        self._per_actor = per_actor
         self._free: asyncio.Queue[Member] = asyncio.Queue()
         self._members: list[Member] = []
         self._starting: set[asyncio.Task[None]] = set()
-        while size > 0:
-            self._grow(min(per_actor, size))
-            size -= per_actor
+        for first in range(0, packing.slots, packing.per_actor):
+            self._grow(min(packing.per_actor, packing.slots - first))
 
     def _grow(self, slots: int) -> None:
-        member = Member(self._runtime.session_actor(concurrency=self._per_actor), slots)
+        member = Member(self._runtime.session_actor(concurrency=slots), slots)
         self._members.append(member)
         task = asyncio.create_task(self._offer(member))
         self._starting.add(task)

@@ -1,14 +1,20 @@
-"""The telemetry actor: `Recorder` behind Ray, opened per sweep on first use like the registry's."""
+"""The telemetry actor: `Recorder` behind Ray, opened per sweep on first use like the registry's.
+
+Whoever receives a handle of this actor imports this module, so `Recorder`, with Arrow, DuckDB and
+TensorBoard behind it, is imported only where it is used.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crucible_tinkex.events import Event
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.telemetry.recorder import Recorder
+
+if TYPE_CHECKING:
+    from crucible_tinkex.telemetry.recorder import Recorder
 
 
 class TelemetryActor:
@@ -19,6 +25,8 @@ class TelemetryActor:
 
     def _recorder(self, paths: SweepPaths) -> Recorder:
         if paths not in self._open:
+            from crucible_tinkex.telemetry.recorder import Recorder
+
             self._open[paths] = Recorder(paths)
         return self._open[paths]
 

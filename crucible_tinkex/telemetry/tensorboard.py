@@ -24,25 +24,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import summary
-from tensorboardX.proto.api_pb2 import DataType, Experiment, HParamInfo, MetricInfo, MetricName
-from tensorboardX.proto.api_pb2 import Status as SessionStatus
-from tensorboardX.proto.event_pb2 import Event as Record
-from tensorboardX.proto.event_pb2 import SessionLog
-from tensorboardX.proto.plugin_hparams_pb2 import (
-    HParamsPluginData,
-    SessionEndInfo,
-    SessionStartInfo,
-)
-from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
-from tensorboardX.record_writer import RecordWriter, register_writer_factory
-
 from crucible_tinkex.errors import StorageError
 from crucible_tinkex.events import Event
 from crucible_tinkex.storage import storage_errors
 from crucible_tinkex.telemetry.attempts import resumed_step as announced_step
 from crucible_tinkex.telemetry.parquet import table_to_events
 from crucible_tinkex.telemetry.query import scan_events
+from crucible_tinkex.telemetry.without_torch import without_torch
+
+with without_torch():
+    from tensorboardX import summary
+    from tensorboardX.proto.api_pb2 import DataType, Experiment, HParamInfo, MetricInfo, MetricName
+    from tensorboardX.proto.api_pb2 import Status as SessionStatus
+    from tensorboardX.proto.event_pb2 import Event as Record
+    from tensorboardX.proto.event_pb2 import SessionLog
+    from tensorboardX.proto.plugin_hparams_pb2 import (
+        HParamsPluginData,
+        SessionEndInfo,
+        SessionStartInfo,
+    )
+    from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboardX.record_writer import RecordWriter, register_writer_factory
 
 HParam = bool | int | float | str
 
