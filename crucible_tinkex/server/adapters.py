@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crucible_tinkex.server.lora import ALPHA, Layout, Segment
-from crucible_tinkex.server.operations import Adam, LoraSpec
+from crucible_tinkex.server.lora import Layout, Segment
+from crucible_tinkex.server.operations import ALPHA, Adam, LoraSpec
 
 
 class Adapter:
@@ -28,6 +28,10 @@ class Adapter:
         self.steps = 0
         self._frozen = FrozenAdapter(spec, layout, weights, compute_dtype)
         self._grad_views = layout.views(self.grad)
+
+    @property
+    def size_bytes(self) -> int:
+        return 4 * self.weights.nbytes + self._frozen.size_bytes
 
     def frozen(self) -> FrozenAdapter:
         """The weights of this moment in the computing dtype; changed in place by `step`."""
@@ -75,15 +79,19 @@ class FrozenAdapter:
         self.spec = spec
         self.layout = layout
         self.scale = ALPHA / spec.rank
-        self._flat = weights.to(compute_dtype, copy=True)
-        self.views = layout.views(self._flat)
+        self.flat = weights.to(compute_dtype, copy=True)
+        self.views = layout.views(self.flat)
+
+    @property
+    def size_bytes(self) -> int:
+        return int(self.flat.nbytes)
 
     def refresh(self, weights: Tensor) -> None:
-        self._flat.copy_(weights)
+        self.flat.copy_(weights)
 
     def copy(self) -> FrozenAdapter:
         """An independent snapshot."""
-        return FrozenAdapter(self.spec, self.layout, self._flat, self._flat.dtype)
+        return FrozenAdapter(self.spec, self.layout, self.flat, self.flat.dtype)
 
     def segment(self, start: int, end: int) -> Segment:
         return Segment(start, end, self.scale, self.views)

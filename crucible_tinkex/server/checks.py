@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 import crucible_tinkex.client.wire as wire
+from crucible_tinkex.client.proto.tensors import Budget, unfold
 from crucible_tinkex.errors import RequestRejectedError
 from crucible_tinkex.server.loss_specs import LOSS_SPECS, WEIGHTS, LossSpec
 from crucible_tinkex.server.operations import (
@@ -31,6 +32,8 @@ from crucible_tinkex.server.operations import (
 MAX_RANK = 256
 MAX_SAMPLES = 1024
 MAX_TOPK = 100
+MAX_TARGETS = 1 << 22
+"""Targets of one request whose tokens have several."""
 _INT64_MAX = 2**63 - 1
 
 
@@ -82,12 +85,23 @@ def forward(
     config = _loss_config(given, spec)
     if not given.data:
         raise refused("data is empty")
-    weighted = any(WEIGHTS in d.loss_fn_inputs for d in given.data)
-    names = (
-        (*spec.required, WEIGHTS) if weighted and WEIGHTS not in spec.required else spec.required
+    optional = (WEIGHTS, *spec.config)
+    present = {n for n in optional if any(n in d.loss_fn_inputs for d in given.data)}
+    fills = {WEIGHTS: 1.0} | {n: config.get(n, spec.config[n]) for n in present if n != WEIGHTS}
+    names = dict.fromkeys((*spec.required, *(n for n in optional if n in present)))
+    fill = {n: fills.get(n) for n in names}
+    rows = tuple(
+        _row(d, fill, base, f"data[{i}]", is_wide=spec.is_wide) for i, d in enumerate(given.data)
     )
-    rows = tuple(_row(d, names, base, f"data[{i}]") for i, d in enumerate(given.data))
+    _bounded(rows)
     return ForwardBackward(model_id, rows, given.loss_fn, config, backward)
+
+
+def _bounded(rows: Sequence[Row]) -> None:
+    """Rows of few targets are filled up to the widest one's."""
+    width = max(1 if r.targets.ndim == 1 else r.targets.shape[1] for r in rows)
+    if width > 1 and width * sum(len(r.tokens) for r in rows) > MAX_TARGETS:
+        raise refused(f"{width} targets per token are too many for a request of this size")
 
 
 def _loss_config(given: wire.ForwardInput, spec: LossSpec) -> Mapping[str, float]:
@@ -101,28 +115,68 @@ def _loss_config(given: wire.ForwardInput, spec: LossSpec) -> Mapping[str, float
     return config
 
 
-def _row(datum: wire.Datum, names: Sequence[str], base: BaseInfo, where: str) -> Row:
+def _row(
+    datum: wire.Datum,
+    fill: Mapping[str, float | None],
+    base: BaseInfo,
+    where: str,
+    *,
+    is_wide: bool,
+) -> Row:
+    """`fill` names the inputs and what stands for one that is missing; None: it must not be."""
     tokens = tokens_of(datum.model_input, base, f"{where}.model_input")
     given = datum.loss_fn_inputs
     if "target_tokens" not in given:
         raise refused(f"{where}.loss_fn_inputs lacks target_tokens")
-    targets = in_vocabulary(given["target_tokens"].data, base, f"{where}.target_tokens")
-    if len(targets) != len(tokens):
-        raise refused(f"{where}.target_tokens has {len(targets)} entries for {len(tokens)} tokens")
-    inputs = {n: _floats(given, n, len(tokens), where) for n in names}
-    return Row(tokens, targets, inputs)
+    shape = _shape(given["target_tokens"], len(tokens), f"{where}.target_tokens", is_wide=is_wide)
+    flat, _ = _dense(given["target_tokens"], f"{where}.target_tokens")
+    targets = in_vocabulary(flat, base, f"{where}.target_tokens")
+    inputs = {}
+    for name, value in fill.items():
+        if name in given:
+            inputs[name] = _floats(given[name], shape, f"{where}.{name}")
+        elif value is None:
+            raise refused(f"{where}.loss_fn_inputs lacks {name}")
+        else:
+            inputs[name] = np.full(shape, value, np.float32)
+    return Row(tokens, targets.reshape(shape), inputs)
 
 
-def _floats(given: Mapping[str, wire.TensorData], name: str, length: int, where: str) -> FloatArray:
-    if name not in given:
-        if name == WEIGHTS and "logprobs" in given:
-            return np.ones(length, np.float32)
-        raise refused(f"{where}.loss_fn_inputs lacks {name}")
-    values = np.asarray(given[name].data, np.float32)
-    if len(values) != length:
-        raise refused(f"{where}.{name} has {len(values)} entries for {length} tokens")
-    if not np.isfinite(values).all():
-        raise refused(f"{where}.{name} has entries that are not finite numbers")
+def _shape(given: wire.TensorData, length: int, where: str, *, is_wide: bool) -> tuple[int, ...]:
+    """[length], or [length, K] where that is allowed."""
+    flat, shape = _dense(given, where)
+    if len(shape) == 2 and shape[0] == length and shape[1] > 0:
+        if not is_wide:
+            raise refused(f"{where} has the shape {list(shape)}; this loss takes one per token")
+        return shape
+    if len(shape) > 1 or len(flat) != length:
+        raise refused(f"{where} has {len(flat)} entries for {length} tokens")
+    return (length,)
+
+
+def _dense(
+    given: wire.TensorData, where: str
+) -> tuple[Sequence[int] | Sequence[float], tuple[int, ...]]:
+    """The elements row by row, and the shape."""
+    data: Sequence[int] | Sequence[float] = given.data
+    shape = tuple(given.shape or (len(data),))
+    if given.sparse_crow_indices is not None:
+        columns = given.sparse_col_indices or []
+        data = unfold(data, given.sparse_crow_indices, columns, shape, what=where, budget=Budget())
+    if min(shape) < 0 or math.prod(shape) != len(data):
+        raise refused(f"{where} has {len(data)} entries and the shape {list(shape)[:9]}")
+    return data, shape
+
+
+def _floats(given: wire.TensorData, shape: tuple[int, ...], where: str) -> FloatArray:
+    flat, own = _dense(given, where)
+    if len(flat) != math.prod(shape) or (len(own) > 1 and own != shape):
+        raise refused(f"{where} has {len(flat)} entries for {math.prod(shape)} targets")
+    with np.errstate(over="ignore"):
+        values = np.asarray(flat, np.float32).reshape(shape)
+    is_bound = where.endswith("_threshold")
+    if not (np.isfinite(values) | (is_bound & np.isinf(values))).all():
+        raise refused(f"{where} has entries that are not finite numbers")
     return values
 
 

@@ -33,6 +33,7 @@ class Sampling:
     generator: torch.Generator
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    topk: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     stop_reason: str | None = None
 
     def take(self, logits: Tensor, norm: float, vocabulary: Vocabulary) -> None:
@@ -40,13 +41,19 @@ class Sampling:
         token = choose(logits, self.request, self.generator)
         self.tokens.append(token)
         self.logprobs.append(float(logits[token]) - norm)
+        if self.request.topk_sample_logprobs > 0:
+            best = logits.topk(min(self.request.topk_sample_logprobs, len(logits)))
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            self.topk.append(tuple((i, v - norm) for i, v in pairs))
         if vocabulary.stops(self.tokens, self.request):
             self.stop_reason = "stop"
         elif len(self.tokens) >= self.request.max_tokens:
             self.stop_reason = "length"
 
     def sequence(self) -> Sequence:
-        return Sequence(tuple(self.tokens), tuple(self.logprobs), self.stop_reason or "length")
+        topk = tuple(self.topk) if self.request.topk_sample_logprobs > 0 else None
+        reason = self.stop_reason or "length"
+        return Sequence(tuple(self.tokens), tuple(self.logprobs), reason, topk)
 
 
 def choose(logits: Tensor, request: Sample, generator: torch.Generator) -> int:

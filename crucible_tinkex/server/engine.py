@@ -9,7 +9,9 @@ Not here: the order of seq_ids, promises, encoding (the app's side).
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -25,6 +27,7 @@ from crucible_tinkex.server.choosing import Vocabulary
 from crucible_tinkex.server.model import BaseModel
 from crucible_tinkex.server.operations import (
     BaseInfo,
+    CancelSample,
     CreateModel,
     Done,
     DropSnapshot,
@@ -42,6 +45,7 @@ from crucible_tinkex.server.operations import (
     TakeSnapshot,
     UnloadModel,
 )
+from crucible_tinkex.server.residents import Residents, spill, spill_folder
 from crucible_tinkex.server.sampling import Prompt, SampleBatch, prompt_bucket
 from crucible_tinkex.server.scheduler import Batch, Job, Report, Scheduler
 from crucible_tinkex.server.store import Manifest, Store, expiry
@@ -53,6 +57,11 @@ MAX_BATCHES = 2
 MAX_SEQUENCES = 64
 STEPS_PER_TURN = 8
 MAX_LOADED = 16
+MEMORY_BYTES = 4 * 1024**3
+"""Memory of models and snapshots; what was not used longest lies on disk."""
+IDLE_S = 900.0
+"""Models and snapshots that were not used for so long go to disk in any case."""
+_SPILL_RETRY_S = 60.0
 _log = logging.getLogger(__name__)
 
 
@@ -60,15 +69,29 @@ class TorchEngine:
     """The `Engine` that really trains."""
 
     def __init__(
-        self, base: bases.Base, store: Store, *, dtype: torch.dtype, token_cap: int = TOKEN_CAP
+        self,
+        base: bases.Base,
+        store: Store,
+        *,
+        dtype: torch.dtype,
+        token_cap: int = TOKEN_CAP,
+        memory_bytes: int = MEMORY_BYTES,
+        idle_s: float = IDLE_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._model = BaseModel(base, dtype)
         self._store = store
         self._token_cap = token_cap
         tokenizer = Tokenizer.from_file(str(base.tokenizer_folder / "tokenizer.json"))
         self._vocabulary = Vocabulary(tokenizer, bases.eos_tokens(base, self._model.config))
-        self._adapters: dict[str, Adapter] = {}
-        self._snapshots: dict[str, FrozenAdapter] = {}
+        self._memory_bytes = memory_bytes
+        self._idle_s = idle_s
+        self._clock = clock
+        folder = spill_folder(store.data_dir)
+        self._spill_folder = folder
+        self._adapters = Residents(folder / "models", files.ADAPTERS, clock)
+        self._snapshots = Residents(folder / "snapshots", files.SNAPSHOTS, clock)
+        self._spill_after_s = 0.0
         self._loaded: OrderedDict[tuple[TinkerPath, str], FrozenAdapter] = OrderedDict()
         self._scheduler = Scheduler()
         self._inbox: list[Job] = []
@@ -92,22 +115,48 @@ class TorchEngine:
             self._closed = True
             self._wake.notify()
         self._thread.join(timeout=10)
+        shutil.rmtree(self._spill_folder, ignore_errors=True)
 
     def _run(self) -> None:
         while True:
             with self._wake:
                 item = self._scheduler.next(max_batches=MAX_BATCHES)
                 if not self._inbox and not self._closed and item is None:
-                    self._wake.wait()
+                    self._wake.wait(timeout=self._idle_s)
                 if self._closed:
                     return
                 jobs, self._inbox = self._inbox, []
             for job in jobs:
-                for dropped in self._scheduler.add(job):
-                    dropped.done(_rejected("the model was unloaded before this could run", 410))
+                self._take(job)
+            self._spill()
             chosen = self._scheduler.next(max_batches=MAX_BATCHES)
             if chosen is not None:
                 self._turn(chosen)
+
+    def _take(self, job: Job) -> None:
+        dropped = self._scheduler.add(job)
+        is_cancel = isinstance(job.operation, CancelSample)
+        why = "it was cancelled" if is_cancel else "the model was unloaded"
+        for other in dropped:
+            other.done(_rejected(f"{why} before this could run", 410))
+        if is_cancel:
+            job.done(Done())
+
+    def _spill(self) -> None:
+        """Between turns, because a pass holds on to its adapters."""
+        now = self._clock()
+        if now < self._spill_after_s:
+            return
+        failure = _failure(
+            lambda: spill(
+                (self._adapters, self._snapshots),
+                budget_bytes=self._memory_bytes,
+                older_than_s=now - self._idle_s,
+            )
+        )
+        if failure is not None:
+            _log.warning("idle models stay in memory: %s", failure)
+            self._spill_after_s = now + _SPILL_RETRY_S
 
     def _turn(self, item: Job | Batch) -> None:
         if isinstance(item, Batch):
@@ -116,7 +165,7 @@ class TorchEngine:
             self._start_batch(item.operation)
         elif isinstance(item.operation, DropSnapshot):
             self._scheduler.take_samples(lambda j: j is item)
-            self._snapshots.pop(item.operation.snapshot_id, None)
+            self._snapshots.drop(item.operation.snapshot_id)
             item.done(Done())
         elif isinstance(item.operation, ForwardBackward):
             self._train(item)
@@ -150,7 +199,7 @@ class TorchEngine:
                 self._snapshots[snapshot_id] = self._adapter(model_id).frozen().copy()
                 return Saved(snapshot_id=snapshot_id)
             case UnloadModel(model_id):
-                self._adapters.pop(model_id, None)
+                self._adapters.drop(model_id)
                 return Done()
             case _:
                 raise AssertionError(operation)
@@ -189,13 +238,14 @@ class TorchEngine:
             optimizer=optimizer,
             created=datetime.now(UTC).isoformat(),
             expires=expiry(operation.ttl_seconds),
+            user_metadata=operation.user_metadata,
         )
-        self._store.save(
+        saved = self._store.save(
             manifest,
             lambda folder: files.write_adapter(adapter, folder, optimizer=optimizer),
             overwrite=operation.overwrite,
         )
-        return Saved(path=operation.path)
+        return Saved(path=operation.path, size_bytes=saved.size_bytes)
 
     # --- passes --------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """A checkpoint as the two files that peft, vLLM and others load.
 
 Guarantees: `PeftModel.from_pretrained(base, out)` gives the same logits as our server (tested).
-An adapter on the output layer is exported too; vLLM refuses such adapters.
+An adapter on the output layer is exported too; vLLM refuses such adapters. No torch here, so that
+the app can export without the engine.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import load_file, save_file
 
-from crucible_tinkex.server.lora import ALPHA, HEAD
+from crucible_tinkex.server.operations import ALPHA, HEAD
 from crucible_tinkex.server.store import ADAPTER_FILE, MANIFEST_FILE, Manifest
 from crucible_tinkex.storage import storage_errors, write_atomic
 

@@ -15,21 +15,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crucible_tinkex.errors import StorageError
-from crucible_tinkex.server.adapters import Adapter
+from crucible_tinkex.server.adapters import Adapter, FrozenAdapter
 from crucible_tinkex.server.lora import Layout
+from crucible_tinkex.server.operations import LoraSpec
+from crucible_tinkex.server.residents import Kind
 from crucible_tinkex.server.store import ADAPTER_FILE, OPTIMIZER_FILE
 
 
 def write_adapter(adapter: Adapter, folder: Path, *, optimizer: bool) -> None:
     named = _name(adapter.weights, adapter.layout, adapter.spec.rank)
-    save_file(named, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    _save(named, folder / ADAPTER_FILE)
     if optimizer:
         moments = {
             f"{moment}.{name}": tensor
             for moment, flat in (("m", adapter.m), ("v", adapter.v))
             for name, tensor in _name(flat, adapter.layout, adapter.spec.rank).items()
         }
-        save_file(moments, folder / OPTIMIZER_FILE, metadata={"format": "pt"})
+        _save(moments, folder / OPTIMIZER_FILE)
 
 
 def read_weights(folder: Path, layout: Layout) -> Tensor:
@@ -39,6 +41,13 @@ def read_weights(folder: Path, layout: Layout) -> Tensor:
 def read_moments(folder: Path, layout: Layout) -> tuple[Tensor, Tensor]:
     named = _load(folder / OPTIMIZER_FILE)
     return _flatten(named, layout, "m."), _flatten(named, layout, "v.")
+
+
+def _save(named: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(named, path, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as e:
+        raise StorageError(f"cannot write {path}: {e}") from e
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -67,3 +76,33 @@ def _flatten(named: dict[str, Tensor], layout: Layout, prefix: str) -> Tensor:
             pair[0][:, : a.shape[0]] = a.T
             pair[1][: a.shape[0]] = b.T
     return flat
+
+
+# --- adapters put aside: flat vectors, no names --------------------------------------------------
+
+
+def _spill_adapter(adapter: Adapter, path: Path) -> None:
+    flat = {"weights": adapter.weights, "grad": adapter.grad, "m": adapter.m, "v": adapter.v}
+    _save(flat, path)
+
+
+def _restore_adapter(path: Path, sketch: tuple[LoraSpec, Layout, torch.dtype, int]) -> Adapter:
+    spec, layout, dtype, steps = sketch
+    flat = _load(path)
+    adapter = Adapter(spec, layout, flat["weights"], dtype)
+    adapter.restore(flat["weights"], flat["m"], flat["v"], steps)
+    adapter.grad.copy_(flat["grad"])
+    return adapter
+
+
+def _restore_frozen(path: Path, sketch: tuple[LoraSpec, Layout]) -> FrozenAdapter:
+    flat = _load(path)["weights"]
+    return FrozenAdapter(*sketch, flat, flat.dtype)
+
+
+ADAPTERS: Kind[Adapter] = Kind(
+    lambda a: (a.spec, a.layout, a.frozen().flat.dtype, a.steps), _spill_adapter, _restore_adapter
+)
+SNAPSHOTS: Kind[FrozenAdapter] = Kind(
+    lambda a: (a.spec, a.layout), lambda a, path: _save({"weights": a.flat}, path), _restore_frozen
+)

@@ -75,17 +75,18 @@ class Head:
     def logprobs(
         self, hidden: Tensor, targets: Tensor, adapter: HeadAdapter | None, active: Tensor | None
     ) -> tuple[Tensor, list[_Kept]]:
-        """Log-probability [n] of each target, and what backward needs of the `active` rows."""
+        """Log-probabilities [n, K] of the targets [n, K], and what backward needs of the `active`
+        rows."""
         parts: list[Tensor] = []
         kept: list[_Kept] = []
         for first in range(0, len(hidden), CHUNK):
             part = slice(first, first + CHUNK)
             logits = self.logits(hidden[part], adapter)
             values = self._scratch[: len(logits)].copy_(logits)
-            wanted = values.gather(1, targets[part, None]).squeeze(1)
+            wanted = values.gather(1, targets[part])
             top = values.amax(-1)
             norm = values.sub_(top[:, None]).exp_().sum(-1).log_().add_(top)
-            parts.append(wanted - norm)
+            parts.append(wanted - norm[:, None])
             if active is not None and bool(active[part].any()):
                 rows = active[part].nonzero().squeeze(1)
                 kept.append(_Kept(rows + first, logits[rows], norm[rows]))
@@ -99,13 +100,13 @@ class Head:
         adapter: HeadAdapter | None,
         kept: list[_Kept],
     ) -> Tensor:
-        """dL/dhidden [n, d] from dL/dlogprob [n]; adds to the adapter's gradients."""
+        """dL/dhidden [n, d] from dL/dlogprob [n, K]; adds to the adapter's gradients."""
         out = torch.zeros_like(hidden)
         for k in kept:
-            g = grad[k.rows, None]
+            g = grad[k.rows]
             d = self._scratch[: len(g)].copy_(k.logits)
-            d.sub_(k.norm[:, None]).exp_().mul_(-g)
-            d.scatter_add_(1, targets[k.rows, None], g)
+            d.sub_(k.norm[:, None]).exp_().mul_(-g.sum(1, keepdim=True))
+            d.scatter_add_(1, targets[k.rows], g)
             dlogits = d.to(hidden.dtype)
             dh = dlogits @ self.weight
             if adapter is not None:

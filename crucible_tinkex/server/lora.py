@@ -22,11 +22,9 @@ from torch import Tensor, nn
 
 from crucible_tinkex.server.operations import LoraSpec
 
-ALPHA = 32.0
 RANK_BUCKETS = (8, 16, 32, 64, 128, 256)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
-HEAD = "lm_head"
 
 
 class Slot(NamedTuple):

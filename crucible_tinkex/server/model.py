@@ -15,7 +15,6 @@ from crucible_tinkex.server import attention, bases
 from crucible_tinkex.server.attention import Plan
 from crucible_tinkex.server.head import Head
 from crucible_tinkex.server.lora import (
-    HEAD,
     Layout,
     PassContext,
     Segment,
@@ -23,7 +22,7 @@ from crucible_tinkex.server.lora import (
     initial_weights,
     wrap_linears,
 )
-from crucible_tinkex.server.operations import BaseInfo, LoraSpec
+from crucible_tinkex.server.operations import HEAD, BaseInfo, LoraSpec
 
 MIN_TOKENS = 16
 """Passes of fewer tokens are filled up, because small GEMMs use other kernels."""

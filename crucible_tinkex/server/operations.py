@@ -21,6 +21,11 @@ from crucible_tinkex.names import TinkerPath
 IntArray: TypeAlias = npt.NDArray[np.int64]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 
+ALPHA = 32.0
+"""LoRA's alpha: an adapter's output is scaled by ALPHA / rank."""
+HEAD = "lm_head"
+"""The name of the output layer among an adapter's layers."""
+
 
 @dataclass(frozen=True, slots=True)
 class BaseInfo:
@@ -45,7 +50,7 @@ class LoraSpec:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One datum: N tokens, N targets, and float inputs of length N by name (`weights`, ...)."""
+    """One datum of N tokens: targets [N] or [N, K], and by name float inputs of N (or N x K)."""
 
     tokens: IntArray
     targets: IntArray
@@ -110,6 +115,7 @@ class SaveWeights:
     path: TinkerPath
     overwrite: bool = False
     ttl_seconds: int | None = None
+    user_metadata: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +140,8 @@ class DropSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """`stop_tokens` None: end-of-sequence tokens stop; `max_tokens` is already within limits."""
+    """`stop_tokens` None: end-of-sequence tokens stop; `max_tokens` is already within limits.
+    `ticket` is what `CancelSample` names."""
 
     source: SamplerSource
     prompt: IntArray
@@ -148,6 +155,16 @@ class Sample:
     stop_strings: tuple[str, ...] = ()
     prompt_logprobs: bool = False
     topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+    prompt_logprobs_last_n: int | None = None
+    ticket: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CancelSample:
+    """Drops the sample of this ticket if it has not started; it then fails with 410."""
+
+    ticket: str
 
 
 Operation: TypeAlias = (
@@ -160,6 +177,7 @@ Operation: TypeAlias = (
     | UnloadModel
     | DropSnapshot
     | Sample
+    | CancelSample
 )
 
 
@@ -188,6 +206,7 @@ class Saved:
 
     path: TinkerPath | None = None
     snapshot_id: str | None = None
+    size_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +219,7 @@ class Sequence:
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     stop_reason: str
+    topk_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ EXTENT = 16
 """The cache grows by this many slots."""
 
 Ticket = TypeVar("Ticket")
+Scored = TypeVar("Scored")
 TopK = tuple[tuple[tuple[int, float], ...] | None, ...]
 
 
@@ -188,14 +189,21 @@ class SampleBatch(Generic[Ticket]):
         request, n = prompt.request, len(prompt.request.prompt)
         adapter = head_adapter(prompt.adapter.segment(0, n)) if prompt.adapter else None
         if request.prompt_logprobs:
-            targets = tokens.roll(-1)
+            targets = tokens.roll(-1)[:, None]
             values, _ = self._model.head.logprobs(hidden, targets, adapter, None)
-            prompt.prompt_logprobs = (None, *values[: n - 1].tolist())
+            prompt.prompt_logprobs = _last((None, *values[: n - 1, 0].tolist()), request)
         if request.topk_prompt_logprobs > 0:
             logits = self._model.head.logits(hidden, adapter).float()[: n - 1]
             best = logits.log_softmax(-1).topk(min(request.topk_prompt_logprobs, logits.shape[1]))
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            prompt.topk = (None, *(tuple(zip(i, v, strict=True)) for i, v in pairs))
+            rows = (None, *(tuple(zip(i, v, strict=True)) for i, v in pairs))
+            prompt.topk = _last(rows, request)
+
+
+def _last(rows: tuple[Scored, ...], request: Sample) -> tuple[Scored | None, ...]:
+    """Only the last ones, if the request wants no more."""
+    unwanted = len(rows) - (request.prompt_logprobs_last_n or len(rows))
+    return (*[None] * unwanted, *rows[unwanted:])
 
 
 def _segments(owners: Sequence[FrozenAdapter | None], width: int) -> list[Segment]:

@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any, TypeAlias
 
 from crucible_tinkex.server.operations import (
+    CancelSample,
     DropSnapshot,
     Operation,
     Outcome,
@@ -52,9 +53,11 @@ class Scheduler:
     _clock: count[int] = field(default_factory=count)
 
     def add(self, job: Job) -> list[Job]:
-        """Queue a job. Unloading goes first: returns the model's jobs that will never run."""
+        """Queue a job. Unloading and cancelling go first: returns the jobs that will never run."""
         job.stamp = next(self._clock)
         operation = job.operation
+        if isinstance(operation, CancelSample):
+            return self.take_samples(lambda j: _ticket(j) == operation.ticket)
         if isinstance(operation, Sample | DropSnapshot):
             self._samples.append(job)
             return []
@@ -83,7 +86,7 @@ class Scheduler:
     def finish(self, job: Job) -> None:
         """Take a model's head off its queue."""
         operation = job.operation
-        assert not isinstance(operation, Sample | DropSnapshot)
+        assert not isinstance(operation, Sample | DropSnapshot | CancelSample)
         queue = self._models.get(operation.model_id)
         if queue and queue[0] is job:
             queue.popleft()
@@ -103,3 +106,7 @@ class Scheduler:
 
     def stop(self, batch: Batch) -> None:
         self._batches.remove(batch)
+
+
+def _ticket(job: Job) -> str | None:
+    return job.operation.ticket if isinstance(job.operation, Sample) else None

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -45,6 +45,8 @@ class Manifest:
     expires: str | None = None
     sha256: str = ""
     size_bytes: int = 0
+    public: bool = False
+    user_metadata: Mapping[str, str] | None = None
 
     @classmethod
     def parse(cls, text: str) -> Manifest:
@@ -69,6 +71,7 @@ class Store:
     """All checkpoints below `data_dir`. One process; reading from another thread is safe."""
 
     def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
         self._root = data_dir / "checkpoints"
         with storage_errors(self._root):
             self._root.mkdir(parents=True, exist_ok=True)

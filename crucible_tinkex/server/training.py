@@ -21,7 +21,13 @@ from crucible_tinkex.server.attention import BUCKET, Block, PackedPlan, round_up
 from crucible_tinkex.server.head import head_adapter
 from crucible_tinkex.server.lora import Segment
 from crucible_tinkex.server.model import MIN_TOKENS, BaseModel
-from crucible_tinkex.server.operations import FloatArray, ForwardBackward, ForwardOutput, Row
+from crucible_tinkex.server.operations import (
+    FloatArray,
+    ForwardBackward,
+    ForwardOutput,
+    IntArray,
+    Row,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,9 @@ class Chunk:
     tokens: Tensor
     positions: Tensor
     targets: Tensor
+    """[tokens, K]"""
     inputs: dict[str, Tensor]
+    """[tokens], or [tokens, K] where K targets per token have numbers of their own."""
 
     @property
     def size(self) -> int:
@@ -47,6 +55,7 @@ class TrainingWork:
     def __init__(self, operation: ForwardBackward, token_cap: int) -> None:
         self.operation = operation
         self._groups = _cut([len(r.tokens) for r in operation.rows], token_cap)
+        self._width = max(_width(r) for r in operation.rows)
         self._next = 0
         self._logprobs: list[FloatArray | None] = [None] * len(operation.rows)
         self._loss = 0.0
@@ -58,15 +67,19 @@ class TrainingWork:
 
     def _pack(self) -> Chunk:
         numbers = self._groups[self._next]
-        return pack(numbers, [self.operation.rows[i] for i in numbers])
+        return pack(numbers, [self.operation.rows[i] for i in numbers], self._width)
 
     def add(self, logprobs: Tensor, loss: float) -> None:
         """Take the results of the present chunk and go on to the next."""
         values = logprobs.numpy()
         first = 0
         for number in self.chunk.rows:
-            n = len(self.operation.rows[number].tokens)
-            self._logprobs[number] = values[first : first + n].copy()
+            row = self.operation.rows[number]
+            n = len(row.tokens)
+            own = values[first : first + n]
+            self._logprobs[number] = (
+                own[:, 0] if row.targets.ndim == 1 else own[:, : _width(row)]
+            ).copy()
             first += n
         self._loss += loss
         self._next += 1
@@ -91,7 +104,12 @@ def _cut(lengths: Sequence[int], token_cap: int) -> list[tuple[int, ...]]:
     return [*groups, tuple(current)]
 
 
-def pack(numbers: tuple[int, ...], rows: Sequence[Row]) -> Chunk:
+def _width(row: Row) -> int:
+    return 1 if row.targets.ndim == 1 else row.targets.shape[1]
+
+
+def pack(numbers: tuple[int, ...], rows: Sequence[Row], width: int) -> Chunk:
+    """`width` is the largest number of targets per token; missing ones are token 0, weight 0."""
     lengths = [len(r.tokens) for r in rows]
     real = sum(lengths)
     filling = max(round_up(real, BUCKET), MIN_TOKENS) - real
@@ -103,14 +121,24 @@ def pack(numbers: tuple[int, ...], rows: Sequence[Row]) -> Chunk:
         lengths=tuple(lengths),
         tokens=torch.from_numpy(np.concatenate([*(r.tokens for r in rows), tail])),
         positions=torch.cat([torch.arange(n) for n in lengths]),
-        targets=torch.from_numpy(np.concatenate([*(r.targets for r in rows), tail])),
-        inputs={
-            name: torch.from_numpy(
-                np.concatenate([*(r.inputs[name] for r in rows), tail.astype(np.float32)])
-            )
-            for name in names
-        },
+        targets=_stack([r.targets for r in rows], filling, width).view(-1, width),
+        inputs={name: _stack([r.inputs[name] for r in rows], filling, width) for name in names},
     )
+
+
+def _stack(parts: Sequence[IntArray] | Sequence[FloatArray], filling: int, width: int) -> Tensor:
+    """One after another and filled up with zeros: [tokens], or [tokens, width] if any has two
+    dimensions and `width` is more than 1."""
+    if width == 1:
+        flat = [p.reshape(-1) for p in parts]
+        return torch.from_numpy(np.concatenate([*flat, np.zeros(filling, parts[0].dtype)]))
+    out = np.zeros((sum(map(len, parts)) + filling, width), parts[0].dtype)
+    first = 0
+    for part in parts:
+        wide = part if part.ndim == 2 else part[:, None]
+        out[first : first + len(part), : wide.shape[1]] = wide
+        first += len(part)
+    return torch.from_numpy(out)
 
 
 def run_pass(model: BaseModel, parts: Sequence[tuple[TrainingWork, Adapter]]) -> None:
@@ -155,7 +183,13 @@ def _finish(
     logprobs, kept = model.head.logprobs(part, chunk.targets, adapter, active)
     leaf = logprobs.clone().requires_grad_(grad is not None)
     real = chunk.size - _filling(work)
-    per_token = losses.token_losses(operation.loss_fn, leaf, chunk.inputs, operation.loss_config)
+    per_token = losses.token_losses(
+        operation.loss_fn,
+        leaf if leaf.shape[1] > 1 else leaf[:, 0],
+        chunk.inputs,
+        operation.loss_config,
+        chunk.lengths,
+    )
     loss = per_token[:real].sum()
     if grad is not None:
         (slope,) = torch.autograd.grad(loss, leaf)

@@ -15,8 +15,14 @@ from server_client import Client, make_rows, train
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import bases
 from crucible_tinkex.server.export import export_peft
-from crucible_tinkex.server.lora import ALPHA
-from crucible_tinkex.server.operations import Adam, ForwardOutput, OptimStep, Row, SaveWeights
+from crucible_tinkex.server.operations import (
+    ALPHA,
+    Adam,
+    ForwardOutput,
+    OptimStep,
+    Row,
+    SaveWeights,
+)
 
 # peft warns that our base's output layer is tied to its embedding; the adapter is on one of them
 pytestmark = [
