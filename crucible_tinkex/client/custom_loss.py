@@ -50,27 +50,34 @@ def forward_rows(data: Sequence[Datum]) -> list[Datum]:
 
 def weigh(data: Sequence[Datum], output: ForwardBackwardOutput, loss_fn: CustomLoss) -> Weighed:
     """Raises what `loss_fn` raises, and `ConfigError` for gradients that do not fit."""
-    logprobs = [
-        _logprobs(row.get("logprobs"), d)
-        for row, d in zip(output.loss_fn_outputs, data, strict=True)
-    ]
-    loss, gradients, metrics = loss_fn([array.copy() for array in logprobs])
-    if len(gradients) != len(data):
-        raise ConfigError(f"the custom loss gave {len(gradients)} gradients for {len(data)} rows")
+    pairs = zip(output.loss_fn_outputs, data, strict=True)
+    logprobs = [_logprobs(row.get("logprobs"), datum) for row, datum in pairs]
+    loss, gradients, metrics = evaluate(loss_fn, logprobs)
     rows = []
-    for index, (datum, array, given) in enumerate(zip(data, logprobs, gradients, strict=True)):
-        gradient = np.asarray(given, np.float32)
-        if gradient.shape != array.shape or not np.isfinite(gradient).all():
-            raise ConfigError(
-                f"the gradient of row {index} must be finite and of shape {array.shape}, "
-                f"as its logprobs are, not {gradient.shape}"
-            )
+    for datum, gradient in zip(data, gradients, strict=True):
         weights = TensorData.model_construct(
             data=(-gradient).ravel().tolist(), dtype="float32", shape=list(gradient.shape)
         )
         inputs = {"target_tokens": datum.loss_fn_inputs["target_tokens"], "weights": weights}
         rows.append(datum.model_copy(update={"loss_fn_inputs": inputs}))
-    return Weighed(rows, float(loss), dict(metrics))
+    return Weighed(rows, loss, metrics)
+
+
+def evaluate(
+    loss_fn: CustomLoss, logprobs: Sequence[FloatArray]
+) -> tuple[float, list[FloatArray], Mapping[str, float]]:
+    """The loss, its gradients as float32, and the metrics; checked. `loss_fn` gets copies."""
+    loss, given, metrics = loss_fn([array.copy() for array in logprobs])
+    if len(given) != len(logprobs):
+        raise ConfigError(f"the custom loss gave {len(given)} gradients for {len(logprobs)} rows")
+    gradients = [np.asarray(gradient, np.float32) for gradient in given]
+    for index, (gradient, array) in enumerate(zip(gradients, logprobs, strict=True)):
+        if gradient.shape != array.shape or not np.isfinite(gradient).all():
+            raise ConfigError(
+                f"the gradient of row {index} must be finite and of shape {array.shape}, "
+                f"as its logprobs are, not {gradient.shape}"
+            )
+    return float(loss), gradients, dict(metrics)
 
 
 def _logprobs(tensor: TensorData | None, datum: Datum) -> FloatArray:

@@ -1,11 +1,24 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from scripted_service import ScriptedService
 
 KEY = "tml-canary-7f3a9c"
+SERVE = """
+import sys
+from pathlib import Path
+from crucible_tinkex.server.serve import ServeOptions, serve
+folder = Path(sys.argv[1])
+serve(ServeOptions(data_dir=folder / "data", model="nano", ready_file=folder / "ready.json",
+                   dtype="fp32", threads=1, exit_with_parent=True))
+"""
 
 
 @pytest.fixture
@@ -18,3 +31,27 @@ async def scripted() -> AsyncIterator[ScriptedService]:
 def key(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("TINKER_API_KEY", KEY)
     return KEY
+
+
+@pytest.fixture(scope="session")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """An embedded server in its own process: its base_url and api_key_file."""
+    pytest.importorskip("torch", reason="the embedded server needs the extra [local]")
+    folder = tmp_path_factory.mktemp("embedded")
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, str(folder)],
+            stdin=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    try:
+        until = time.monotonic() + 60
+        while not (folder / "ready.json").exists():
+            assert process.poll() is None and time.monotonic() < until, (folder / "log").read_text()
+            time.sleep(0.05)
+        yield json.loads((folder / "ready.json").read_text())
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(20)

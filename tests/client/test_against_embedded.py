@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from service_contract import check_training_service
 
-from crucible_tinkex.client import RequestRecord, TinkexService, TrainingClient
+from crucible_tinkex.client import ClientSettings, RequestRecord, TinkexService, TrainingClient
+from crucible_tinkex.client.encoding import Preference, State
 from crucible_tinkex.client.wire import (
     AdamParams,
     Datum,
@@ -29,39 +25,7 @@ from crucible_tinkex.errors import (
     ServiceError,
 )
 
-pytest.importorskip("torch", reason="the embedded server needs the extra [local]")
-
-SERVE = """
-import sys
-from pathlib import Path
-from crucible_tinkex.server.serve import ServeOptions, serve
-folder = Path(sys.argv[1])
-serve(ServeOptions(data_dir=folder / "data", model="nano", ready_file=folder / "ready.json",
-                   dtype="fp32", threads=1, exit_with_parent=True))
-"""
 ADAM = AdamParams(learning_rate=5e-3)
-
-
-@pytest.fixture(scope="module")
-def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    folder = tmp_path_factory.mktemp("embedded")
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, str(folder)],
-            stdin=subprocess.PIPE,
-            stderr=log,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-    try:
-        until = time.monotonic() + 60
-        while not (folder / "ready.json").exists():
-            assert process.poll() is None and time.monotonic() < until, (folder / "log").read_text()
-            time.sleep(0.05)
-        yield json.loads((folder / "ready.json").read_text())
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait(20)
 
 
 @pytest.fixture
@@ -141,8 +105,32 @@ async def test_training_resume_and_sampling(service: TinkexService) -> None:
         await service.create_training_from_state(state)
 
 
-async def test_the_contract(service: TinkexService) -> None:
-    await check_training_service(service)
+@pytest.mark.parametrize("encoding", ["json", "protobuf"])
+async def test_the_contract(ready: dict[str, str], encoding: Preference) -> None:
+    await check_training_service(
+        TinkexService(
+            ready["base_url"],
+            api_key_file=ready["api_key_file"],
+            settings=ClientSettings(encoding=encoding),
+        )
+    )
+
+
+async def test_protobuf_is_found_out_and_gives_the_same(ready: dict[str, str]) -> None:
+    losses = []
+    for encoding in ("auto", "json"):
+        async with TinkexService(
+            ready["base_url"],
+            api_key_file=ready["api_key_file"],
+            settings=ClientSettings(encoding=encoding),
+        ) as service:
+            model = await service.create_training(
+                base_model="nano", lora=LoraConfig(rank=4, seed=1)
+            )
+            losses.append(await train(model, range(3)))
+            if encoding == "auto":
+                assert model.operations.transport.encoding.state is State.PROVEN
+    assert losses[0] == losses[1]
 
 
 async def test_sessions_do_not_disturb_each_other(service: TinkexService) -> None:
