@@ -1,84 +1,88 @@
 """The HTTP face: routes, the API key, body limits, and errors as JSON. No torch behind this import.
 
-`App` is an ASGI application over any `Engine`. Guarantees: every path but healthz needs the key
-(compared in constant time); every refusal is `{"error": str, "category": "user"}` with a 4xx
-status that is never 409, which clients of this protocol retry for minutes; a long-poll waits here,
-without a thread, and ends with 408.
+`App` is an ASGI application over any `Engine`. Guarantees: every path but healthz and downloads
+needs the key (compared in constant time); every refusal is `{"error": str, "category": str}` with a
+4xx status that is never 409, which clients of this protocol retry for minutes; a long-poll waits
+here, without a thread, and ends with 408; large bodies are decoded in threads, so that they hold up
+nobody. A request that cannot be understood, but whose place in its model's order can be read, uses
+up that place.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable, Mapping
+from typing import ParamSpec, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 import crucible_tinkex.client.wire as wire
+from crucible_tinkex.client.proto import MalformedError
 from crucible_tinkex.errors import ConfigError, CrucibleError, ServiceError, StorageError
 from crucible_tinkex.names import TinkerPath
-from crucible_tinkex.server import codec
+from crucible_tinkex.server import bodies, checks, codec
+from crucible_tinkex.server.answers import Answers, Sync
+from crucible_tinkex.server.catalogue import Catalogue
 from crucible_tinkex.server.checks import refused
-from crucible_tinkex.server.operations import Engine
+from crucible_tinkex.server.exports import ARCHIVE, Exports
+from crucible_tinkex.server.limits import Limits
+from crucible_tinkex.server.operations import Engine, Operation
 from crucible_tinkex.server.service import Service
-from crucible_tinkex.server.store import Manifest, Store
+from crucible_tinkex.server.store import Store
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_READING_BYTES = 512 * 1024 * 1024
+"""Of all bodies that are being read at a time."""
 LONG_POLL_S = 30.0
+SMALL_BYTES = 64 * 1024
+"""Bodies up to this size are decoded at once."""
 _KEY = wire.KEY_HEADER.lower().encode()
-_KINDS = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
+_IN_ORDER = frozenset(
+    (
+        *("forward_backward", "forward", "optim_step", "save_weights", "load_weights"),
+        *("save_weights_for_sampler", "save_weights_external"),
+    )
+)
 Handler: TypeAlias = Callable[[bytes, Request], Awaitable[Response]]
-Sync: TypeAlias = Callable[[bytes], wire.Wire | dict[str, Any]]
+_Given = ParamSpec("_Given")
+_Out = TypeVar("_Out")
 
 
 class App:
-    """`App(engine, store, key)` is what uvicorn serves. One event loop per App."""
+    """`App(engine, store, key)` is what uvicorn serves. One event loop per App. `client_flags` are
+    added to what `client/config` tells clients."""
 
     def __init__(
-        self, engine: Engine, store: Store, api_key: str, *, long_poll_s: float = LONG_POLL_S
+        self,
+        engine: Engine,
+        store: Store,
+        api_key: str,
+        *,
+        long_poll_s: float = LONG_POLL_S,
+        limits: Limits | None = None,
+        client_flags: Mapping[str, object] | None = None,
     ) -> None:
-        self.service = Service(engine, store)
+        self.service = Service(engine, store, limits=limits)
         self._engine = engine
-        self._store = store
+        self._answers = Answers(self.service, client_flags or {})
+        self._catalogue = Catalogue(store, self.service.records)
+        self._exports = Exports(store)
         self._key = api_key.encode()
         self._long_poll_s = long_poll_s
+        self._reading_bytes = 0
         self._fixed: dict[tuple[str, str], Handler] = {
             ("POST", "retrieve_future"): self._retrieve,
+            ("POST", "retrieve_futures"): self._retrieve_many,
             ("POST", "forward_backward"): self._forward_backward,
             ("POST", "forward"): self._forward,
+            ("POST", "copy_weights"): self._copy_weights,
         }
-        for (method, path), handler in self._simple().items():
+        for (method, path), handler in self._answers.table().items():
             self._fixed[method, path] = _simple(handler)
-
-    def _simple(self) -> dict[tuple[str, str], Sync]:
-        """Requests answered at once from their body alone."""
-        return {
-            ("GET", "healthz"): lambda body: {"status": "ok"},
-            ("POST", "client/config"): lambda body: {
-                "pjwt_auth_enabled": False,
-                "parallel_fwdbwd_chunks": False,
-            },
-            ("POST", "client/dynamic_config"): lambda body: {},
-            ("POST", "telemetry"): lambda body: {"status": "accepted"},
-            ("POST", "cancel_future"): lambda body: {},
-            ("GET", "get_server_capabilities"): self._capabilities,
-            ("POST", "create_session"): self._create_session,
-            ("POST", "session_heartbeat"): self._heartbeat,
-            ("POST", "create_model"): self._create_model,
-            ("POST", "get_info"): self._get_info,
-            ("POST", "unload_model"): self._unload_model,
-            ("POST", "optim_step"): self._optim_step,
-            ("POST", "save_weights"): self._save_weights,
-            ("POST", "save_weights_for_sampler"): self._save_for_sampler,
-            ("POST", "load_weights"): self._load_weights,
-            ("POST", "create_sampling_session"): self._create_sampling_session,
-            ("POST", "asample"): self._asample,
-            ("POST", "weights_info"): self._weights_info,
-            ("GET", "checkpoints"): lambda body: self._checkpoints(None),
-        }
 
     # --- the border ----------------------------------------------------------------------------
 
@@ -89,6 +93,8 @@ class App:
             response = await self._answer(request)
         except ValidationError as e:
             response = _error(_explain(e), 400)
+        except MalformedError as e:
+            response = _error(str(e), 400)
         except CrucibleError as e:
             response = _refusal(e)
         except ClientDisconnect:
@@ -100,34 +106,121 @@ class App:
         if not path.startswith(f"{wire.API}/"):
             raise refused(f"there is no path {path}", 404)
         path = path.removeprefix(f"{wire.API}/").rstrip("/")
+        if path.startswith("downloads/") and method in ("GET", "HEAD"):
+            return self._download(path.split("/"))
         if path != "healthz" and not self._authorised(request):
             return _error(f"the {wire.KEY_HEADER} header is missing or wrong", 401)
+        body = b"" if method == "GET" else await self._body(request)
         handler = self._fixed.get((method, path))
-        if handler is not None:
-            body = b"" if method == "GET" else await _body(request)
+        if handler is None:
+            return await self._answer_resource(method, path.split("/"), body, request)
+        try:
             return await handler(body, request)
-        return self._answer_resource(method, path.split("/"), request)
+        except (ValidationError, MalformedError):
+            place = codec.place_of(body, _content_type(request)) if path in _IN_ORDER else None
+            if place is not None:
+                self.service.forgo(*place, body)
+            raise
 
     def _authorised(self, request: Request) -> bool:
         given = next((v for k, v in request.scope["headers"] if k == _KEY), b"")
         return hmac.compare_digest(given, self._key)
 
-    def _answer_resource(self, method: str, parts: list[str], request: Request) -> Response:
-        """Paths with identifiers in them."""
+    async def _body(self, request: Request) -> bytes:
+        """The whole body, decompressed, unless it is larger than `MAX_BODY_BYTES`."""
+        parts: list[bytes] = []
+        size_bytes = 0
+        try:
+            async for part in request.stream():
+                size_bytes += len(part)
+                self._reading_bytes += len(part)
+                if size_bytes > MAX_BODY_BYTES:
+                    raise refused(f"the body is larger than {MAX_BODY_BYTES} bytes", 413)
+                if self._reading_bytes > MAX_READING_BYTES:
+                    raise self.service.dispatch.busy("it is reading many large requests")
+                parts.append(part)
+        finally:
+            self._reading_bytes -= size_bytes
+        body = b"".join(parts)
+        encoding = request.headers.get("content-encoding", "")
+        return await _aside(len(body), codec.decompress, body, encoding, MAX_BODY_BYTES)
+
+    async def _answer_resource(
+        self, method: str, parts: list[str], body: bytes, request: Request
+    ) -> Response:
+        """Paths with identifiers in them. A checkpoint's identifier is two parts."""
+        query = request.query_params
         match method, parts:
+            case "GET", ["checkpoints"]:
+                return JSONResponse(self._catalogue.checkpoints(None, query))
+            case "GET", ["training_runs"]:
+                return JSONResponse(self._catalogue.runs(query))
+            case "GET", ["training_runs", run_id]:
+                return JSONResponse(self._catalogue.run(run_id))
+            case "GET", ["training_runs", run_id, "checkpoints"]:
+                return JSONResponse(self._catalogue.checkpoints(run_id, query))
+            case _, ["training_runs", run_id, "checkpoints", kind, name, *rest]:
+                path = TinkerPath.parse(f"tinker://{run_id}/{kind}/{name}")
+                return await self._answer_checkpoint(method, path, rest, body, request)
+            case "GET", ["sessions"]:
+                return JSONResponse(self._catalogue.sessions(query))
+            case "GET", ["sessions", session_id]:
+                return JSONResponse(self._catalogue.session(session_id))
+            case "PUT", ["sessions", session_id, "project"]:
+                asked = bodies.ProjectRequest.model_validate_json(body)
+                self._catalogue.assign(session_id, asked.project_id)
+                return JSONResponse({})
             case "POST", ["sessions", session_id, "finish"]:
-                self.service.finish_session(session_id)
+                finish = bodies.FinishRequest.model_validate_json(body or b"{}")
+                self.service.finish_session(session_id, finish)
                 return JSONResponse({})
             case "GET", ["samplers", sampler_id]:
-                return JSONResponse(self._sampler(sampler_id))
-            case "GET", ["training_runs", run_id, "checkpoints"]:
-                return JSONResponse(self._checkpoints(run_id))
-            case "DELETE", ["training_runs", run_id, "checkpoints", kind, name]:
-                self._store.delete(TinkerPath.parse(f"tinker://{run_id}/{kind}/{name}"))
-                return JSONResponse({})
+                return JSONResponse(self._answers.sampler(sampler_id))
         if any(path == "/".join(parts) for _, path in self._fixed):
             raise refused(f"{method} is not how to use {'/'.join(parts)}", 405)
         raise refused(f"there is no path {wire.API}/{'/'.join(parts)}", 404)
+
+    async def _answer_checkpoint(
+        self, method: str, path: TinkerPath, rest: list[str], body: bytes, request: Request
+    ) -> Response:
+        match method, rest:
+            case "DELETE", []:
+                self.service.store.delete(path)
+            case "POST" | "DELETE", ["publish"]:
+                self._catalogue.publish(path, public=method == "POST")
+            case "PUT", ["ttl"]:
+                asked = bodies.TtlRequest.model_validate_json(body)
+                self._catalogue.set_ttl(path, asked.ttl_seconds)
+            case "GET", ["archive"]:
+                urls, expires = await self._export(path, request, archive=True)
+                return JSONResponse({"url": urls[ARCHIVE], "expires": expires})
+            case "GET", ["external_weights_urls"]:
+                urls, expires = await self._export(path, request, archive=False)
+                return JSONResponse({"urls": urls, "expires": expires})
+            case _:
+                raise refused(f"a checkpoint has no {method} {'/'.join(rest)}", 404)
+        return JSONResponse({})
+
+    # --- downloads -----------------------------------------------------------------------------
+
+    async def _export(
+        self, path: TinkerPath, request: Request, *, archive: bool
+    ) -> tuple[dict[str, str], str]:
+        """A URL for every file of the export, or for all of them in one archive."""
+        folder = await asyncio.to_thread(self._exports.prepare, path)
+        urls, expires = {}, ""
+        for file in sorted(folder.iterdir()):
+            if (file.name == ARCHIVE) is archive:
+                token, until = self._exports.grant(path, file)
+                root = f"{request.base_url}".rstrip("/")
+                urls[file.name] = f"{root}{wire.API}/downloads/{token}/{file.name}"
+                expires = until.isoformat()
+        return urls, expires
+
+    def _download(self, parts: list[str]) -> Response:
+        if len(parts) != 3:
+            raise refused("a download is downloads/TOKEN/FILE", 404)
+        return FileResponse(self._exports.open(parts[1], parts[2]))
 
     # --- futures -------------------------------------------------------------------------------
 
@@ -136,127 +229,52 @@ class App:
         promise = await self.service.promises.wait(asked.request_id, self._long_poll_s)
         if promise.outcome is None:
             again = wire.TryAgain(request_id=asked.request_id)
+            if promise.paused is not None:
+                again.queue_state, again.queue_state_reason = "paused_capacity", promise.paused
             return Response(again.body(), 408, media_type=codec.JSON)
         accept = request.headers.get("accept", codec.JSON)
-        content, media_type = codec.encode(promise.outcome, accept)
+        content, media_type = await _aside(
+            promise.size_bytes, codec.encode, promise.outcome, accept
+        )
         return Response(content, media_type=media_type)
 
+    async def _retrieve_many(self, body: bytes, request: Request) -> Response:
+        asked = bodies.RetrieveFuturesRequest.model_validate_json(body)
+        return JSONResponse(await self.service.samplers.completions(asked, self._long_poll_s))
+
+    # --- training ------------------------------------------------------------------------------
+
     async def _forward_backward(self, body: bytes, request: Request) -> Response:
-        return self._train(body, request, backward=True)
+        return await self._train(body, request, backward=True)
 
     async def _forward(self, body: bytes, request: Request) -> Response:
-        return self._train(body, request, backward=False)
+        return await self._train(body, request, backward=False)
 
-    def _train(self, body: bytes, request: Request, *, backward: bool) -> Response:
-        content_type = request.headers.get("content-type", codec.JSON)
-        decoded = codec.decode_forward(body, content_type, backward=backward)
-        request_id = self.service.forward(decoded, body)
+    async def _train(self, body: bytes, request: Request, *, backward: bool) -> Response:
+        size_bytes = len(body)
+        decoded = await _aside(
+            size_bytes, codec.decode_forward, body, _content_type(request), backward=backward
+        )
+        self.service.model(decoded.model_id)
+        operation = await _aside(size_bytes, self._checked, decoded)
+        request_id = self.service.forward(decoded, operation, size_bytes)
         return _json(wire.FutureEnvelope(request_id=request_id, model_id=decoded.model_id))
 
-    # --- sessions and models -------------------------------------------------------------------
-
-    def _capabilities(self, body: bytes) -> wire.Wire:
-        base = self._engine.base
-        model = wire.SupportedModel(
-            model_name=base.name,
-            max_context_length=base.max_length,
-            trainable=True,
-            sampleable=True,
-            tokenizer_id=base.tokenizer_id,
-        )
-        return wire.ServerCapabilities(supported_models=[model])
-
-    def _create_session(self, body: bytes) -> wire.Wire:
-        wire.CreateSessionRequest.model_validate_json(body)
-        return wire.CreateSessionResponse(session_id=self.service.create_session())
-
-    def _heartbeat(self, body: bytes) -> dict[str, Any]:
-        self.service.beat(wire.SessionRequest.model_validate_json(body).session_id)
-        return {"type": "session_heartbeat"}
-
-    def _create_model(self, body: bytes) -> wire.Wire:
-        request = wire.CreateModelRequest.model_validate_json(body)
-        return wire.FutureEnvelope(request_id=self.service.create_model(request, body))
-
-    def _get_info(self, body: bytes) -> wire.Wire:
-        model = self.service.model(wire.ModelRequest.model_validate_json(body).model_id)
-        base = self._engine.base
-        return wire.ModelInfo(
-            model_id=model.model_id,
-            model_data=wire.ModelData(model_name=base.name, tokenizer_id=base.tokenizer_id),
-            is_lora=True,
-            lora_rank=model.spec.rank,
-            model_name=base.name,
-        )
-
-    def _unload_model(self, body: bytes) -> wire.Wire:
-        model = self.service.model(wire.ModelRequest.model_validate_json(body).model_id)
-        return wire.FutureEnvelope(request_id=self.service.unload(model.model_id))
-
-    def _optim_step(self, body: bytes) -> wire.Wire:
-        request = wire.OptimStepRequest.model_validate_json(body)
-        return wire.FutureEnvelope(request_id=self.service.optim_step(request, body))
-
-    def _save_weights(self, body: bytes) -> wire.Wire:
-        request = wire.SaveWeightsRequest.model_validate_json(body)
-        return wire.FutureEnvelope(request_id=self.service.save(request, body))
-
-    def _save_for_sampler(self, body: bytes) -> wire.Wire:
-        request = wire.SaveWeightsForSamplerRequest.model_validate_json(body)
-        return wire.FutureEnvelope(request_id=self.service.save_for_sampler(request, body))
-
-    def _load_weights(self, body: bytes) -> wire.Wire:
-        request = wire.LoadWeightsRequest.model_validate_json(body)
-        return wire.FutureEnvelope(request_id=self.service.load(request, body))
-
-    # --- sampling ------------------------------------------------------------------------------
-
-    def _create_sampling_session(self, body: bytes) -> wire.Wire:
-        request = wire.CreateSamplingSessionRequest.model_validate_json(body)
-        sampler_id = self.service.create_sampler(request)
-        return wire.CreateSamplingSessionResponse(sampling_session_id=sampler_id)
-
-    def _asample(self, body: bytes) -> wire.Wire:
-        request = wire.SampleRequest.model_validate_json(body)
-        request_id = self.service.sample(request, body)
-        ids = [f"{request_id}:{i}" for i in range(request.num_samples)]
-        return wire.FutureEnvelope(request_id=request_id, sample_sequence_ids=ids)
-
-    def _sampler(self, sampler_id: str) -> dict[str, str]:
-        source = self.service.sampler(sampler_id).source
-        out = {"sampler_id": sampler_id, "base_model": self._engine.base.name}
-        return out if source.path is None else {**out, "model_path": str(source.path)}
+    def _checked(self, decoded: codec.ForwardRequest) -> Operation | CrucibleError:
+        """A refusal is an answer, not an exception: it has a place in the model's order."""
+        try:
+            return checks.forward(
+                decoded.model_id, decoded.given, self._engine.base, backward=decoded.backward
+            )
+        except CrucibleError as e:
+            return e
 
     # --- checkpoints ---------------------------------------------------------------------------
 
-    def _weights_info(self, body: bytes) -> wire.Wire:
-        request = wire.WeightsInfoRequest.model_validate_json(body)
-        manifest = self._store.info(TinkerPath.parse(request.tinker_path))
-        spec = manifest.spec
-        return wire.WeightsInfo(
-            base_model=manifest.base_model,
-            lora_rank=spec.rank,
-            train_unembed=spec.train_unembed,
-            train_mlp=spec.train_mlp,
-            train_attn=spec.train_attn,
-        )
-
-    def _checkpoints(self, run_id: str | None) -> dict[str, Any]:
-        found = [_checkpoint(m) for m in self._store.list(run_id)]
-        cursor = {"offset": 0, "limit": len(found), "total_count": len(found)}
-        return {"checkpoints": found, "cursor": cursor}
-
-
-def _checkpoint(manifest: Manifest) -> dict[str, Any]:
-    path = manifest.path
-    return wire.Checkpoint(
-        checkpoint_id=path.checkpoint_id,
-        checkpoint_type=_KINDS[path.kind],
-        time=manifest.created,
-        tinker_path=str(path),
-        size_bytes=manifest.size_bytes,
-        expires_at=manifest.expires,
-    ).model_dump(exclude_none=True)
+    async def _copy_weights(self, body: bytes, request: Request) -> Response:
+        asked = bodies.CopyWeightsRequest.model_validate_json(body)
+        key = request.headers.get("x-idempotency-key", "")
+        return JSONResponse(self._catalogue.copy(asked, key))
 
 
 def _simple(handler: Sync) -> Handler:
@@ -267,29 +285,38 @@ def _simple(handler: Sync) -> Handler:
     return answer
 
 
-async def _body(request: Request) -> bytes:
-    """The whole body, unless it is larger than `MAX_BODY_BYTES`."""
-    parts: list[bytes] = []
-    size_bytes = 0
-    async for part in request.stream():
-        size_bytes += len(part)
-        if size_bytes > MAX_BODY_BYTES:
-            raise refused(f"the body is larger than {MAX_BODY_BYTES} bytes", 413)
-        parts.append(part)
-    return b"".join(parts)
+async def _aside(
+    size_bytes: int,
+    work: Callable[_Given, _Out],
+    *args: _Given.args,
+    **kwargs: _Given.kwargs,
+) -> _Out:
+    """`work(...)`, in a thread if there is much to do."""
+    if size_bytes <= SMALL_BYTES:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", codec.JSON)
 
 
 def _json(body: wire.Wire) -> Response:
     return Response(body.body(), media_type=codec.JSON)
 
 
-def _error(message: str, status: int) -> Response:
-    return JSONResponse({"error": message, "category": "user"}, status)
+def _error(
+    message: str, status: int, category: str = "user", *, retry_after_s: float | None = None
+) -> Response:
+    headers = None if retry_after_s is None else {"retry-after": f"{retry_after_s:.0f}"}
+    return JSONResponse({"error": message, "category": category}, status, headers)
 
 
 def _refusal(error: CrucibleError) -> Response:
     if isinstance(error, ServiceError):
-        return _error(str(error), error.status or 400)
+        return _error(
+            str(error), error.status or 400, error.category, retry_after_s=error.retry_after_s
+        )
     if isinstance(error, ConfigError):
         return _error(str(error), 400)
     status = 507 if isinstance(error, StorageError) else 500

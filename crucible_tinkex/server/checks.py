@@ -16,6 +16,7 @@ import numpy as np
 import crucible_tinkex.client.wire as wire
 from crucible_tinkex.client.proto.tensors import Budget, unfold
 from crucible_tinkex.errors import RequestRejectedError
+from crucible_tinkex.server.bodies import SampleRequest
 from crucible_tinkex.server.loss_specs import LOSS_SPECS, WEIGHTS, LossSpec
 from crucible_tinkex.server.operations import (
     Adam,
@@ -32,6 +33,7 @@ from crucible_tinkex.server.operations import (
 MAX_RANK = 256
 MAX_SAMPLES = 1024
 MAX_TOPK = 100
+MAX_TTL_S = 10 * 366 * 24 * 3600
 MAX_TARGETS = 1 << 22
 """Targets of one request whose tokens have several."""
 _INT64_MAX = 2**63 - 1
@@ -201,7 +203,13 @@ def in_vocabulary(values: Sequence[int] | Sequence[float], base: BaseInfo, where
     return tokens
 
 
-def sample(request: wire.SampleRequest, source: SamplerSource, base: BaseInfo) -> Sample:
+def ttl(seconds: int | None) -> int | None:
+    if seconds is not None and not 1 <= seconds <= MAX_TTL_S:
+        raise refused(f"ttl_seconds must be 1 to {MAX_TTL_S}, not {seconds}")
+    return seconds
+
+
+def sample(request: SampleRequest, source: SamplerSource, base: BaseInfo) -> Sample:
     prompt = tokens_of(request.prompt, base, "prompt")
     params = request.sampling_params
     room = base.max_length - len(prompt)
@@ -216,6 +224,13 @@ def sample(request: wire.SampleRequest, source: SamplerSource, base: BaseInfo) -
         raise refused(f"top_p must be above 0 and at most 1, not {params.top_p}")
     if not 0 <= request.topk_prompt_logprobs <= MAX_TOPK:
         raise refused(f"topk_prompt_logprobs must be 0 to {MAX_TOPK}")
+    if not 0 <= (request.topk_sample_logprobs or 0) <= MAX_TOPK:
+        raise refused(f"topk_sample_logprobs must be 0 to {MAX_TOPK}")
+    last_n = request.prompt_logprobs_last_n
+    if last_n is not None and not 1 <= last_n < len(prompt):
+        raise refused(f"prompt_logprobs_last_n must be 1 to {len(prompt) - 1}, not {last_n}")
+    if request.target_prompt_logprobs is not None or request.prompt_alt_tokens_k:
+        raise refused("target_prompt_logprobs and prompt_alt_tokens_k are not supported")
     strings, tokens = _stops(params.stop)
     return Sample(
         source=source,
@@ -230,6 +245,8 @@ def sample(request: wire.SampleRequest, source: SamplerSource, base: BaseInfo) -
         stop_strings=strings,
         prompt_logprobs=bool(request.prompt_logprobs),
         topk_prompt_logprobs=request.topk_prompt_logprobs,
+        topk_sample_logprobs=request.topk_sample_logprobs or 0,
+        prompt_logprobs_last_n=last_n,
     )
 
 

@@ -21,6 +21,7 @@ from crucible_tinkex.client.proto.errors import parsed
 from crucible_tinkex.client.proto.messages import ForwardBackwardRequest as Message
 from crucible_tinkex.errors import CrucibleError, ServiceError
 from crucible_tinkex.server.checks import refused
+from crucible_tinkex.server.dispatch import digest
 from crucible_tinkex.server.operations import (
     Done,
     ForwardOutput,
@@ -47,6 +48,8 @@ class ForwardRequest:
     seq_id: int | None
     given: wire.ForwardInput
     backward: bool
+    digest: bytes
+    """Equal for a repeat, even if its encoder put things into another order."""
 
 
 # --- requests --------------------------------------------------------------------------------
@@ -75,18 +78,27 @@ def decode_forward(body: bytes, content_type: str, *, backward: bool) -> Forward
     `RequestRejectedError` for other types. In protobuf the body says whether to go backward."""
     if content_type.startswith(proto.CONTENT_TYPE):
         call = proto.decode_forward_backward(body)
+        canonical = parsed(Message, body).SerializeToString(deterministic=True)
         return ForwardRequest(
-            call.model_id, call.seq_id or None, call.given, backward and not call.forward_only
+            call.model_id,
+            call.seq_id or None,
+            call.given,
+            backward and not call.forward_only,
+            digest(canonical),
         )
     if not content_type.startswith(JSON):
         raise refused(f"content type {content_type!r} is not supported; send {JSON}", 415)
     if backward:
         request = wire.ForwardBackwardRequest.model_validate_json(body)
         return ForwardRequest(
-            request.model_id, request.seq_id, request.forward_backward_input, backward
+            request.model_id,
+            request.seq_id,
+            request.forward_backward_input,
+            backward,
+            digest(body),
         )
     asked = wire.ForwardRequest.model_validate_json(body)
-    return ForwardRequest(asked.model_id, asked.seq_id, asked.forward_input, backward)
+    return ForwardRequest(asked.model_id, asked.seq_id, asked.forward_input, backward, digest(body))
 
 
 def place_of(body: bytes, content_type: str) -> tuple[str, int] | None:

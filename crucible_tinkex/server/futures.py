@@ -26,9 +26,11 @@ _SMALL_BYTES = 500
 
 @dataclass(slots=True)
 class Promise:
-    """`outcome` None: not there yet."""
+    """`outcome` None: not there yet. `paused` says why its work has not even been queued."""
 
     request_id: str
+    request_bytes: int = 0
+    paused: str | None = None
     outcome: Outcome | None = None
     finished_s: float = 0.0
     size_bytes: int = 0
@@ -45,19 +47,32 @@ class Promises:
         self._read: OrderedDict[str, Promise] = OrderedDict()
         self._bytes = 0
         self._closed = False
+        self.open_bytes = 0
 
-    def create(self) -> str:
+    @property
+    def open_count(self) -> int:
+        return len(self._open)
+
+    def create(self, request_bytes: int = 0) -> str:
         self._count += 1
         request_id = f"{self._prefix}-{self._count}"
-        self._open[request_id] = Promise(request_id)
+        self._open[request_id] = Promise(request_id, request_bytes)
+        self.open_bytes += request_bytes
         self._sweep()
         return request_id
+
+    def pause(self, request_id: str, reason: str | None) -> None:
+        """Say why its work is not queued; None: now it is."""
+        promise = self._open.get(request_id)
+        if promise is not None:
+            promise.paused = reason
 
     def resolve(self, request_id: str, outcome: Outcome) -> None:
         """Only the first outcome counts."""
         promise = self._open.pop(request_id, None)
         if promise is None:
             return
+        self.open_bytes -= promise.request_bytes
         promise.outcome = outcome
         promise.finished_s = self._clock()
         promise.size_bytes = _size_bytes(outcome)

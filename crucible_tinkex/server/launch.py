@@ -20,14 +20,26 @@ _PROBE_S = 0.02
 _log = logging.getLogger(__name__)
 
 
-def torch_engine(model: str, store: Store, *, dtype: str, threads: int | None) -> TorchEngine:
+def torch_engine(
+    model: str,
+    store: Store,
+    *,
+    dtype: str,
+    threads: int | None,
+    memory_bytes: int | None = None,
+) -> TorchEngine:
     """Fetch and load `model` and start its engine."""
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     chosen = fastest_dtype() if dtype == "auto" else DTYPES[dtype]
     base = bases.ensure_base(model)
-    engine = TorchEngine(base, store, dtype=chosen)
+    memory_bytes = memory_bytes or ram_bytes() // 4
+    engine = TorchEngine(base, store, dtype=chosen, memory_bytes=memory_bytes)
     _log.info("base %s in %s, %d threads", base.name, chosen, torch.get_num_threads())
     return engine
+
+
+def ram_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def fastest_dtype() -> torch.dtype:

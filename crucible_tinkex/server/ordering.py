@@ -11,6 +11,9 @@ from collections.abc import Callable
 
 from crucible_tinkex.errors import RequestRejectedError
 
+KEPT = 20_000
+"""Numbers whose repeats are still known."""
+
 
 class Sequence:
     """seq_ids count from `first`. Not thread-safe: the event loop owns it."""
@@ -24,12 +27,20 @@ class Sequence:
         """The promise of an earlier, equal request; raises if an unequal one used the number."""
         if seq_id not in self._seen:
             if seq_id < self._next:
-                raise _refused(f"seq_id {seq_id} is below the first one, {self._next}")
+                raise _refused(f"seq_id {seq_id} is not kept; the next one is {self._next}")
             return None
         known, request_id = self._seen[seq_id]
         if known != digest or request_id is None:
             raise _refused(f"seq_id {seq_id} was used by another request")
         return request_id
+
+    @property
+    def awaited(self) -> int:
+        """The number that the held requests wait for."""
+        return self._next
+
+    def is_new(self, seq_id: int) -> bool:
+        return seq_id >= self._next and seq_id not in self._seen
 
     def following(self) -> int:
         """The number of a request that came without one."""
@@ -42,6 +53,7 @@ class Sequence:
         self._seen[seq_id] = (digest, request_id)
         self._held[seq_id] = release
         while (ready := self._held.pop(self._next, None)) is not None:
+            self._seen.pop(self._next - KEPT, None)
             self._next += 1
             ready()
 
@@ -54,6 +66,10 @@ class Sequence:
         held = [self._seen[n][1] for n in sorted(self._held)]
         self._held.clear()
         return [request_id for request_id in held if request_id is not None]
+
+    def request_ids(self) -> list[str]:
+        """The promises of all requests that are known."""
+        return [request_id for _, request_id in self._seen.values() if request_id is not None]
 
 
 def _nothing() -> None:

@@ -20,8 +20,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +29,7 @@ import uvicorn
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.server.app import App
+from crucible_tinkex.server.limits import Limits
 from crucible_tinkex.server.operations import Engine
 from crucible_tinkex.server.store import Store
 from crucible_tinkex.storage import storage_errors, write_atomic
@@ -59,6 +60,12 @@ class ServeOptions:
     """Threads of torch; None: the number of cores."""
     exit_with_parent: bool = False
     """End when standard input ends."""
+    limits: Limits = Limits()
+    """How many sessions, models and requests."""
+    memory_bytes: int | None = None
+    """Of models and snapshots, the rest of which lies in `data_dir`; None: a quarter of the RAM."""
+    client_flags: Mapping[str, object] = field(default_factory=dict)
+    """Added to what `client/config` tells clients."""
 
 
 def serve(options: ServeOptions) -> None:
@@ -74,7 +81,16 @@ def serve(options: ServeOptions) -> None:
         store = Store(options.data_dir)
         engine = load_engine(options, store)
         try:
-            serve_engine(engine, store, key, key_file, listener, options.ready_file)
+            serve_engine(
+                engine,
+                store,
+                key,
+                key_file,
+                listener,
+                options.ready_file,
+                limits=options.limits,
+                client_flags=options.client_flags,
+            )
         finally:
             engine.close()
 
@@ -86,7 +102,13 @@ def load_engine(options: ServeOptions, store: Store) -> Engine:
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     from crucible_tinkex.server.launch import torch_engine
 
-    return torch_engine(options.model, store, dtype=options.dtype, threads=options.threads)
+    return torch_engine(
+        options.model,
+        store,
+        dtype=options.dtype,
+        threads=options.threads,
+        memory_bytes=options.memory_bytes,
+    )
 
 
 def serve_engine(
@@ -96,9 +118,12 @@ def serve_engine(
     key_file: Path,
     listener: socket.socket,
     ready_file: Path | None,
+    *,
+    limits: Limits | None = None,
+    client_flags: Mapping[str, object] | None = None,
 ) -> None:
     """Serve any engine on a bound socket until a signal comes."""
-    app = App(engine, store, key)
+    app = App(engine, store, key, limits=limits, client_flags=client_flags)
     config = uvicorn.Config(
         app,
         loop="uvloop",

@@ -1,127 +1,161 @@
-"""Sessions, models and sampling sessions: what a request means before the engine does it.
+"""Sessions and models: what a request means before the engine does it.
 
 Guarantees: every repeat of a request gets the promise of the first (by seq_id and body); one
-model's operations reach the engine in the order of their seq_ids; finishing a session frees
-everything that it holds. Owned by the event loop's thread; the engine's answers come back to it
-through `call_soon_threadsafe`. No torch, no HTTP.
+model's operations reach the engine in the order of their seq_ids; a model beyond the limit waits,
+with all that is asked of it, until another goes; finishing a session frees everything that it
+holds. Owned by the event loop's thread. No torch, no HTTP.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import crucible_tinkex.client.wire as wire
-from crucible_tinkex.errors import SessionLostError
+from crucible_tinkex.errors import CrucibleError, SessionLostError
 from crucible_tinkex.names import TinkerPath, check_segment
 from crucible_tinkex.server import checks
+from crucible_tinkex.server.bodies import (
+    CreateSessionRequest,
+    FinishRequest,
+    OptimStepRequest,
+    SaveExternalRequest,
+)
 from crucible_tinkex.server.checks import refused
 from crucible_tinkex.server.codec import ForwardRequest
-from crucible_tinkex.server.futures import Promises
+from crucible_tinkex.server.dispatch import Dispatch, digest
+from crucible_tinkex.server.limits import Limits
 from crucible_tinkex.server.operations import (
     CreateModel,
-    DropSnapshot,
     Engine,
     LoadWeights,
     LoraSpec,
     Operation,
     OptimStep,
-    Outcome,
     SamplerSource,
     SaveWeights,
     TakeSnapshot,
     UnloadModel,
 )
 from crucible_tinkex.server.ordering import Sequence
+from crucible_tinkex.server.records import Records, Run, SessionRecord, texts
+from crucible_tinkex.server.samplers import Samplers
 from crucible_tinkex.server.store import Store
 
-IDLE_S = 6 * 3600.0
-"""A session that neither asks nor beats for so long is finished."""
+_SWEEP_S = 5.0
 
 
 @dataclass(slots=True)
 class Model:
+    """`waiting` holds what was asked of a model that has no place yet; None: it has one."""
+
     model_id: str
     session_id: str
     spec: LoraSpec
+    created_by: str = ""
     sequence: Sequence = field(default_factory=Sequence)
-
-
-@dataclass(slots=True)
-class Sampler:
-    sampler_id: str
-    source: SamplerSource
-    seen: dict[int, tuple[bytes, str]] = field(default_factory=dict)
+    waiting: list[Callable[[], None]] | None = None
 
 
 @dataclass(slots=True)
 class Session:
     session_id: str
     touched_s: float
-    finished: bool = False
+    record: SessionRecord
     models: dict[int, tuple[bytes, str, Model]] = field(default_factory=dict)
     samplers: dict[int, str] = field(default_factory=dict)
 
 
 class Service:
     def __init__(
-        self, engine: Engine, store: Store, *, clock: Callable[[], float] = time.monotonic
+        self,
+        engine: Engine,
+        store: Store,
+        *,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.limits = limits or Limits()
         self.engine = engine
         self.store = store
-        self.promises = Promises(clock=clock)
+        self.records = Records(store.data_dir)
+        self.dispatch = Dispatch(engine, self.limits, clock=clock)
+        self.promises = self.dispatch.promises
+        self.samplers = Samplers(self.dispatch, store, self._session)
         self._clock = clock
         self._sessions: dict[str, Session] = {}
+        self._finished: dict[str, None] = {}
         self._models: dict[str, Model] = {}
-        self._samplers: dict[str, Sampler] = {}
+        self._queue: dict[str, Model] = {}
+        self._swept_s = clock()
 
     # --- sessions ------------------------------------------------------------------------------
 
-    def create_session(self) -> str:
-        self._finish_idle()
-        session_id = str(uuid.uuid4())
-        self._sessions[session_id] = Session(session_id, self._clock())
-        return session_id
+    def create_session(self, request: CreateSessionRequest) -> str:
+        self._sweep(force=len(self._sessions) >= self.limits.max_sessions)
+        if len(self._sessions) >= self.limits.max_sessions:
+            raise self.dispatch.busy(f"it has {len(self._sessions)} sessions")
+        record = SessionRecord(
+            str(uuid.uuid4()),
+            tags=request.tags,
+            user_metadata=texts(request.user_metadata),
+            display_name=request.display_name,
+            project_id=request.project_id,
+        )
+        self.records.add(record)
+        self._sessions[record.session_id] = Session(record.session_id, self._clock(), record)
+        return record.session_id
 
     def beat(self, session_id: str) -> None:
         self._session(session_id)
+        self._sweep()
 
-    def finish_session(self, session_id: str) -> None:
+    def finish_session(self, session_id: str, request: FinishRequest | None = None) -> None:
         """Free the session's models and snapshots; finishing twice is no error."""
-        session = self._sessions.get(session_id)
+        session = self._sessions.pop(session_id, None)
         if session is None:
-            raise refused(f"there is no session {session_id}", 404)
-        if session.finished:
+            if session_id not in self._finished and session_id not in self.records.sessions:
+                raise refused(f"there is no session {session_id}", 404)
             return
-        session.finished = True
+        self._finished[session_id] = None
+        while len(self._finished) > 2 * self.limits.max_sessions:
+            del self._finished[next(iter(self._finished))]
+        given = request or FinishRequest(reason={"type": "interrupted"}, detail="it was idle")
+        session.record.status = {
+            "type": "client_finished",
+            "reason": given.reason,
+            "detail": given.detail,
+        }
         for _, _, model in session.models.values():
             self.unload(model.model_id)
         for sampler_id in session.samplers.values():
-            sampler = self._samplers.pop(sampler_id, None)
-            if sampler is not None and sampler.source.snapshot_id is not None:
-                self.engine.submit(DropSnapshot(sampler_id), _ignore)
-        session.models.clear()
-        session.samplers.clear()
+            self.samplers.drop(sampler_id)
+        self.records.save(session.record)
 
     def _session(self, session_id: str) -> Session:
         session = self._sessions.get(session_id)
         if session is None:
+            if session_id in self._finished or session_id in self.records.sessions:
+                raise SessionLostError(
+                    f"session {session_id} is finished", status=410, category="user"
+                )
             raise refused(f"there is no session {session_id}", 404)
-        if session.finished:
-            raise SessionLostError(f"session {session_id} is finished", status=410, category="user")
         session.touched_s = self._clock()
         return session
 
-    def _finish_idle(self) -> None:
-        limit = self._clock() - IDLE_S
-        for session in self._sessions.values():
-            if not session.finished and session.touched_s < limit:
-                self.finish_session(session.session_id)
+    def _sweep(self, *, force: bool = False) -> None:
+        """Finish the sessions that nobody uses and delete expired checkpoints, now and then."""
+        now = self._clock()
+        if not force and now - self._swept_s < _SWEEP_S:
+            return
+        self._swept_s = now
+        limit = now - self.limits.session_idle_s
+        for session in [s for s in self._sessions.values() if s.touched_s < limit]:
+            self.finish_session(session.session_id)
+        self.store.purge()
 
     # --- models --------------------------------------------------------------------------------
 
@@ -132,6 +166,7 @@ class Service:
             request.session_id,
             request.model_seq_id,
             spec,
+            request.user_metadata,
             body,
             lambda model_id: CreateModel(model_id, spec),
         )
@@ -147,6 +182,7 @@ class Service:
             request.session_id,
             request.model_seq_id,
             manifest.spec,
+            None,
             body,
             lambda model_id: LoadWeights(model_id, path, request.optimizer),
         )
@@ -156,21 +192,49 @@ class Service:
         session_id: str,
         model_seq_id: int,
         spec: LoraSpec,
+        user_metadata: Mapping[str, Any] | None,
         body: bytes,
         operation: Callable[[str], Operation],
     ) -> str:
         session = self._session(session_id)
-        key = _digest(body)
+        key = digest(body)
         known = session.models.get(model_seq_id)
         if known is not None:
             if known[0] != key:
                 raise refused(f"model_seq_id {model_seq_id} was used by another request")
             return known[1]
+        self.dispatch.check_room(len(body))
         model = Model(f"{session_id}:train:{model_seq_id}", session_id, spec)
-        request_id = self._submit(operation(model.model_id))
+        model.created_by = request_id = self.promises.create(len(body))
+        report = self.dispatch.reporter(request_id)
         session.models[model_seq_id] = (key, request_id, model)
         self._models[model.model_id] = model
+        metadata = texts(user_metadata)
+        run = Run(model.model_id, self.engine.base.name, spec.rank, metadata)
+        session.record.runs[model.model_id] = run
+        self.records.save(session.record)
+        if len(self._models) - len(self._queue) > self.limits.max_models:
+            model.waiting = []
+            self._queue[model.model_id] = model
+            reason = f"all {self.limits.max_models} places for models are taken"
+            self.promises.pause(request_id, reason)
+        self._send(model, operation(model.model_id), report)
         return request_id
+
+    def _send(self, model: Model, operation: Operation, report: Callable[[Any], None]) -> None:
+        if model.waiting is None:
+            self.engine.submit(operation, report)
+        else:
+            model.waiting.append(lambda: self.engine.submit(operation, report))
+
+    def _admit_waiting(self) -> None:
+        """Give free places to the models that have waited longest."""
+        while self._queue and len(self._models) - len(self._queue) < self.limits.max_models:
+            model = self._queue.pop(next(iter(self._queue)))
+            held, model.waiting = model.waiting or [], None
+            self.promises.pause(model.created_by, None)
+            for send in held:
+                send()
 
     def model(self, model_id: str) -> Model:
         model = self._models.get(model_id)
@@ -180,53 +244,84 @@ class Service:
         return model
 
     def unload(self, model_id: str) -> str:
-        """Free the model; requests still held for a missing number fail."""
+        """Free the model; requests still held for a missing number, or for a place, fail."""
         model = self._models.pop(model_id, None)
-        for request_id in model.sequence.abandon() if model is not None else ():
-            lost = SessionLostError(f"model {model_id} was unloaded", status=410, category="user")
+        if model is None:
+            return self.dispatch.submit(UnloadModel(model_id))
+        lost = SessionLostError(f"model {model_id} was unloaded", status=410, category="user")
+        held = model.sequence.abandon()
+        if self._queue.pop(model_id, None) is not None:
+            held += [model.created_by, *model.sequence.request_ids()]
+        for request_id in held:
             self.promises.resolve(request_id, lost)
-        return self._submit(UnloadModel(model_id))
+        request_id = self.dispatch.submit(UnloadModel(model_id))
+        self._admit_waiting()
+        return request_id
 
     # --- operations of a model -----------------------------------------------------------------
 
-    def forward(self, request: ForwardRequest, body: bytes) -> str:
+    def forward(
+        self, request: ForwardRequest, found: Operation | CrucibleError, size_bytes: int
+    ) -> str:
+        """`found` is what the checks made of the request."""
+
+        def operation() -> Operation:
+            if isinstance(found, CrucibleError):
+                raise found
+            return found
+
         return self._in_order(
-            request.model_id,
-            request.seq_id,
-            body,
-            lambda: checks.forward(
-                request.model_id, request.given, self.engine.base, backward=request.backward
-            ),
+            request.model_id, request.seq_id, request.digest, size_bytes, operation
         )
 
-    def optim_step(self, request: wire.OptimStepRequest, body: bytes) -> str:
+    def optim_step(self, request: OptimStepRequest, body: bytes) -> str:
         return self._in_order(
             request.model_id,
             request.seq_id,
-            body,
+            digest(body),
+            len(body),
             lambda: OptimStep(request.model_id, checks.adam(request.adam_params)),
         )
 
     def save(self, request: wire.SaveWeightsRequest, body: bytes) -> str:
-        def operation() -> Operation:
-            path = _path(request.model_id, "weights", request.path)
-            overwrite = bool(request.overwrite)
-            return SaveWeights(request.model_id, path, overwrite, request.ttl_seconds)
+        return self._save(request, "weights", body, overwrite=bool(request.overwrite))
 
-        return self._in_order(request.model_id, request.seq_id, body, operation)
+    def save_external(self, request: SaveExternalRequest, body: bytes) -> str:
+        if request.age_encryption_recipients:
+            raise refused("age_encryption_recipients is not supported")
+        return self._save(request, "external_weights", body)
+
+    def _save(
+        self,
+        request: wire.SaveWeightsRequest | wire.SaveWeightsForSamplerRequest | SaveExternalRequest,
+        kind: str,
+        body: bytes,
+        *,
+        overwrite: bool = False,
+    ) -> str:
+        def operation() -> Operation:
+            return SaveWeights(
+                request.model_id,
+                _path(request.model_id, kind, request.path),
+                overwrite,
+                checks.ttl(request.ttl_seconds),
+                texts(getattr(request, "user_metadata", None)),
+            )
+
+        return self._in_order(request.model_id, request.seq_id, digest(body), len(body), operation)
 
     def save_for_sampler(self, request: wire.SaveWeightsForSamplerRequest, body: bytes) -> str:
+        number = request.sampling_session_seq_id
+        if request.path is not None or number is None:
+            return self._save(request, "sampler_weights", body)
+
         def operation() -> Operation:
-            number = request.sampling_session_seq_id
-            if request.path is not None or number is None:
-                path = _path(request.model_id, "sampler_weights", request.path)
-                return SaveWeights(request.model_id, path, ttl_seconds=request.ttl_seconds)
             session_id = self._models[request.model_id].session_id
             sampler_id = f"{session_id}:sample:{number}"
             self._add_sampler(session_id, number, SamplerSource(snapshot_id=sampler_id))
             return TakeSnapshot(request.model_id, sampler_id)
 
-        return self._in_order(request.model_id, request.seq_id, body, operation)
+        return self._in_order(request.model_id, request.seq_id, digest(body), len(body), operation)
 
     def load(self, request: wire.LoadWeightsRequest, body: bytes) -> str:
         """Into an existing model, in its order; without `model_id` it makes a new one."""
@@ -237,101 +332,58 @@ class Service:
         def operation() -> Operation:
             return LoadWeights(model_id, TinkerPath.parse(request.path), request.optimizer)
 
-        return self._in_order(model_id, request.seq_id, body, operation)
+        return self._in_order(model_id, request.seq_id, digest(body), len(body), operation)
 
     def _in_order(
-        self, model_id: str, seq_id: int | None, body: bytes, make: Callable[[], Operation]
+        self,
+        model_id: str,
+        seq_id: int | None,
+        key: bytes,
+        size_bytes: int,
+        make: Callable[[], Operation],
     ) -> str:
         """Check, promise, and hand to the engine when the numbers before it have come."""
-        sequence = self.model(model_id).sequence
-        key = _digest(body)
+        model = self.model(model_id)
+        sequence = model.sequence
         number = sequence.following() if seq_id is None else seq_id
         repeated = sequence.repeated(number, key)
         if repeated is not None:
             return repeated
+        if number != sequence.awaited:
+            self.dispatch.check_room(size_bytes)
         try:
             operation = make()
         except Exception:
             sequence.refuse(number, key)
             raise
-        request_id = self.promises.create()
-        report = self._reporter(request_id)
-        sequence.admit(number, key, request_id, lambda: self.engine.submit(operation, report))
+        self.records.touch(model_id)
+        request_id = self.promises.create(size_bytes)
+        report = self.dispatch.reporter(request_id)
+        sequence.admit(number, key, request_id, lambda: self._send(model, operation, report))
         return request_id
 
-    # --- sampling ------------------------------------------------------------------------------
+    def forgo(self, model_id: str, seq_id: int, body: bytes) -> None:
+        """A request that could not be understood uses up its number, and leaves no gap."""
+        model = self._models.get(model_id)
+        if model is not None and model.sequence.is_new(seq_id):
+            model.sequence.refuse(seq_id, digest(body))
+
+    # --- sampling sessions ---------------------------------------------------------------------
 
     def create_sampler(self, request: wire.CreateSamplingSessionRequest) -> str:
         checks.base_model(request.base_model, self.engine.base)
-        source = self._saved(request.model_path)
+        source = self.samplers.saved(request.model_path)
         return self._add_sampler(request.session_id, request.sampling_session_seq_id, source)
-
-    def _saved(self, path: str | None) -> SamplerSource:
-        if path is None:
-            return SamplerSource()
-        parsed = TinkerPath.parse(path)
-        checks.base_model(self.store.info(parsed).base_model, self.engine.base)
-        return SamplerSource(path=parsed)
 
     def _add_sampler(self, session_id: str, number: int, source: SamplerSource) -> str:
         session = self._session(session_id)
-        sampler_id = f"{session_id}:sample:{number}"
-        known = self._samplers.get(sampler_id)
-        if known is None:
-            self._samplers[sampler_id] = Sampler(sampler_id, source)
+        sampler_id = self.samplers.add(session_id, number, source)
+        if number not in session.samplers:
             session.samplers[number] = sampler_id
-        elif known.source != source:
-            raise refused(f"sampling_session_seq_id {number} was used by another request")
+            session.record.sampler_ids.append(sampler_id)
         return sampler_id
-
-    def sampler(self, sampler_id: str) -> Sampler:
-        sampler = self._samplers.get(sampler_id)
-        if sampler is None:
-            raise refused(f"there is no sampling session {sampler_id}", 404)
-        return sampler
-
-    def sample(self, request: wire.SampleRequest, body: bytes) -> str:
-        if request.sampling_session_id is None:
-            checks.base_model(request.base_model, self.engine.base)
-            source = self._saved(request.model_path)
-            return self._submit(checks.sample(request, source, self.engine.base))
-        sampler = self.sampler(request.sampling_session_id)
-        key = _digest(body)
-        known = None if request.seq_id is None else sampler.seen.get(request.seq_id)
-        if known is not None:
-            if known[0] != key:
-                raise refused(f"seq_id {request.seq_id} was used by another request")
-            return known[1]
-        request_id = self._submit(checks.sample(request, sampler.source, self.engine.base))
-        if request.seq_id is not None:
-            sampler.seen[request.seq_id] = (key, request_id)
-        return request_id
-
-    # --- the engine ----------------------------------------------------------------------------
-
-    def _submit(self, operation: Operation) -> str:
-        request_id = self.promises.create()
-        self.engine.submit(operation, self._reporter(request_id))
-        return request_id
-
-    def _reporter(self, request_id: str) -> Callable[[Outcome], None]:
-        loop = asyncio.get_running_loop()
-
-        def report(outcome: Outcome) -> None:
-            with suppress(RuntimeError):  # the loop is closed: the server is going down
-                loop.call_soon_threadsafe(self.promises.resolve, request_id, outcome)
-
-        return report
 
 
 def _path(model_id: str, kind: str, name: str | None) -> TinkerPath:
     chosen = uuid.uuid4().hex if name is None else name
     return TinkerPath(model_id, kind, check_segment(chosen, what="checkpoint name"))
-
-
-def _digest(body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=16).digest()
-
-
-def _ignore(outcome: Outcome) -> None:
-    pass

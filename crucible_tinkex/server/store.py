@@ -16,16 +16,18 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from crucible_tinkex.errors import RequestRejectedError, StorageError
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server.operations import LoraSpec
-from crucible_tinkex.storage import fsync_folder, storage_errors
+from crucible_tinkex.storage import fsync_folder, storage_errors, write_atomic
 
 ADAPTER_FILE = "adapter.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -68,10 +70,11 @@ def expiry(ttl_seconds: int | None) -> str | None:
 
 
 class Store:
-    """All checkpoints below `data_dir`. One process; reading from another thread is safe."""
+    """All checkpoints below `data_dir`. One process; any thread."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
+        self._changing = threading.RLock()
         self._root = data_dir / "checkpoints"
         with storage_errors(self._root):
             self._root.mkdir(parents=True, exist_ok=True)
@@ -82,20 +85,21 @@ class Store:
 
     def list(self, run_id: str | None = None) -> list[Manifest]:
         """Oldest first; expired ones are deleted on the way."""
-        found = list(self._found.values())
-        for manifest in found:
+        self.purge()
+        found = [m for m in list(self._found.values()) if run_id in (None, m.path.run_id)]
+        return sorted(found, key=lambda m: m.created)
+
+    def purge(self) -> None:
+        """Delete what has expired."""
+        for manifest in list(self._found.values()):
             if manifest.expired():
                 self.delete(manifest.path)
-        live = [m for m in found if not m.expired() and run_id in (None, m.path.run_id)]
-        return sorted(live, key=lambda m: m.created)
 
     def info(self, path: TinkerPath) -> Manifest:
         """Raises `RequestRejectedError` (404) if there is no such checkpoint."""
         manifest = self._found.get(path)
         if manifest is None or manifest.expired():
-            raise RequestRejectedError(
-                f"there is no checkpoint {path}", status=404, category="user"
-            )
+            raise _missing(path)
         return manifest
 
     def save(
@@ -116,18 +120,53 @@ class Store:
             try:
                 write(work)
                 done = _complete(manifest, work)
-                _publish(work, target)
+                with self._changing:
+                    _publish(work, target)
+                    self._found[path] = done
             finally:
                 shutil.rmtree(work, ignore_errors=True)
-        self._found[path] = done
         return done
+
+    def update(self, path: TinkerPath, **changes: Any) -> Manifest:
+        """Change `public` or `expires`. Raises `RequestRejectedError` (404)."""
+        with self._changing:
+            manifest = replace(self.info(path), **changes)
+            text = json.dumps(asdict(manifest), indent=1)
+            write_atomic(self.folder(path) / MANIFEST_FILE, text.encode())
+            self._found[path] = manifest
+        return manifest
+
+    def copy(self, source: TinkerPath, run_id: str, expires: str | None) -> Manifest:
+        """The same checkpoint in another run; the files are shared, for they never change."""
+        manifest = self.info(source)
+        target = TinkerPath(run_id, source.kind, source.name)
+        made = replace(
+            manifest,
+            tinker_path=str(target),
+            created=datetime.now(UTC).isoformat(),
+            expires=expires,
+            public=False,
+        )
+        folder = self.folder(source)
+
+        def link(work: Path) -> None:
+            for name in (ADAPTER_FILE, OPTIMIZER_FILE):
+                if (folder / name).exists():
+                    os.link(folder / name, work / name)
+
+        return self.save(made, link)
 
     def delete(self, path: TinkerPath) -> None:
         """Raises `RequestRejectedError` (404) if there is no such checkpoint."""
-        if self._found.pop(path, None) is None:
-            self.info(path)
-        with storage_errors(self.folder(path)):
-            _remove(self.folder(path))
+        with self._changing:
+            if self._found.pop(path, None) is None:
+                raise _missing(path)
+            with storage_errors(self.folder(path)):
+                _remove(self.folder(path))
+
+
+def _missing(path: TinkerPath) -> RequestRejectedError:
+    return RequestRejectedError(f"there is no checkpoint {path}", status=404, category="user")
 
 
 def _read(path: Path) -> Manifest:

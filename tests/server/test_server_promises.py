@@ -31,7 +31,7 @@ def test_a_repeat_gets_the_first_promise_and_runs_once() -> None:
     assert ran == [1, 2]
     with pytest.raises(RequestRejectedError, match="another request"):
         sequence.repeated(1, b"z")
-    with pytest.raises(RequestRejectedError, match="below"):
+    with pytest.raises(RequestRejectedError, match="not kept"):
         sequence.repeated(0, b"z")
 
 

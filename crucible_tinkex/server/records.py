@@ -1,0 +1,110 @@
+"""What is remembered of sessions and their training runs, also after a restart.
+
+    <data_dir>/sessions/<session>.json
+
+Guarantees: a session that has a run is found again by a new `Records` on the same folder; a file is
+there whole or not at all. Not here: checkpoints (`store`) and what sessions hold in memory
+(`service`); a run of an earlier process can be listed, not trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from crucible_tinkex.errors import StorageError
+from crucible_tinkex.storage import storage_errors, write_atomic
+
+ACTIVE: Mapping[str, Any] = {"type": "active"}
+_LOST = {"type": "cancelled", "detail": "the server was restarted"}
+
+
+def now_text() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+@dataclass(slots=True)
+class Run:
+    """One model. `last_request` is written down with the next change of its session."""
+
+    run_id: str
+    base_model: str
+    rank: int
+    user_metadata: Mapping[str, str] | None = None
+    last_request: str = field(default_factory=now_text)
+
+
+@dataclass(slots=True)
+class SessionRecord:
+    session_id: str
+    created: str = field(default_factory=now_text)
+    tags: list[str] = field(default_factory=list)
+    user_metadata: Mapping[str, str] | None = None
+    display_name: str | None = None
+    project_id: str | None = None
+    status: Mapping[str, Any] = field(default_factory=lambda: dict(ACTIVE))
+    runs: dict[str, Run] = field(default_factory=dict)
+    sampler_ids: list[str] = field(default_factory=list)
+
+    @classmethod
+    def parse(cls, text: str) -> SessionRecord:
+        fields = json.loads(text)
+        runs = {name: Run(**run) for name, run in fields["runs"].items()}
+        return cls(**{**fields, "runs": runs})
+
+
+class Records:
+    """All sessions, oldest first."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._root = data_dir / "sessions"
+        self.sessions: dict[str, SessionRecord] = {}
+        with storage_errors(self._root):
+            self._root.mkdir(parents=True, exist_ok=True)
+            found = [_read(p) for p in self._root.glob("*.json")]
+        for record in sorted(found, key=lambda r: r.created):
+            if record.status == ACTIVE:
+                record.status = dict(_LOST)
+            self.sessions[record.session_id] = record
+
+    def runs(self) -> dict[str, Run]:
+        return {r.run_id: r for s in self.sessions.values() for r in s.runs.values()}
+
+    def run(self, run_id: str) -> Run | None:
+        session = self.sessions.get(run_id.rpartition(":train:")[0])
+        return session.runs.get(run_id) if session is not None else None
+
+    def add(self, record: SessionRecord) -> None:
+        """Kept in memory until it is saved."""
+        self.sessions[record.session_id] = record
+
+    def save(self, record: SessionRecord) -> None:
+        """Write a session down, if it has a run; forget it when it is over and has none."""
+        if record.runs:
+            path = self._root / f"{record.session_id}.json"
+            write_atomic(path, json.dumps(asdict(record), indent=1).encode())
+        elif record.status != ACTIVE:
+            self.sessions.pop(record.session_id, None)
+
+    def touch(self, run_id: str) -> None:
+        run = self.run(run_id)
+        if run is not None:
+            run.last_request = now_text()
+
+
+def texts(metadata: Mapping[str, Any] | None) -> Mapping[str, str] | None:
+    """User metadata as clients read it back: text by name."""
+    if metadata is None:
+        return None
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+
+
+def _read(path: Path) -> SessionRecord:
+    try:
+        return SessionRecord.parse(path.read_text())
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise StorageError(f"{path} is not a session record: {e}") from e
