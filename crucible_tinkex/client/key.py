@@ -2,7 +2,8 @@
 
 An `ApiKey` names a *source* (an environment variable or a file), never the key itself, so it may
 be printed, pickled and sent to actors. `read` is the only function of the package that returns
-the key, and `Transport` its only caller. `scrub` removes keys from text that others wrote.
+the key; `Transport` and, for the official SDK, `SdkService` are its only callers. `scrub` removes
+keys from text that others wrote.
 """
 
 from __future__ import annotations

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import numpy as np
 import pytest
 
 from crucible_tinkex.client import TrainingService
 from crucible_tinkex.client.wire import (
     AdamParams,
     Datum,
+    ForwardBackwardOutput,
     LoraConfig,
     ModelInput,
     SamplingParams,
@@ -26,6 +31,15 @@ BATCH = [
     )
 ]
 ADAM = AdamParams(learning_rate=5e-3)
+
+
+def _likelihood(logprobs: list[Any]) -> tuple[float, list[Any], dict[str, float]]:
+    gradient = np.asarray([0.0, -1.0, -1.0], np.float32)
+    return float((logprobs[0] * gradient).sum()), [gradient], {"rows:sum": 1.0}
+
+
+def logprobs_of(output: ForwardBackwardOutput) -> list[float]:
+    return list(output.loss_fn_outputs[0]["logprobs"].data)
 
 
 async def check_training_service(service: TrainingService) -> None:
@@ -71,6 +85,19 @@ async def check_training_service(service: TrainingService) -> None:
     assert [len(s.tokens) for s in answers[0].sequences] == [3, 3]
     assert answers[0].prompt_logprobs is not None
     assert answers[0].prompt_logprobs[0] is None
+
+    scores = await (await model.sampler()).compute_logprobs([3, 4, 5])
+    assert scores[0] is None
+    assert [score is not None and score < 0 for score in scores[1:]] == [True, True]
+
+    # A loss of the caller's own, and what is called after it comes after it.
+    custom = model.forward_backward_custom(BATCH, _likelihood)
+    stepped = model.optim_step(ADAM)
+    result = await custom
+    await stepped
+    expected = math.fsum(logprobs_of(result)[1:])
+    assert result.metrics["loss:sum"] == pytest.approx(-expected, rel=1e-3)
+    assert result.metrics["rows:sum"] == 1.0
 
     with pytest.raises(ConfigError):
         model.forward_backward([])
