@@ -7,11 +7,15 @@ import os
 import random
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.registry import SweepState
 
 STEPS = 24
 EXPERIMENT = """
@@ -111,13 +115,29 @@ def final_weights(sweep: Path) -> dict[str, bytes]:
     return found
 
 
-def session_actors(root: int) -> list[psutil.Process]:
-    """The session actor processes below process `root`."""
+def processes(root: int, word: str = "") -> list[psutil.Process]:
+    """The live processes below `root` whose command line has `word` in it."""
     found = []
     for process in psutil.Process(root).children(recursive=True):
         try:
-            if any("SessionActor" in part for part in process.cmdline()):
+            if word in " ".join(process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue
     return found
+
+
+def wait_for_checkpoints(
+    workspace: Workspace, *, count: int, process: subprocess.Popen[str] | None = None
+) -> None:
+    """Until `count` checkpoints are committed; `process` must not end before."""
+    paths = SweepPaths(workspace.sweep())
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process is None or process.poll() is None, process.communicate()
+        if paths.journal.is_dir():
+            state = SweepState.read(paths)
+            if sum(len(t.checkpoints) for t in state.trials.values()) >= count:
+                return
+        time.sleep(0.02)
+    raise AssertionError("no checkpoint appeared")

@@ -5,33 +5,21 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import time
 from collections.abc import Callable
-from typing import Any
 
 import psutil
 import pytest
-from nano_sweeps import FinishedRun, Workspace, final_weights, outcome, session_actors
-
-from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import SweepState
+from nano_sweeps import (
+    FinishedRun,
+    Workspace,
+    final_weights,
+    outcome,
+    processes,
+    wait_for_checkpoints,
+)
 
 pytestmark = pytest.mark.ray
 Reap = Callable[["subprocess.Popen[str]"], None]
-
-
-def wait_for_checkpoint(workspace: Workspace, process: Any, *, count: int = 1) -> None:
-    """Until `count` checkpoints are committed (and the sweep still runs)."""
-    paths = SweepPaths(workspace.sweep())
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        if paths.journal.is_dir():
-            state = SweepState.read(paths)
-            if sum(len(t.checkpoints) for t in state.trials.values()) >= count:
-                return
-        time.sleep(0.02)
-    raise AssertionError("no checkpoint appeared")
 
 
 def assert_same_as_undisturbed(workspace: Workspace, finished: FinishedRun) -> None:
@@ -41,18 +29,15 @@ def assert_same_as_undisturbed(workspace: Workspace, finished: FinishedRun) -> N
     assert mine == final_weights(finished.workspace.sweep())
 
 
-def _is_agent(process: psutil.Process) -> bool:
-    """Ray's own two agents, which leave by themselves a minute after their raylet."""
-    return "Agent" in " ".join(process.cmdline())
-
-
 def test_a_killed_driver_is_resumed(
     workspace: Workspace, finished: FinishedRun, reap: Reap
 ) -> None:
     driver = workspace.start("run", "nano.toml", "--quiet")
     reap(driver)
-    wait_for_checkpoint(workspace, driver, count=2)
-    below = [p for p in psutil.Process(driver.pid).children(recursive=True) if not _is_agent(p)]
+    wait_for_checkpoints(workspace, count=2, process=driver)
+    # Ray's own two agents leave by themselves, a minute after their raylet.
+    agents = processes(driver.pid, "Agent")
+    below = [p for p in processes(driver.pid) if p not in agents]
     driver.kill()
     _, alive = psutil.wait_procs(below, timeout=30)
     assert not alive, "the driver left processes behind"
@@ -63,17 +48,16 @@ def test_a_killed_driver_is_resumed(
     assert_same_as_undisturbed(workspace, finished)
 
 
-def test_killed_actors_and_server_are_replaced_without_anyone_asking(
+def test_killed_actors_are_replaced_without_anyone_asking(
     workspace: Workspace, finished: FinishedRun, reap: Reap
 ) -> None:
     driver = workspace.start("run", "nano.toml", "--quiet", "--json")
     reap(driver)
-    wait_for_checkpoint(workspace, driver)
-    session_actors(driver.pid)[0].kill()
-    for process in psutil.Process(driver.pid).children(recursive=True):
-        if "RegistryActor" in " ".join(process.cmdline()):
-            process.kill()
-    _, err = driver.communicate(timeout=200)
+    wait_for_checkpoints(workspace, count=1, process=driver)
+    processes(driver.pid, "SessionActor")[0].kill()
+    processes(driver.pid, "RegistryActor")[0].kill()
+    processes(driver.pid, "TelemetryActor")[0].kill()
+    out, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, err
     assert max(t["attempts"] for t in json.loads(out)["trials"]) == 2
     assert_same_as_undisturbed(workspace, finished)
@@ -84,10 +68,8 @@ def test_a_killed_server_is_started_again(
 ) -> None:
     driver = workspace.start("run", "nano.toml", "--quiet")
     reap(driver)
-    wait_for_checkpoint(workspace, driver)
-    for process in psutil.Process(driver.pid).children():
-        if "serve" in process.cmdline():
-            process.kill()
+    wait_for_checkpoints(workspace, count=1, process=driver)
+    processes(driver.pid, "crucible_tinkex serve")[0].kill()
     _, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, err
     assert_same_as_undisturbed(workspace, finished)
@@ -98,7 +80,7 @@ def test_the_first_interrupt_drains_and_resume_goes_on(
 ) -> None:
     driver = workspace.start("run", "nano.toml")
     reap(driver)
-    wait_for_checkpoint(workspace, driver)
+    wait_for_checkpoints(workspace, count=1, process=driver)
     driver.send_signal(signal.SIGINT)
     _, err = driver.communicate(timeout=120)
     assert driver.returncode == 130, err
@@ -116,7 +98,7 @@ def test_the_first_interrupt_drains_and_resume_goes_on(
 def test_a_second_driver_is_refused(workspace: Workspace, reap: Reap) -> None:
     driver = workspace.start("run", "nano.toml", "--quiet")
     reap(driver)
-    wait_for_checkpoint(workspace, driver)
+    wait_for_checkpoints(workspace, count=1, process=driver)
     second = workspace.crucible("run", "nano.toml")
     assert second.returncode == 2
     assert f"in use by process {driver.pid}" in second.stderr
