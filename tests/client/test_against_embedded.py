@@ -9,6 +9,7 @@ import pytest
 from service_contract import check_training_service
 
 from crucible_tinkex.client import ClientSettings, RequestRecord, TinkexService, TrainingClient
+from crucible_tinkex.client.download import Download
 from crucible_tinkex.client.encoding import Preference, State
 from crucible_tinkex.client.wire import (
     AdamParams,
@@ -131,6 +132,42 @@ async def test_protobuf_is_found_out_and_gives_the_same(ready: dict[str, str]) -
             if encoding == "auto":
                 assert model.operations.transport.encoding.state is State.PROVEN
     assert losses[0] == losses[1]
+
+
+async def test_runs_and_checkpoints_from_birth_to_death(
+    service: TinkexService, tmp_path: Path
+) -> None:
+    model, rest = await create(service), service.rest
+    await train(model, range(2))
+    state = await model.save_state("kept", ttl_s=7200)
+    sampler = await model.save_for_sampler("weights")
+    assert service.session_id in [s async for s in rest.sessions(page=2)]
+    assert model.model_id in (await rest.session(service.session_id or "")).training_run_ids
+    assert model.model_id in [r.training_run_id async for r in rest.training_runs(page=2)]
+    run = await rest.training_run(model.model_id)
+    assert (run.base_model, run.lora_rank) == ("nano", 4)
+    found = {c.tinker_path: c async for c in rest.checkpoints(model.model_id)}
+    assert set(found) == {state, sampler}
+    assert found[state].expires_at is not None
+    assert {c.tinker_path async for c in rest.checkpoints(page=1)} >= {state, sampler}
+    assert (await rest.weights_info(state)).lora_rank == 4
+
+    await rest.set_ttl(state, None)
+    await rest.publish(state)
+    found = {c.tinker_path: c async for c in rest.checkpoints(model.model_id)}
+    assert (found[state].expires_at, found[state].public) == (None, True)
+    await rest.unpublish(state)
+
+    files = await rest.download(sampler, tmp_path / "adapter")
+    assert "adapter_config.json" in {f.name for f in files}
+    assert all(f.stat().st_size for f in files)
+    urls = await rest._archive_url(sampler)
+    archive = Download(service._transport(), tmp_path / "archive")
+    assert {f.name for f in await archive.archive(urls)} >= {"adapter_config.json"}
+
+    for path in (state, sampler):
+        await rest.delete(path)
+    assert [c async for c in rest.checkpoints(model.model_id)] == []
 
 
 async def test_sessions_do_not_disturb_each_other(service: TinkexService) -> None:
