@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import ParamSpec, TypeAlias, TypeVar
 
@@ -47,6 +48,7 @@ _IN_ORDER = frozenset(
         *("save_weights_for_sampler", "save_weights_external"),
     )
 )
+_log = logging.getLogger(__name__)
 Handler: TypeAlias = Callable[[bytes, Request], Awaitable[Response]]
 _Given = ParamSpec("_Given")
 _Out = TypeVar("_Out")
@@ -99,6 +101,8 @@ class App:
             response = _refusal(e)
         except ClientDisconnect:
             return
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s %s %d", scope["method"], _told(scope["path"]), response.status_code)
         await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
@@ -295,6 +299,11 @@ async def _aside(
     if size_bytes <= SMALL_BYTES:
         return work(*args, **kwargs)
     return await asyncio.to_thread(work, *args, **kwargs)
+
+
+def _told(path: str) -> str:
+    """The path as logs may have it: a download's token is a secret."""
+    return path if "/downloads/" not in path else f"{path.partition('/downloads/')[0]}/downloads/-"
 
 
 def _content_type(request: Request) -> str:

@@ -60,7 +60,7 @@ class ServeOptions:
     """Threads of torch; None: the number of cores."""
     exit_with_parent: bool = False
     """End when standard input ends."""
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     """How many sessions, models and requests."""
     memory_bytes: int | None = None
     """Of models and snapshots, the rest of which lies in `data_dir`; None: a quarter of the RAM."""

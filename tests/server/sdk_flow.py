@@ -13,9 +13,11 @@ import inspect
 import io
 import json
 import math
+import os
 import pickle
 import sys
 import tarfile
+import time
 import traceback
 import typing
 import urllib.request
@@ -145,7 +147,7 @@ def _policy_rows(s: dict[str, Any], shift: float, **more: Any) -> list[Any]:
             advantages=floats(np.linspace(-1, 1, len(q))),
             **{name: floats(np.full(len(q), value)) for name, value in more.items()},
         )
-        for row, q in zip(ROWS, near)
+        for row, q in zip(ROWS, near, strict=True)
     ]
 
 
@@ -362,7 +364,7 @@ def sample_topk(s: dict[str, Any]) -> None:
     sequence = answer.sequences[0]
     rows = sequence.topk_logprobs
     assert len(rows) == len(sequence.tokens)
-    for row, token, logprob in zip(rows, sequence.tokens, sequence.logprobs):
+    for row, token, logprob in zip(rows, sequence.tokens, sequence.logprobs, strict=True):
         assert (
             len(row) == 3 and row[0][0] == token and math.isclose(row[0][1], logprob, abs_tol=1e-5)
         )
@@ -390,7 +392,7 @@ def sample_the_base(s: dict[str, Any]) -> None:
 
 @step
 def pickled_sampler(s: dict[str, Any]) -> None:
-    clone = pickle.loads(pickle.dumps(s["sampler"]))
+    clone = pickle.loads(pickle.dumps(s["sampler"]))  # noqa: S301
     prompt = types.ModelInput.from_ints(PROMPT)
     ours = s["sampler"].sample(prompt, 2, _params()).result()
     theirs = clone.sample(prompt, 2, _params()).result()
@@ -522,11 +524,14 @@ def delete(s: dict[str, Any]) -> None:
 @step
 def expired(s: dict[str, Any]) -> None:
     need(s["rest"], "set_checkpoint_ttl_from_tinker_path")
-    import time
-
     time.sleep(1.1)
     names = [c.checkpoint_id for c in s["rest"].list_checkpoints(s["run"]).result().checkpoints]
     assert "weights/short" not in names
+
+
+@step
+def heartbeat(s: dict[str, Any]) -> None:
+    time.sleep(float(os.environ.get("SDK_FLOW_IDLE_S", "0")))
 
 
 @step
@@ -543,7 +548,7 @@ def main(out: str) -> None:
             found[function.__name__] = "ok"
         except Absent as e:
             found[function.__name__] = f"absent: {e}"
-        except Exception:  # the test prints it
+        except Exception:  # noqa: BLE001 - the test prints it
             found[function.__name__] = traceback.format_exc()
     with open(out, "w") as f:
         json.dump({"version": tinker.__version__, "steps": found}, f, indent=1)

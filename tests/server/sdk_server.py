@@ -1,0 +1,136 @@
+"""A real server process for the SDK's flow, an environment for each SDK, and the routes it used."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FLOW = Path(__file__).parent / "sdk_flow.py"
+FLAGS = {"fwdbwd_max_chunk_len": 2}
+"""Many small chunks, so that a request of nine rows goes out of order."""
+OLD_VERSIONS = ("0.25.0", "0.22.2")
+_CODE = """
+import json, logging, sys
+from pathlib import Path
+from crucible_tinkex.server.serve import ServeOptions, serve
+logging.getLogger("crucible_tinkex.server.app").setLevel(logging.DEBUG)
+folder, flags = Path(sys.argv[1]), json.loads(sys.argv[2])
+serve(ServeOptions(model="nano", threads=1, dtype="fp32", data_dir=folder, client_flags=flags,
+                   ready_file=folder / "ready.json", exit_with_parent=True))
+"""
+_LINE = re.compile(r"(GET|POST|PUT|DELETE|HEAD) /api/v1/(\S+) (\d{3})$")
+_RUN = r"[^/]+:train:\d+"
+_ROUTES = [
+    (
+        rf"training_runs/{_RUN}/checkpoints/[^/]+/[^/]+(/\w+)?",
+        r"training_runs/{run}/checkpoints/{id}\1",
+    ),
+    (rf"training_runs/{_RUN}(/checkpoints)?", r"training_runs/{run}\1"),
+    (r"sessions/[^/]+(/\w+)?", r"sessions/{id}\1"),
+    (r"samplers/[^/]+", r"samplers/{id}"),
+]
+
+
+class Served(NamedTuple):
+    base_url: str
+    key: str
+    log: Path
+
+    def routes(self) -> dict[str, set[int]]:
+        """Which statuses each route has answered."""
+        found: dict[str, set[int]] = {}
+        for line in self.log.read_text().splitlines():
+            match = _LINE.search(line)
+            if match is not None:
+                method, path, status = match.groups()
+                for pattern, name in _ROUTES:
+                    path, count = re.subn(f"^{pattern}$", name, path)
+                    if count:
+                        break
+                found.setdefault(f"{method} {path}", set()).add(int(status))
+        return found
+
+
+@contextlib.contextmanager
+def served(folder: Path, flags: dict[str, Any] | None = None) -> Iterator[Served]:
+    log, ready = folder / "server.log", folder / "ready.json"
+    given = json.dumps(FLAGS if flags is None else flags)
+    with (
+        open(log, "wb") as out,
+        subprocess.Popen(
+            [sys.executable, "-c", _CODE, str(folder), given], stdin=subprocess.PIPE, stderr=out
+        ) as process,
+    ):
+        try:
+            end = time.monotonic() + 60
+            while not ready.exists():
+                assert process.poll() is None and time.monotonic() < end, log.read_text()
+                time.sleep(0.02)
+            found = json.loads(ready.read_text())
+            yield Served(found["base_url"], Path(found["api_key_file"]).read_text().strip(), log)
+        finally:
+            process.kill()
+
+
+def run_flow(python: Path, server: Served, folder: Path, timeout_s: float = 150) -> dict[str, Any]:
+    """What the flow says that worked with the SDK of this Python."""
+    out = folder / "flow.json"
+    environment = {
+        **os.environ,
+        "TINKER_BASE_URL": server.base_url,
+        "TINKER_API_KEY": server.key,
+        "TINKER_TELEMETRY": "0",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    for name in ("PYTHONPATH", "TINKER_PROJECT_ID", "TINKER_CREDENTIAL_CMD"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        [str(python), str(FLOW), str(out)],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def sdk_python(version: str) -> Path:
+    """The Python of an environment with this SDK, made when it is missing. Its place is
+    `$CRUCIBLE_SDK_VENVS` or the user's cache. Raises RuntimeError if pip cannot install it."""
+    chosen = os.environ.get("CRUCIBLE_SDK_VENVS")
+    root = Path(chosen) if chosen else Path.home() / ".cache" / "crucible_tinkex" / "sdk"
+    folder = root / f"tinker-{version}"
+    python = folder / "bin" / "python"
+    if not (folder / "installed").exists():
+        for command in (
+            [sys.executable, "-m", "venv", "--clear", str(folder)],
+            [str(python), "-m", "pip", "install", "-q", f"tinker=={version}"],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+            if done.returncode != 0:
+                raise RuntimeError(
+                    f"cannot make the environment of tinker {version} in {folder}; "
+                    f"these tests need a package index:\n{done.stderr[-2000:]}"
+                )
+        (folder / "installed").touch()
+    return python
+
+
+def absent(steps: dict[str, str]) -> set[str]:
+    return {name for name, found in steps.items() if found.startswith("absent")}
+
+
+def broken(steps: dict[str, str]) -> dict[str, str]:
+    return {n: f for n, f in steps.items() if f != "ok" and not f.startswith("absent")}
