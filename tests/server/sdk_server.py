@@ -80,7 +80,9 @@ def served(folder: Path, flags: dict[str, Any] | None = None) -> Iterator[Served
             process.kill()
 
 
-def run_flow(python: Path, server: Served, folder: Path, timeout_s: float = 150) -> dict[str, Any]:
+def run_flow(
+    python: Path, server: Served, folder: Path, *, timeout_s: float = 150, idle_s: float = 0
+) -> dict[str, Any]:
     """What the flow says that worked with the SDK of this Python."""
     out = folder / "flow.json"
     environment = {
@@ -88,6 +90,7 @@ def run_flow(python: Path, server: Served, folder: Path, timeout_s: float = 150)
         "TINKER_BASE_URL": server.base_url,
         "TINKER_API_KEY": server.key,
         "TINKER_TELEMETRY": "0",
+        "SDK_FLOW_IDLE_S": str(idle_s),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
