@@ -48,6 +48,8 @@ class ServiceSection(Section):
     """`"embedded"` starts the local server; otherwise an http(s) address."""
     api_key_file: str | None = None
     """A file that holds the key; otherwise the environment variable TINKER_API_KEY."""
+    transport: Literal["http", "sdk"] = "http"
+    """Our own client, or the official `tinker` SDK (extra `[sdk]`)."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Embedded server: number format of the frozen base."""
     threads: int | None = Field(default=None, ge=1)

@@ -172,6 +172,7 @@ class SweepController:
             paths=prepared.paths,
             base_url=endpoint.base_url if endpoint else service.base_url,
             api_key_file=endpoint.api_key_file if endpoint else service.api_key_file,
+            transport=service.transport,
             registry=runtime.registry,
             telemetry=runtime.telemetry,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -135,7 +135,9 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8010,
     data_dir: Annotated[Path, typer.Option(help="Checkpoints and key.")] = Path("runs/.service"),
     api_key_file: Annotated[Path | None, typer.Option(help="Key to accept [made]")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option(help="Number format of the base.")
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads [all cores].")] = None,
     ready_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
     exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", hidden=True)] = False,

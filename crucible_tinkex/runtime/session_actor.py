@@ -12,11 +12,11 @@ import os
 import traceback
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from ray.actor import ActorHandle
 
-from crucible_tinkex.client.service import TinkexService
+from crucible_tinkex.client.choose import open_service
 from crucible_tinkex.errors import (
     AuthenticationError,
     BillingError,
@@ -69,6 +69,7 @@ class SweepContext:
     paths: SweepPaths
     base_url: str | None
     api_key_file: str | None
+    transport: Literal["http", "sdk"]
     registry: ActorHandle[Any]
     telemetry: ActorHandle[Any]
 
@@ -124,7 +125,9 @@ class SessionActor:
         return Session(
             plan,
             data,
-            service=TinkexService(base_url=context.base_url, api_key_file=context.api_key_file),
+            service=open_service(
+                context.base_url, api_key_file=context.api_key_file, transport=context.transport
+            ),
             registry=RegistryHandle(context.registry, context.paths),
             sink=self._sink(context),
             drain=self._drains.setdefault(context.sweep_id, asyncio.Event()),

@@ -34,7 +34,7 @@ CATEGORIES = {
     "20": "plant",
 }
 TRAIN_PER_CATEGORY = 80
-EVAL_PER_CATEGORY = 40
+EVAL_PER_CATEGORY = 34
 WORDS = range(4, 13)
 MAX_CHARS = 68
 PLAIN = re.compile(r"[A-Za-z][A-Za-z' ,;-]*")
