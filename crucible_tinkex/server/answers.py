@@ -97,11 +97,11 @@ class Answers:
         return wire.FutureEnvelope(request_id=self.service.optim_step(request, body))
 
     def _save_weights(self, body: bytes) -> wire.Wire:
-        request = wire.SaveWeightsRequest.model_validate_json(body)
+        request = bodies.SaveWeightsRequest.model_validate_json(body)
         return wire.FutureEnvelope(request_id=self.service.save(request, body))
 
     def _save_for_sampler(self, body: bytes) -> wire.Wire:
-        request = wire.SaveWeightsForSamplerRequest.model_validate_json(body)
+        request = bodies.SaveForSamplerRequest.model_validate_json(body)
         return wire.FutureEnvelope(request_id=self.service.save_for_sampler(request, body))
 
     def _save_external(self, body: bytes) -> wire.Wire:
@@ -109,7 +109,7 @@ class Answers:
         return wire.FutureEnvelope(request_id=self.service.save_external(request, body))
 
     def _load_weights(self, body: bytes) -> wire.Wire:
-        request = wire.LoadWeightsRequest.model_validate_json(body)
+        request = bodies.LoadWeightsRequest.model_validate_json(body)
         return wire.FutureEnvelope(request_id=self.service.load(request, body))
 
     # --- sampling ------------------------------------------------------------------------------

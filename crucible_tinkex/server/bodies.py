@@ -7,8 +7,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from crucible_tinkex.client.wire import CreateSessionRequest as SessionRequest
+from crucible_tinkex.client.wire import LoadWeightsRequest as Loaded
 from crucible_tinkex.client.wire import OptimStepRequest as OptimRequest
 from crucible_tinkex.client.wire import SampleRequest as Sampled
+from crucible_tinkex.client.wire import SaveWeightsForSamplerRequest as SavedForSampler
+from crucible_tinkex.client.wire import SaveWeightsRequest as Saved
 from crucible_tinkex.client.wire import TensorData, Wire
 
 
@@ -29,12 +32,25 @@ class OptimStepRequest(OptimRequest):
     optimizer_params: dict[str, Any] | None = None
 
 
+class LoadWeightsRequest(Loaded):
+    user_metadata: dict[str, Any] | None = None
+
+
+class SaveWeightsRequest(Saved):
+    user_metadata: dict[str, Any] | None = None
+
+
+class SaveForSamplerRequest(SavedForSampler):
+    user_metadata: dict[str, Any] | None = None
+
+
 class SaveExternalRequest(Wire):
     model_id: str
     path: str
     seq_id: int | None = None
     ttl_seconds: int | None = None
     age_encryption_recipients: list[str] | None = None
+    user_metadata: dict[str, Any] | None = None
 
 
 class CopyWeightsRequest(Wire):

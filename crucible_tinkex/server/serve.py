@@ -70,8 +70,9 @@ class ServeOptions:
 
 def serve(options: ServeOptions) -> None:
     """Run until a signal. Raises `ConfigError` or `StorageError` if it cannot start."""
+    level = logging.WARNING if options.exit_with_parent else logging.INFO
     logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s"
     )
     key_file = _key_file(options)
     key = _read_key(key_file)

@@ -21,8 +21,11 @@ from crucible_tinkex.server import checks
 from crucible_tinkex.server.bodies import (
     CreateSessionRequest,
     FinishRequest,
+    LoadWeightsRequest,
     OptimStepRequest,
     SaveExternalRequest,
+    SaveForSamplerRequest,
+    SaveWeightsRequest,
 )
 from crucible_tinkex.server.checks import refused
 from crucible_tinkex.server.codec import ForwardRequest
@@ -171,7 +174,7 @@ class Service:
             lambda model_id: CreateModel(model_id, spec),
         )
 
-    def create_from(self, request: wire.LoadWeightsRequest, body: bytes) -> str:
+    def create_from(self, request: LoadWeightsRequest, body: bytes) -> str:
         """A new model from a checkpoint."""
         path = TinkerPath.parse(request.path)
         manifest = self.store.info(path)
@@ -182,7 +185,7 @@ class Service:
             request.session_id,
             request.model_seq_id,
             manifest.spec,
-            None,
+            request.user_metadata,
             body,
             lambda model_id: LoadWeights(model_id, path, request.optimizer),
         )
@@ -283,7 +286,7 @@ class Service:
             lambda: OptimStep(request.model_id, checks.adam(request.adam_params)),
         )
 
-    def save(self, request: wire.SaveWeightsRequest, body: bytes) -> str:
+    def save(self, request: SaveWeightsRequest, body: bytes) -> str:
         return self._save(request, "weights", body, overwrite=bool(request.overwrite))
 
     def save_external(self, request: SaveExternalRequest, body: bytes) -> str:
@@ -293,7 +296,7 @@ class Service:
 
     def _save(
         self,
-        request: wire.SaveWeightsRequest | wire.SaveWeightsForSamplerRequest | SaveExternalRequest,
+        request: SaveWeightsRequest | SaveForSamplerRequest | SaveExternalRequest,
         kind: str,
         body: bytes,
         *,
@@ -305,12 +308,12 @@ class Service:
                 _path(request.model_id, kind, request.path),
                 overwrite,
                 checks.ttl(request.ttl_seconds),
-                texts(getattr(request, "user_metadata", None)),
+                texts(request.user_metadata),
             )
 
         return self._in_order(request.model_id, request.seq_id, digest(body), len(body), operation)
 
-    def save_for_sampler(self, request: wire.SaveWeightsForSamplerRequest, body: bytes) -> str:
+    def save_for_sampler(self, request: SaveForSamplerRequest, body: bytes) -> str:
         number = request.sampling_session_seq_id
         if request.path is not None or number is None:
             return self._save(request, "sampler_weights", body)
@@ -323,7 +326,7 @@ class Service:
 
         return self._in_order(request.model_id, request.seq_id, digest(body), len(body), operation)
 
-    def load(self, request: wire.LoadWeightsRequest, body: bytes) -> str:
+    def load(self, request: LoadWeightsRequest, body: bytes) -> str:
         """Into an existing model, in its order; without `model_id` it makes a new one."""
         model_id = request.model_id
         if model_id is None:

@@ -1,0 +1,133 @@
+"""A full server: who waits, who is told so, who is refused, and that the rest goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from app_client import AppClient, row_data
+
+from crucible_tinkex.server import bases
+from crucible_tinkex.server.bodies import CreateSessionRequest
+from crucible_tinkex.server.limits import Limits
+from crucible_tinkex.server.service import Service
+
+
+@pytest.fixture
+def start(nano: bases.Base, tmp_path: Path) -> Iterator[Callable[..., AppClient]]:
+    clients: list[AppClient] = []
+
+    def begin(*, token_cap: int = 1024, long_poll_s: float = 20, **limits: float) -> AppClient:
+        clients.append(
+            AppClient(
+                nano,
+                tmp_path / str(len(clients)),
+                limits=Limits(**limits),  # type: ignore[arg-type]
+                token_cap=token_cap,
+                long_poll_s=long_poll_s,
+            )
+        )
+        return clients[-1]
+
+    yield begin
+    for client in clients:
+        client.close()
+
+
+def test_too_many_sessions_are_told_to_come_back(start: Callable[..., AppClient]) -> None:
+    api = start(max_sessions=2)
+    first, _ = api.session(), api.session()
+    refused = api.post("create_session", sdk_version="x")
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "2")
+    assert refused.json()["category"] == "server" and "2 sessions" in refused.json()["error"]
+    api.ok(f"sessions/{first}/finish")
+    api.session()
+
+
+def test_a_model_beyond_the_limit_waits_with_all_that_is_asked_of_it(
+    start: Callable[..., AppClient],
+) -> None:
+    api = start(max_models=1, long_poll_s=0.01)
+    first = api.model()
+    session = api.session()
+    creating = api.creating(session)
+    waiting = api.post("retrieve_future", request_id=creating)
+    assert waiting.status_code == 408
+    assert waiting.json()["queue_state"] == "paused_capacity"
+    assert "1 places" in waiting.json()["queue_state_reason"]
+    training = api.train(f"{session}:train:0", 1)
+    stepping = api.promise(
+        "optim_step", model_id=f"{session}:train:0", seq_id=2, adam_params={"learning_rate": 1e-3}
+    )
+    third = api.session()
+    creating_third = api.creating(third)
+    api.ok("unload_model", model_id=first)
+    for request_id in (creating, training, stepping):
+        while (answer := api.post("retrieve_future", request_id=request_id)).status_code == 408:
+            assert answer.json()["queue_state"] == "active"
+        assert "error" not in answer.json(), answer.text
+    assert api.post("retrieve_future", request_id=creating_third).status_code == 408
+    api.ok(f"sessions/{third}/finish")  # it gives up its place in the queue
+    lost = api.ok("retrieve_future", request_id=creating_third)
+    assert "unloaded" in lost["error"]
+    api.ok(f"sessions/{session}/finish")
+    api.model()
+
+
+def test_a_full_queue_always_drains(start: Callable[..., AppClient]) -> None:
+    """Held requests fill the queue; the one that they wait for is taken all the same."""
+    api = start(max_open=3)
+    model = api.model()
+    held = [api.train(model, n) for n in (2, 3, 4)]
+    body = {"model_id": model, "seq_id": 5, "forward_backward_input": row_data([1, 2])}
+    refused = api.post("forward_backward", **body)
+    assert refused.status_code == 429 and "retry-after" in refused.headers
+    sampling = {"base_model": "nano", "prompt": {"chunks": [{"tokens": [1]}]}}
+    assert api.post("asample", **sampling).status_code == 429
+    first = api.train(model, 1)
+    for request_id in (first, *held):
+        assert "metrics" in api.ok("retrieve_future", request_id=request_id)
+    assert "metrics" in api.result("forward_backward", **body)
+    assert len(api.result("asample", **sampling)["sequences"]) == 1
+
+
+def test_large_requests_fill_the_queue_too(start: Callable[..., AppClient]) -> None:
+    api = start(max_open_bytes=2000)
+    model = api.model()
+    api.train(model, 2, [1] * 150)
+    body = {"model_id": model, "seq_id": 3, "forward_backward_input": row_data([1] * 150)}
+    assert api.post("forward_backward", **body).status_code == 429
+    api.train(model, 1)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_session_that_stops_beating_is_finished(start: Callable[..., AppClient]) -> None:
+    api, clock = start(), Clock()
+    service = Service(api.engine, api.store, limits=Limits(session_idle_s=60), clock=clock)
+
+    def beats() -> None:
+        dead, alive = (service.create_session(CreateSessionRequest(sdk_version="x")) for _ in "ab")
+        for clock.now in (30.0, 59.0, 70.0, 119.0):
+            service.beat(alive)
+        with pytest.raises(Exception, match="is finished") as found:
+            service.beat(dead)
+        assert found.value.status == 410  # type: ignore[attr-defined]
+
+    api.run(beats)
+
+
+def test_a_huge_request_does_not_starve_a_small_one(start: Callable[..., AppClient]) -> None:
+    api = start(token_cap=64)
+    big, small = api.model(), api.model()
+    huge = api.train(big, 1, *[[i % 250] * 60 for i in range(120)])
+    little = api.train(small, 1, [1, 2, 3])
+    assert "metrics" in api.ok("retrieve_future", request_id=little)
+    assert api.app.service.promises._open[huge].outcome is None
+    assert "metrics" in api.ok("retrieve_future", request_id=huge)

@@ -1,0 +1,241 @@
+"""Runs, checkpoints, sessions and downloads as resources, also after a restart."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from app_client import AppClient, row_data
+from safetensors.numpy import load
+
+from crucible_tinkex.errors import RequestRejectedError
+from crucible_tinkex.names import TinkerPath
+from crucible_tinkex.server import bases
+from crucible_tinkex.server.exports import GRANT_S, Exports
+from crucible_tinkex.server.records import Records
+from crucible_tinkex.server.store import Store
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def api(nano: bases.Base, folder: Path) -> Iterator[AppClient]:
+    client = AppClient(nano, folder)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def run(api: AppClient) -> str:
+    """A run with a training and a sampler checkpoint."""
+    run = api.model(
+        api.session(user_metadata={"n": 3}, display_name="mine"), user_metadata={"a": 1}
+    )
+    assert "path" in api.result("save_weights", model_id=run, seq_id=1, path="t")
+    assert "path" in api.result("save_weights_for_sampler", model_id=run, seq_id=2, path="s")
+    return run
+
+
+def test_runs_are_paged_newest_first(api: AppClient, run: str) -> None:
+    other = api.model()
+    whole = api.get("training_runs")
+    ids = [r["training_run_id"] for r in whole["training_runs"]]
+    assert ids[:2] == [other, run]
+    total = whole["cursor"]["total_count"]
+    assert total == len(ids)
+    page = api.get("training_runs?limit=1&offset=1&access_scope=owned")
+    assert [r["training_run_id"] for r in page["training_runs"]] == [run]
+    assert page["cursor"] == {"limit": 1, "offset": 1, "total_count": total}
+    assert api.get(f"training_runs?offset={total}")["training_runs"] == []
+    found = api.get(f"training_runs/{run}")
+    assert (found["lora_rank"], found["base_model"], found["is_lora"]) == (4, "nano", True)
+    assert found["user_metadata"] == {"a": "1"}
+    assert found["last_checkpoint"]["checkpoint_id"] == "weights/t"
+    assert found["last_sampler_checkpoint"]["tinker_path"] == f"tinker://{run}/sampler_weights/s"
+
+
+def test_sessions(api: AppClient, run: str) -> None:
+    session = run.rpartition(":train:")[0]
+    assert api.get("sessions?limit=1")["sessions"] == [session]
+    found = api.get(f"sessions/{session}")
+    assert found["training_run_ids"] == [run] and found["display_name"] == "mine"
+    assert found["user_metadata"] == {"n": "3"}
+    answer = api.send("PUT", f"sessions/{session}/project", json={"project_id": "p"})
+    assert answer.status_code == 200
+    assert api.send("GET", "sessions/unknown").status_code == 404
+
+
+def test_publishing_and_time_to_live(api: AppClient, run: str) -> None:
+    base = f"training_runs/{run}/checkpoints"
+
+    def one(kind: str) -> dict[str, Any]:
+        listed = api.get(base)["checkpoints"]
+        return next(c for c in listed if c["checkpoint_id"] == kind)
+
+    assert api.send("POST", f"{base}/weights/t/publish").status_code == 200
+    assert one("weights/t")["public"] is True
+    assert Store(api.store.data_dir).info(TinkerPath(run, "weights", "t")).public
+    assert api.send("DELETE", f"{base}/weights/t/publish").status_code == 200
+    assert one("weights/t")["public"] is False
+    for body, status in (({"ttl_seconds": 1}, 200), ({"ttl_seconds": 0}, 400), ({}, 200)):
+        answer = api.send("PUT", f"{base}/sampler_weights/s/ttl", json=body)
+        assert answer.status_code == status
+        assert ("expires_at" in one("sampler_weights/s")) is (body != {})
+    api.send("PUT", f"{base}/sampler_weights/s/ttl", json={"ttl_seconds": 1})
+    time.sleep(1.05)
+    assert [c["checkpoint_id"] for c in api.get(base)["checkpoints"]] == ["weights/t"]
+    assert not api.store.folder(TinkerPath(run, "sampler_weights", "s")).exists()
+    assert api.send("DELETE", f"{base}/weights/t").status_code == 200
+    assert api.send("DELETE", f"{base}/weights/t").status_code == 404
+    assert api.send("POST", f"{base}/weights/t/publish").status_code == 404
+    assert api.get(base)["checkpoints"] == []
+    assert api.send("GET", "training_runs/x:train:9/checkpoints").status_code == 404
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2**60])
+def test_an_impossible_ttl_is_refused(api: AppClient, bad: int) -> None:
+    model = api.model()
+    body = {"model_id": model, "seq_id": 1, "path": "x", "ttl_seconds": bad}
+    assert api.post("save_weights", **body).status_code == 400
+
+
+def test_all_checkpoints_are_paged(api: AppClient, run: str) -> None:
+    whole = api.get("checkpoints")
+    assert [c["checkpoint_id"] for c in whole["checkpoints"][:2]] == [
+        "sampler_weights/s",
+        "weights/t",
+    ]
+    page = api.get("checkpoints?limit=1&offset=1")
+    assert page["checkpoints"] == whole["checkpoints"][1:2]
+    assert page["cursor"]["total_count"] == len(whole["checkpoints"])
+    for query in ("limit=x", "limit=-1", "offset=1.5", "limit=9999999999"):
+        assert api.send("GET", f"checkpoints?{query}").status_code == 400
+
+
+def _fetch(api: AppClient, url: str) -> Any:
+    """Without the key."""
+    return api.send("GET", urlsplit(url).path.removeprefix("/api/v1/"), headers={"X-API-Key": ""})
+
+
+def test_an_archive_is_a_peft_adapter(api: AppClient, run: str) -> None:
+    answer = api.get(f"training_runs/{run}/checkpoints/weights/t/archive")
+    assert datetime.fromisoformat(answer["expires"]) > datetime.now(UTC) + timedelta(minutes=50)
+    body = _fetch(api, answer["url"]).content
+    with tarfile.open(fileobj=io.BytesIO(body)) as tar:
+        names = {"adapter_config.json", "adapter_model.safetensors", "checkpoint_complete"}
+        assert set(tar.getnames()) == names
+        config = json.loads(tar.extractfile("adapter_config.json").read())  # type: ignore[union-attr]
+        tensors = load(tar.extractfile("adapter_model.safetensors").read())  # type: ignore[union-attr]
+    assert (config["r"], config["lora_alpha"]) == (4, 32.0)
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    assert tensors[name].shape == (4, 128) and np.abs(tensors[name]).max() > 0
+
+
+def test_external_weights_come_file_by_file(api: AppClient, run: str) -> None:
+    made = api.result("save_weights_external", model_id=run, seq_id=3, path="e")
+    assert made["path"] == f"tinker://{run}/external_weights/e" and made["size_bytes"] > 0
+    base = f"training_runs/{run}/checkpoints/external_weights/e"
+    urls = api.get(f"{base}/external_weights_urls")["urls"]
+    assert set(urls) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert _fetch(api, urls["adapter_config.json"]).json()["peft_type"] == "LORA"
+    wrong = urls["adapter_config.json"].replace("adapter_config.json", "adapter_model.safetensors")
+    assert _fetch(api, wrong).status_code == 404
+    api.send("DELETE", base)
+    assert _fetch(api, urls["adapter_config.json"]).status_code == 404
+    encrypted = {"model_id": run, "seq_id": 4, "path": "f", "age_encryption_recipients": ["x"]}
+    assert api.post("save_weights_external", **encrypted).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "path", ["x/adapter_config.json", "../../api_key", "x", "a/b/c", "%00/%00"]
+)
+def test_no_download_without_its_token(api: AppClient, path: str) -> None:
+    answer = api.send("GET", f"downloads/{path}", headers={"X-API-Key": ""})
+    assert answer.status_code in (401, 404)
+
+
+def test_a_grant_ends(api: AppClient, run: str) -> None:
+    now = datetime.now(UTC)
+    clock = [now]
+    exports = Exports(api.store, clock=lambda: clock[0])
+    path = TinkerPath(run, "weights", "t")
+    file = exports.prepare(path) / "adapter_config.json"
+    token, expires = exports.grant(path, file)
+    assert exports.open(token, file.name) == file
+    clock[0] = now + timedelta(seconds=GRANT_S + 1)
+    assert expires < clock[0]
+    with pytest.raises(RequestRejectedError, match="expired"):
+        exports.open(token, file.name)
+
+
+def test_a_copy_shares_the_files_and_outlives_its_source(api: AppClient, run: str) -> None:
+    source = f"tinker://{run}/weights/t"
+    body = json.dumps({"source_path": source, "destination_project_id": "p", "ttl_seconds": 3600})
+    answers = [
+        api.send("POST", "copy_weights", content=body, headers={"X-Idempotency-Key": key}).json()
+        for key in ("one", "one", "two")
+    ]
+    first, again, second = (a["tinker_path"] for a in answers)
+    assert first == again != second
+    session = api.session()
+    place = {"source_path": source, "session_id": session, "model_seq_id": 5}
+    placed = api.ok("copy_weights", **place)["tinker_path"]
+    assert placed == f"tinker://{session}:train:5/weights/t"
+    assert api.ok("copy_weights", **place)["tinker_path"] == placed
+    api.send("DELETE", f"training_runs/{run}/checkpoints/weights/t")
+    copied = TinkerPath.parse(first)
+    assert api.get(f"training_runs/{copied.run_id}")["last_checkpoint"]["expires_at"]
+    loaded = {"session_id": api.session(), "model_seq_id": 0, "path": first, "optimizer": True}
+    assert "model_id" in api.result("load_weights", **loaded)
+    assert api.post("copy_weights", source_path=source, session_id="no").status_code == 404
+
+
+def test_what_there_was_is_there_after_a_restart(nano: bases.Base, tmp_path: Path) -> None:
+    first = AppClient(nano, tmp_path)
+    session = first.session(display_name="mine")
+    run = first.model(session, user_metadata={"a": "b"})
+    first.result("save_weights", model_id=run, seq_id=1, path="t", user_metadata={"k": "v"})
+    first.session()  # without a run: nothing to remember
+    before = first.get(f"training_runs/{run}")
+    first.close()
+    again = AppClient(nano, tmp_path)
+    assert again.get("sessions")["sessions"] == [session]
+    assert again.get(f"sessions/{session}")["training_run_ids"] == [run]
+    after = again.get(f"training_runs/{run}")
+    assert {**after, "last_request_time": ""} == {**before, "last_request_time": ""}
+    assert after["last_checkpoint"]["user_metadata"] == {"k": "v"}
+    assert again.post("session_heartbeat", session_id=session).status_code == 410
+    again.close()
+    for file in (tmp_path / "sessions").iterdir():
+        file.unlink()
+    assert Records(tmp_path).sessions == {}
+    last = AppClient(nano, tmp_path)  # the checkpoints are enough to know the run
+    assert last.get("training_runs")["training_runs"][0]["training_run_id"] == run
+    last.close()
+
+
+def test_flags_for_clients(api: AppClient) -> None:
+    assert api.ok("client/config", sdk_version="0")["proto_write_fwdbwd"] is True
+    assert api.ok("client/dynamic_config", sdk_version="0")["sample_cancel_enabled"] is True
+
+
+def test_a_request_that_cannot_be_read_leaves_no_gap(api: AppClient) -> None:
+    model = api.model()
+    given = row_data([1, 2, 3])
+    given["data"][0]["loss_fn_inputs"]["weights"]["dtype"] = "complex"
+    body = {"model_id": model, "seq_id": 1, "forward_backward_input": given}
+    assert api.post("forward_backward", **body).status_code == 400
+    assert api.post("optim_step", model_id=model, seq_id=2).status_code == 400
+    assert "metrics" in api.ok("retrieve_future", request_id=api.train(model, 3))
