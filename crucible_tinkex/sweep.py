@@ -56,8 +56,9 @@ class TrialView:
         return max(self.record.step, int(self.live.get("step", 0)))
 
     def metric(self, name: str) -> float | None:
-        value = self.record.metrics.get(name)
-        return value if value is not None else self.live.get("metrics", {}).get(name)
+        """The newest value: telemetry first, then what the registry remembers of earlier runs."""
+        newest = {**self.record.metrics, **self.live.get("metrics", {})}
+        return newest.get(name)
 
 
 @dataclass

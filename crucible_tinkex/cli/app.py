@@ -28,10 +28,12 @@ Sweep = Annotated[str, typer.Argument(help="Name of the sweep.", show_default=Fa
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Override a key: optimizer.learning_rate=1e-4")
 ]
-Storage = Annotated[str | None, typer.Option(help="Folder of all sweeps [run.storage, runs].")]
-Name = Annotated[str | None, typer.Option(help="Name of the sweep [the experiment's name].")]
+Storage = Annotated[
+    str | None, typer.Option(help="Folder of all sweeps (default: run.storage, runs).")
+]
+Name = Annotated[str | None, typer.Option(help="Name of the sweep (default: of the experiment).")]
 Address = Annotated[
-    str | None, typer.Option(help="Ray cluster to join [RAY_ADDRESS, else a local one].")
+    str | None, typer.Option(help="Ray cluster to join (default: RAY_ADDRESS, else a local one).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -134,11 +136,11 @@ def serve(
     ),
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8010,
     data_dir: Annotated[Path, typer.Option(help="Checkpoints and key.")] = Path("runs/.service"),
-    api_key_file: Annotated[Path | None, typer.Option(help="Key to accept [made]")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="Key to accept (default: made)")] = None,
     dtype: Annotated[
         Literal["auto", "fp32", "bf16"], typer.Option(help="Number format of the base.")
     ] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads [all cores].")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads (default: all cores).")] = None,
     ready_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
     exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", hidden=True)] = False,
 ) -> None:

@@ -12,7 +12,7 @@ from crucible_tinkex.cli.tables import leaderboard_table, print_table, verdict
 from crucible_tinkex.launch import launch
 from crucible_tinkex.leaderboard import summary
 from crucible_tinkex.preparation import PreparedSweep
-from crucible_tinkex.registry import SweepState
+from crucible_tinkex.registry import TERMINAL, SweepState
 
 
 def execute(prepared: PreparedSweep, *, address: str | None, json: bool, quiet: bool) -> int:
@@ -42,5 +42,9 @@ def _print_result(state: SweepState, prepared: PreparedSweep) -> None:
     print_table(leaderboard_table(state))
     print(verdict(state))
     root = prepared.paths.root
-    storage = "" if root.parent == Path("runs").resolve() else f" --storage {root.parent}"
-    print(f"\nresults: {root}\nlook:    crucible tb {prepared.name}{storage}")
+    where = prepared.name
+    where += "" if root.parent == Path("runs").resolve() else f" --storage {root.parent}"
+    left = sum(t.state not in TERMINAL for t in state.trials.values())
+    if left:
+        print(f"\ninterrupted with {left} trials to go; continue: crucible resume {where}")
+    print(f"\nresults: {root}\nlook:    crucible tb {where}")

@@ -41,15 +41,18 @@ def duration(seconds: float) -> str:
 
 
 class LiveTable:
-    """Redraws a table of all trials; the best of a tall sweep stay on the screen."""
+    """Redraws a table of all trials; the best of a tall sweep stay on the screen.
+
+    Until there are trials, phases are plain lines: the server's download has the screen.
+    """
 
     def __init__(self, metric: str, direction: str) -> None:
         self._objective = Objective(metric, direction)
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+        self._phase = ""
 
     def __enter__(self) -> LiveTable:
-        self._live.start()
         return self
 
     def __exit__(
@@ -58,9 +61,12 @@ class LiveTable:
         self._live.stop()
 
     def show(self, view: SweepView) -> None:
-        self._live.update(
-            Group(self._head(view), self._table(view)) if view.trials else self._head(view)
-        )
+        if view.trials:
+            self._live.start()
+            self._live.update(Group(self._head(view), self._table(view)))
+        elif view.phase != self._phase:
+            self._console.print(f"{view.name}: {view.phase} ...", style="bold", markup=False)
+            self._phase = view.phase
 
     def _head(self, view: SweepView) -> Text:
         ended = sum(_ended(t) for t in view.trials)
