@@ -83,7 +83,11 @@ def test_a_full_queue_always_drains(start: Callable[..., AppClient]) -> None:
     body = {"model_id": model, "seq_id": 5, "forward_backward_input": row_data([1, 2])}
     refused = api.post("forward_backward", **body)
     assert refused.status_code == 429 and "retry-after" in refused.headers
-    sampling = {"base_model": "nano", "prompt": {"chunks": [{"tokens": [1]}]}}
+    sampling = {
+        "base_model": "nano",
+        "prompt": {"chunks": [{"tokens": [1]}]},
+        "sampling_params": {"max_tokens": 2},
+    }
     assert api.post("asample", **sampling).status_code == 429
     first = api.train(model, 1)
     for request_id in (first, *held):
