@@ -70,13 +70,15 @@ class Block:
         """[H, M, D] to this block's [rows, H, T, D]."""
         part = x[:, self.start : self.end]
         if self.padded is not None:
-            part = part.index_select(1, self.padded)
+            part = part.index_select(1, self.padded.to(x.device))
         return part.reshape(len(x), self.rows, -1, x.shape[2]).transpose(0, 1)
 
     def line_up(self, x: Tensor) -> Tensor:
         """[rows, H, T, D] back to [tokens, H, D]."""
         line = x.transpose(1, 2).flatten(0, 1)
-        return line if self.unpadded is None else line.index_select(0, self.unpadded)
+        if self.unpadded is None:
+            return line
+        return line.index_select(0, self.unpadded.to(x.device))
 
 
 @dataclass(slots=True)
@@ -128,7 +130,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         )
     queries = q.reshape(rows, groups, heads // groups * length, width)
     scores = torch.matmul(queries, k.transpose(-1, -2)).float() * scale
-    future = torch.ones(length, length, dtype=torch.bool).triu_(1).repeat(heads // groups, 1)
+    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu_(1)
+    future = future.repeat(heads // groups, 1)
     weights = scores.masked_fill_(future, float("-inf")).softmax(-1).to(q.dtype)
     return torch.matmul(weights, v).view(rows, heads, length, width)
 

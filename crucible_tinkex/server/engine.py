@@ -74,12 +74,13 @@ class TorchEngine:
         store: Store,
         *,
         dtype: torch.dtype,
+        device: torch.device | None = None,
         token_cap: int = TOKEN_CAP,
         memory_bytes: int = MEMORY_BYTES,
         idle_s: float = IDLE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._model = BaseModel(base, dtype)
+        self._model = BaseModel(base, dtype, device)
         self._store = store
         self._token_cap = token_cap
         tokenizer = Tokenizer.from_file(str(base.tokenizer_folder / "tokenizer.json"))
@@ -207,7 +208,8 @@ class TorchEngine:
     def _load(self, operation: LoadWeights) -> Result:
         manifest = self._checked(operation.path)
         layout, folder = self._model.layout(manifest.spec), self._store.folder(operation.path)
-        weights = files.read_weights(folder, layout)
+        device = self._model.device
+        weights = files.read_weights(folder, layout).to(device)
         adapter = self._adapters.get(operation.model_id)
         if adapter is None or adapter.spec != manifest.spec:
             adapter = Adapter(manifest.spec, layout, weights, self._model.dtype)
@@ -334,6 +336,7 @@ class TorchEngine:
         if key not in self._loaded:
             layout = self._model.layout(manifest.spec)
             weights = files.read_weights(self._store.folder(source.path), layout)
+            weights = weights.to(self._model.device)
             self._loaded[key] = FrozenAdapter(manifest.spec, layout, weights, self._model.dtype)
         self._loaded.move_to_end(key)
         if len(self._loaded) > MAX_LOADED:

@@ -86,23 +86,30 @@ def _spill_adapter(adapter: Adapter, path: Path) -> None:
     _save(flat, path)
 
 
-def _restore_adapter(path: Path, sketch: tuple[LoraSpec, Layout, torch.dtype, int]) -> Adapter:
-    spec, layout, dtype, steps = sketch
-    flat = _load(path)
+def _restore_adapter(
+    path: Path, sketch: tuple[LoraSpec, Layout, torch.dtype, int, torch.device]
+) -> Adapter:
+    spec, layout, dtype, steps, device = sketch
+    flat = {name: tensor.to(device) for name, tensor in _load(path).items()}
     adapter = Adapter(spec, layout, flat["weights"], dtype)
     adapter.restore(flat["weights"], flat["m"], flat["v"], steps)
     adapter.grad.copy_(flat["grad"])
     return adapter
 
 
-def _restore_frozen(path: Path, sketch: tuple[LoraSpec, Layout]) -> FrozenAdapter:
-    flat = _load(path)["weights"]
-    return FrozenAdapter(*sketch, flat, flat.dtype)
+def _restore_frozen(path: Path, sketch: tuple[LoraSpec, Layout, torch.device]) -> FrozenAdapter:
+    spec, layout, device = sketch
+    flat = _load(path)["weights"].to(device)
+    return FrozenAdapter(spec, layout, flat, flat.dtype)
 
 
 ADAPTERS: Kind[Adapter] = Kind(
-    lambda a: (a.spec, a.layout, a.frozen().flat.dtype, a.steps), _spill_adapter, _restore_adapter
+    lambda a: (a.spec, a.layout, a.frozen().flat.dtype, a.steps, a.weights.device),
+    _spill_adapter,
+    _restore_adapter,
 )
 SNAPSHOTS: Kind[FrozenAdapter] = Kind(
-    lambda a: (a.spec, a.layout), lambda a, path: _save({"weights": a.flat}, path), _restore_frozen
+    lambda a: (a.spec, a.layout, a.flat.device),
+    lambda a, path: _save({"weights": a.flat}, path),
+    _restore_frozen,
 )

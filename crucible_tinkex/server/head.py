@@ -53,7 +53,7 @@ class Head:
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
-        self._scratch = torch.empty(CHUNK, weight.shape[0])
+        self._scratch = torch.empty(CHUNK, weight.shape[0], device=weight.device)
 
     def logits(self, hidden: Tensor, adapter: HeadAdapter | None) -> Tensor:
         """[n, d] to [n, V] in the computing dtype."""

@@ -12,10 +12,11 @@ import time
 import torch
 
 from crucible_tinkex.server import bases
-from crucible_tinkex.server.engine import TorchEngine
+from crucible_tinkex.server.engine import TOKEN_CAP, TorchEngine
 from crucible_tinkex.server.store import Store
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+GPU_TOKEN_CAP = 16 * 1024
 _PROBE_S = 0.02
 _log = logging.getLogger(__name__)
 
@@ -30,11 +31,19 @@ def torch_engine(
 ) -> TorchEngine:
     """Fetch and load `model` and start its engine."""
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    chosen = fastest_dtype() if dtype == "auto" else DTYPES[dtype]
+    device = fastest_device()
+    chosen = fastest_dtype(device) if dtype == "auto" else DTYPES[dtype]
     base = bases.ensure_base(model)
     memory_bytes = memory_bytes or ram_bytes() // 4
-    engine = TorchEngine(base, store, dtype=chosen, memory_bytes=memory_bytes)
-    _log.info("base %s in %s, %d threads", base.name, chosen, torch.get_num_threads())
+    engine = TorchEngine(
+        base,
+        store,
+        dtype=chosen,
+        device=device,
+        token_cap=TOKEN_CAP if device.type == "cpu" else GPU_TOKEN_CAP,
+        memory_bytes=memory_bytes,
+    )
+    _log.info("base %s in %s on %s, %d threads", base.name, chosen, device, torch.get_num_threads())
     return engine
 
 
@@ -42,8 +51,15 @@ def ram_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def fastest_dtype() -> torch.dtype:
-    """bf16 if this CPU multiplies it faster than fp32, which has more digits."""
+def fastest_device() -> torch.device:
+    """The one place where the device is chosen. The GPU path was never run: no GPU was at hand."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """bf16 on a GPU, or if this CPU multiplies it faster than fp32, which has more digits."""
+    if device.type != "cpu":
+        return torch.bfloat16
     return min((torch.float32, torch.bfloat16), key=_seconds)
 
 

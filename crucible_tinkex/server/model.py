@@ -1,6 +1,7 @@
 """The base with its multi-LoRA layers: packed tokens in, hidden states and log-probabilities out.
 
-Guarantees: the weights never change; nothing here knows of requests, queues or the network.
+Guarantees: the weights never change; nothing here knows of requests, queues or the network. What
+goes in may lie in the CPU's memory; what comes out lies on the model's device.
 """
 
 from __future__ import annotations
@@ -31,9 +32,12 @@ MIN_TOKENS = 16
 class BaseModel:
     """One frozen base, shared by all adapters."""
 
-    def __init__(self, base: bases.Base, dtype: torch.dtype) -> None:
+    def __init__(
+        self, base: bases.Base, dtype: torch.dtype, device: torch.device | None = None
+    ) -> None:
         transformers_logging.disable_progress_bar()
-        causal = bases.load_model(base, dtype)
+        self.device = device or torch.device("cpu")
+        causal = bases.load_model(base, dtype).to(self.device)
         causal.config._attn_implementation = attention.NAME
         self.base = base
         self.dtype = dtype
@@ -59,7 +63,7 @@ class BaseModel:
         return self._layouts[key]
 
     def initial_weights(self, spec: LoraSpec) -> Tensor:
-        return initial_weights(self.layout(spec), spec)
+        return initial_weights(self.layout(spec), spec).to(self.device)
 
     def hidden(
         self,
@@ -73,10 +77,15 @@ class BaseModel:
         """[M] tokens to [M, d] after the last norm; differentiable if `backward`."""
         context = self._context
         context.segments = list(segments)
-        context.anchor = torch.zeros(1, requires_grad=True) if backward else None
+        context.anchor = (
+            torch.zeros(1, device=self.device, requires_grad=True) if backward else None
+        )
         with torch.set_grad_enabled(backward):
             out = self._body(
-                input_ids=tokens[None], position_ids=positions[None], use_cache=False, plan=plan
+                input_ids=tokens[None].to(self.device),
+                position_ids=positions[None].to(self.device),
+                use_cache=False,
+                plan=plan,
             )
         state: Tensor = out.last_hidden_state[0]
         return state

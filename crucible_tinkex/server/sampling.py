@@ -124,7 +124,7 @@ class SampleBatch(Generic[Ticket]):
         )
         last = torch.tensor([p.length - 1 for p in self._places])
         source = torch.tensor([p.source for p in self._places])
-        self._choose(hidden[source, last])
+        self._choose(hidden[source.to(hidden.device), last.to(hidden.device)])
 
     def _lay_out(self, rows: list[tuple[_Place, FrozenAdapter | None]]) -> None:
         """Arrange rows by adapter with filling, and bring the cache into that order."""
@@ -142,7 +142,7 @@ class SampleBatch(Generic[Ticket]):
             self._places += [_Place(dummy.source, dummy.length, None)] * short
             owners += [None] * short
         self._segments = _segments(owners, 1)
-        order = torch.tensor([p.source for p in self._places])
+        order = torch.tensor([p.source for p in self._places], device=self._model.device)
         self._cache = [(k.index_select(0, order), v.index_select(0, order)) for k, v in self._cache]
 
     def _compact(self) -> None:
@@ -171,14 +171,14 @@ class SampleBatch(Generic[Ticket]):
         hidden = self._model.hidden(
             torch.tensor(newest),
             lengths + self._steps - 1,
-            DecodePlan(self._cache, at, unseen[:, None, None, :]),
+            DecodePlan(self._cache, at, unseen[:, None, None, :].to(self._model.device)),
             self._segments,
             backward=False,
         )
         self._choose(hidden)
 
     def _choose(self, hidden: Tensor) -> None:
-        logits = self._model.head.logits_of(hidden, self._segments).float()
+        logits = self._model.head.logits_of(hidden, self._segments).float().cpu()
         norms = logits.logsumexp(-1).tolist()
         for place, row_logits, norm in zip(self._places, logits, norms, strict=True):
             if place.row is not None and place.row.stop_reason is None:
@@ -189,7 +189,7 @@ class SampleBatch(Generic[Ticket]):
         request, n = prompt.request, len(prompt.request.prompt)
         adapter = head_adapter(prompt.adapter.segment(0, n)) if prompt.adapter else None
         if request.prompt_logprobs:
-            targets = tokens.roll(-1)[:, None]
+            targets = tokens.roll(-1)[:, None].to(hidden.device)
             values, _ = self._model.head.logprobs(hidden, targets, adapter, None)
             prompt.prompt_logprobs = _last((None, *values[: n - 1, 0].tolist()), request)
         if request.topk_prompt_logprobs > 0:

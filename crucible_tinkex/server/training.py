@@ -71,7 +71,7 @@ class TrainingWork:
 
     def add(self, logprobs: Tensor, loss: float) -> None:
         """Take the results of the present chunk and go on to the next."""
-        values = logprobs.numpy()
+        values = logprobs.cpu().numpy()
         first = 0
         for number in self.chunk.rows:
             row = self.operation.rows[number]
@@ -180,22 +180,22 @@ def _finish(
     active = losses.active_tokens(operation.loss_fn, chunk.inputs) if grad is not None else None
     if active is not None:
         active[len(active) - _filling(work) :] = False
-    logprobs, kept = model.head.logprobs(part, chunk.targets, adapter, active)
+    targets = chunk.targets.to(model.device)
+    inputs = {name: values.to(model.device) for name, values in chunk.inputs.items()}
+    logprobs, kept = model.head.logprobs(part, targets, adapter, active)
     leaf = logprobs.clone().requires_grad_(grad is not None)
     real = chunk.size - _filling(work)
     per_token = losses.token_losses(
         operation.loss_fn,
         leaf if leaf.shape[1] > 1 else leaf[:, 0],
-        chunk.inputs,
+        inputs,
         operation.loss_config,
         chunk.lengths,
     )
     loss = per_token[:real].sum()
     if grad is not None:
         (slope,) = torch.autograd.grad(loss, leaf)
-        grad[segment.start : segment.end] = model.head.backward(
-            part, chunk.targets, slope, adapter, kept
-        )
+        grad[segment.start : segment.end] = model.head.backward(part, targets, slope, adapter, kept)
     return logprobs[:real], float(loss.detach())
 
 
