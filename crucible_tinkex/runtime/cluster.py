@@ -88,8 +88,8 @@ class Runtime:
         return Packing(slots, min(int(per_actor), slots))
 
     def warm(self, packing: Packing) -> None:
-        """Have session actors started before they are needed."""
-        while len(self._idle) < packing.actors:
+        """Have the first session actors started before they are needed."""
+        while len(self._idle) < min(packing.actors, self.cpus()):
             self._idle.append(self._new_actor(packing.per_actor))
 
     @staticmethod

@@ -28,46 +28,67 @@ class Member:
 
 
 class SessionPool:
-    """Slots on actors, as packed; they appear as their actors come up."""
+    """Slots on actors, as packed. An actor is started only while a trial waits for a slot, and no
+    more at once than there are cores: starting one costs a second of CPU, and by the time it is up
+    a slot may have become free."""
 
     def __init__(self, runtime: Runtime, packing: Packing) -> None:
         self._runtime = runtime
+        self._packing = packing
         self._free: asyncio.Queue[Member] = asyncio.Queue()
         self._members: list[Member] = []
         self._starting: set[asyncio.Task[None]] = set()
-        for first in range(0, packing.slots, packing.per_actor):
-            self._grow(min(packing.per_actor, packing.slots - first))
+        self._waiting = 0
 
-    def _grow(self, slots: int) -> None:
-        member = Member(self._runtime.session_actor(concurrency=slots), slots)
-        self._members.append(member)
-        task = asyncio.create_task(self._offer(member))
-        self._starting.add(task)
-        task.add_done_callback(self._starting.discard)
+    def _grow(self) -> None:
+        """Start actors for those who wait, within the bounds."""
+        while len(self._starting) < self._runtime.cpus():
+            slots = min(
+                self._packing.per_actor, self._packing.slots - sum(m.slots for m in self._members)
+            )
+            coming = len(self._starting) * self._packing.per_actor
+            if slots < 1 or self._waiting <= coming:
+                return
+            member = Member(self._runtime.session_actor(concurrency=slots), slots)
+            self._members.append(member)
+            task = asyncio.create_task(self._offer(member))
+            self._starting.add(task)
+            task.add_done_callback(self._started)
+
+    def _started(self, task: asyncio.Task[None]) -> None:
+        self._starting.discard(task)
+        if not task.cancelled():
+            self._grow()
 
     async def _offer(self, member: Member) -> None:
         """Offer the member's slots once its process is up."""
         try:
             await member.actor.pid.remote()
         except (ActorDiedError, ActorUnavailableError):
-            self._replace(member)
+            self._lose(member)
             return
         for _ in range(member.slots):
             self._free.put_nowait(member)
 
-    def _replace(self, member: Member) -> None:
-        """Once per dead actor: its slots reappear on a new one."""
+    def _lose(self, member: Member) -> None:
+        """Once per dead actor: makes room for another."""
         if not member.lost:
             member.lost = True
             self._members.remove(member)
             self._runtime.kill(member.actor)
-            self._grow(member.slots)
+            self._grow()
 
     async def acquire(self) -> Member:
         """Wait for a free slot."""
-        while (member := await self._free.get()).lost:
-            pass
-        return member
+        self._waiting += 1
+        try:
+            if self._free.empty():
+                self._grow()
+            while (member := await self._free.get()).lost:
+                pass
+            return member
+        finally:
+            self._waiting -= 1
 
     def release(self, member: Member) -> None:
         self._free.put_nowait(member)
@@ -79,7 +100,7 @@ class SessionPool:
         try:
             outcome: Outcome = await member.actor.advance.remote(context, plan, data, to_step)
         except (ActorDiedError, ActorUnavailableError) as e:
-            self._replace(member)
+            self._lose(member)
             raise SlotLostError(str(e)) from e
         return outcome
 
