@@ -19,6 +19,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -93,7 +94,8 @@ class Store:
         """Delete what has expired."""
         for manifest in list(self._found.values()):
             if manifest.expired():
-                self.delete(manifest.path)
+                with suppress(RequestRejectedError):  # somebody else was faster
+                    self.delete(manifest.path)
 
     def info(self, path: TinkerPath) -> Manifest:
         """Raises `RequestRejectedError` (404) if there is no such checkpoint."""

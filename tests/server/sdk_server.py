@@ -70,7 +70,7 @@ def served(folder: Path, flags: dict[str, Any] | None = None) -> Iterator[Served
         ) as process,
     ):
         try:
-            end = time.monotonic() + 60
+            end = time.monotonic() + 180
             while not ready.exists():
                 assert process.poll() is None and time.monotonic() < end, log.read_text()
                 time.sleep(0.02)
@@ -81,7 +81,7 @@ def served(folder: Path, flags: dict[str, Any] | None = None) -> Iterator[Served
 
 
 def run_flow(
-    python: Path, server: Served, folder: Path, *, timeout_s: float = 150, idle_s: float = 0
+    python: Path, server: Served, folder: Path, *, timeout_s: float = 280, idle_s: float = 0
 ) -> dict[str, Any]:
     """What the flow says that worked with the SDK of this Python."""
     out = folder / "flow.json"

@@ -48,7 +48,7 @@ _names += ("sampling_params", "forward_backward_input", "forward_input", "adam_p
 _names += ("lora_config", "base_model", "num_samples", "ttl_seconds", "reason", "request_id")
 _bodies = st.dictionaries(st.sampled_from(_names), _values, max_size=6)
 _some = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -130,7 +130,7 @@ def test_any_bytes_as_json(api: AppClient, path: str, body: bytes) -> None:
     _refused_well(api.send("POST", path, content=body))
 
 
-@settings(parent=_some, max_examples=150)
+@settings(parent=_some, max_examples=80)
 @given(st.sampled_from(JSON_PATHS), _bodies)
 @example("optim_step", {"model_id": "x", "seq_id": 10**30})
 @example("asample", {"prompt": {"chunks": []}, "num_samples": 2**70})
