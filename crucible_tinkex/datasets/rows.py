@@ -14,6 +14,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Message(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Row(ABC):
     """One row and where it came from: `line` counts lines, or the items of a `.json` array."""
 
     path: str
@@ -54,9 +55,9 @@ class Row:
         return _where(self.path, self.line)
 
     @property
+    @abstractmethod
     def content(self) -> tuple[str, ...]:
         """The text of the row, whatever its format."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
