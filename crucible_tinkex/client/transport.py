@@ -72,7 +72,8 @@ class Transport:
         self._secret = (key or ApiKey()).read()
         if self._secret is None and not address.is_loopback:
             raise AuthenticationError(
-                f"no API key for {address}: set {KEY_VARIABLE}, or {KEY_FILE_VARIABLE} to a file"
+                f"no API key for {address}: set {KEY_VARIABLE}, or {KEY_FILE_VARIABLE} to a file; "
+                'to train on this machine without an account, set service.base_url = "embedded"'
             )
         self._connections = Connections(address, limits)
         self._headers = self._fixed_headers()
