@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FLOW = Path(__file__).parent / "sdk_flow.py"
+CLIENT_FLOW = Path(__file__).parent / "client_flow.py"
 FLAGS = {"fwdbwd_max_chunk_len": 2}
 """Many small chunks, so that a request of nine rows goes out of order."""
 OLD_VERSIONS = ("0.25.0", "0.22.2")
@@ -81,7 +82,13 @@ def served(folder: Path, flags: dict[str, Any] | None = None) -> Iterator[Served
 
 
 def run_flow(
-    python: Path, server: Served, folder: Path, *, timeout_s: float = 280, idle_s: float = 0
+    python: Path,
+    server: Served,
+    folder: Path,
+    *,
+    flow: Path = FLOW,
+    timeout_s: float = 280,
+    idle_s: float = 0,
 ) -> dict[str, Any]:
     """What the flow says that worked with the SDK of this Python."""
     out = folder / "flow.json"
@@ -97,7 +104,7 @@ def run_flow(
     for name in ("PYTHONPATH", "TINKER_PROJECT_ID", "TINKER_CREDENTIAL_CMD"):
         environment.pop(name, None)
     done = subprocess.run(
-        [str(python), str(FLOW), str(out)],
+        [str(python), str(flow), str(out)],
         env=environment,
         cwd=folder,
         capture_output=True,
