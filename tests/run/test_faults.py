@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,6 +14,7 @@ from nano_sweeps import (
     FinishedRun,
     Workspace,
     final_weights,
+    make_workspace,
     outcome,
     processes,
     wait_for_checkpoints,
@@ -95,7 +97,8 @@ def test_the_first_interrupt_drains_and_resume_goes_on(
     assert outcome(workspace.status()) == outcome(finished.summary)
 
 
-def test_a_second_driver_is_refused(workspace: Workspace, reap: Reap) -> None:
+def test_a_second_driver_is_refused(tmp_path: Path, reap: Reap) -> None:
+    workspace = make_workspace(tmp_path, steps=80)  # longer than a second driver takes to ask
     driver = workspace.start("run", "nano.toml", "--quiet")
     reap(driver)
     wait_for_checkpoints(workspace, count=1, process=driver)
