@@ -89,7 +89,7 @@ class Runtime:
 
     def warm(self, packing: Packing) -> None:
         """Have the first session actors started before they are needed."""
-        while len(self._idle) < min(packing.actors, self.cpus()):
+        while len(self._idle) < min(packing.actors, self.starting_at_once()):
             self._idle.append(self._new_actor(packing.per_actor))
 
     @staticmethod
@@ -106,6 +106,11 @@ class Runtime:
         """Cores of the cluster."""
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         return max(1, int(resources.get("CPU", 1)))
+
+    @classmethod
+    def starting_at_once(cls) -> int:
+        """Starting an actor is a second of CPU: more than two per core only delay each other."""
+        return 2 * cls.cpus()
 
     @staticmethod
     def kill(actor: ActorHandle[Any]) -> None:

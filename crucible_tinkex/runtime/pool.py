@@ -28,9 +28,8 @@ class Member:
 
 
 class SessionPool:
-    """Slots on actors, as packed. An actor is started only while a trial waits for a slot, and no
-    more at once than there are cores: starting one costs a second of CPU, and by the time it is up
-    a slot may have become free."""
+    """Slots on actors, as packed. An actor is started only while a trial waits for a slot, and only
+    a few at once: by the time one is up, a slot may have become free."""
 
     def __init__(self, runtime: Runtime, packing: Packing) -> None:
         self._runtime = runtime
@@ -42,7 +41,7 @@ class SessionPool:
 
     def _grow(self) -> None:
         """Start actors for those who wait, within the bounds."""
-        while len(self._starting) < self._runtime.cpus():
+        while len(self._starting) < self._runtime.starting_at_once():
             slots = min(
                 self._packing.per_actor, self._packing.slots - sum(m.slots for m in self._members)
             )
