@@ -59,12 +59,6 @@ class SweepBusyError(ConfigError):
     """Another live process is running this sweep."""
 
 
-class BudgetError(CrucibleError):
-    """A hard cap of the budget was reached."""
-
-    exit_code = 3
-
-
 class ServiceError(CrucibleError):
     """The training service failed or refused; `status` and `category` say how."""
 
@@ -131,9 +125,3 @@ class TrialFailedError(CrucibleError):
 
 class StaleAttemptError(CrucibleError):
     """A newer attempt of this trial exists; this one must stop and write nothing more."""
-
-
-class InterruptedSweepError(CrucibleError):
-    """The sweep was interrupted and can be resumed."""
-
-    exit_code = 130

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -87,6 +86,3 @@ class EventWriter:
             extra=json.dumps(extra, sort_keys=True, default=str) if extra else "{}",
             **fields,
         )
-
-
-EventBatch = Sequence[Event]

@@ -13,7 +13,6 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from crucible_tinkex.errors import ConfigError, StaleAttemptError
@@ -165,13 +164,8 @@ class Registry:
     def __init__(self, paths: SweepPaths, *, clock: Callable[[], float] = time.time) -> None:
         self._lock = Lock(paths.journal / "lock", wait_s=10)
         self._clock = clock
-        self._paths = paths
         self.state = SweepState.read(paths)
         self._log = SegmentLog(paths.journal)
-
-    @property
-    def journal_path(self) -> Path:
-        return self._paths.journal
 
     def create(self, meta: Mapping[str, Any], trials: Iterable[TrialRecord]) -> None:
         """Declare the sweep and those of its trials that are not known yet."""

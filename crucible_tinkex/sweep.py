@@ -181,7 +181,6 @@ class SweepController:
         self._view = view or SweepView(prepared.name)
         self._draining = asyncio.Event()
         self._stopped_by: CrucibleError | None = None
-        self._pool: SessionPool | None = None
 
     def request_drain(self) -> None:
         """Finish the running steps, save, and stop; the sweep can be resumed."""
@@ -214,7 +213,7 @@ class SweepController:
 
     async def _run_trials(self, todo: Sequence[TrialPlan]) -> None:
         packing = self._runtime.packing(self._prepared.experiment.run, len(todo))
-        self._pool = pool = SessionPool(self._runtime, packing)
+        pool = SessionPool(self._runtime, packing)
         data = self._runtime.share(self._data)
         watch = asyncio.create_task(self._watch())
         drain = asyncio.create_task(self._drain_when_asked(pool))
@@ -285,10 +284,6 @@ class SweepController:
         await self._draining.wait()
         self._view.phase = "draining: finishing the running steps and saving"
         await pool.drain(self._context.sweep_id)
-
-    async def session_pids(self) -> list[int]:
-        """Process ids of the session actors that are up."""
-        return await self._pool.pids() if self._pool else []
 
     async def _watch(self) -> None:
         self._view.phase = "training"

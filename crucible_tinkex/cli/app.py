@@ -1,7 +1,7 @@
 """The `crucible` command. Data goes to stdout, progress and errors to stderr.
 
 Every command imports what it needs when it runs, so that `crucible --help` answers at once. Exit
-codes: 0 done, 1 some trials failed, 2 usage or config, 3 budget, 4 service, 5 storage, 130
+codes: 0 done, 1 some trials failed, 2 usage or config, 4 service, 5 storage, 130
 interrupted (resumable).
 """
 

@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 START_S = 900.0
 """Time to come up; the first start fetches the model."""
 MAX_RESTARTS = 3
-EXIT_ERRORS: dict[int, str] = {2: "configuration", 5: "storage"}
+OWN_EXIT_CODES = (2, 5)
+"""Configuration and storage: passed on; any other end of the server is a service error, 4."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class EmbeddedServer:
         code = self._process.poll() if self._process else None
         if code is not None:
             error = CrucibleError("the embedded server could not start; its message is above")
-            error.exit_code = code if code in EXIT_ERRORS else 4
+            error.exit_code = code if code in OWN_EXIT_CODES else 4
             raise error
 
     async def _restart_when_dead(self) -> None:
@@ -95,10 +96,6 @@ class EmbeddedServer:
                 await asyncio.sleep(0.25)
             log.error("the embedded server died; starting it again")
             await self._launch()
-
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process else None
 
     def stop(self) -> None:
         """End the process; its checkpoints stay."""

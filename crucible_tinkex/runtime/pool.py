@@ -103,10 +103,6 @@ class SessionPool:
             raise SlotLostError(str(e)) from e
         return outcome
 
-    async def pids(self) -> list[int]:
-        """Process ids of the live actors."""
-        return [await m.actor.pid.remote() for m in self._members]
-
     async def drain(self, sweep_id: str) -> None:
         """Ask every session of the sweep to finish its step, save and stop."""
         await self._tell("drain", sweep_id)
