@@ -15,7 +15,6 @@ idle connections needs no scan.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -23,6 +22,8 @@ from typing import NamedTuple
 import httpcore
 
 from crucible_tinkex.client.address import Address
+from crucible_tinkex.client.sockets import Dialer, refused
+from crucible_tinkex.client.sockets import ExchangeError as ExchangeError
 
 Headers = Sequence[tuple[bytes, bytes]]
 _FLUSH_BYTES = 65536
@@ -52,18 +53,6 @@ class Reply(NamedTuple):
             if key.lower() == wanted:
                 return value.decode("latin-1").strip()
         return None
-
-
-class ExchangeError(Exception):
-    """No usable answer. Whether the request took effect is unknown, unless it was a connect."""
-
-    def __init__(
-        self, text: str, *, is_malformed: bool = False, is_untrusted: bool = False
-    ) -> None:
-        super().__init__(text)
-        self.is_malformed = is_malformed
-        self.is_untrusted = is_untrusted
-        """The host could not prove who it is; trying again is no use."""
 
 
 class _Stream(httpcore.AsyncNetworkStream):
@@ -114,7 +103,6 @@ class Connections:
     """The connections of one process and event loop to one address. Close with `aclose`."""
 
     def __init__(self, address: Address, limits: Limits | None = None) -> None:
-        self._address = address
         self._limits = limits or Limits()
         self._origin = httpcore.Origin(
             b"https" if address.secure else b"http", address.host.encode(), address.port
@@ -124,7 +112,9 @@ class Connections:
         self.poll_slots = asyncio.Semaphore(self._limits.polls)
         """Held around an exchange that waits at the service."""
         self._urls: dict[str, httpcore.URL] = {}
-        self._ssl: ssl.SSLContext | None = None
+        self._dialer = Dialer(address, self._limits.connect_s)
+        self._forwarder = self._dialer.forwarder
+        self._target_prefix = "" if self._forwarder is None else f"http://{address.authority}"
 
     async def exchange(self, method: str, target: str, headers: Headers, body: bytes) -> Reply:
         """One request and its complete answer. Raises `ExchangeError`; sets no overall deadline."""
@@ -148,9 +138,7 @@ class Connections:
     async def _exchange(
         self, connection: _Connection, method: str, target: str, headers: Headers, body: bytes
     ) -> Reply:
-        response = await connection.http.handle_async_request(
-            httpcore.Request(method, self._url(target), headers=headers, content=body)
-        )
+        response = await self._respond(connection, method, target, headers, body)
         parts: list[bytes] = []
         size = 0
         async for part in response.aiter_stream():
@@ -160,6 +148,18 @@ class Connections:
             parts.append(part)
         await response.aclose()
         return Reply(response.status, response.headers, b"".join(parts))
+
+    async def _respond(
+        self, connection: _Connection, method: str, target: str, headers: Headers, body: bytes
+    ) -> httpcore.Response:
+        if self._forwarder is not None:
+            headers = [*headers, *self._forwarder.headers]
+        response = await connection.http.handle_async_request(
+            httpcore.Request(method, self._url(target), headers=headers, content=body)
+        )
+        if response.status == 407 and self._forwarder is not None:
+            raise refused(self._forwarder, response.status)
+        return response
 
     async def stream(
         self,
@@ -177,9 +177,7 @@ class Connections:
         connection = await self._connect()
         try:
             async with asyncio.timeout(idle_s):
-                response = await connection.http.handle_async_request(
-                    httpcore.Request("GET", self._url(target), headers=headers)
-                )
+                response = await self._respond(connection, "GET", target, headers, b"")
             if response.status == 200:
                 await self._write_parts(response, write, idle_s)
             return response.status
@@ -218,33 +216,16 @@ class Connections:
                 scheme=self._origin.scheme,
                 host=self._origin.host,
                 port=self._origin.port,
-                target=target.encode(),
+                target=(self._target_prefix + target).encode(),
             )
             if len(self._urls) < 256:
                 self._urls[target] = url
         return url
 
     async def _connect(self) -> _Connection:
-        address = self._address
-        try:
-            async with asyncio.timeout(self._limits.connect_s):
-                reader, writer = await asyncio.open_connection(
-                    address.host, address.port, ssl=self._context() if address.secure else None
-                )
-        except TimeoutError:
-            raise ExchangeError(f"no connection in {self._limits.connect_s:g} s") from None
-        except ssl.SSLCertVerificationError as error:
-            text = f"the certificate of {address.host} is not trusted: {error.verify_message}"
-            raise ExchangeError(text, is_untrusted=True) from None
-        except (OSError, UnicodeError) as error:
-            raise ExchangeError(f"cannot connect: {error}") from None
+        reader, writer = await self._dialer.open()
         stream = _Stream(reader, writer, self._limits.write_s)
         return _Connection(httpcore.AsyncHTTP11Connection(self._origin, stream), stream)
-
-    def _context(self) -> ssl.SSLContext:
-        if self._ssl is None:
-            self._ssl = ssl.create_default_context()
-        return self._ssl
 
     def _take(self) -> _Connection | None:
         while self._idle:

@@ -113,6 +113,8 @@ class Download:
                     if isinstance(error, ExchangeError) and error.is_malformed:
                         raise ProtocolError(f"the download of {name!r} failed: {error}") from None
                     last = str(error) or f"silent for {self._limits.idle_s:g} s"
+                    if isinstance(error, ExchangeError) and error.is_final:
+                        break
         finally:
             await connections.aclose()
         raise ServiceUnavailableError(f"the download of {name!r} failed: {last}")

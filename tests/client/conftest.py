@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from scripted_service import ScriptedService
@@ -31,6 +33,20 @@ async def scripted() -> AsyncIterator[ScriptedService]:
 def key(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("TINKER_API_KEY", KEY)
     return KEY
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """Of localhost and service.test, and its key; nobody trusts it yet."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs the openssl program to make a certificate")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    options = "-x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    names = "subjectAltName=DNS:localhost,DNS:service.test"
+    where = ["-keyout", str(key), "-out", str(cert), "-addext", names]
+    subprocess.run([openssl, "req", *options.split(), *where], check=True, capture_output=True)
+    return cert, key
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,18 +12,6 @@ from crucible_tinkex.client import TinkexService
 from crucible_tinkex.errors import ServiceUnavailableError
 
 BODY = b'{"supported_models": []}'
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs the openssl program to make a certificate")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    options = "-x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    where = ["-keyout", str(key), "-out", str(cert), "-addext", "subjectAltName=DNS:localhost"]
-    subprocess.run([openssl, "req", *options.split(), *where], check=True, capture_output=True)
-    return cert, key
 
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
