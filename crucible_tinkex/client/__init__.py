@@ -29,13 +29,15 @@ if TYPE_CHECKING:
     from crucible_tinkex.client.retry import Clock, RetryPolicy
     from crucible_tinkex.client.service import TinkexService
     from crucible_tinkex.client.settings import ClientSettings
-    from crucible_tinkex.client.transport import RequestRecord
+    from crucible_tinkex.client.watch import Observer, QueueState, RequestRecord
 
 __all__ = [
     "ClientSettings",
     "Clock",
     "EndReason",
     "Limits",
+    "Observer",
+    "QueueState",
     "RequestRecord",
     "RetryPolicy",
     "SamplingClient",
@@ -49,7 +51,9 @@ _HOMES = {
     "Clock": "retry",
     "EndReason": "interface",
     "Limits": "connections",
-    "RequestRecord": "transport",
+    "Observer": "watch",
+    "QueueState": "watch",
+    "RequestRecord": "watch",
     "RetryPolicy": "retry",
     "SamplingClient": "interface",
     "TinkexService": "service",

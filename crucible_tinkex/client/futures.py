@@ -1,6 +1,6 @@
 """Waiting for the result of an accepted operation: the long poll on `retrieve_future`.
 
-Being queued or paused for capacity is a state, reported to `on_queue_state`, never an error, and
+Being queued or paused for capacity is a state, told to the session's `Watch`, never an error, and
 has no deadline while the service keeps saying so. Silence has one (`RetryPolicy.total_s`), and so
 has an operation that is active without end (`active_s`). A failure that the service reports is an
 `OperationFailedError`; a promise that it no longer knows is a `SessionLostError`. An answer for
@@ -9,7 +9,6 @@ another request is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -17,13 +16,12 @@ from pydantic import BaseModel, ConfigDict
 from crucible_tinkex.client.connections import Reply
 from crucible_tinkex.client.encoding import decoded, is_protobuf
 from crucible_tinkex.client.retry import EXCERPT_CHARS
-from crucible_tinkex.client.transport import RequestObserver, Transport
+from crucible_tinkex.client.transport import Transport
+from crucible_tinkex.client.watch import ACTIVE, QueueState, Watch
 from crucible_tinkex.client.wire import FutureEnvelope, RetrieveFutureRequest, Wire
 from crucible_tinkex.errors import OperationFailedError, ServiceUnavailableError
 
 R = TypeVar("R", bound=Wire)
-QueueObserver = Callable[[str, str | None], None]
-"""Called with the state (`active`, `paused_capacity`, `paused_rate_limit`) and its reason."""
 
 _ASK_AGAIN = frozenset({408})
 _PROMISE_GONE = frozenset({404, 410})
@@ -45,11 +43,6 @@ class _Probe(BaseModel):
     queue_state_reason: str | None = None
 
 
-class _Pending(NamedTuple):
-    queue_state: str
-    reason: str | None
-
-
 class _Metadata(NamedTuple):
     """The result is ready, and its size was told instead; ask for it."""
 
@@ -60,63 +53,56 @@ class _Failed(NamedTuple):
 
 
 class Promises:
-    """Turns envelopes into results. One per service session; holds no state of its own."""
+    """Turns envelopes into results. One per service session: it holds the way there, and the
+    watch that all calls of the session report to."""
 
-    def __init__(
-        self,
-        transport: Transport,
-        *,
-        on_request: RequestObserver | None = None,
-        on_queue_state: QueueObserver | None = None,
-        active_s: float = 7200.0,
-    ) -> None:
-        self._transport = transport
-        self._on_request = on_request
-        self._on_queue_state = on_queue_state
+    def __init__(self, transport: Transport, watch: Watch, *, active_s: float = 7200.0) -> None:
+        self.transport = transport
+        self.watch = watch
         self._active_s = active_s
 
     async def result(self, envelope: FutureEnvelope, model: type[R], operation: str) -> R:
         """The result of the operation that `envelope` promised."""
-        request_id = envelope.request_id
+        try:
+            return await self._poll(envelope.request_id, model, operation)
+        finally:
+            self.watch.moves(envelope.request_id)
+
+    async def _poll(self, request_id: str, model: type[R], operation: str) -> R:
         body = RetrieveFutureRequest(request_id=request_id).body()
-        clock = self._transport.clock
-        idle_s, active_s, state = 0.005, 0.0, "active"
+        clock = self.transport.clock
+        idle_s, active_s, state = 0.005, 0.0, ACTIVE.state
         while True:
             asked = clock.monotonic()
-            answer = await self._transport.call(
+            answer = await self.transport.call(
                 operation,
                 "retrieve_future",
                 lambda reply: _parse(reply, request_id, model),
                 body=body,
-                accept=self._transport.encoding.accept(model),
+                accept=self.transport.encoding.accept(model),
                 accepts=_ASK_AGAIN,
                 lost_on=_PROMISE_GONE,
                 is_poll=True,
-                on_request=self._on_request,
+                watch=self.watch,
             )
             if isinstance(answer, _Failed):
                 raise self._failure(answer, operation, request_id)
-            if not isinstance(answer, _Pending | _Metadata):
-                self._report(state, "active", None)
+            if not isinstance(answer, QueueState | _Metadata):
                 return answer
             took_s = clock.monotonic() - asked
-            if isinstance(answer, _Pending):
-                self._report(state, answer.queue_state, answer.reason)
-                state = answer.queue_state
+            if isinstance(answer, QueueState):
+                self.watch.waits(request_id, answer)
+                state = answer.state
             # A service that answers at once instead of holding the poll must not be hammered.
             if took_s < _QUICK_S:
                 await clock.sleep(idle_s)
                 took_s, idle_s = took_s + idle_s, min(idle_s * 2, _SLOWEST_S)
-            active_s = active_s + took_s if state == "active" else 0.0
+            active_s = active_s + took_s if state == ACTIVE.state else 0.0
             if active_s > self._active_s:
                 raise _stuck(operation, request_id, active_s)
 
-    def _report(self, before: str, now: str, reason: str | None) -> None:
-        if self._on_queue_state is not None and before != now:
-            self._on_queue_state(now, reason)
-
     def _failure(self, failed: _Failed, operation: str, request_id: str) -> OperationFailedError:
-        text = self._transport.scrub(failed.error[:EXCERPT_CHARS])
+        text = self.transport.scrub(failed.error[:EXCERPT_CHARS])
         return OperationFailedError(
             f"{operation} failed at the service: {text}",
             category=failed.category,
@@ -125,17 +111,17 @@ class Promises:
         )
 
 
-def _parse(reply: Reply, request_id: str, model: type[R]) -> R | _Pending | _Metadata | _Failed:
+def _parse(reply: Reply, request_id: str, model: type[R]) -> R | QueueState | _Metadata | _Failed:
     """Raises ValueError for anything but the four legal answers to `request_id`."""
     if reply.status == 408 and not reply.body:
-        return _Pending("active", None)
+        return ACTIVE
     if is_protobuf(reply):
         return decoded(reply, model)
     probe = _Probe.model_validate_json(reply.body)
     if probe.type == "try_again" or reply.status == 408:
         if probe.request_id not in (None, request_id):
             raise ValueError("the answer is for another request")
-        return _Pending(probe.queue_state or "active", probe.queue_state_reason)
+        return QueueState(probe.queue_state or ACTIVE.state, probe.queue_state_reason)
     if probe.error is not None:
         return _Failed(probe.error, probe.category)
     if probe.status == "complete_metadata":

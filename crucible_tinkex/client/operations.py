@@ -18,7 +18,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from crucible_tinkex.client.connections import Reply
 from crucible_tinkex.client.encoding import REFUSALS, Body, Form
 from crucible_tinkex.client.futures import Promises
-from crucible_tinkex.client.transport import NONE, RequestObserver, Transport
+from crucible_tinkex.client.transport import NONE
 from crucible_tinkex.client.wire import ForwardInput, FutureEnvelope, Wire
 from crucible_tinkex.errors import ServiceError, SessionLostError
 
@@ -58,19 +58,10 @@ class Answer(NamedTuple, Generic[R, T]):
 class Operations:
     """See the module. Not shared between models; closed by whoever made it."""
 
-    def __init__(
-        self,
-        model_id: str,
-        *,
-        transport: Transport,
-        promises: Promises,
-        on_request: RequestObserver | None = None,
-        first_seq: int = 1,
-    ) -> None:
+    def __init__(self, model_id: str, promises: Promises, *, first_seq: int = 1) -> None:
         self.model_id = model_id
-        self.transport = transport
         self.promises = promises
-        self.on_request = on_request
+        self.transport = promises.transport
         self.last_seq = first_seq - 1
         self._failure: ServiceError | None = None
         self._under_way: dict[int, asyncio.Task[Any]] = {}
@@ -200,7 +191,7 @@ class Operations:
             body=body,
             lost_on=lost_on,
             final_on=final_on,
-            on_request=self.on_request,
+            watch=self.promises.watch,
         )
 
     def _envelope(self, reply: Reply) -> FutureEnvelope:

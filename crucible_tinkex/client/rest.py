@@ -24,7 +24,8 @@ from crucible_tinkex.client.records import (
     TrainingRunPage,
     TtlRequest,
 )
-from crucible_tinkex.client.transport import NONE, RequestObserver, Transport
+from crucible_tinkex.client.transport import NONE, Transport
+from crucible_tinkex.client.watch import Watch
 from crucible_tinkex.client.wire import (
     Checkpoint,
     ServerCapabilities,
@@ -46,9 +47,9 @@ _ARCHIVE_S = 600.0
 class RestClient:
     """Made by `TinkexService.rest`. Raises `ServiceError`, and `ConfigError` for wrong paths."""
 
-    def __init__(self, transport: Transport, *, on_request: RequestObserver | None = None) -> None:
+    def __init__(self, transport: Transport, watch: Watch | None = None) -> None:
         self._transport = transport
-        self._on_request = on_request
+        self._watch = watch or Watch()
 
     # --- sessions and runs --------------------------------------------------------------------
 
@@ -110,7 +111,7 @@ class RestClient:
             "weights_info",
             lambda reply: WeightsInfo.model_validate_json(reply.body),
             body=WeightsInfoRequest(tinker_path=path).body(),
-            on_request=self._on_request,
+            watch=self._watch,
         )
 
     async def delete(self, path: str) -> None:
@@ -158,7 +159,7 @@ class RestClient:
             method="GET",
             accepts=_REDIRECTS,
             total_s=_ARCHIVE_S,
-            on_request=self._on_request,
+            watch=self._watch,
         )
 
     # --- calls --------------------------------------------------------------------------------
@@ -169,7 +170,7 @@ class RestClient:
             path,
             lambda reply: model.model_validate_json(reply.body),
             method="GET",
-            on_request=self._on_request,
+            watch=self._watch,
         )
 
     async def _change(
@@ -188,7 +189,7 @@ class RestClient:
             body=body,
             method=method,
             accepts=accepts,
-            on_request=self._on_request,
+            watch=self._watch,
         )
 
 

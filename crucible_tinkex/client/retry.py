@@ -94,6 +94,16 @@ class Fault(NamedTuple):
     category: str = "unknown"
 
 
+def is_queued(fault: Fault) -> bool:
+    """Whether the time until the next attempt is the service's wish, not its failure."""
+    return fault.kind is Kind.QUEUED
+
+
+def slows_all(fault: Fault) -> bool:
+    """Whether the service asks everybody with this key to wait."""
+    return is_queued(fault) or (fault.status == 503 and fault.retry_after_s is not None)
+
+
 def classify(reply: Reply, *, lost_on: Set[int], clock: Clock, cap_s: float) -> Fault:
     """The fault in an answer whose status the caller does not accept."""
     status = reply.status
@@ -159,7 +169,7 @@ def _bounded(value: float | None, unit_s: float, cap_s: float) -> float | None:
     return min(max(value * unit_s, 0.0), cap_s)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Retries:
     """The failures of one call so far, and what they leave it."""
 
@@ -170,12 +180,12 @@ class Retries:
     started: float
     total_s: float
     _counts: dict[Kind, int] = field(default_factory=dict)
-    _excused_s: float = 0.0
+    excused_s: float = 0.0
     """Time queued or paused for billing, which does not count towards the deadline."""
 
     @property
     def remaining_s(self) -> float:
-        return self.started + self.total_s + self._excused_s - self.clock.monotonic()
+        return self.started + self.total_s + self.excused_s - self.clock.monotonic()
 
     def delay_s(self, fault: Fault) -> float:
         """Seconds until the next attempt. Raises the fault's error if there is to be none."""
@@ -190,20 +200,21 @@ class Retries:
         if delay is None:
             backoff = min(self.policy.cap_s, self.policy.base_s * 2.0 ** min(count - 1, 20))
             delay = backoff * self.clock.chance()
-        if fault.kind is Kind.QUEUED:
-            self.excuse(delay)
-        if delay >= self.remaining_s:
+        if delay >= self.remaining_s + self._to_be_excused_s(fault, delay):
             raise self._exhausted(fault)
         return delay
 
+    def _to_be_excused_s(self, fault: Fault, delay_s: float) -> float:
+        return min(delay_s, self.policy.queue_s - self.excused_s) if is_queued(fault) else 0.0
+
     def excuse(self, wait_s: float) -> None:
         """Do not count `wait_s` towards the deadline, up to `queue_s` in all."""
-        self._excused_s = min(self._excused_s + max(wait_s, 0.0), self.policy.queue_s)
+        self.excused_s = min(self.excused_s + max(wait_s, 0.0), self.policy.queue_s)
 
     def _billing(self, fault: Fault, count: int) -> float:
         if count * self.policy.billing_pause_s > self.policy.billing_s:
             raise self.error(fault)
-        self._excused_s += self.policy.billing_pause_s
+        self.excused_s += self.policy.billing_pause_s
         return self.policy.billing_pause_s
 
     def error(self, fault: Fault) -> ServiceError:

@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Sequence
 
 from crucible_tinkex.client.futures import Promises
-from crucible_tinkex.client.transport import RequestObserver, Transport
 from crucible_tinkex.client.wire import (
     FutureEnvelope,
     ModelInput,
@@ -36,18 +35,10 @@ class _Place:
 class TinkexSampling:
     """A `SamplingClient`. Needs no closing; ends with its service session."""
 
-    def __init__(
-        self,
-        sampling_session_id: str,
-        *,
-        transport: Transport,
-        promises: Promises,
-        on_request: RequestObserver | None = None,
-    ) -> None:
+    def __init__(self, sampling_session_id: str, promises: Promises) -> None:
         self._place = _Place(sampling_session_id)
-        self._transport = transport
         self._promises = promises
-        self._on_request = on_request
+        self._transport = promises.transport
 
     def __repr__(self) -> str:
         return f"TinkexSampling({self.sampling_session_id!r})"
@@ -106,7 +97,7 @@ class TinkexSampling:
             lambda reply: FutureEnvelope.model_validate_json(reply.body),
             body=request.model_copy(update={"seq_id": seq_id}).body(),
             lost_on=frozenset({404, 410}),
-            on_request=self._on_request,
+            watch=self._promises.watch,
         )
 
 

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 from crucible_tinkex.client.address import Address
-from crucible_tinkex.client.futures import Promises, QueueObserver
+from crucible_tinkex.client.futures import Promises
 from crucible_tinkex.client.heartbeat import beat
 from crucible_tinkex.client.interface import EndReason
 from crucible_tinkex.client.key import ApiKey
@@ -30,10 +30,10 @@ from crucible_tinkex.client.transport import (
     LOST,
     USER_AGENT,
     Lease,
-    RequestObserver,
     Transport,
     shared_transport,
 )
+from crucible_tinkex.client.watch import Observer, Watch
 from crucible_tinkex.client.wire import (
     ClientConfig,
     ClientConfigRequest,
@@ -68,9 +68,8 @@ _log = logging.getLogger(__name__)
 class TinkexService:
     """A `TrainingService` over HTTP. The constructor does no input or output but checks the URL.
 
-    Absent `base_url`: TINKER_BASE_URL, else hosted Tinker. `on_request` is called after every
-    HTTP call, `on_queue_state` when the service starts or stops pausing an operation; both must
-    be quick and must not raise.
+    Absent `base_url`: TINKER_BASE_URL, else hosted Tinker. `observer` hears of every HTTP call
+    and of what the session waits for.
     """
 
     def __init__(
@@ -81,16 +80,14 @@ class TinkexService:
         allow_plain_http: bool = False,
         tags: Sequence[str] = (),
         user_metadata: Mapping[str, Any] | None = None,
-        on_request: RequestObserver | None = None,
-        on_queue_state: QueueObserver | None = None,
+        observer: Observer | None = None,
         settings: ClientSettings | None = None,
     ) -> None:
         self.address = Address.parse(base_url, allow_plain_http=allow_plain_http)
         self._key = ApiKey(None if api_key_file is None else str(api_key_file))
         self._tags = list(tags)
         self._user_metadata = dict(user_metadata) if user_metadata is not None else None
-        self._on_request = on_request
-        self._on_queue_state = on_queue_state
+        self._watch = Watch(observer)
         self._settings = settings or ClientSettings()
         self._lease: Lease | None = None
         self._session_id: str | None = None
@@ -219,7 +216,7 @@ class TinkexService:
     @property
     def rest(self) -> RestClient:
         """Sessions, runs and checkpoints of the account. Usable until `close`."""
-        return RestClient(self._transport(), on_request=self._on_request)
+        return RestClient(self._transport(), self._watch)
 
     async def close(self, *, reason: EndReason = "success", detail: str | None = None) -> None:
         """May be called again; the second call does nothing."""
@@ -308,7 +305,7 @@ class TinkexService:
                 lambda reply: None,
                 body=request.body(),
                 total_s=self._settings.close_s,
-                on_request=self._on_request,
+                watch=self._watch,
             )
         except ServiceError as error:
             _log.info("the session %s was not finished: %s", session_id, error)
@@ -346,7 +343,7 @@ class TinkexService:
             method=method,
             lost_on=LOST,
             total_s=total_s,
-            on_request=self._on_request,
+            watch=self._watch,
         )
 
     async def _operate(self, operation: str, request: Wire, model: type[R]) -> R:
@@ -354,27 +351,18 @@ class TinkexService:
         return await self._promises().result(envelope, model, operation)
 
     def _promises(self) -> Promises:
-        return Promises(
-            self._transport(), on_request=self._on_request, on_queue_state=self._on_queue_state
-        )
+        return Promises(self._transport(), self._watch)
 
     def _training(self, model_id: str) -> TinkexTraining:
         self._check()
         training = TinkexTraining(
             model_id,
-            transport=self._transport(),
             promises=self._promises(),
             snapshot=self._sampling,
             next_sampling_seq=self._sampling_seq.__next__,
-            on_request=self._on_request,
         )
         self._trainings.append(training)
         return training
 
     def _sampling(self, sampling_session_id: str) -> TinkexSampling:
-        return TinkexSampling(
-            sampling_session_id,
-            transport=self._transport(),
-            promises=self._promises(),
-            on_request=self._on_request,
-        )
+        return TinkexSampling(sampling_session_id, self._promises())

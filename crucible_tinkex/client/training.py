@@ -11,7 +11,7 @@ from crucible_tinkex.client.chunks import cut, merge
 from crucible_tinkex.client.futures import Promises
 from crucible_tinkex.client.operations import MODEL_GONE, Answer, Operations, Pending
 from crucible_tinkex.client.sampling import TinkexSampling
-from crucible_tinkex.client.transport import LOST, RequestObserver, Transport
+from crucible_tinkex.client.transport import LOST
 from crucible_tinkex.client.wire import (
     AdamParams,
     Datum,
@@ -44,15 +44,11 @@ class TinkexTraining:
         self,
         model_id: str,
         *,
-        transport: Transport,
         promises: Promises,
         snapshot: Callable[[str], TinkexSampling],
         next_sampling_seq: Callable[[], int],
-        on_request: RequestObserver | None = None,
     ) -> None:
-        self.operations = Operations(
-            model_id, transport=transport, promises=promises, on_request=on_request
-        )
+        self.operations = Operations(model_id, promises)
         self._snapshot = snapshot
         self._next_sampling_seq = next_sampling_seq
 
@@ -226,7 +222,7 @@ class TinkexTraining:
             lambda reply: ModelInfo.model_validate_json(reply.body),
             body=ModelRequest(model_id=self.model_id, type="get_info").body(),
             lost_on=MODEL_GONE,
-            on_request=self.operations.on_request,
+            watch=self.operations.promises.watch,
         )
 
     def poison(self, error: ServiceError) -> None:

@@ -2,7 +2,8 @@
 
 One `Transport` serves all sessions of a process (per event loop and address): `shared_transport`
 hands it out and `release` gives it back; the last one closes the connections. When the service
-asks one session to slow down (429, or 503 with Retry-After), all of them wait.
+asks one session to slow down (429, or 503 with Retry-After), all of them wait (`pace`), and
+`hold_back` makes them wait for what another process was asked.
 
 Guarantees: the key is read here, put into one header, and is in no repr, pickle, log record or
 exception; every call ends in a parsed answer or in an error of `crucible_tinkex.errors` that names
@@ -20,7 +21,19 @@ from crucible_tinkex.client.address import Address
 from crucible_tinkex.client.connections import Connections, ExchangeError, Limits, Reply
 from crucible_tinkex.client.encoding import JSON, Body, Encoding, Preference
 from crucible_tinkex.client.key import KEY_FILE_VARIABLE, KEY_VARIABLE, ApiKey, scrub
-from crucible_tinkex.client.retry import Clock, Fault, Kind, Retries, RetryPolicy, classify, excerpt
+from crucible_tinkex.client.pace import Pace
+from crucible_tinkex.client.retry import (
+    Clock,
+    Fault,
+    Kind,
+    Retries,
+    RetryPolicy,
+    classify,
+    excerpt,
+    is_queued,
+    slows_all,
+)
+from crucible_tinkex.client.watch import PAUSED_RATE_LIMIT, QueueState, RequestRecord, Watch
 from crucible_tinkex.client.wire import API, KEY_HEADER
 from crucible_tinkex.errors import (
     AuthenticationError,
@@ -33,21 +46,9 @@ T = TypeVar("T")
 USER_AGENT = "crucible-tinkex/0.1.0"
 LOST: frozenset[int] = frozenset({410})
 NONE: frozenset[int] = frozenset()
-_RESUME_SPREAD = 0.1
-
-
-class RequestRecord(NamedTuple):
-    """One call, for telemetry. `status` is the last answer's, `error` the class that it raised."""
-
-    operation: str
-    path: str
-    duration_s: float
-    attempts: int
-    status: int | None
-    error: str | None
-
-
-RequestObserver = Callable[[RequestRecord], None]
+_UNWATCHED = Watch()
+_TOLD_S = 1.0
+"""Shorter back-offs are not worth a state change."""
 
 
 class Transport:
@@ -76,8 +77,8 @@ class Transport:
                 'to train on this machine without an account, set service.base_url = "embedded"'
             )
         self._connections = Connections(address, limits)
+        self.pace = Pace(self.clock, most=(limits or Limits()).connections)
         self._headers = self._fixed_headers()
-        self._resume_at = float("-inf")
 
     def _fixed_headers(self) -> list[tuple[bytes, bytes]]:
         headers = [
@@ -113,7 +114,7 @@ class Transport:
         final_on: Set[int] = NONE,
         is_poll: bool = False,
         total_s: float | None = None,
-        on_request: RequestObserver | None = None,
+        watch: Watch = _UNWATCHED,
     ) -> T:
         """Send until there is an answer that `parse(reply)` takes.
 
@@ -121,36 +122,41 @@ class Transport:
         answer. `lost_on` are the statuses that mean that the session is gone, `final_on` those
         that are not tried again here. `path` is below `/api/v1/`. Raises `ServiceError`.
         """
-        if self._resume_at > self.clock.monotonic():
-            await self._await_resume()
         total_s = self.policy.total_s if total_s is None else total_s
         retries = Retries(
             self.policy, self.clock, operation, API + "/" + path, self.clock.monotonic(), total_s
         )
         attempts, status, error = 0, None, None
+        refusal: Fault | None = None
         request = _Request(method, self.address.prefix + retries.path, accept, _body(body))
         try:
             while True:
+                if self.pace.wait_s > 0:
+                    await self._await_resume(retries, refusal, watch)
                 attempts += 1
-                limit_s = max(min(self.policy.attempt_s, retries.remaining_s), 0.001)
                 # The answer is never a local here: it may echo the key into a traceback.
                 status, outcome = self._judge(
-                    await self._attempt(request, limit_s=limit_s, is_poll=is_poll),
+                    await self._exchange(request, retries, is_poll=is_poll),
                     parse,
                     accepts=accepts,
                     lost_on=lost_on,
                     final_on=final_on,
                 )
                 if not isinstance(outcome, Fault):
+                    self.pace.went_well()
                     return outcome
-                await self._pause(retries.delay_s(outcome), outcome, retries)
+                delay_s = retries.delay_s(outcome)
+                refusal = outcome if slows_all(outcome) else None
+                if refusal is None:
+                    await self.clock.sleep(delay_s)
+                else:
+                    self.pace.back_off(delay_s)
         except ServiceError as failure:
             error = type(failure).__name__
             raise
         finally:
-            if on_request is not None:
-                took_s = self.clock.monotonic() - retries.started
-                on_request(RequestRecord(operation, path, took_s, attempts, status, error))
+            took_s, queued_s = self.clock.monotonic() - retries.started, retries.excused_s
+            watch.request(RequestRecord(operation, path, took_s, queued_s, attempts, status, error))
 
     def _judge(
         self,
@@ -173,7 +179,23 @@ class Transport:
         except ValueError as problem:
             return reply.status, self._malformed(reply, problem)
 
-    async def _attempt(self, request: _Request, *, limit_s: float, is_poll: bool) -> Reply | Fault:
+    async def _exchange(
+        self, request: _Request, retries: Retries, *, is_poll: bool
+    ) -> Reply | Fault:
+        """One attempt in its turn. Calls that wait at the service do not take turns."""
+        limit_s = max(min(self.policy.attempt_s, retries.remaining_s), 0.001)
+        if is_poll:
+            async with self._connections.poll_slots:
+                return await self._attempt(request, limit_s)
+        began = self.clock.monotonic()
+        await self.pace.enter()
+        try:
+            retries.excuse(self.clock.monotonic() - began)
+            return await self._attempt(request, limit_s)
+        finally:
+            self.pace.leave()
+
+    async def _attempt(self, request: _Request, limit_s: float) -> Reply | Fault:
         method, target, accept, body = request
         headers = [*self._headers, (b"Accept", accept.encode())]
         data = b"" if body is None else body.data
@@ -183,9 +205,6 @@ class Transport:
             if body.content_encoding is not None:
                 headers.append((b"Content-Encoding", body.content_encoding.encode()))
         try:
-            if is_poll:
-                async with self._connections.poll_slots, asyncio.timeout(limit_s):
-                    return await self._connections.exchange(method, target, headers, data)
             async with asyncio.timeout(limit_s):
                 return await self._connections.exchange(method, target, headers, data)
         except TimeoutError:
@@ -212,24 +231,20 @@ class Transport:
             text = f"HTTP {reply.status}: redirects are not followed; set base_url to the service"
         return fault._replace(text=text)
 
-    async def _pause(self, delay_s: float, fault: Fault, retries: Retries) -> None:
-        is_shared = fault.kind is Kind.QUEUED or (
-            fault.status == 503 and fault.retry_after_s is not None
-        )
-        if not is_shared:
-            await self.clock.sleep(delay_s)
-            return
-        began = self.clock.monotonic()
-        self._resume_at = max(self._resume_at, began + delay_s)
-        await self._await_resume()
-        # What other sessions' answers added to the wait is not this call's fault.
-        retries.excuse(self.clock.monotonic() - began - delay_s)
-
-    async def _await_resume(self) -> None:
-        """Wait out the shared back-off, each caller a little differently."""
-        while (wait_s := self._resume_at - self.clock.monotonic()) > 0:
-            spread_s = min(wait_s, 1.0 / _RESUME_SPREAD) * _RESUME_SPREAD * self.clock.chance()
-            await self.clock.sleep(wait_s + spread_s)
+    async def _await_resume(self, retries: Retries, refusal: Fault | None, watch: Watch) -> None:
+        """Wait out the shared back-off. It does not count towards the call's deadline, except for
+        what this call's own 503 asked for."""
+        began, wait_s = self.clock.monotonic(), self.pace.wait_s
+        counted_s = wait_s if refusal is not None and not is_queued(refusal) else 0.0
+        if wait_s >= _TOLD_S:
+            reason = refusal.text if refusal else "the service asked this key to slow down"
+            resume_at = round(self.clock.wall() + wait_s, 1)
+            watch.waits(retries, QueueState(PAUSED_RATE_LIMIT, reason, resume_at))
+        try:
+            await self.pace.resumed()
+        finally:
+            watch.moves(retries)
+        retries.excuse(self.clock.monotonic() - began - counted_s)
 
     async def aclose(self) -> None:
         await self._connections.aclose()
@@ -295,3 +310,11 @@ def shared_transport(
         )
         shared = by_name[name] = _Shared(transport)
     return Lease(shared, by_name, name)
+
+
+def hold_back(address: Address, key: ApiKey, until: float) -> None:
+    """Send nothing with this key before `until` (seconds of the Unix clock), in all transports of
+    the running loop: another process was asked to slow down."""
+    for name, shared in _shared.get(asyncio.get_running_loop(), {}).items():
+        if name[:2] == (address, key):
+            shared.transport.pace.hold(until - shared.transport.clock.wall())

@@ -17,7 +17,7 @@ from typing import Any
 
 import zstandard
 
-from crucible_tinkex.client import Clock, proto
+from crucible_tinkex.client import Clock, Observer, QueueState, RequestRecord, proto
 from crucible_tinkex.client.wire import ForwardBackwardOutput, SampleResponse
 
 
@@ -63,9 +63,24 @@ class Answer:
         return b"" if self.body is None else json.dumps(self.body).encode()
 
 
+class Recorder(Observer):
+    def __init__(self) -> None:
+        self.records: list[RequestRecord] = []
+        self.states: list[QueueState] = []
+
+    def on_request(self, record: RequestRecord) -> None:
+        self.records.append(record)
+
+    def on_queue_state(self, state: QueueState) -> None:
+        self.states.append(state)
+
+
 class ScriptedService:
     def __init__(self) -> None:
         self.requests: list[Seen] = []
+        self.at_once: list[int] = []
+        """For each request, how many were being answered when it came, itself included."""
+        self._answering = 0
         self.resets_at_accept = 0
         self.connections = 0
         self.results: dict[str, dict[str, Any]] = {}
@@ -132,7 +147,12 @@ class ScriptedService:
         name = path.removeprefix("/api/v1/")
         queue = self._queues[name]
         answer = queue.popleft() if queue else self._usual(name, seen)
-        await asyncio.sleep(answer.delay_s)
+        self._answering += 1
+        self.at_once.append(self._answering)
+        try:
+            await asyncio.sleep(answer.delay_s)
+        finally:
+            self._answering -= 1
         return await _write(answer, writer)
 
     # --- the usual answers --------------------------------------------------------------------

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from scripted_service import Recorder
 from service_contract import check_training_service
 
-from crucible_tinkex.client import ClientSettings, RequestRecord, TinkexService, TrainingClient
+from crucible_tinkex.client import ClientSettings, TinkexService, TrainingClient
 from crucible_tinkex.client.download import Download
 from crucible_tinkex.client.encoding import Preference, State
 from crucible_tinkex.client.wire import (
@@ -192,12 +193,10 @@ async def test_refusals(service: TinkexService, ready: dict[str, str], tmp_path:
 
 
 async def test_the_session_is_finished(ready: dict[str, str]) -> None:
-    records: list[RequestRecord] = []
-    service = TinkexService(
-        ready["base_url"], api_key_file=ready["api_key_file"], on_request=records.append
-    )
+    heard = Recorder()
+    service = TinkexService(ready["base_url"], api_key_file=ready["api_key_file"], observer=heard)
     await create(service)
     await service.close(reason="interrupted", detail="test")
-    assert records[-1].operation == "finish_session"
-    assert records[-1].error is None
-    assert records[-1].attempts == 1
+    assert heard.records[-1].operation == "finish_session"
+    assert heard.records[-1].error is None
+    assert heard.records[-1].attempts == 1

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crucible_tinkex.client.connections import Reply
-from crucible_tinkex.client.futures import _Failed, _Metadata, _parse, _Pending
+from crucible_tinkex.client.futures import _Failed, _Metadata, _parse
+from crucible_tinkex.client.watch import QueueState
 from crucible_tinkex.client.wire import ForwardBackwardOutput, OptimStepResponse, SampleResponse
 
 MODELS = (ForwardBackwardOutput, OptimStepResponse, SampleResponse)
-LEGAL = (*MODELS, _Failed, _Metadata, _Pending)
+LEGAL = (*MODELS, _Failed, _Metadata, QueueState)
 WORDS = ("type", "status", "error", "category", "request_id", "queue_state", "metrics")
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 VALUES = st.recursive(
@@ -56,7 +57,7 @@ def test_any_answer(
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        (b'{"type": "try_again", "request_id": "r1"}', _Pending("active", None)),
+        (b'{"type": "try_again", "request_id": "r1"}', QueueState("active", None)),
         (b'{"error": "x", "category": "user"}', _Failed("x", "user")),
         (b'{"error": "x"}', _Failed("x", "unknown")),
         (b'{"status": "complete_metadata", "response_payload_size": 3}', _Metadata()),

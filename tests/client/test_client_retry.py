@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic_core import from_json
-from scripted_service import Answer, ScriptedService, VirtualTime
+from scripted_service import Answer, Recorder, ScriptedService, VirtualTime
 
 from crucible_tinkex.client.address import Address
 from crucible_tinkex.client.connections import Limits
+from crucible_tinkex.client.key import ApiKey
 from crucible_tinkex.client.retry import RetryPolicy
-from crucible_tinkex.client.transport import RequestRecord, Transport
+from crucible_tinkex.client.transport import Transport, hold_back, shared_transport
+from crucible_tinkex.client.watch import PAUSED_RATE_LIMIT, QueueState, Watch
 from crucible_tinkex.errors import (
     AuthenticationError,
     BillingError,
@@ -31,7 +35,9 @@ OK = Answer(body={"ok": 1})
 class Harness:
     def __init__(self, scripted: ScriptedService, **policy: Any) -> None:
         self.time = VirtualTime()
-        self.records: list[RequestRecord] = []
+        self.heard = Recorder()
+        self.records = self.heard.records
+        self.watch = Watch(self.heard)
         self.transport = Transport(
             Address.parse(scripted.url),
             policy=RetryPolicy(**policy),
@@ -45,7 +51,7 @@ class Harness:
             "op",
             lambda reply: from_json(reply.body),
             body=b'{"seq_id": 7}',
-            on_request=self.records.append,
+            watch=self.watch,
             **options,
         )
 
@@ -239,6 +245,69 @@ async def test_a_429_of_one_session_slows_the_others(
         await asyncio.sleep(0.001)
     await asyncio.gather(first, *[session() for _ in range(3)])
     assert sum(t >= 1030 for t in done) == 4
+
+
+async def test_a_back_off_is_a_state(
+    scripted: ScriptedService, harness: Callable[..., Harness]
+) -> None:
+    refusal = Answer(429, {"error": "slow"}, {"Retry-After": "30"})
+    scripted.on("op", refusal, refusal, OK)
+    one = harness()
+    await one.call()
+    paused, active, paused_again, active_again = one.heard.states
+    assert paused.state == paused_again.state == PAUSED_RATE_LIMIT
+    assert paused.reason is not None and "slow" in paused.reason
+    assert paused.resume_at == pytest.approx(1030, abs=0.2)
+    assert active == active_again == QueueState("active")
+    assert one.records[0].queued_s >= 60
+
+
+async def test_another_process_back_off_holds_this_one(
+    scripted: ScriptedService, harness: Callable[..., Harness]
+) -> None:
+    one = harness()
+    scripted.on("op", OK)
+    one.transport.pace.hold(20.0)
+    await one.call()
+    assert 20 <= one.time.now - 1000 <= 22
+    assert [s.state for s in one.heard.states] == [PAUSED_RATE_LIMIT, "active"]
+
+
+async def test_hold_back_reaches_the_transports_of_the_key_only(
+    scripted: ScriptedService, tmp_path: Path
+) -> None:
+    here = Address.parse(scripted.url)
+    keys = [ApiKey(str(tmp_path / name)) for name in ("a", "b")]
+    leases = []
+    clock = VirtualTime().clock
+    for key, text in zip(keys, ("tml-a", "tml-b"), strict=True):
+        assert key.file is not None
+        Path(key.file).write_text(text)
+        Path(key.file).chmod(0o600)
+        leases.append(
+            shared_transport(here, key=key, policy=RetryPolicy(), limits=Limits(), clock=clock)
+        )
+    hold_back(here, keys[0], clock.wall() + 9)
+    assert leases[0].transport.pace.wait_s == pytest.approx(9)
+    assert leases[1].transport.pace.wait_s <= 0
+    for lease in leases:
+        await lease.release()
+
+
+async def test_a_429_halves_the_calls_in_flight_until_things_go_well(
+    scripted: ScriptedService,
+) -> None:
+    """12 at once are refused; the repeats begin with 6 at a time."""
+    refused = Answer(429, {"error": "slow"}, {"retry-after-ms": "500"}, delay_s=0.1)
+    scripted.on("op", *[refused] * 12, *[Answer(body=OK.body, delay_s=0.05)] * 12)
+    transport = Transport(Address.parse(scripted.url))
+    call = functools.partial(transport.call, "o", "op", lambda reply: reply.body, body=b"{}")
+    await asyncio.gather(*[call() for _ in range(12)])
+    await transport.aclose()
+    assert len(scripted.requests) == 24
+    assert max(scripted.at_once[:12]) == 12
+    assert max(scripted.at_once[12:]) == 6
+    assert transport.pace.bound == 7
 
 
 async def test_resets_at_accept_and_refused_connections(

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from scripted_service import NEVER_S, Answer, ScriptedService, VirtualTime
+from scripted_service import NEVER_S, Answer, Recorder, ScriptedService, VirtualTime
 
-from crucible_tinkex.client import ClientSettings, RequestRecord, RetryPolicy, TinkexService
+from crucible_tinkex.client import ClientSettings, RetryPolicy, TinkexService
 from crucible_tinkex.client.chunks import cut, merge
 from crucible_tinkex.client.training import TinkexTraining
 from crucible_tinkex.client.wire import (
@@ -173,13 +173,11 @@ async def test_a_cancelled_wait_does_not_cancel_the_operation(
 
 async def test_paused_is_a_state_without_a_deadline(scripted: ScriptedService) -> None:
     time = VirtualTime()
-    states: list[tuple[str, str | None]] = []
+    heard = Recorder()
     settings = ClientSettings(
         policy=RetryPolicy(total_s=60.0), clock=time.clock, heartbeat_s=NEVER_S
     )
-    service = TinkexService(
-        scripted.url, settings=settings, on_queue_state=lambda *s: states.append(s)
-    )
+    service = TinkexService(scripted.url, settings=settings, observer=heard)
     model = await service.create_training(base_model="m", lora=LoraConfig(rank=2))
     paused = {
         "type": "try_again",
@@ -189,7 +187,7 @@ async def test_paused_is_a_state_without_a_deadline(scripted: ScriptedService) -
     }
     scripted.on("retrieve_future", *[Answer(408, paused), Answer(200, paused)] * 150)
     await model.optim_step(AdamParams())
-    assert states == [("paused_capacity", "full"), ("active", None)]
+    assert heard.states == [("paused_capacity", "full", None), ("active", None, None)]
     assert sum(time.slept) > 120
     await service.close()
 
@@ -296,13 +294,13 @@ def test_merge_by_suffix() -> None:
 
 
 async def test_every_call_is_observed(scripted: ScriptedService) -> None:
-    records: list[RequestRecord] = []
-    async with TinkexService(scripted.url, settings=FAST, on_request=records.append) as service:
+    heard = Recorder()
+    async with TinkexService(scripted.url, settings=FAST, observer=heard) as service:
         model = await service.create_training(base_model="m", lora=LoraConfig(rank=2))
         scripted.on("optim_step", Answer(500))
         await model.optim_step(AdamParams())
-    seen = [(r.operation, r.path, r.attempts, r.status) for r in records]
+    seen = [(r.operation, r.path, r.attempts, r.status) for r in heard.records]
     assert ("optim_step", "optim_step", 2, 200) in seen
     assert ("optim_step", "retrieve_future", 1, 200) in seen
     assert ("finish_session", "sessions/s1/finish", 1, 200) in seen
-    assert all(r.duration_s >= 0 for r in records)
+    assert all(r.duration_s >= 0 for r in heard.records)
