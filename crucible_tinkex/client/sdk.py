@@ -184,12 +184,8 @@ class SdkTraining:
         loss_fn: str = "cross_entropy",
         loss_fn_config: Mapping[str, float] | None = None,
     ) -> Awaitable[ForwardBackwardOutput]:
-        rows, config = _rows(data), dict(loss_fn_config) if loss_fn_config else None
-        return self._submit(
-            "forward_backward",
-            lambda: self._client.forward_backward(rows, loss_fn, config),  # type: ignore[arg-type]
-            from_output,
-        )
+        start = self._client.forward_backward
+        return self._batch("forward_backward", start, data, loss_fn, loss_fn_config)
 
     def forward(
         self,
@@ -198,12 +194,7 @@ class SdkTraining:
         loss_fn: str = "cross_entropy",
         loss_fn_config: Mapping[str, float] | None = None,
     ) -> Awaitable[ForwardBackwardOutput]:
-        rows, config = _rows(data), dict(loss_fn_config) if loss_fn_config else None
-        return self._submit(
-            "forward",
-            lambda: self._client.forward(rows, loss_fn, config),  # type: ignore[arg-type]
-            from_output,
-        )
+        return self._batch("forward", self._client.forward, data, loss_fn, loss_fn_config)
 
     def forward_backward_custom(
         self, data: Sequence[Datum], loss_fn: Any
@@ -273,6 +264,17 @@ class SdkTraining:
             lora_rank=found.lora_rank,
             model_name=found.model_name,
         )
+
+    def _batch(
+        self,
+        operation: str,
+        start: Callable[..., Any],
+        data: Sequence[Datum],
+        loss_fn: str,
+        loss_fn_config: Mapping[str, float] | None,
+    ) -> Pending[ForwardBackwardOutput]:
+        rows, config = _rows(data), dict(loss_fn_config) if loss_fn_config else None
+        return self._submit(operation, lambda: start(rows, loss_fn, config), from_output)
 
     def _submit(
         self, operation: str, start: Callable[[], Any], read: Callable[[Any], T]
