@@ -7,7 +7,8 @@ their reduction, as the official SDK does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from crucible_tinkex.client.wire import Datum, ForwardBackwardOutput
 
@@ -74,11 +75,22 @@ def _mean(values: Sequence[float], rows: Sequence[int]) -> float:
     return sum(v * n for v, n in zip(values, rows, strict=True)) / total
 
 
+def _chosen(choose: Callable[[Iterable[float]], float], values: Sequence[float]) -> float:
+    """The least or the greatest; NaN if any is, because a NaN must not get lost in a merge."""
+    return math.nan if any(math.isnan(v) for v in values) else choose(values)
+
+
+def _hash(values: Sequence[float]) -> float:
+    if not all(math.isfinite(v) for v in values):
+        return math.nan
+    return float(sum(int(v) for v in values) % 2**64)
+
+
 _REDUCTIONS: Mapping[str, _Reduction] = {
     "sum": lambda values, rows: sum(values),
     "mean": _mean,
-    "min": lambda values, rows: min(values),
-    "max": lambda values, rows: max(values),
-    "slack": lambda values, rows: max(values) - _mean(values, rows),
-    "hash2": lambda values, rows: float(sum(int(v) for v in values) % 2**64),
+    "min": lambda values, rows: _chosen(min, values),
+    "max": lambda values, rows: _chosen(max, values),
+    "slack": lambda values, rows: _chosen(max, values) - _mean(values, rows),
+    "hash2": lambda values, rows: _hash(values),
 }

@@ -39,6 +39,8 @@ from crucible_tinkex.names import TinkerPath
 R = TypeVar("R", bound=Wire)
 MAX_PAGES = 10_000
 _GONE = frozenset({404, 410})
+_ALREADY = frozenset({409})
+"""What hosted Tinker says to a change that was made before, perhaps by a lost attempt of ours."""
 _REDIRECTS = frozenset({302, 303, 307})
 _ARCHIVE_S = 600.0
 """How long a service may take to build an archive, answering 503 meanwhile."""
@@ -118,11 +120,13 @@ class RestClient:
         await self._change("delete_checkpoint", "DELETE", _place(path), accepts=_GONE)
 
     async def publish(self, path: str) -> None:
-        """Let everybody who knows the path load it."""
-        await self._change("publish_checkpoint", "POST", f"{_place(path)}/publish", body=b"{}")
+        """Let everybody who knows the path load it. What is public stays public."""
+        place = f"{_place(path)}/publish"
+        await self._change("publish_checkpoint", "POST", place, body=b"{}", accepts=_ALREADY)
 
     async def unpublish(self, path: str) -> None:
-        await self._change("unpublish_checkpoint", "DELETE", f"{_place(path)}/publish")
+        place = f"{_place(path)}/publish"
+        await self._change("unpublish_checkpoint", "DELETE", place, accepts=_ALREADY)
 
     async def set_ttl(self, path: str, ttl_s: int | None) -> None:
         """Keep for `ttl_s` seconds from now; None: for ever."""

@@ -24,6 +24,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass, field
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import NamedTuple
@@ -151,7 +152,10 @@ def retry_after_s(reply: Reply, clock: Clock, cap_s: float) -> float | None:
     if (number := _number(text)) is not None:
         return _bounded(number, 1.0, cap_s)
     try:
-        return _bounded(parsedate_to_datetime(text).timestamp() - clock.wall(), 1.0, cap_s)
+        date = parsedate_to_datetime(text)
+        if date.tzinfo is None:
+            date = date.replace(tzinfo=UTC)
+        return _bounded(date.timestamp() - clock.wall(), 1.0, cap_s)
     except (ValueError, OverflowError):
         return None
 

@@ -32,10 +32,6 @@ class ExchangeError(Exception):
         self.is_final = is_final
         """Trying again is no use: the host cannot prove who it is, or the proxy refuses."""
 
-    @property
-    def is_untrusted(self) -> bool:
-        return self.is_final
-
 
 class Dialer:
     """Opens sockets to `address`. Reads the environment's proxy once; may raise `ConfigError`."""

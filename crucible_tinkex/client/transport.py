@@ -214,7 +214,7 @@ class Transport:
             text = self.scrub(str(error))
             if error.is_malformed:
                 return Fault(Kind.MALFORMED, text, ProtocolError)
-            if error.is_untrusted:
+            if error.is_final:
                 return Fault(Kind.FINAL, text, ServiceUnavailableError)
             return Fault(Kind.TRANSIENT, text, ServiceUnavailableError)
 

@@ -49,7 +49,8 @@ class Seen:
 
 @dataclass
 class Answer:
-    """`mode`: whole | reset (before any byte) | reset_body | truncated | drip | hang."""
+    """`mode`: whole | reset (before any byte) | reset_head (within it) | reset_headers (after
+    them) | reset_body | truncated | raw (the body is all, and the end) | drip | hang."""
 
     status: int = 200
     body: Any = None
@@ -257,11 +258,17 @@ async def _write(answer: Answer, writer: asyncio.StreamWriter) -> bool:
         writer.write(data)
         await writer.drain()
         return True
+    if answer.mode == "raw":
+        data = body
+    elif answer.mode != "reset":
+        headers = len(data) - len(body)
+        half = {"reset_head": headers // 2, "reset_headers": headers}
+        data = data[: half.get(answer.mode, headers + len(body) // 2)]
     if answer.mode != "reset":
-        writer.write(data[: len(data) - len(body) + len(body) // 2])
+        writer.write(data)
         await writer.drain()
         await asyncio.sleep(0.01)
-    if answer.mode == "truncated":
+    if answer.mode in ("truncated", "raw"):
         writer.close()
         return False
     _reset(writer)

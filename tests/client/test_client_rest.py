@@ -82,16 +82,28 @@ async def test_single_records(scripted: ScriptedService, rest: RestClient) -> No
 
 async def test_changes(scripted: ScriptedService, rest: RestClient) -> None:
     scripted.on(PLACE, Answer(204), Answer(404))
-    scripted.on(f"{PLACE}/publish", Answer(200, {}), Answer(204))
+    already = Answer(409, {"error": "already so"})
+    scripted.on(f"{PLACE}/publish", Answer(200, {}), already, Answer(204), already)
     scripted.on(f"{PLACE}/ttl", Answer(204), Answer(204))
     await rest.delete(PATH)
     await rest.delete(PATH)
     await rest.publish(PATH)
+    await rest.publish(PATH)
+    await rest.unpublish(PATH)
     await rest.unpublish(PATH)
     await rest.set_ttl(PATH, 3600)
     await rest.set_ttl(PATH, None)
     made = [(r.method, r.body) for r in scripted.requests]
-    assert [m for m, _ in made] == ["DELETE", "DELETE", "POST", "DELETE", "PUT", "PUT"]
+    assert [m for m, _ in made] == [
+        "DELETE",
+        "DELETE",
+        "POST",
+        "POST",
+        "DELETE",
+        "DELETE",
+        "PUT",
+        "PUT",
+    ]
     assert [json.loads(b) for _, b in made[-2:]] == [{"ttl_seconds": 3600}, {"ttl_seconds": None}]
     with pytest.raises(ConfigError):
         await rest.publish("tinker://x/../y")

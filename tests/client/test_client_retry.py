@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic_core import from_json
 from scripted_service import Answer, Recorder, ScriptedService, VirtualTime
 
 from crucible_tinkex.client.address import Address
-from crucible_tinkex.client.connections import Limits
+from crucible_tinkex.client.connections import Limits, Reply
 from crucible_tinkex.client.key import ApiKey
-from crucible_tinkex.client.retry import RetryPolicy
+from crucible_tinkex.client.retry import RetryPolicy, retry_after_s
 from crucible_tinkex.client.transport import Transport, hold_back, shared_transport
 from crucible_tinkex.client.watch import PAUSED_RATE_LIMIT, QueueState, Watch
 from crucible_tinkex.errors import (
@@ -77,8 +80,14 @@ async def harness(scripted: ScriptedService) -> AsyncIterator[Callable[..., Harn
         Answer(402, {"error": "pay"}),
         Answer(422, {"error": "x"}, {"x-should-retry": "true"}),
         Answer(body=OK.body, mode="reset"),
+        Answer(body=OK.body, mode="reset_head"),
+        Answer(body=OK.body, mode="reset_headers"),
         Answer(body=OK.body, mode="reset_body"),
         Answer(body=OK.body, mode="truncated"),
+        Answer(body=b"", mode="raw"),
+        Answer(body=b"220 mail ready\r\n\r\n", mode="raw"),
+        Answer(body=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{", mode="raw"),
+        Answer(body=b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}", mode="raw"),
         Answer(body=b'{"ok": '),
         Answer(body=b"<html>Log in</html>", headers={"Content-Type": "text/html"}),
         Answer(body=b"[" * 50_000),
@@ -209,6 +218,16 @@ async def test_backoff_is_jittered_and_capped(
         ({"Retry-After": "soon"}, 0.25),
         ({"Retry-After": formatdate(1009, usegmt=True)}, 9.0),
         ({"Retry-After": formatdate(0, usegmt=True)}, 0.0),
+        ({"Retry-After": "Thu Jan  1 00:16:49 1970"}, 9.0),
+        ({"Retry-After": "Thursday, 01-Jan-70 00:16:49 GMT"}, 9.0),
+        ({"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, 60.0),
+        ({"Retry-After": "Fri, 31 Dec 99999 23:59:59 GMT"}, 0.25),
+        ({"Retry-After": "-Infinity"}, 0.0),
+        ({"Retry-After": "2.5"}, 2.5),
+        ({"Retry-After": ""}, 0.25),
+        ({"retry-after-ms": "NaN"}, 0.25),
+        ({"retry-after-ms": "1e400"}, 60.0),
+        ({"retry-after-ms": "soon", "Retry-After": "9"}, 0.25),
         ({"retry-after-ms": "1500"}, 1.5),
         ({"retry-after-ms": "-1", "Retry-After": "9"}, 0.0),
         ({}, 0.25),
@@ -229,10 +248,54 @@ async def test_retry_after(
     assert expected <= waited <= expected * 1.1 + 1e-9
 
 
-async def test_a_429_of_one_session_slows_the_others(
-    scripted: ScriptedService, harness: Callable[..., Harness]
+@given(st.text(max_size=30) | st.floats().map(str) | st.integers().map(str), st.booleans())
+def test_any_retry_after_is_a_bounded_wait_or_nothing(text: str, is_ms: bool) -> None:
+    name = b"retry-after-ms" if is_ms else b"retry-after"
+    reply = Reply(429, [(name, text.encode("latin-1", "replace"))], b"")
+    found = retry_after_s(reply, VirtualTime().clock, 60.0)
+    assert found is None or 0 <= found <= 60
+
+
+async def test_a_name_that_does_not_resolve(
+    scripted: ScriptedService, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scripted.on("op", Answer(429, {"error": "slow"}, {"Retry-After": "30"}), *[OK] * 4)
+    """Is tried again, because a resolver may recover; then names the cause."""
+    found: list[Any] = []
+
+    def resolve(host: str, *rest: Any, **more: Any) -> Any:
+        found.append(host)
+        if len(found) <= failures:
+            raise socket.gaierror(-2, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", scripted.port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    address = Address.parse("http://nowhere.test", allow_plain_http=True)
+    scripted.on("op", OK)
+    for failures in (2, 1000):
+        found.clear()
+        transport = Transport(address, policy=RetryPolicy(total_s=60), clock=VirtualTime().clock)
+        call = transport.call("o", "op", lambda reply: reply.status, body=b"{}")
+        if failures == 2:
+            assert await call == 200
+            assert found == ["nowhere.test"] * 3
+        else:
+            with pytest.raises(ServiceUnavailableError, match="Name or service not known"):
+                await call
+        await transport.aclose()
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "slowed"),
+    [(429, {"Retry-After": "30"}, 4), (503, {"Retry-After": "30"}, 4), (503, {}, 0)],
+)
+async def test_what_one_session_is_asked_slows_the_others(
+    scripted: ScriptedService,
+    harness: Callable[..., Harness],
+    status: int,
+    headers: dict[str, str],
+    slowed: int,
+) -> None:
+    scripted.on("op", Answer(status, {"error": "slow"}, headers), *[OK] * 4)
     one = harness()
     done: list[float] = []
 
@@ -244,7 +307,7 @@ async def test_a_429_of_one_session_slows_the_others(
     while not scripted.requests:
         await asyncio.sleep(0.001)
     await asyncio.gather(first, *[session() for _ in range(3)])
-    assert sum(t >= 1030 for t in done) == 4
+    assert sum(t >= 1030 for t in done) == slowed
 
 
 async def test_a_back_off_is_a_state(

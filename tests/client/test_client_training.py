@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
+from importlib import import_module
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scripted_service import NEVER_S, Answer, Recorder, ScriptedService, VirtualTime
 
 from crucible_tinkex.client import ClientSettings, RetryPolicy, TinkexService
@@ -291,6 +295,51 @@ def test_merge_by_suffix() -> None:
     }
     assert len(merged.loss_fn_outputs) == 4
     assert merge([piece(1.0, 1)]).metrics["a"] == 1.0
+    top = 2.0**64
+    hashes = merge([piece(top - 2048, 1), piece(4096.0, 1), piece(-1.0, 1)])
+    assert hashes.metrics["a:hash2"] == 2047.0
+    odd = piece(2.0, 2)
+    del odd.metrics["a:sum"]
+    assert "a:sum" not in merge([piece(1.0, 1), odd]).metrics
+    assert "a:sum" not in merge([odd, piece(1.0, 1)]).metrics
+    for values in ((1.0, math.nan), (math.nan, 1.0)):
+        lost = merge([piece(v, 1) for v in values]).metrics
+        for name in ("a:sum", "a:mean", "a:min", "a:max", "a:slack", "a:hash2"):
+            assert math.isnan(lost[name]), name
+    assert math.isnan(merge([piece(math.inf, 1)] * 2).metrics["a:hash2"])
+    assert merge([piece(3.0, 0)] * 2).metrics["a:mean"] == 3.0
+
+
+@settings(deadline=None)  # the first example imports the SDK
+@given(
+    st.lists(
+        st.tuples(st.floats(-1e6, 1e6), st.integers(1, 2**63), st.integers(1, 50)),
+        min_size=2,
+        max_size=5,
+    )
+)
+def test_merge_is_the_official_one(pieces: list[tuple[float, int, int]]) -> None:
+    tinker = pytest.importorskip("tinker", reason="needs the extra [sdk]")
+    official = import_module("tinker.lib.chunked_fwdbwd_helpers")
+    names = ("a:sum", "a:mean", "a:min", "a:max", "a:slack", "a:unique", "a:newer")
+    given_metrics = [
+        {**dict.fromkeys(names, value), "a:hash2": float(number)} for value, number, _ in pieces
+    ]
+    ours = merge(
+        [
+            ForwardBackwardOutput(loss_fn_outputs=[{}] * rows, metrics=metrics)
+            for metrics, (_, _, rows) in zip(given_metrics, pieces, strict=True)
+        ]
+    )
+    theirs = official.combine_fwd_bwd_output_results(
+        [
+            tinker.types.ForwardBackwardOutput(
+                loss_fn_output_type="x", loss_fn_outputs=[{}] * rows, metrics=metrics
+            )
+            for metrics, (_, _, rows) in zip(given_metrics, pieces, strict=True)
+        ]
+    )
+    assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-9, abs=1e-6)
 
 
 async def test_every_call_is_observed(scripted: ScriptedService) -> None:
