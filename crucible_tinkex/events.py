@@ -21,6 +21,7 @@ KINDS = (
     "evaluation",
     "checkpoint_saved",
     "request",
+    "queue_state",
     "sample",
     "trial_state",
     "sweep_state",

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from crucible_tinkex.client.interface import TrainingClient, TrainingService
+from crucible_tinkex.client.watch import Observer, QueueState, RequestRecord
 from crucible_tinkex.client.wire import (
     AdamParams,
     ForwardBackwardOutput,
@@ -77,15 +78,44 @@ class _Step:
         self.optim.cancel()
 
 
+class _Telling(Observer):
+    """Makes events of what a session waits for, and of the requests that had trouble."""
+
+    def __init__(self, emit: Callable[..., None]) -> None:
+        self._emit = emit
+
+    def on_request(self, record: RequestRecord) -> None:
+        if record.attempts > 1 or record.error is not None:
+            self._emit(
+                "request",
+                name=f"request/{record.operation}",
+                value=record.duration_s,
+                extra={
+                    "path": record.path,
+                    "attempts": record.attempts,
+                    "queued_s": record.queued_s,
+                    "status": record.status,
+                    "error": record.error,
+                },
+            )
+
+    def on_queue_state(self, state: QueueState) -> None:
+        extra = {"reason": state.reason, "resume_at": state.resume_at}
+        self._emit("queue_state", name=state.state, extra=extra)
+
+
 class Session:
-    """Trains one `TrialPlan`. Use: `open`, `advance` once per rung, `close`."""
+    """Trains one `TrialPlan`. Use: `open`, `advance` once per rung, `close`.
+
+    `connect` makes the service, which tells its observer what the session waits for.
+    """
 
     def __init__(
         self,
         plan: TrialPlan,
         data: SweepData,
         *,
-        service: TrainingService,
+        connect: Callable[[Observer], TrainingService],
         registry: RegistryPort,
         sink: EventSink,
         drain: DrainSignal,
@@ -93,7 +123,7 @@ class Session:
     ) -> None:
         self._plan = plan
         self._data = data
-        self._service = service
+        self._service = connect(_Telling(self._emit))
         self._registry = registry
         self._sink = sink
         self._drain = drain
@@ -114,8 +144,8 @@ class Session:
         if grant.resume is None:
             self._training = await self._create()
         else:
-            self._training = await self._service.create_training_from_state(grant.resume.path)
             self.step = self._saved_step = grant.resume.step
+            self._training = await self._service.create_training_from_state(grant.resume.path)
             self.metrics = dict(grant.resume.metrics)
             self._evaluated_step = self.step if self._evaluation_due(self.step) else -1
         self._emit(

@@ -41,6 +41,7 @@ from crucible_tinkex.trial import TrialPlan
 
 INTERRUPTED = "interrupted"
 POLL_S = 0.5
+WORTH_SHARING_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class TrialView:
     @property
     def step(self) -> int:
         return max(self.record.step, int(self.live.get("step", 0)))
+
+    @property
+    def waiting(self) -> Mapping[str, Any] | None:
+        """What the service keeps it waiting for: `state`, `reason`, `resume_at`."""
+        return self.live.get("waiting") if self.record.state == RUNNING else None
 
     def metric(self, name: str) -> float | None:
         """The newest value: telemetry first, then what the registry remembers of earlier runs."""
@@ -181,6 +187,7 @@ class SweepController:
         self._view = view or SweepView(prepared.name)
         self._draining = asyncio.Event()
         self._stopped_by: CrucibleError | None = None
+        self._held_until = 0.0
 
     def request_drain(self) -> None:
         """Finish the running steps, save, and stop; the sweep can be resumed."""
@@ -215,7 +222,7 @@ class SweepController:
         packing = self._runtime.packing(self._prepared.experiment.run, len(todo))
         pool = SessionPool(self._runtime, packing)
         data = self._runtime.share(self._data)
-        watch = asyncio.create_task(self._watch())
+        watch = asyncio.create_task(self._watch(pool))
         drain = asyncio.create_task(self._drain_when_asked(pool))
         trials = [asyncio.create_task(self._run_trial(pool, t, data)) for t in todo]
         try:
@@ -285,12 +292,21 @@ class SweepController:
         self._view.phase = "draining: finishing the running steps and saving"
         await pool.drain(self._context.sweep_id)
 
-    async def _watch(self) -> None:
+    async def _watch(self, pool: SessionPool) -> None:
         self._view.phase = "training"
         self._view.training_since = time.monotonic()
         while True:
             await self._refresh()
+            await self._share_back_off(pool)
             await asyncio.sleep(POLL_S)
+
+    async def _share_back_off(self, pool: SessionPool) -> None:
+        """Tell all session processes of the back-off that the service asked one of them for."""
+        asked = [t.waiting["resume_at"] or 0.0 for t in self._view.trials if t.waiting]
+        until = max(asked, default=0.0)
+        if until > max(self._held_until, time.time()) + WORTH_SHARING_S:
+            self._held_until = until
+            await pool.hold_back(self._context, until)
 
     async def _refresh(self) -> None:
         state, live = await asyncio.gather(self._registry.state(), self._telemetry.snapshot())

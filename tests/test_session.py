@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from crucible_tinkex.client.watch import ACTIVE, Observer, QueueState, RequestRecord
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import SessionLostError, StaleAttemptError, TrialFailedError
@@ -94,16 +95,21 @@ class Bench:
         self.registry.create({}, [self.plan.record(), self.reference.record()])
         self.sink = ListSink()
         self.drain = asyncio.Event()
+        self.observer = Observer()
 
     def session(self, plan: TrialPlan | None = None) -> Session:
         return Session(
             plan or self.plan,
             DATA,
-            service=FakeService(self.backend),
+            connect=self.connect,
             registry=LocalRegistry(self.registry),
             sink=self.sink,
             drain=self.drain,
         )
+
+    def connect(self, observer: Observer) -> FakeService:
+        self.observer = observer
+        return FakeService(self.backend)
 
     async def run(self) -> Session:
         session = self.session()
@@ -247,3 +253,22 @@ async def test_the_reference_is_evaluated_and_never_trained(make: Make) -> None:
     assert "eval/nll" in progress.metrics
     assert not progress.drained
     assert "optim_step" not in bench.backend.calls
+
+
+async def test_waits_and_troubled_requests_become_events(make: Make) -> None:
+    bench = make()
+    await bench.run()
+    quiet = RequestRecord("optim_step", "optim_step", 0.1, 0.0, 1, 200, None)
+    bench.observer.on_request(quiet)
+    assert not [e for e in bench.sink.events if e["kind"] in ("request", "queue_state")]
+    bench.observer.on_request(quiet._replace(attempts=3, duration_s=4.5, queued_s=2.0))
+    bench.observer.on_queue_state(QueueState("paused_capacity", "full"))
+    bench.observer.on_queue_state(ACTIVE)
+    request, paused, active = bench.sink.events[-3:]
+    assert (request["kind"], request["name"]) == ("request", "request/optim_step")
+    assert request["value"] == 4.5
+    assert request["extra"]["attempts"] == 3
+    assert (paused["kind"], paused["name"]) == ("queue_state", "paused_capacity")
+    assert paused["extra"] == {"reason": "full", "resume_at": None}
+    assert (paused["trial_id"], paused["attempt"], paused["step"]) == (bench.plan.trial_id, 1, 10)
+    assert active["name"] == "active"

@@ -12,12 +12,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from crucible_tinkex.cli.tables import wait_lines
 from crucible_tinkex.leaderboard import Objective
 from crucible_tinkex.registry import DONE, FAILED, RUNNING, TERMINAL
 from crucible_tinkex.sweep import SweepView, TrialView
 
 STYLES = {DONE: "green", FAILED: "bold red", RUNNING: "cyan"}
 PLAIN_EVERY_S = 10.0
+SHOWN_REASONS = 3
 
 
 def eta_s(view: SweepView) -> float | None:
@@ -31,6 +33,10 @@ def eta_s(view: SweepView) -> float | None:
 
 def _ended(trial: TrialView) -> bool:
     return trial.record.state in TERMINAL
+
+
+def _waits(view: SweepView) -> list[str]:
+    return wait_lines(trial.waiting for trial in view.trials if trial.waiting)
 
 
 def duration(seconds: float) -> str:
@@ -63,7 +69,8 @@ class LiveTable:
     def show(self, view: SweepView) -> None:
         if view.trials:
             self._live.start()
-            self._live.update(Group(self._head(view), self._table(view)))
+            waits = [Text(line, style="yellow") for line in _waits(view)[:SHOWN_REASONS]]
+            self._live.update(Group(self._head(view), self._table(view), *waits))
         elif view.phase != self._phase:
             self._console.print(f"{view.name}: {view.phase} ...", style="bold", markup=False)
             self._phase = view.phase
@@ -107,7 +114,9 @@ class LiveTable:
     def _row(self, trial: TrialView) -> list[str | Text | ProgressBar]:
         record = trial.record
         name = "base model" if record.reference else record.run_name
-        state = record.state if record.attempt <= 1 else f"{record.state} (try {record.attempt})"
+        state = trial.waiting["state"] if trial.waiting else record.state
+        style = "yellow" if trial.waiting else STYLES.get(record.state, "")
+        state = state if record.attempt <= 1 else f"{state} (try {record.attempt})"
         return [
             name,
             f"{trial.step}/{record.total_steps}",
@@ -115,7 +124,7 @@ class LiveTable:
             number(trial.metric("train/nll")),
             number(trial.metric(self._objective.metric)),
             number(trial.metric("perf/tokens_per_s"), digits=0),
-            Text(state, style=STYLES.get(record.state, "")),
+            Text(state, style=style),
         ]
 
 
@@ -124,11 +133,13 @@ def number(value: float | None, *, digits: int = 4) -> str:
 
 
 class PlainProgress:
-    """For logs and pipes: a line when the phase changes, and one every ten seconds."""
+    """For logs and pipes: a line when the phase or what trials wait for changes, and one every ten
+    seconds."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
         self._phase = ""
+        self._waits: list[str] = []
         self._next = 0.0
 
     def __enter__(self) -> PlainProgress:
@@ -139,9 +150,11 @@ class PlainProgress:
 
     def show(self, view: SweepView) -> None:
         now = time.monotonic()
-        if self._quiet or (view.phase == self._phase and now < self._next):
+        waits = _waits(view)
+        is_news = view.phase != self._phase or waits != self._waits
+        if self._quiet or not (is_news or now >= self._next):
             return
-        self._phase, self._next = view.phase, now + PLAIN_EVERY_S
+        self._phase, self._waits, self._next = view.phase, waits, now + PLAIN_EVERY_S
         line = f"[{duration(view.elapsed_s)}] {view.name}: {view.phase}"
         if view.trials:
             ended = sum(_ended(t) for t in view.trials)
@@ -150,4 +163,5 @@ class PlainProgress:
             line += f", {ended} of {len(view.trials)} trials, {steps} of {total} steps"
             left = eta_s(view)
             line += f", ETA {duration(left)}" if left is not None else ""
+            line += "".join(f"; {wait}" for wait in waits[:SHOWN_REASONS])
         print(line, file=sys.stderr, flush=True)

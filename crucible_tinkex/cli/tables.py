@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -56,6 +57,18 @@ def _value(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def wait_lines(waiting: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One line per reason why trials do not move, the most common first."""
+    counts = Counter(
+        f"{wait['state']}" + (f": {wait['reason']}" if wait.get("reason") else "")
+        for wait in waiting
+    )
+    return [
+        f"{count} {'trial waits' if count == 1 else 'trials wait'}, {why}"
+        for why, count in counts.most_common()
+    ]
 
 
 def verdict(state: SweepState) -> str:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Literal, TypeAlias
 
+from crucible_tinkex.client.address import Address
 from crucible_tinkex.client.interface import TrainingService
+from crucible_tinkex.client.key import ApiKey
 from crucible_tinkex.client.service import TinkexService
 from crucible_tinkex.client.settings import ClientSettings
+from crucible_tinkex.client.transport import hold_back as hold_transports
+from crucible_tinkex.client.watch import Observer
 from crucible_tinkex.errors import ConfigError
 
 ServiceTransport: TypeAlias = Literal["http", "sdk"]
@@ -19,13 +23,17 @@ def open_service(
     api_key_file: str | None = None,
     transport: ServiceTransport = "http",
     settings: ClientSettings | None = None,
+    observer: Observer | None = None,
 ) -> TrainingService:
     """A service that has not been asked anything yet; the caller closes it.
 
-    Raises `ConfigError` for a wrong URL, and for `sdk` where the SDK is not installed.
+    `observer` hears of our own client only: the SDK keeps its waits to itself and its log. Raises
+    `ConfigError` for a wrong URL, and for `sdk` where the SDK is not installed.
     """
     if transport == "http":
-        return TinkexService(base_url, api_key_file=api_key_file, settings=settings)
+        return TinkexService(
+            base_url, api_key_file=api_key_file, settings=settings, observer=observer
+        )
     try:
         sdk = import_module("crucible_tinkex.client.sdk")
     except ModuleNotFoundError as error:
@@ -36,3 +44,9 @@ def open_service(
         ) from None
     made: TrainingService = sdk.SdkService(base_url, api_key_file=api_key_file, settings=settings)
     return made
+
+
+def hold_back(base_url: str | None, *, api_key_file: str | None, until: float) -> None:
+    """Let all sessions of this process that share the address and key send nothing before `until`
+    (seconds of the Unix clock), because the service asked another process to slow down."""
+    hold_transports(Address.parse(base_url), ApiKey(api_key_file), until)

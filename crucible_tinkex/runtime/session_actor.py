@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ray.actor import ActorHandle
 
-from crucible_tinkex.client.choose import open_service
+from crucible_tinkex.client.choose import hold_back, open_service
 from crucible_tinkex.errors import (
     AuthenticationError,
     BillingError,
@@ -101,7 +101,10 @@ class SessionActor:
             verdict = Verdict.DRAINED if progress.drained else Verdict.ADVANCED
             return Outcome(verdict, progress)
         except CrucibleError as e:
-            return await self._ended(session, plan, e.with_context(trial=plan.run_name))
+            e.with_context(
+                sweep=context.paths.root.name, trial=plan.run_name, step=session.step + 1
+            )
+            return await self._ended(session, plan, e)
         except Exception as e:
             log.exception("trial %s failed unexpectedly", plan.run_name)
             text = "".join(traceback.format_exception_only(e)).strip()
@@ -125,8 +128,11 @@ class SessionActor:
         return Session(
             plan,
             data,
-            service=open_service(
-                context.base_url, api_key_file=context.api_key_file, transport=context.transport
+            connect=lambda observer: open_service(
+                context.base_url,
+                api_key_file=context.api_key_file,
+                transport=context.transport,
+                observer=observer,
             ),
             registry=RegistryHandle(context.registry, context.paths),
             sink=self._sink(context),
@@ -144,6 +150,10 @@ class SessionActor:
     async def drain(self, sweep_id: str) -> None:
         """Sessions of this sweep finish their step, save, and stop."""
         self._drains.setdefault(sweep_id, asyncio.Event()).set()
+
+    async def hold_back(self, context: SweepContext, until: float) -> None:
+        """Another actor was asked to slow down: send nothing before `until`, in Unix seconds."""
+        hold_back(context.base_url, api_key_file=context.api_key_file, until=until)
 
     async def forget(self, sweep_id: str) -> None:
         """The sweep is over: deliver what is left and drop what was kept for it."""

@@ -7,6 +7,7 @@ has that), and nothing durable.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ class _Trial:
     step: int = 0
     time_us: int = 0
     state: str = ""
+    waiting: dict[str, Any] | None = None
     metrics: dict[str, tuple[int, float]] = field(default_factory=dict)
 
 
@@ -47,8 +49,13 @@ class LatestMetrics:
         if event.attempt > trial.attempt:  # it goes back to a checkpoint: later numbers are void
             announced = resumed_step(event.extra) if event.kind == "session_start" else None
             start = event.step if announced is None else announced
-            trial.attempt, trial.step = event.attempt, start
+            trial.attempt, trial.step, trial.waiting = event.attempt, start, None
             trial.metrics = {n: m for n, m in trial.metrics.items() if m[0] <= start}
+        if event.kind == "queue_state":
+            moves = event.name == "active"
+            trial.waiting = None if moves else {"state": event.name, **json.loads(event.extra)}
+        elif event.kind in ("session_start", "session_end"):
+            trial.waiting = None
         if event.step > trial.step:
             trial.step = event.step
         if event.time_us > trial.time_us:
@@ -59,13 +66,16 @@ class LatestMetrics:
                 trial.metrics[event.name] = (event.step, event.value)
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
-        """`trial_id` to `attempt`, `step`, `time_us`, `state` and `metrics` (name to value)."""
+        """`trial_id` to `attempt`, `step`, `time_us`, `state`, `metrics` (name to value) and
+        `waiting`: None, or `state`, `reason` and `resume_at` (Unix seconds) of what the service
+        keeps it waiting for."""
         return {
             trial_id: {
                 "attempt": trial.attempt,
                 "step": trial.step,
                 "time_us": trial.time_us,
                 "state": trial.state,
+                "waiting": trial.waiting,
                 "metrics": {name: value for name, (_, value) in trial.metrics.items()},
             }
             for trial_id, trial in self._trials.items()

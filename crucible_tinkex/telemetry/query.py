@@ -15,6 +15,7 @@ settings.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -67,6 +68,12 @@ _READABLE = (
     duckdb.StatementType.EXPLAIN,
     duckdb.StatementType.MULTI,  # PIVOT is one
 )
+_NEWEST_WAITS = """
+SELECT trial_id, name, extra FROM (
+    SELECT * FROM events WHERE kind IN ('queue_state', 'session_start', 'session_end')
+    QUALIFY row_number() OVER (PARTITION BY trial_id ORDER BY attempt DESC, time DESC, seq DESC) = 1
+) WHERE kind = 'queue_state' AND name <> 'active'
+"""
 _ORDER = ", ".join(("time", "writer", "seq"))
 
 
@@ -113,6 +120,12 @@ def query(folder: Path, sql: str) -> pa.Table:
             return answer
         except duckdb.Error as e:
             raise ConfigError(f"the query failed: {e}") from e
+
+
+def waiting(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the service keeps trials waiting for, by trial id: `state`, `reason`, `resume_at`."""
+    newest = query(folder, _NEWEST_WAITS).to_pylist()
+    return {row["trial_id"]: {"state": row["name"], **json.loads(row["extra"])} for row in newest}
 
 
 def scan_events(folder: Path, *, kind: str | None = None, rows: int = 50_000) -> Iterator[pa.Table]:

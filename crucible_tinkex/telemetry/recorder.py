@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _NEWEST = """
 SELECT * FROM events WHERE trial_id <> '' QUALIFY
 row_number() OVER (PARTITION BY trial_id, kind, name ORDER BY attempt DESC, step DESC, seq DESC) = 1
-ORDER BY attempt, step
+ORDER BY attempt, step, time
 """
 _RUNNING = """
 SELECT * FROM events s WHERE kind = 'session_start' AND NOT EXISTS (

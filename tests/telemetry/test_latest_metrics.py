@@ -4,7 +4,7 @@ import itertools
 
 from event_trials import Trial
 
-from crucible_tinkex.events import EventWriter
+from crucible_tinkex.events import Event, EventWriter
 from crucible_tinkex.telemetry.latest import LatestMetrics
 
 
@@ -19,6 +19,7 @@ def test_keeps_the_newest_value_of_every_metric(trial: Trial) -> None:
             "step": 2,
             "time_us": events[-1].time_us,
             "state": "",
+            "waiting": None,
             "metrics": {"train/nll": 2.0, "eval/nll": 2.5},
         }
     }
@@ -60,3 +61,25 @@ def test_states_and_snapshots_are_separate_copies() -> None:
     row = latest.snapshot()["t"]
     assert (row["state"], row["metrics"]) == ("running", {})
     assert list(latest.snapshot()) == ["t"]
+
+
+def test_waiting_ends_with_the_wait_or_the_attempt(trial: Trial) -> None:
+    latest = LatestMetrics()
+
+    def wait(attempt: int, name: str) -> Event:
+        extra = {"reason": "full", "resume_at": None}
+        return trial.writer.event(
+            "queue_state", trial_id=trial.trial_id, attempt=attempt, name=name, extra=extra
+        )
+
+    def seen() -> object:
+        return latest.snapshot()["t1"]["waiting"]
+
+    latest.feed(wait(1, "paused_capacity"))
+    assert seen() == {"state": "paused_capacity", "reason": "full", "resume_at": None}
+    latest.feed(wait(1, "active"))
+    assert seen() is None
+    latest.feed(wait(1, "paused_capacity"))
+    latest.feed(trial.start(2, 0))
+    latest.feed(wait(1, "paused_capacity"))
+    assert seen() is None

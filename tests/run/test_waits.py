@@ -1,0 +1,93 @@
+"""A service that slows down and pauses: all processes wait, people see it, nothing fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gated_server import RETRY_AFTER_S
+from nano_sweeps import Workspace
+
+pytestmark = pytest.mark.ray
+Reap = Callable[[subprocess.Popen[str]], None]
+SPREADS_WITHIN_S = 4.0
+"""Half a second to be sent, half a second to be polled; the rest is for a busy machine."""
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Path]:
+    """The folder of a running gated server."""
+    folder = tmp_path / "gate"
+    folder.mkdir()
+    script = Path(__file__).with_name("gated_server.py")
+    with subprocess.Popen(
+        [sys.executable, str(script), str(folder)], stdin=subprocess.PIPE
+    ) as process:
+        until = time.monotonic() + 60
+        while not (folder / "ready.json").exists():
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        yield folder
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def _requests(gate: Path) -> list[dict[str, Any]]:
+    log = gate / "gate.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def _refused_at(gate: Path) -> float:
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        for request in _requests(gate):
+            if request["did"] == "refused":
+                return float(request["at"])
+        time.sleep(0.1)
+    raise AssertionError("no optim_step was refused")
+
+
+def test_a_back_off_reaches_every_process_and_is_shown(
+    workspace: Workspace, gate: Path, reap: Reap
+) -> None:
+    ready = json.loads((gate / "ready.json").read_text())
+    settings = {
+        "service.base_url": ready["base_url"],
+        "service.api_key_file": ready["api_key_file"],
+        "run.sessions_per_actor": 1,
+        "run.max_concurrent": 3,
+    }
+    options = [part for k, v in settings.items() for part in ("--set", f"{k}={json.dumps(v)}")]
+    driver = workspace.start("run", "nano.toml", *options)
+    reap(driver)
+    refused = _refused_at(gate)
+    time.sleep(max(0.0, refused + SPREADS_WITHIN_S - time.time()))
+    status = workspace.status()
+    _, err = driver.communicate(timeout=240)
+    assert driver.returncode == 0, err
+
+    silent = [
+        r
+        for r in _requests(gate)
+        if refused + SPREADS_WITHIN_S < r["at"] < refused + RETRY_AFTER_S - 0.1
+    ]
+    assert silent == []
+    assert status["state"] == "running"
+    waiting = [t for t in status["trials"] if t["id"] in status["waiting"]]
+    assert len(waiting) >= 2  # not only the one that was refused
+    for wait in status["waiting"].values():
+        assert wait["state"] == "paused_rate_limit"
+        assert wait["resume_at"] == pytest.approx(refused + RETRY_AFTER_S, abs=2)
+    assert "paused_rate_limit: HTTP 429" in err
+    assert "paused_capacity: the cluster is full" in err
+    seen = workspace.crucible(
+        "query", "nano", "--json", "select distinct name from events where kind = 'queue_state'"
+    )
+    names = {row["name"] for row in json.loads(seen.stdout)}
+    assert names == {"paused_rate_limit", "paused_capacity", "active"}
