@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 
 from crucible_tinkex.client.retry import Clock
+from crucible_tinkex.client.watch import ACTIVE, PAUSED_RATE_LIMIT, QueueState
 
 FEWEST = 2
 _RESUME_SPREAD = 0.1
@@ -28,6 +29,8 @@ class Pace:
         self._in_flight = 0
         self._turns: deque[asyncio.Future[None]] = deque()
         self._resume_at = float("-inf")
+        self.state = ACTIVE
+        """What those who wait out the back-off wait for."""
 
     @property
     def bound(self) -> int:
@@ -39,15 +42,18 @@ class Pace:
         """What is left of the back-off; zero or less when there is none."""
         return self._resume_at - self._clock.monotonic()
 
-    def back_off(self, wait_s: float) -> None:
+    def back_off(self, wait_s: float, reason: str) -> None:
         """Nothing is sent for `wait_s` from now, and less at a time afterwards."""
         if self.wait_s <= 0:
             self._bound = max(FEWEST, min(self._bound, self._in_flight) / 2)
-        self.hold(wait_s)
+        self.hold(wait_s, reason)
 
-    def hold(self, wait_s: float) -> None:
-        """Nothing is sent for `wait_s` from now, because another process was asked so."""
-        self._resume_at = max(self._resume_at, self._clock.monotonic() + wait_s)
+    def hold(self, wait_s: float, reason: str) -> None:
+        """Nothing is sent for `wait_s` from now; no call here was refused for it."""
+        if wait_s > self.wait_s:
+            self._resume_at = self._clock.monotonic() + wait_s
+            resume_at = round(self._clock.wall() + wait_s, 1)
+            self.state = QueueState(PAUSED_RATE_LIMIT, reason, resume_at)
 
     def went_well(self) -> None:
         """An answer without a complaint."""

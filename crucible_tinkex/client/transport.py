@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 from crucible_tinkex.client.address import Address
-from crucible_tinkex.client.connections import Connections, ExchangeError, Limits, Reply
+from crucible_tinkex.client.connections import Connections, ExchangeError, Headers, Limits, Reply
 from crucible_tinkex.client.encoding import JSON, Body, Encoding, Preference
 from crucible_tinkex.client.key import KEY_FILE_VARIABLE, KEY_VARIABLE, ApiKey, scrub
 from crucible_tinkex.client.pace import Pace
@@ -33,7 +33,7 @@ from crucible_tinkex.client.retry import (
     is_queued,
     slows_all,
 )
-from crucible_tinkex.client.watch import PAUSED_RATE_LIMIT, QueueState, RequestRecord, Watch
+from crucible_tinkex.client.watch import RequestRecord, Watch
 from crucible_tinkex.client.wire import API, KEY_HEADER
 from crucible_tinkex.errors import (
     AuthenticationError,
@@ -46,6 +46,8 @@ T = TypeVar("T")
 USER_AGENT = "crucible-tinkex/0.1.0"
 LOST: frozenset[int] = frozenset({410})
 NONE: frozenset[int] = frozenset()
+IDEMPOTENCY_KEY = b"X-Idempotency-Key"
+"""Names what must not be done twice and has no number of its own. A repeat carries it too."""
 _UNWATCHED = Watch()
 _TOLD_S = 1.0
 """Shorter back-offs are not worth a state change."""
@@ -109,6 +111,7 @@ class Transport:
         body: bytes | Body | None = None,
         method: str = "POST",
         accept: str = JSON,
+        headers: Headers = (),
         accepts: Set[int] = NONE,
         lost_on: Set[int] = LOST,
         final_on: Set[int] = NONE,
@@ -120,7 +123,8 @@ class Transport:
 
         `parse` sees 2xx and the statuses in `accepts`; a ValueError from it means a malformed
         answer. `lost_on` are the statuses that mean that the session is gone, `final_on` those
-        that are not tried again here. `path` is below `/api/v1/`. Raises `ServiceError`.
+        that are not tried again here. `headers` are sent as well. `path` is below `/api/v1/`.
+        Raises `ServiceError`.
         """
         total_s = self.policy.total_s if total_s is None else total_s
         retries = Retries(
@@ -128,7 +132,7 @@ class Transport:
         )
         attempts, status, error = 0, None, None
         refusal: Fault | None = None
-        request = _Request(method, self.address.prefix + retries.path, accept, _body(body))
+        request = _Request(method, self.address.prefix + retries.path, accept, headers, _body(body))
         try:
             while True:
                 if self.pace.wait_s > 0:
@@ -150,7 +154,7 @@ class Transport:
                 if refusal is None:
                     await self.clock.sleep(delay_s)
                 else:
-                    self.pace.back_off(delay_s)
+                    self.pace.back_off(delay_s, outcome.text)
         except ServiceError as failure:
             error = type(failure).__name__
             raise
@@ -196,8 +200,8 @@ class Transport:
             self.pace.leave()
 
     async def _attempt(self, request: _Request, limit_s: float) -> Reply | Fault:
-        method, target, accept, body = request
-        headers = [*self._headers, (b"Accept", accept.encode())]
+        method, target, accept, more, body = request
+        headers = [*self._headers, *more, (b"Accept", accept.encode())]
         data = b"" if body is None else body.data
         if body is not None:
             headers.append((b"Content-Type", body.content_type.encode()))
@@ -237,9 +241,7 @@ class Transport:
         began, wait_s = self.clock.monotonic(), self.pace.wait_s
         counted_s = wait_s if refusal is not None and not is_queued(refusal) else 0.0
         if wait_s >= _TOLD_S:
-            reason = refusal.text if refusal else "the service asked this key to slow down"
-            resume_at = round(self.clock.wall() + wait_s, 1)
-            watch.waits(retries, QueueState(PAUSED_RATE_LIMIT, reason, resume_at))
+            watch.waits(retries, self.pace.state)
         try:
             await self.pace.resumed()
         finally:
@@ -254,6 +256,7 @@ class _Request(NamedTuple):
     method: str
     target: str
     accept: str
+    headers: Headers
     body: Body | None
 
 
@@ -317,4 +320,5 @@ def hold_back(address: Address, key: ApiKey, until: float) -> None:
     the running loop: another process was asked to slow down."""
     for name, shared in _shared.get(asyncio.get_running_loop(), {}).items():
         if name[:2] == (address, key):
-            shared.transport.pace.hold(until - shared.transport.clock.wall())
+            wait_s = until - shared.transport.clock.wall()
+            shared.transport.pace.hold(wait_s, "the service asked another process to slow down")

@@ -43,7 +43,7 @@ async def test_the_bound_never_closes_and_comes_back() -> None:
     time = VirtualTime()
     pace = Pace(time.clock, most=8)
     for _ in range(10):
-        pace.back_off(1.0)
+        pace.back_off(1.0, "slow")
         await pace.resumed()
     assert pace.bound == FEWEST
     for _ in range(40):

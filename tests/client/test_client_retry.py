@@ -330,7 +330,7 @@ async def test_another_process_back_off_holds_this_one(
 ) -> None:
     one = harness()
     scripted.on("op", OK)
-    one.transport.pace.hold(20.0)
+    one.transport.pace.hold(20.0, "elsewhere")
     await one.call()
     assert 20 <= one.time.now - 1000 <= 22
     assert [s.state for s in one.heard.states] == [PAUSED_RATE_LIMIT, "active"]
