@@ -11,10 +11,11 @@ from typing import Any, TypeAlias
 
 import crucible_tinkex.client.wire as wire
 from crucible_tinkex.names import TinkerPath
-from crucible_tinkex.server import bodies
+from crucible_tinkex.server import bodies, checks
 from crucible_tinkex.server.service import Service
 
-CLIENT_FLAGS: Mapping[str, object] = {"pjwt_auth_enabled": False, "proto_write_fwdbwd": True}
+CLIENT_FLAGS: Mapping[str, object] = {"pjwt_auth_enabled": True, "proto_write_fwdbwd": True}
+"""With tokens (`identity`) the SDK knows who it is."""
 DYNAMIC_FLAGS: Mapping[str, object] = {"sample_cancel_enabled": True}
 Sync: TypeAlias = Callable[[bytes], wire.Wire | dict[str, Any]]
 
@@ -50,6 +51,7 @@ class Answers:
             ("POST", "join_sampling_session"): self._join_sampling_session,
             ("POST", "asample"): self._asample,
             ("POST", "weights_info"): self._weights_info,
+            ("POST", "create_custom_loss"): self._create_custom_loss,
         }
 
     # --- sessions and models -------------------------------------------------------------------
@@ -74,7 +76,7 @@ class Answers:
         return {"type": "session_heartbeat"}
 
     def _create_model(self, body: bytes) -> wire.Wire:
-        request = wire.CreateModelRequest.model_validate_json(body)
+        request = bodies.CreateModelRequest.model_validate_json(body)
         return wire.FutureEnvelope(request_id=self.service.create_model(request, body))
 
     def _get_info(self, body: bytes) -> wire.Wire:
@@ -112,6 +114,11 @@ class Answers:
         request = bodies.LoadWeightsRequest.model_validate_json(body)
         return wire.FutureEnvelope(request_id=self.service.load(request, body))
 
+    def _create_custom_loss(self, body: bytes) -> wire.Wire:
+        raise checks.refused(
+            "uploaded losses are not supported; forward_backward_custom runs them at the client"
+        )
+
     # --- sampling ------------------------------------------------------------------------------
 
     def _create_sampling_session(self, body: bytes) -> wire.Wire:
@@ -129,11 +136,6 @@ class Answers:
         request_id = self.service.samplers.sample(request, body)
         ids = [f"{request_id}:{i}" for i in range(request.num_samples)]
         return wire.FutureEnvelope(request_id=request_id, sample_sequence_ids=ids)
-
-    def sampler(self, sampler_id: str) -> dict[str, str]:
-        source = self.service.samplers[sampler_id].source
-        out = {"sampler_id": sampler_id, "base_model": self._engine.base.name}
-        return out if source.path is None else {**out, "model_path": str(source.path)}
 
     # --- checkpoints ---------------------------------------------------------------------------
 

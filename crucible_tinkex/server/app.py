@@ -11,9 +11,9 @@ up that place.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import ParamSpec, TypeAlias, TypeVar
 
 from pydantic import ValidationError
@@ -24,14 +24,14 @@ from starlette.types import Receive, Scope, Send
 import crucible_tinkex.client.wire as wire
 from crucible_tinkex.client.proto import MalformedError
 from crucible_tinkex.errors import ConfigError, CrucibleError, ServiceError, StorageError
-from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import bodies, checks, codec
 from crucible_tinkex.server.answers import Answers, Sync
-from crucible_tinkex.server.catalogue import Catalogue
 from crucible_tinkex.server.checks import refused
-from crucible_tinkex.server.exports import ARCHIVE, Exports
+from crucible_tinkex.server.identity import Identity
 from crucible_tinkex.server.limits import Limits
 from crucible_tinkex.server.operations import Engine, Operation
+from crucible_tinkex.server.resources import Resource, Resources
+from crucible_tinkex.server.routing import Asked, Found, Routes
 from crucible_tinkex.server.service import Service
 from crucible_tinkex.server.store import Store
 
@@ -48,8 +48,15 @@ _IN_ORDER = frozenset(
         *("save_weights_for_sampler", "save_weights_external"),
     )
 )
+_OPEN = {
+    "GET healthz",
+    "GET downloads/{token}/{file}",
+    "HEAD downloads/{token}/{file}",
+}
+"""What needs no key; a download's token is one."""
 _log = logging.getLogger(__name__)
-Handler: TypeAlias = Callable[[bytes, Request], Awaitable[Response]]
+Handler: TypeAlias = Callable[[bytes, Request, Mapping[str, str]], Awaitable[Response]]
+"""What answers a body, its request, and the variable parts of its path."""
 _Given = ParamSpec("_Given")
 _Out = TypeVar("_Out")
 
@@ -70,29 +77,33 @@ class App:
     ) -> None:
         self.service = Service(engine, store, limits=limits)
         self._engine = engine
-        self._answers = Answers(self.service, client_flags or {})
-        self._catalogue = Catalogue(store, self.service.records)
-        self._exports = Exports(store)
-        self._key = api_key.encode()
+        self._identity = Identity(api_key)
         self._long_poll_s = long_poll_s
         self._reading_bytes = 0
-        self._fixed: dict[tuple[str, str], Handler] = {
+        self.routes = Routes(self._table(client_flags or {}))
+
+    def _table(self, client_flags: Mapping[str, object]) -> dict[tuple[str, str], Handler]:
+        """Every handler by method and template of its path."""
+        answers = Answers(self.service, client_flags).table()
+        resources = Resources(self.service, self._identity).table()
+        return {
             ("POST", "retrieve_future"): self._retrieve,
             ("POST", "retrieve_futures"): self._retrieve_many,
             ("POST", "forward_backward"): self._forward_backward,
             ("POST", "forward"): self._forward,
-            ("POST", "copy_weights"): self._copy_weights,
+            **{place: _simple(handler) for place, handler in answers.items()},
+            **{place: _resource(handler) for place, handler in resources.items()},
         }
-        for (method, path), handler in self._answers.table().items():
-            self._fixed[method, path] = _simple(handler)
 
     # --- the border ----------------------------------------------------------------------------
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", scope["type"]
         request = Request(scope, receive)
+        api, _, path = scope["path"].rstrip("/").partition(f"{wire.API}/")
+        found = None if api else self.routes.find(scope["method"], path)
         try:
-            response = await self._answer(request)
+            response = await self._answer(request, path, found)
         except ValidationError as e:
             response = _error(_explain(e), 400)
         except MalformedError as e:
@@ -101,25 +112,19 @@ class App:
             response = _refusal(e)
         except ClientDisconnect:
             return
-        if _log.isEnabledFor(logging.DEBUG):
-            _log.debug("%s %s %d", scope["method"], _told(scope["path"]), response.status_code)
+        if _log.isEnabledFor(logging.DEBUG):  # the template: a path may hold a download's token
+            _log.debug("%s %d", found.name if found else "unknown -", response.status_code)
         await response(scope, receive, send)
 
-    async def _answer(self, request: Request) -> Response:
-        path, method = request.scope["path"], request.scope["method"]
-        if not path.startswith(f"{wire.API}/"):
-            raise refused(f"there is no path {path}", 404)
-        path = path.removeprefix(f"{wire.API}/").rstrip("/")
-        if path.startswith("downloads/") and method in ("GET", "HEAD"):
-            return self._download(path.split("/"))
-        if path != "healthz" and not self._authorised(request):
-            return _error(f"the {wire.KEY_HEADER} header is missing or wrong", 401)
-        body = b"" if method == "GET" else await self._body(request)
-        handler = self._fixed.get((method, path))
-        if handler is None:
-            return await self._answer_resource(method, path.split("/"), body, request)
+    async def _answer(self, request: Request, path: str, found: Found[Handler] | None) -> Response:
+        is_open = found is not None and found.name in _OPEN
+        if not is_open and not self._authorised(request):
+            return _unauthorised()
+        if found is None:
+            raise self.routes.missing(request.scope["method"], path or request.scope["path"])
+        body = b"" if request.scope["method"] == "GET" else await self._body(request)
         try:
-            return await handler(body, request)
+            return await found.handler(body, request, found.params)
         except (ValidationError, MalformedError):
             place = codec.place_of(body, _content_type(request)) if path in _IN_ORDER else None
             if place is not None:
@@ -128,7 +133,7 @@ class App:
 
     def _authorised(self, request: Request) -> bool:
         given = next((v for k, v in request.scope["headers"] if k == _KEY), b"")
-        return hmac.compare_digest(given, self._key)
+        return self._identity.accepts(given)
 
     async def _body(self, request: Request) -> bytes:
         """The whole body, decompressed, unless it is larger than `MAX_BODY_BYTES`."""
@@ -149,86 +154,9 @@ class App:
         encoding = request.headers.get("content-encoding", "")
         return await _aside(len(body), codec.decompress, body, encoding, MAX_BODY_BYTES)
 
-    async def _answer_resource(
-        self, method: str, parts: list[str], body: bytes, request: Request
-    ) -> Response:
-        """Paths with identifiers in them. A checkpoint's identifier is two parts."""
-        query = request.query_params
-        match method, parts:
-            case "GET", ["checkpoints"]:
-                return JSONResponse(self._catalogue.checkpoints(None, query))
-            case "GET", ["training_runs"]:
-                return JSONResponse(self._catalogue.runs(query))
-            case "GET", ["training_runs", run_id]:
-                return JSONResponse(self._catalogue.run(run_id))
-            case "GET", ["training_runs", run_id, "checkpoints"]:
-                return JSONResponse(self._catalogue.checkpoints(run_id, query))
-            case _, ["training_runs", run_id, "checkpoints", kind, name, *rest]:
-                path = TinkerPath.parse(f"tinker://{run_id}/{kind}/{name}")
-                return await self._answer_checkpoint(method, path, rest, body, request)
-            case "GET", ["sessions"]:
-                return JSONResponse(self._catalogue.sessions(query))
-            case "GET", ["sessions", session_id]:
-                return JSONResponse(self._catalogue.session(session_id))
-            case "PUT", ["sessions", session_id, "project"]:
-                asked = bodies.ProjectRequest.model_validate_json(body)
-                self._catalogue.assign(session_id, asked.project_id)
-                return JSONResponse({})
-            case "POST", ["sessions", session_id, "finish"]:
-                finish = bodies.FinishRequest.model_validate_json(body or b"{}")
-                self.service.finish_session(session_id, finish)
-                return JSONResponse({})
-            case "GET", ["samplers", sampler_id]:
-                return JSONResponse(self._answers.sampler(sampler_id))
-        if any(path == "/".join(parts) for _, path in self._fixed):
-            raise refused(f"{method} is not how to use {'/'.join(parts)}", 405)
-        raise refused(f"there is no path {wire.API}/{'/'.join(parts)}", 404)
-
-    async def _answer_checkpoint(
-        self, method: str, path: TinkerPath, rest: list[str], body: bytes, request: Request
-    ) -> Response:
-        match method, rest:
-            case "DELETE", []:
-                self.service.store.delete(path)
-            case "POST" | "DELETE", ["publish"]:
-                self._catalogue.publish(path, public=method == "POST")
-            case "PUT", ["ttl"]:
-                asked = bodies.TtlRequest.model_validate_json(body)
-                self._catalogue.set_ttl(path, asked.ttl_seconds)
-            case "GET", ["archive"]:
-                urls, expires = await self._export(path, request, archive=True)
-                return JSONResponse({"url": urls[ARCHIVE], "expires": expires})
-            case "GET", ["external_weights_urls"]:
-                urls, expires = await self._export(path, request, archive=False)
-                return JSONResponse({"urls": urls, "expires": expires})
-            case _:
-                raise refused(f"a checkpoint has no {method} {'/'.join(rest)}", 404)
-        return JSONResponse({})
-
-    # --- downloads -----------------------------------------------------------------------------
-
-    async def _export(
-        self, path: TinkerPath, request: Request, *, archive: bool
-    ) -> tuple[dict[str, str], str]:
-        """A URL for every file of the export, or for all of them in one archive."""
-        folder = await asyncio.to_thread(self._exports.prepare, path)
-        urls, expires = {}, ""
-        for file in sorted(folder.iterdir()):
-            if (file.name == ARCHIVE) is archive:
-                token, until = self._exports.grant(path, file)
-                root = f"{request.base_url}".rstrip("/")
-                urls[file.name] = f"{root}{wire.API}/downloads/{token}/{file.name}"
-                expires = until.isoformat()
-        return urls, expires
-
-    def _download(self, parts: list[str]) -> Response:
-        if len(parts) != 3:
-            raise refused("a download is downloads/TOKEN/FILE", 404)
-        return FileResponse(self._exports.open(parts[1], parts[2]))
-
     # --- futures -------------------------------------------------------------------------------
 
-    async def _retrieve(self, body: bytes, request: Request) -> Response:
+    async def _retrieve(self, body: bytes, request: Request, params: Mapping[str, str]) -> Response:
         asked = wire.RetrieveFutureRequest.model_validate_json(body)
         promise = await self.service.promises.wait(asked.request_id, self._long_poll_s)
         if promise.outcome is None:
@@ -242,16 +170,20 @@ class App:
         )
         return Response(content, media_type=media_type)
 
-    async def _retrieve_many(self, body: bytes, request: Request) -> Response:
+    async def _retrieve_many(
+        self, body: bytes, request: Request, params: Mapping[str, str]
+    ) -> Response:
         asked = bodies.RetrieveFuturesRequest.model_validate_json(body)
         return JSONResponse(await self.service.samplers.completions(asked, self._long_poll_s))
 
     # --- training ------------------------------------------------------------------------------
 
-    async def _forward_backward(self, body: bytes, request: Request) -> Response:
+    async def _forward_backward(
+        self, body: bytes, request: Request, params: Mapping[str, str]
+    ) -> Response:
         return await self._train(body, request, backward=True)
 
-    async def _forward(self, body: bytes, request: Request) -> Response:
+    async def _forward(self, body: bytes, request: Request, params: Mapping[str, str]) -> Response:
         return await self._train(body, request, backward=False)
 
     async def _train(self, body: bytes, request: Request, *, backward: bool) -> Response:
@@ -273,18 +205,20 @@ class App:
         except CrucibleError as e:
             return e
 
-    # --- checkpoints ---------------------------------------------------------------------------
-
-    async def _copy_weights(self, body: bytes, request: Request) -> Response:
-        asked = bodies.CopyWeightsRequest.model_validate_json(body)
-        key = request.headers.get("x-idempotency-key", "")
-        return JSONResponse(self._catalogue.copy(asked, key))
-
 
 def _simple(handler: Sync) -> Handler:
-    async def answer(body: bytes, request: Request) -> Response:
+    async def answer(body: bytes, request: Request, params: Mapping[str, str]) -> Response:
         out = handler(body)
         return _json(out) if isinstance(out, wire.Wire) else JSONResponse(out)
+
+    return answer
+
+
+def _resource(handler: Resource) -> Handler:
+    async def answer(body: bytes, request: Request, params: Mapping[str, str]) -> Response:
+        root = f"{request.base_url}".rstrip("/")
+        out = await handler(Asked(body, params, request.query_params, request.headers, root))
+        return FileResponse(out) if isinstance(out, Path) else JSONResponse(out)
 
     return answer
 
@@ -301,11 +235,6 @@ async def _aside(
     return await asyncio.to_thread(work, *args, **kwargs)
 
 
-def _told(path: str) -> str:
-    """The path as logs may have it: a download's token is a secret."""
-    return path if "/downloads/" not in path else f"{path.partition('/downloads/')[0]}/downloads/-"
-
-
 def _content_type(request: Request) -> str:
     return request.headers.get("content-type", codec.JSON)
 
@@ -319,6 +248,13 @@ def _error(
 ) -> Response:
     headers = None if retry_after_s is None else {"retry-after": f"{retry_after_s:.0f}"}
     return JSONResponse({"error": message, "category": category}, status, headers)
+
+
+def _unauthorised() -> Response:
+    """`detail` is what the SDK's command line shows; the header makes the SDK renew its token."""
+    said = f"the {wire.KEY_HEADER} header is missing or wrong"
+    body = {"error": said, "category": "user", "detail": said}
+    return JSONResponse(body, 401, {"www-authenticate": 'Bearer error="invalid_token"'})
 
 
 def _refusal(error: CrucibleError) -> Response:

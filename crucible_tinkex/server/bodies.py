@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
-
+from crucible_tinkex.client.wire import AdamParams, TensorData, Wire
+from crucible_tinkex.client.wire import CreateModelRequest as Created
 from crucible_tinkex.client.wire import CreateSessionRequest as SessionRequest
 from crucible_tinkex.client.wire import LoadWeightsRequest as Loaded
-from crucible_tinkex.client.wire import OptimStepRequest as OptimRequest
 from crucible_tinkex.client.wire import SampleRequest as Sampled
 from crucible_tinkex.client.wire import SaveWeightsForSamplerRequest as SavedForSampler
 from crucible_tinkex.client.wire import SaveWeightsRequest as Saved
-from crucible_tinkex.client.wire import TensorData, Wire
 
 
 class CreateSessionRequest(SessionRequest):
@@ -21,19 +19,32 @@ class CreateSessionRequest(SessionRequest):
 
 
 class SampleRequest(Sampled):
+    record_stability_info: bool | None = None
     prompt_logprobs_last_n: int | None = None
     target_prompt_logprobs: TensorData | None = None
     prompt_alt_tokens_k: int = 0
 
 
-class OptimStepRequest(OptimRequest):
-    """`adam_params` missing means another optimizer, which we do not have."""
+class OptimizerConfig(Wire):
+    type: str
 
-    optimizer_params: dict[str, Any] | None = None
+
+class CreateModelRequest(Created):
+    optimizer_config: OptimizerConfig | None = None
+
+
+class OptimStepRequest(Wire):
+    """`optimizer_params` are those of other optimizers than Adam."""
+
+    model_id: str
+    seq_id: int | None = None
+    adam_params: AdamParams | None = None
+    optimizer_params: OptimizerConfig | None = None
 
 
 class LoadWeightsRequest(Loaded):
     user_metadata: dict[str, Any] | None = None
+    optimizer_config: OptimizerConfig | None = None
 
 
 class SaveWeightsRequest(Saved):
@@ -87,8 +98,3 @@ class TtlRequest(Wire):
 
 class ProjectRequest(Wire):
     project_id: str
-
-
-class FinishRequest(Wire):
-    reason: dict[str, Any] = Field(default_factory=lambda: {"type": "success"})
-    detail: str | None = None

@@ -14,10 +14,10 @@ from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import checks
 from crucible_tinkex.server.bodies import CopyWeightsRequest
 from crucible_tinkex.server.checks import refused
-from crucible_tinkex.server.records import Records, Run
+from crucible_tinkex.server.identity import OWNER
+from crucible_tinkex.server.records import Records, Run, SessionRecord
 from crucible_tinkex.server.store import Manifest, Store, expiry
 
-OWNER = "local"
 MAX_LIMIT = 1000
 _KINDS = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
 _MAX_COPIES = 1000
@@ -52,17 +52,32 @@ class Catalogue:
         key = idempotency_key if None in place else "/".join(map(str, place))
         if key in self._copies:
             return {"tinker_path": self._copies[key]}
-        session_id, number = request.session_id, request.model_seq_id
-        if session_id is not None and session_id not in self._records.sessions:
-            raise refused(f"there is no session {session_id}", 404)
-        run_id = f"{session_id or uuid.uuid4()}:train:{0 if number is None else number}"
+        session = self._owner_of_copy(request)
+        run_id = f"{session.session_id}:train:{request.model_seq_id or 0}"
+        if run_id in session.runs:
+            raise refused(f"model_seq_id {request.model_seq_id} was used by another request")
         expires = expiry(checks.ttl(request.ttl_seconds))
-        made = self._store.copy(source, run_id, expires).tinker_path
+        copied = self._store.copy(source, run_id, expires)
+        session.runs[run_id] = _run_of([copied])
+        self._records.add(session)
+        self._records.save(session)
+        made = copied.tinker_path
         if key:
             self._copies[key] = made
             while len(self._copies) > _MAX_COPIES:
                 del self._copies[next(iter(self._copies))]
         return {"tinker_path": made}
+
+    def _owner_of_copy(self, request: CopyWeightsRequest) -> SessionRecord:
+        """The session that the copy goes to, or a new one in its project, which is over."""
+        if request.session_id is None:
+            status = {"type": "client_finished", "reason": {"type": "success"}, "detail": "a copy"}
+            project_id = request.destination_project_id
+            return SessionRecord(str(uuid.uuid4()), project_id=project_id, status=status)
+        session = self._records.sessions.get(request.session_id)
+        if session is None:
+            raise refused(f"there is no session {request.session_id}", 404)
+        return session
 
     # --- runs ----------------------------------------------------------------------------------
 
@@ -71,6 +86,9 @@ class Catalogue:
         manifests = self._by_run()
         for run_id, own in manifests.items():
             known.setdefault(run_id, _run_of(own))
+        project = query.get("project_id")
+        if project is not None:
+            known = {i: r for i, r in known.items() if self._records.project_of(i) == project}
         newest = sorted(known.values(), key=lambda r: r.last_request, reverse=True)
         page, cursor = _page(newest, query, limit=20)
         runs = [_training_run(r, manifests.get(r.run_id, ())) for r in page]

@@ -16,7 +16,7 @@ import numpy as np
 import crucible_tinkex.client.wire as wire
 from crucible_tinkex.client.proto.tensors import Budget, unfold
 from crucible_tinkex.errors import RequestRejectedError
-from crucible_tinkex.server.bodies import SampleRequest
+from crucible_tinkex.server.bodies import OptimizerConfig, OptimStepRequest, SampleRequest
 from crucible_tinkex.server.loss_specs import LOSS_SPECS, WEIGHTS, LossSpec
 from crucible_tinkex.server.operations import (
     Adam,
@@ -30,6 +30,7 @@ from crucible_tinkex.server.operations import (
     SamplerSource,
 )
 
+OPTIMIZER = "adamw"
 MAX_RANK = 256
 MAX_SAMPLES = 1024
 MAX_TOPK = 100
@@ -63,6 +64,18 @@ def lora_spec(config: wire.LoraConfig) -> LoraSpec:
     )
 
 
+def optimizer(config: OptimizerConfig | None) -> None:
+    if config is not None and config.type != OPTIMIZER:
+        raise refused(f"optimizer {config.type!r} is not supported; supported is {OPTIMIZER!r}")
+
+
+def step(request: OptimStepRequest) -> Adam:
+    optimizer(request.optimizer_params)
+    if request.adam_params is None:
+        raise refused("adam_params: Field required")
+    return adam(request.adam_params)
+
+
 def adam(params: wire.AdamParams) -> Adam:
     for name, value in params.model_dump().items():
         if not math.isfinite(value):
@@ -83,7 +96,8 @@ def forward(
 ) -> ForwardBackward:
     spec = LOSS_SPECS.get(given.loss_fn)
     if spec is None:
-        raise refused(f"unknown loss_fn {given.loss_fn!r}; known are {', '.join(LOSS_SPECS)}")
+        supported = ", ".join(LOSS_SPECS)
+        raise refused(f"loss_fn {given.loss_fn!r} is not supported; supported are {supported}")
     config = _loss_config(given, spec)
     if not given.data:
         raise refused("data is empty")
@@ -229,6 +243,8 @@ def sample(request: SampleRequest, source: SamplerSource, base: BaseInfo) -> Sam
     last_n = request.prompt_logprobs_last_n
     if last_n is not None and not 1 <= last_n < len(prompt):
         raise refused(f"prompt_logprobs_last_n must be 1 to {len(prompt) - 1}, not {last_n}")
+    if request.record_stability_info:
+        raise refused("record_stability_info is not supported, nor is the loss stable_reinforce")
     if request.target_prompt_logprobs is not None or request.prompt_alt_tokens_k:
         raise refused("target_prompt_logprobs and prompt_alt_tokens_k are not supported")
     strings, tokens = _stops(params.stop)

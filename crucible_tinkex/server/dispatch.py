@@ -16,6 +16,7 @@ from crucible_tinkex.errors import RequestRejectedError
 from crucible_tinkex.server.futures import Promises
 from crucible_tinkex.server.limits import Limits
 from crucible_tinkex.server.operations import Engine, Operation, Outcome
+from crucible_tinkex.server.timeline import Timeline
 
 Report = Callable[[Outcome], None]
 
@@ -27,6 +28,7 @@ class Dispatch:
         self.engine = engine
         self.limits = limits
         self.promises = Promises(clock=clock)
+        self.timeline = Timeline()
 
     def check_room(self, size_bytes: int) -> None:
         """Raises with status 429 if too much is under way."""

@@ -7,6 +7,7 @@ do not outlive the process. `prepare` writes files and belongs in a thread; the 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -22,7 +23,7 @@ from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server.checks import refused
 from crucible_tinkex.server.export import export_peft
 from crucible_tinkex.server.store import Store
-from crucible_tinkex.storage import storage_errors
+from crucible_tinkex.storage import storage_errors, write_atomic
 
 GRANT_S = 3600.0
 ARCHIVE = "archive.tar"
@@ -33,7 +34,7 @@ _COMPLETE = "checkpoint_complete"
 @dataclass(frozen=True, slots=True)
 class Grant:
     file: Path
-    checkpoint: TinkerPath
+    checkpoint: TinkerPath | None
     expires: datetime
 
 
@@ -64,8 +65,15 @@ class Exports:
                 shutil.rmtree(work, ignore_errors=True)
         return target
 
-    def grant(self, path: TinkerPath, file: Path) -> tuple[str, datetime]:
-        """A token for one file of an export, and when it expires."""
+    def keep(self, name: str, content: bytes) -> Path:
+        """A file of this name and content, to be granted."""
+        target = self._root / f"kept-{hashlib.sha256(content).hexdigest()}" / name
+        with self._making, storage_errors(target):
+            write_atomic(target, content)
+        return target
+
+    def grant(self, path: TinkerPath | None, file: Path) -> tuple[str, datetime]:
+        """A token for a file, of an export if there is a checkpoint, and when it expires."""
         now = self._clock()
         for token in [t for t, g in self._grants.items() if g.expires < now]:
             del self._grants[token]
@@ -81,7 +89,8 @@ class Exports:
         grant = self._grants.get(token)
         if grant is None or grant.expires < self._clock() or grant.file.name != name:
             raise refused("this download does not exist or has expired; ask for a new URL", 404)
-        self._store.info(grant.checkpoint)
+        if grant.checkpoint is not None:
+            self._store.info(grant.checkpoint)
         return grant.file
 
     def _clear(self) -> None:

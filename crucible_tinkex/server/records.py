@@ -20,6 +20,8 @@ from crucible_tinkex.errors import StorageError
 from crucible_tinkex.storage import storage_errors, write_atomic
 
 ACTIVE: Mapping[str, Any] = {"type": "active"}
+DEFAULT_PROJECT = "default"
+"""The project of sessions that name none."""
 _LOST = {"type": "cancelled", "detail": "the server was restarted"}
 
 
@@ -77,6 +79,13 @@ class Records:
     def run(self, run_id: str) -> Run | None:
         session = self.sessions.get(run_id.rpartition(":train:")[0])
         return session.runs.get(run_id) if session is not None else None
+
+    def project(self, session: SessionRecord) -> str:
+        return session.project_id or DEFAULT_PROJECT
+
+    def project_of(self, run_id: str) -> str:
+        session = self.sessions.get(run_id.rpartition(":train:")[0])
+        return DEFAULT_PROJECT if session is None else self.project(session)
 
     def add(self, record: SessionRecord) -> None:
         """Kept in memory until it is saved."""

@@ -18,7 +18,7 @@ from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import checks
 from crucible_tinkex.server.bodies import RetrieveFuturesRequest, SampleRequest
 from crucible_tinkex.server.checks import refused
-from crucible_tinkex.server.dispatch import Dispatch, digest, ignore
+from crucible_tinkex.server.dispatch import Dispatch, Report, digest, ignore
 from crucible_tinkex.server.operations import CancelSample, DropSnapshot, Outcome, SamplerSource
 from crucible_tinkex.server.store import Store
 
@@ -141,9 +141,14 @@ class Samplers:
         self._tickets += 1
         ticket = str(self._tickets)
         clone = (request.seq_id or 0) // CLONE_SPAN
+        follow: Report = ignore
+        if sampler is not None:
+            timeline = self._dispatch.timeline
+            follow = timeline.begin(sampler.session_id, sampler.sampler_id, operation)
 
         def finished(outcome: Outcome) -> None:
             self._cancellable.pop(request_id, None)
+            follow(outcome)
             if sampler is not None:
                 failed = isinstance(outcome, CrucibleError)
                 sampler.completed(clone).add(request_id, failed=failed)

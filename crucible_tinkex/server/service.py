@@ -11,16 +11,16 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import crucible_tinkex.client.wire as wire
+from crucible_tinkex.client.wire import FinishReason, FinishSessionRequest
 from crucible_tinkex.errors import CrucibleError, SessionLostError
 from crucible_tinkex.names import TinkerPath, check_segment
 from crucible_tinkex.server import checks
 from crucible_tinkex.server.bodies import (
+    CreateModelRequest,
     CreateSessionRequest,
-    FinishRequest,
     LoadWeightsRequest,
     OptimStepRequest,
     SaveExternalRequest,
@@ -30,6 +30,7 @@ from crucible_tinkex.server.bodies import (
 from crucible_tinkex.server.checks import refused
 from crucible_tinkex.server.codec import ForwardRequest
 from crucible_tinkex.server.dispatch import Dispatch, digest
+from crucible_tinkex.server.held import Model, Session
 from crucible_tinkex.server.limits import Limits
 from crucible_tinkex.server.operations import (
     CreateModel,
@@ -43,33 +44,12 @@ from crucible_tinkex.server.operations import (
     TakeSnapshot,
     UnloadModel,
 )
-from crucible_tinkex.server.ordering import Sequence
 from crucible_tinkex.server.records import Records, Run, SessionRecord, texts
 from crucible_tinkex.server.samplers import Samplers
 from crucible_tinkex.server.store import Store
 
 _SWEEP_S = 5.0
-
-
-@dataclass(slots=True)
-class Model:
-    """`waiting` holds what was asked of a model that has no place yet; None: it has one."""
-
-    model_id: str
-    session_id: str
-    spec: LoraSpec
-    created_by: str = ""
-    sequence: Sequence = field(default_factory=Sequence)
-    waiting: list[Callable[[], None]] | None = None
-
-
-@dataclass(slots=True)
-class Session:
-    session_id: str
-    touched_s: float
-    record: SessionRecord
-    models: dict[int, tuple[bytes, str, Model]] = field(default_factory=dict)
-    samplers: dict[int, str] = field(default_factory=dict)
+_IDLE = FinishSessionRequest(reason=FinishReason(type="interrupted"), detail="it was idle")
 
 
 class Service:
@@ -116,7 +96,7 @@ class Service:
         self._session(session_id)
         self._sweep()
 
-    def finish_session(self, session_id: str, request: FinishRequest | None = None) -> None:
+    def finish_session(self, session_id: str, request: FinishSessionRequest | None = None) -> None:
         """Free the session's models and snapshots; finishing twice is no error."""
         session = self._sessions.pop(session_id, None)
         if session is None:
@@ -126,10 +106,10 @@ class Service:
         self._finished[session_id] = None
         while len(self._finished) > 2 * self.limits.max_sessions:
             del self._finished[next(iter(self._finished))]
-        given = request or FinishRequest(reason={"type": "interrupted"}, detail="it was idle")
+        given = request or _IDLE
         session.record.status = {
             "type": "client_finished",
-            "reason": given.reason,
+            "reason": {"type": given.reason.type},
             "detail": given.detail,
         }
         for _, _, model in session.models.values():
@@ -162,8 +142,9 @@ class Service:
 
     # --- models --------------------------------------------------------------------------------
 
-    def create_model(self, request: wire.CreateModelRequest, body: bytes) -> str:
+    def create_model(self, request: CreateModelRequest, body: bytes) -> str:
         checks.base_model(request.base_model, self.engine.base)
+        checks.optimizer(request.optimizer_config)
         spec = checks.lora_spec(request.lora_config)
         return self._new_model(
             request.session_id,
@@ -179,6 +160,8 @@ class Service:
         path = TinkerPath.parse(request.path)
         manifest = self.store.info(path)
         checks.base_model(manifest.base_model, self.engine.base)
+        checks.base_model(request.base_model, self.engine.base)
+        checks.optimizer(request.optimizer_config)
         if request.session_id is None or request.model_seq_id is None:
             raise refused("load_weights needs session_id and model_seq_id, or model_id")
         return self._new_model(
@@ -206,10 +189,14 @@ class Service:
             if known[0] != key:
                 raise refused(f"model_seq_id {model_seq_id} was used by another request")
             return known[1]
-        self.dispatch.check_room(len(body))
         model = Model(f"{session_id}:train:{model_seq_id}", session_id, spec)
+        if model.model_id in session.record.runs:  # a copy of weights
+            raise refused(f"model_seq_id {model_seq_id} was used by another request")
+        self.dispatch.check_room(len(body))
         model.created_by = request_id = self.promises.create(len(body))
-        report = self.dispatch.reporter(request_id)
+        made = operation(model.model_id)
+        follow = self.dispatch.timeline.begin(session_id, model.model_id, made)
+        report = self.dispatch.reporter(request_id, follow)
         session.models[model_seq_id] = (key, request_id, model)
         self._models[model.model_id] = model
         metadata = texts(user_metadata)
@@ -221,7 +208,7 @@ class Service:
             self._queue[model.model_id] = model
             reason = f"all {self.limits.max_models} places for models are taken"
             self.promises.pause(request_id, reason)
-        self._send(model, operation(model.model_id), report)
+        self._send(model, made, report)
         return request_id
 
     def _send(self, model: Model, operation: Operation, report: Callable[[Any], None]) -> None:
@@ -283,7 +270,7 @@ class Service:
             request.seq_id,
             digest(body),
             len(body),
-            lambda: OptimStep(request.model_id, checks.adam(request.adam_params)),
+            lambda: OptimStep(request.model_id, checks.step(request)),
         )
 
     def save(self, request: SaveWeightsRequest, body: bytes) -> str:
@@ -361,7 +348,8 @@ class Service:
             raise
         self.records.touch(model_id)
         request_id = self.promises.create(size_bytes)
-        report = self.dispatch.reporter(request_id)
+        follow = self.dispatch.timeline.begin(model.session_id, model_id, operation)
+        report = self.dispatch.reporter(request_id, follow)
         sequence.admit(number, key, request_id, lambda: self._send(model, operation, report))
         return request_id
 
