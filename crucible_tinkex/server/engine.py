@@ -241,6 +241,7 @@ class TorchEngine:
             created=datetime.now(UTC).isoformat(),
             expires=expiry(operation.ttl_seconds),
             user_metadata=operation.user_metadata,
+            recipients=operation.recipients,
         )
         saved = self._store.save(
             manifest,

@@ -116,6 +116,7 @@ class SaveWeights:
     overwrite: bool = False
     ttl_seconds: int | None = None
     user_metadata: Mapping[str, str] | None = None
+    recipients: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

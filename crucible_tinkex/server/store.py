@@ -18,7 +18,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -37,7 +37,8 @@ MANIFEST_FILE = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a checkpoint is; `sha256` is of the adapter file."""
+    """What a checkpoint is; `sha256` is of the adapter file. Exports are encrypted to
+    `recipients` if there are any."""
 
     tinker_path: str
     base_model: str
@@ -50,6 +51,7 @@ class Manifest:
     size_bytes: int = 0
     public: bool = False
     user_metadata: Mapping[str, str] | None = None
+    recipients: Sequence[str] = ()
 
     @classmethod
     def parse(cls, text: str) -> Manifest:
