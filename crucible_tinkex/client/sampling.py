@@ -17,11 +17,14 @@ from crucible_tinkex.client.wire import (
     SampleRequest,
     SampleResponse,
     SamplingParams,
+    TensorData,
 )
 from crucible_tinkex.errors import ProtocolError, SessionLostError
 
 _OPERATION = "asample"
 _RESUBMISSIONS = 5
+_BACKPRESSURE = ((b"X-Tinker-Sampling-Backpressure", b"1"),)
+"""We take a 429 for what it is."""
 
 
 class _Place:
@@ -60,7 +63,17 @@ class TinkexSampling:
         prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
         topk_sample_logprobs: int = 0,
+        prompt_logprobs_last_n: int | None = None,
+        target_prompt_logprobs: TensorData | None = None,
+        prompt_alt_tokens_k: int = 0,
+        record_stability_info: bool = False,
     ) -> SampleResponse:
+        """Beyond the interface: `prompt_logprobs_last_n` scores only the prompt's end;
+        `target_prompt_logprobs` holds token ids (int64, (len(prompt) - 1) x K, -1 for none) to be
+        scored in its place; `prompt_alt_tokens_k` draws from the model at every prompt position;
+        `record_stability_info` keeps what the loss `stable_reinforce` needs. A service that
+        ignores one of the first three raises `ProtocolError`.
+        """
         place = self._place
         request = SampleRequest(
             sampling_session_id=place.sampling_session_id,
@@ -70,6 +83,10 @@ class TinkexSampling:
             prompt_logprobs=prompt_logprobs or None,
             topk_prompt_logprobs=topk_prompt_logprobs,
             topk_sample_logprobs=topk_sample_logprobs or None,
+            prompt_logprobs_last_n=prompt_logprobs_last_n,
+            target_prompt_logprobs=target_prompt_logprobs,
+            prompt_alt_tokens_k=prompt_alt_tokens_k or None,
+            record_stability_info=record_stability_info or None,
         )
         async with self._transport.sample_slots:
             for _ in range(_RESUBMISSIONS):
@@ -81,11 +98,19 @@ class TinkexSampling:
                         raise
                     lost = error
                 else:
-                    return _checked(response, request)
+                    return _named(_checked(response, request), envelope)
             raise lost
 
-    async def compute_logprobs(self, tokens: Sequence[int]) -> list[float | None]:
-        answer = await self.sample(tokens, SamplingParams(max_tokens=1), prompt_logprobs=True)
+    async def compute_logprobs(
+        self, tokens: Sequence[int], *, last_n: int | None = None
+    ) -> list[float | None]:
+        """With `last_n`, None for all tokens but the last."""
+        answer = await self.sample(
+            tokens,
+            SamplingParams(max_tokens=1),
+            prompt_logprobs=True,
+            prompt_logprobs_last_n=last_n,
+        )
         if answer.prompt_logprobs is None or len(answer.prompt_logprobs) != len(tokens):
             raise ProtocolError("the service answered without a logprob for each token")
         return answer.prompt_logprobs
@@ -96,6 +121,7 @@ class TinkexSampling:
             "asample",
             lambda reply: FutureEnvelope.model_validate_json(reply.body),
             body=request.model_copy(update={"seq_id": seq_id}).body(),
+            headers=_BACKPRESSURE,
             lost_on=frozenset({404, 410}),
             watch=self._promises.watch,
         )
@@ -105,4 +131,25 @@ def _checked(response: SampleResponse, request: SampleRequest) -> SampleResponse
     found, asked = len(response.sequences), request.num_samples
     if found != asked:
         raise ProtocolError(f"the service answered {found} sequences for {asked} samples")
+    targets, draws = response.target_prompt_logprobs, response.prompt_alt_tokens
+    if (request.target_prompt_logprobs is not None and targets is None) or (
+        request.prompt_alt_tokens_k is not None and draws is None
+    ):
+        raise ProtocolError("the service ignored what was asked about the prompt's tokens")
+    last_n, scored = request.prompt_logprobs_last_n, response.prompt_logprobs
+    if last_n is not None and scored is not None and any(p is not None for p in scored[:-last_n]):
+        raise ProtocolError("the service scored the whole prompt, not its end")
+    return response
+
+
+def _named(response: SampleResponse, envelope: FutureEnvelope) -> SampleResponse:
+    """The envelope holds the sequences' names, in order; older services have none."""
+    names = envelope.sample_sequence_ids
+    if names is None:
+        return response
+    if len(names) != len(response.sequences):
+        found = len(response.sequences)
+        raise ProtocolError(f"the service named {len(names)} sequences of {found}")
+    for sequence, name in zip(response.sequences, names, strict=True):
+        sequence.sequence_id = name
     return response

@@ -12,21 +12,25 @@ import asyncio
 import copy
 import itertools
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from secrets import token_hex
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 from crucible_tinkex.client.address import Address
+from crucible_tinkex.client.connections import Headers
 from crucible_tinkex.client.futures import Promises
 from crucible_tinkex.client.heartbeat import beat
 from crucible_tinkex.client.interface import EndReason
 from crucible_tinkex.client.key import ApiKey
-from crucible_tinkex.client.rest import RestClient
+from crucible_tinkex.client.rest import PROJECT_VARIABLE, RestClient
 from crucible_tinkex.client.sampling import TinkexSampling
 from crucible_tinkex.client.settings import ClientSettings
 from crucible_tinkex.client.training import TinkexTraining
 from crucible_tinkex.client.transport import (
+    IDEMPOTENCY_KEY,
     LOST,
     USER_AGENT,
     Lease,
@@ -68,8 +72,8 @@ _log = logging.getLogger(__name__)
 class TinkexService:
     """A `TrainingService` over HTTP. The constructor does no input or output but checks the URL.
 
-    Absent `base_url`: TINKER_BASE_URL, else hosted Tinker. `observer` hears of every HTTP call
-    and of what the session waits for.
+    Absent `base_url`: TINKER_BASE_URL, else hosted Tinker; absent `project_id`: TINKER_PROJECT_ID,
+    else none. `observer` hears of every HTTP call and of what the session waits for.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class TinkexService:
         allow_plain_http: bool = False,
         tags: Sequence[str] = (),
         user_metadata: Mapping[str, Any] | None = None,
+        project_id: str | None = None,
         observer: Observer | None = None,
         settings: ClientSettings | None = None,
     ) -> None:
@@ -87,6 +92,7 @@ class TinkexService:
         self._key = ApiKey(None if api_key_file is None else str(api_key_file))
         self._tags = list(tags)
         self._user_metadata = dict(user_metadata) if user_metadata is not None else None
+        self._project_id = project_id or os.environ.get(PROJECT_VARIABLE) or None
         self._watch = Watch(observer)
         self._settings = settings or ClientSettings()
         self._lease: Lease | None = None
@@ -151,33 +157,44 @@ class TinkexService:
         return self._training(answer.model_id)
 
     async def create_training_from_state(
-        self, path: str, *, optimizer: bool = True
+        self,
+        path: str,
+        *,
+        optimizer: bool = True,
+        user_metadata: Mapping[str, Any] | None = None,
+        access_token: str | None = None,
     ) -> TinkexTraining:
+        """`access_token` lets another account's checkpoint be read."""
         checkpoint = TinkerPath.parse(path)
         if checkpoint.kind != "weights":
             raise ConfigError(f"{path!r} is not a training checkpoint tinker://RUN/weights/NAME")
         session_id = await self._session()
         number = next(self._model_seq)
         request = LoadWeightsRequest(
-            path=path, optimizer=optimizer, session_id=session_id, model_seq_id=number
+            path=path,
+            optimizer=optimizer,
+            session_id=session_id,
+            model_seq_id=number,
+            user_metadata=dict(user_metadata) if user_metadata is not None else None,
+            weights_access_token=access_token,
         )
         try:
             envelope = await self._call(
                 "load_weights", "load_weights", FutureEnvelope, body=request.body()
             )
         except RequestRejectedError as refusal:
-            return await self._create_then_load(path, optimizer=optimizer, refusal=refusal)
+            return await self._create_then_load(request, refusal)
         promises = self._promises()
         answer = await promises.result(envelope, LoadWeightsResponse, "load_weights")
         # The official SDK never reads the id either: the protocol fixes it.
         return self._training(answer.model_id or f"{session_id}:train:{number}")
 
     async def _create_then_load(
-        self, path: str, *, optimizer: bool, refusal: RequestRejectedError
+        self, request: LoadWeightsRequest, refusal: RequestRejectedError
     ) -> TinkexTraining:
         """How older services do it: a new model like the checkpoint's, and its weights into it."""
         try:
-            info = await self.rest.weights_info(path)
+            info = await self.rest.weights_info(request.path)
         except ServiceError:
             raise refusal from None
         if info.lora_rank is None:
@@ -186,8 +203,12 @@ class TinkexService:
         lora = LoraConfig(
             rank=info.lora_rank, **info.model_dump(include=trained, exclude_none=True)
         )
-        training = await self.create_training(base_model=info.base_model, lora=lora)
-        await training.load_state(path, optimizer=optimizer)
+        training = await self.create_training(
+            base_model=info.base_model, lora=lora, user_metadata=request.user_metadata
+        )
+        await training.load_state(
+            request.path, optimizer=request.optimizer, access_token=request.weights_access_token
+        )
         return training
 
     async def sampler(
@@ -251,9 +272,14 @@ class TinkexService:
             tags=self._tags,
             user_metadata=self._user_metadata,
             sdk_version=USER_AGENT,
+            project_id=self._project_id,
         )
         answer = await self._call(
-            "create_session", "create_session", CreateSessionResponse, body=request.body()
+            "create_session",
+            "create_session",
+            CreateSessionResponse,
+            body=request.body(),
+            headers=[(IDEMPOTENCY_KEY, token_hex(16).encode())],
         )
         notes = (answer.info_message, answer.warning_message, answer.error_message)
         for level, note in zip((logging.INFO, logging.WARNING, logging.ERROR), notes, strict=True):
@@ -333,6 +359,7 @@ class TinkexService:
         *,
         body: bytes | None = None,
         method: str = "POST",
+        headers: Headers = (),
         total_s: float | None = None,
     ) -> R:
         return await self._transport().call(
@@ -341,6 +368,7 @@ class TinkexService:
             lambda reply: model.model_validate_json(reply.body),
             body=body,
             method=method,
+            headers=headers,
             lost_on=LOST,
             total_s=total_s,
             watch=self._watch,

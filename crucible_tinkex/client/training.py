@@ -10,6 +10,7 @@ import crucible_tinkex.client as client
 from crucible_tinkex.client.chunks import cut, merge
 from crucible_tinkex.client.futures import Promises
 from crucible_tinkex.client.operations import MODEL_GONE, Answer, Operations, Pending
+from crucible_tinkex.client.records import SaveExternalRequest
 from crucible_tinkex.client.sampling import TinkexSampling
 from crucible_tinkex.client.transport import LOST
 from crucible_tinkex.client.wire import (
@@ -23,6 +24,7 @@ from crucible_tinkex.client.wire import (
     ModelRequest,
     OptimStepRequest,
     OptimStepResponse,
+    SamplerKind,
     SaveWeightsForSamplerRequest,
     SaveWeightsRequest,
     SaveWeightsResponse,
@@ -162,16 +164,36 @@ class TinkexTraining:
             Answer(OptimStepResponse, _same),
         )
 
-    def save_state(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
+    def save_state(
+        self,
+        name: str,
+        *,
+        ttl_s: int | None = None,
+        overwrite: bool = False,
+        user_metadata: Mapping[str, str] | None = None,
+    ) -> Awaitable[str]:
+        """Without `overwrite`, a name that exists is refused. What is overwritten loses its
+        metadata too."""
         return self.operations.submit(
             "save_weights",
             lambda seq: SaveWeightsRequest(
-                model_id=self.model_id, path=name, seq_id=seq, ttl_seconds=ttl_s
+                model_id=self.model_id,
+                path=name,
+                seq_id=seq,
+                ttl_seconds=ttl_s,
+                overwrite=overwrite or None,
+                user_metadata=_copied(user_metadata),
             ),
             Answer(SaveWeightsResponse, lambda answer: _saved(answer, name)),
         )
 
-    def save_for_sampler(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
+    def save_for_sampler(
+        self,
+        name: str,
+        *,
+        ttl_s: int | None = None,
+        user_metadata: Mapping[str, str] | None = None,
+    ) -> Awaitable[str]:
         return self.operations.submit(
             "save_weights_for_sampler",
             lambda seq: SaveWeightsForSamplerRequest(
@@ -180,28 +202,57 @@ class TinkexTraining:
                 seq_id=seq,
                 ttl_seconds=ttl_s,
                 kind="snapshot",
+                user_metadata=_copied(user_metadata),
             ),
             Answer(SaveWeightsResponse, lambda answer: _saved(answer, name)),
         )
 
-    def load_state(self, path: str, *, optimizer: bool) -> Awaitable[None]:
+    def save_external(
+        self, name: str, *, ttl_s: int | None = None, age_recipients: Sequence[str] = ()
+    ) -> Awaitable[str]:
+        """Exports the weights for `RestClient.download`, encrypted to age keys if there are any.
+
+        Hosted Tinker offers files for exports only; older services for every checkpoint.
+        """
+        return self.operations.submit(
+            "save_weights_external",
+            lambda seq: SaveExternalRequest(
+                model_id=self.model_id,
+                path=name,
+                seq_id=seq,
+                ttl_seconds=ttl_s,
+                age_encryption_recipients=list(age_recipients) or None,
+            ),
+            Answer(SaveWeightsResponse, lambda answer: _saved(answer, name)),
+        )
+
+    def load_state(
+        self, path: str, *, optimizer: bool, access_token: str | None = None
+    ) -> Awaitable[None]:
+        """`access_token` lets another account's checkpoint be read."""
         return self.operations.submit(
             "load_weights",
             lambda seq: LoadWeightsRequest(
-                model_id=self.model_id, path=path, seq_id=seq, optimizer=optimizer
+                model_id=self.model_id,
+                path=path,
+                seq_id=seq,
+                optimizer=optimizer,
+                weights_access_token=access_token,
             ),
             Answer(LoadWeightsResponse, lambda answer: None),
             lost_on=LOST,
         )
 
-    async def sampler(self) -> TinkexSampling:
-        return self._snapshot(await self._publish())
+    async def sampler(self, *, kind: SamplerKind = "snapshot") -> TinkexSampling:
+        """`inflight`: from these weights or newer ones, because each later `inflight` call moves
+        all such samplers of this model on, a service at its leisure."""
+        return self._snapshot(await self._publish(kind))
 
-    async def refresh(self, sampler: TinkexSampling) -> None:
+    async def refresh(self, sampler: TinkexSampling, *, kind: SamplerKind = "snapshot") -> None:
         """Let `sampler` sample from the weights as they are now; its samples under way do not."""
-        sampler.move(await self._publish())
+        sampler.move(await self._publish(kind))
 
-    async def _publish(self) -> str:
+    async def _publish(self, kind: SamplerKind) -> str:
         number = self._next_sampling_seq()
         return await self.operations.submit(
             "save_weights_for_sampler",
@@ -209,7 +260,7 @@ class TinkexTraining:
                 model_id=self.model_id,
                 seq_id=seq,
                 sampling_session_seq_id=number,
-                kind="snapshot",
+                kind=kind,
             ),
             Answer(SaveWeightsResponse, _sampling_session),
         )
@@ -231,6 +282,10 @@ class TinkexTraining:
     async def aclose(self) -> None:
         """Abandon what is under way; the service may still execute it."""
         await self.operations.aclose()
+
+
+def _copied(metadata: Mapping[str, str] | None) -> dict[str, str] | None:
+    return None if metadata is None else dict(metadata)
 
 
 def _same(answer: R) -> R:

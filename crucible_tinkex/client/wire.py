@@ -6,9 +6,9 @@ official SDK. Field names are the protocol's. Tokens are ints, losses are nats, 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
 API = "/api/v1"
 KEY_HEADER = "X-API-Key"
@@ -77,6 +77,7 @@ class CreateSessionRequest(Wire):
     tags: list[str] = Field(default_factory=list)
     user_metadata: dict[str, Any] | None = None
     sdk_version: str
+    project_id: str | None = None
     type: Literal["create_session"] = "create_session"
 
 
@@ -226,7 +227,12 @@ class SaveWeightsRequest(Wire):
     seq_id: int | None = None
     ttl_seconds: int | None = None
     overwrite: bool | None = None
+    user_metadata: dict[str, Any] | None = None
     type: Literal["save_weights"] = "save_weights"
+
+
+SamplerKind: TypeAlias = Literal["snapshot", "inflight"]
+"""Fixed weights, or the model's one target of weights that later saves move on."""
 
 
 class SaveWeightsForSamplerRequest(Wire):
@@ -238,6 +244,7 @@ class SaveWeightsForSamplerRequest(Wire):
     sampling_session_seq_id: int | None = None
     ttl_seconds: int | None = None
     kind: str | None = None
+    user_metadata: dict[str, Any] | None = None
     type: Literal["save_weights_for_sampler"] = "save_weights_for_sampler"
 
 
@@ -257,6 +264,8 @@ class LoadWeightsRequest(Wire):
     model_id: str | None = None
     seq_id: int | None = None
     base_model: str | None = None
+    user_metadata: dict[str, Any] | None = None
+    weights_access_token: str | None = Field(default=None, repr=False)
     type: Literal["load_weights"] = "load_weights"
 
 
@@ -303,14 +312,36 @@ class SampleRequest(Wire):
     prompt_logprobs: bool | None = None
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int | None = None
+    target_prompt_logprobs: TensorData | None = None
+    prompt_alt_tokens_k: int | None = None
+    prompt_logprobs_last_n: int | None = None
+    record_stability_info: bool | None = None
     type: Literal["sample"] = "sample"
 
 
+def _stop_reason(given: Any) -> Any:
+    """A reason that is newer than this client reads as `stop`, in JSON as in protobuf."""
+    return "stop" if isinstance(given, str) and given != "length" else given
+
+
+StopReason: TypeAlias = Annotated[Literal["stop", "length"], BeforeValidator(_stop_reason)]
+
+
 class SampledSequence(Wire):
-    stop_reason: Literal["stop", "length"]
+    """`sequence_id` names it in the provenance of a later batch; our client fills it in."""
+
+    stop_reason: StopReason
     tokens: list[int]
     logprobs: list[float] | None = None
     topk_logprobs: list[list[tuple[int, float]] | None] | None = None
+    sequence_id: str | None = None
+
+
+class PromptAltTokens(Wire):
+    """Draws from the model at each prompt position after the first: two (len(prompt) - 1) x k."""
+
+    tokens: TensorData
+    logprobs: TensorData
 
 
 class SampleResponse(Wire):
@@ -320,6 +351,8 @@ class SampleResponse(Wire):
     prompt_logprobs: list[float | None] | None = None
     topk_prompt_logprobs: list[list[tuple[int, float]] | None] | None = None
     prompt_cache_hit_tokens: int | None = None
+    target_prompt_logprobs: TensorData | None = None
+    prompt_alt_tokens: PromptAltTokens | None = None
     type: Literal["sample"] = "sample"
 
 
@@ -346,26 +379,7 @@ class TryAgain(Wire):
     type: Literal["try_again"] = "try_again"
 
 
-class RequestFailed(Wire):
-    error: str
-    category: str = "unknown"
-
-
 # --- checkpoints (REST) ----------------------------------------------------------------------
-
-
-class Checkpoint(Wire):
-    checkpoint_id: str
-    checkpoint_type: str
-    time: str
-    tinker_path: str
-    size_bytes: int | None = None
-    public: bool = False
-    expires_at: str | None = None
-
-
-class CheckpointList(Wire):
-    checkpoints: list[Checkpoint]
 
 
 class WeightsInfoRequest(Wire):
