@@ -12,7 +12,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,6 @@ class SweepController:
         self._view = view or SweepView(prepared.name)
         self._draining = asyncio.Event()
         self._stopped_by: CrucibleError | None = None
-        self._held_until = 0.0
 
     def request_drain(self) -> None:
         """Finish the running steps, save, and stop; the sweep can be resumed."""
@@ -297,16 +296,16 @@ class SweepController:
         self._view.training_since = time.monotonic()
         while True:
             await self._refresh()
-            await self._share_back_off(pool)
+            self._share_back_off(pool)
             await asyncio.sleep(POLL_S)
 
-    async def _share_back_off(self, pool: SessionPool) -> None:
+    def _share_back_off(self, pool: SessionPool) -> None:
         """Tell all session processes of the back-off that the service asked one of them for."""
         asked = [t.waiting["resume_at"] or 0.0 for t in self._view.trials if t.waiting]
         until = max(asked, default=0.0)
-        if until > max(self._held_until, time.time()) + WORTH_SHARING_S:
-            self._held_until = until
-            await pool.hold_back(self._context, until)
+        if until > max(self._context.held_until, time.time()) + WORTH_SHARING_S:
+            self._context = replace(self._context, held_until=until)
+            pool.hold_back(self._context)
 
     async def _refresh(self) -> None:
         state, live = await asyncio.gather(self._registry.state(), self._telemetry.snapshot())

@@ -271,6 +271,8 @@ class _Shared:
 
 
 _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, _Shared]] = WeakKeyDictionary()
+_held_until: dict[tuple[Address, ApiKey], float] = {}
+"""Unix seconds. What other processes were told holds for transports that are made later, too."""
 
 
 class Lease:
@@ -312,13 +314,20 @@ def shared_transport(
             address, key=key, policy=policy, limits=limits, clock=clock, encoding=encoding
         )
         shared = by_name[name] = _Shared(transport)
+        _hold(shared.transport, _held_until.get((address, key), 0.0))
     return Lease(shared, by_name, name)
 
 
 def hold_back(address: Address, key: ApiKey, until: float) -> None:
     """Send nothing with this key before `until` (seconds of the Unix clock), in all transports of
-    the running loop: another process was asked to slow down."""
+    the running loop and those made later: another process was asked to slow down."""
+    _held_until[address, key] = until
     for name, shared in _shared.get(asyncio.get_running_loop(), {}).items():
         if name[:2] == (address, key):
-            wait_s = until - shared.transport.clock.wall()
-            shared.transport.pace.hold(wait_s, "the service asked another process to slow down")
+            _hold(shared.transport, until)
+
+
+def _hold(transport: Transport, until: float) -> None:
+    wait_s = until - transport.clock.wall()
+    if wait_s > 0:
+        transport.pace.hold(wait_s, "the service asked another process to slow down")

@@ -107,9 +107,11 @@ class SessionPool:
         """Ask every session of the sweep to finish its step, save and stop."""
         await self._tell("drain", sweep_id)
 
-    async def hold_back(self, context: SweepContext, until: float) -> None:
-        """Let every session of the sweep send nothing before `until`, in Unix seconds."""
-        await self._tell("hold_back", context, until)
+    def hold_back(self, context: SweepContext) -> None:
+        """Let every running session send nothing before `context.held_until`. One that dies
+        meanwhile, or starts later, hears of it with its next `advance`."""
+        for member in self._members:
+            member.actor.hold_back.remote(context)
 
     async def close(self, sweep_id: str) -> None:
         """Flush and keep the actors warm for the next sweep."""
@@ -120,8 +122,8 @@ class SessionPool:
             self._runtime.keep(member.actor)
         self._members.clear()
 
-    async def _tell(self, method: str, *arguments: Any) -> None:
-        calls = [getattr(m.actor, method).remote(*arguments) for m in self._members]
+    async def _tell(self, method: str, sweep_id: str) -> None:
+        calls = [getattr(m.actor, method).remote(sweep_id) for m in self._members]
         results = await asyncio.gather(*calls, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, RayError):

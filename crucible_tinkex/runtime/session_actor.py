@@ -72,6 +72,8 @@ class SweepContext:
     transport: Literal["http", "sdk"]
     registry: ActorHandle[Any]
     telemetry: ActorHandle[Any]
+    held_until: float = 0.0
+    """Unix seconds before which nothing is sent: another process was asked to slow down."""
 
 
 class SessionActor:
@@ -89,6 +91,7 @@ class SessionActor:
         self, context: SweepContext, plan: TrialPlan, data: SweepData, to_step: int
     ) -> Outcome:
         """Train a trial up to `to_step`; open its session first if it has none."""
+        await self.hold_back(context)
         session = self._sessions.get(plan.trial_id) or self._new_session(context, plan, data)
         try:
             if plan.trial_id not in self._sessions:
@@ -151,9 +154,10 @@ class SessionActor:
         """Sessions of this sweep finish their step, save, and stop."""
         self._drains.setdefault(sweep_id, asyncio.Event()).set()
 
-    async def hold_back(self, context: SweepContext, until: float) -> None:
-        """Another actor was asked to slow down: send nothing before `until`, in Unix seconds."""
-        hold_back(context.base_url, api_key_file=context.api_key_file, until=until)
+    async def hold_back(self, context: SweepContext) -> None:
+        """Send nothing before `context.held_until`."""
+        if context.held_until:
+            hold_back(context.base_url, api_key_file=context.api_key_file, until=context.held_until)
 
     async def forget(self, sweep_id: str) -> None:
         """The sweep is over: deliver what is left and drop what was kept for it."""

@@ -355,6 +355,9 @@ async def test_hold_back_reaches_the_transports_of_the_key_only(
     assert leases[1].transport.pace.wait_s <= 0
     for lease in leases:
         await lease.release()
+    later = shared_transport(here, key=keys[0], policy=RetryPolicy(), limits=Limits(), clock=clock)
+    assert later.transport.pace.wait_s == pytest.approx(9)
+    await later.release()
 
 
 async def test_a_429_halves_the_calls_in_flight_until_things_go_well(
