@@ -18,14 +18,13 @@ MAX_RECIPIENTS = 10
 SUFFIX = ".age"
 
 
-def recipients(given: Sequence[str] | None) -> tuple[str, ...]:
+def recipients(given: Sequence[str]) -> tuple[str, ...]:
     """The keys, checked. Raises `RequestRejectedError`."""
-    keys = tuple(given or ())
-    if len(keys) > MAX_RECIPIENTS:
-        raise refused(f"age_encryption_recipients are {len(keys)}, above {MAX_RECIPIENTS}")
-    for key in keys:
+    if len(given) > MAX_RECIPIENTS:
+        raise refused(f"age_encryption_recipients are {len(given)}, above {MAX_RECIPIENTS}")
+    for key in given:
         _recipient(key)
-    return keys
+    return tuple(given)
 
 
 def seal(folder: Path, keys: Sequence[str]) -> None:

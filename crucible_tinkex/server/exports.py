@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from crucible_tinkex.names import TinkerPath
+from crucible_tinkex.server import age
 from crucible_tinkex.server.checks import refused
 from crucible_tinkex.server.export import export_peft
 from crucible_tinkex.server.store import Store
@@ -52,13 +53,16 @@ class Exports:
     def prepare(self, path: TinkerPath) -> Path:
         """The folder of the checkpoint's export. Raises `RequestRejectedError` (404)."""
         manifest = self._store.info(path)
-        target = self._root / f"{manifest.sha256}-{path.name}"
+        keys = hashlib.sha256("\n".join(manifest.recipients).encode()).hexdigest()[:16]
+        target = self._root / f"{manifest.sha256}-{keys}-{path.name}"
         with self._making, storage_errors(target):
             if target.exists():
                 return target
             work = self._root / f".{uuid.uuid4().hex}"
             try:
                 export_peft(self._store.folder(path), work)
+                if manifest.recipients:
+                    age.seal(work, manifest.recipients)
                 _pack(work)
                 os.rename(work, target)
             finally:

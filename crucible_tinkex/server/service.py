@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import crucible_tinkex.client.wire as wire
 from crucible_tinkex.client.wire import FinishReason, FinishSessionRequest
 from crucible_tinkex.errors import CrucibleError, SessionLostError
 from crucible_tinkex.names import TinkerPath, check_segment
-from crucible_tinkex.server import checks
+from crucible_tinkex.server import age, checks
 from crucible_tinkex.server.bodies import (
     CreateModelRequest,
     CreateSessionRequest,
@@ -277,9 +277,8 @@ class Service:
         return self._save(request, "weights", body, overwrite=bool(request.overwrite))
 
     def save_external(self, request: SaveExternalRequest, body: bytes) -> str:
-        if request.age_encryption_recipients:
-            raise refused("age_encryption_recipients is not supported")
-        return self._save(request, "external_weights", body)
+        keys = request.age_encryption_recipients or ()
+        return self._save(request, "external_weights", body, recipients=keys)
 
     def _save(
         self,
@@ -288,6 +287,7 @@ class Service:
         body: bytes,
         *,
         overwrite: bool = False,
+        recipients: Sequence[str] = (),
     ) -> str:
         def operation() -> Operation:
             return SaveWeights(
@@ -296,6 +296,7 @@ class Service:
                 overwrite,
                 checks.ttl(request.ttl_seconds),
                 texts(request.user_metadata),
+                age.recipients(recipients),
             )
 
         return self._in_order(request.model_id, request.seq_id, digest(body), len(body), operation)

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import pyrage
 import pytest
 from app_client import AppClient, row_data
 from safetensors.numpy import load
@@ -154,8 +155,46 @@ def test_external_weights_come_file_by_file(api: AppClient, run: str) -> None:
     assert _fetch(api, wrong).status_code == 404
     api.send("DELETE", base)
     assert _fetch(api, urls["adapter_config.json"]).status_code == 404
-    encrypted = {"model_id": run, "seq_id": 4, "path": "f", "age_encryption_recipients": ["x"]}
-    assert api.post("save_weights_external", **encrypted).status_code == 400
+
+
+def _encrypted(api: AppClient, run: str, seq_id: int, *keys: str) -> dict[str, bytes]:
+    given = {"path": f"x{seq_id}", "age_encryption_recipients": list(keys)}
+    made = api.result("save_weights_external", model_id=run, seq_id=seq_id, **given)
+    base = f"training_runs/{run}/checkpoints/external_weights/x{seq_id}"
+    urls = api.get(f"{base}/external_weights_urls")["urls"]
+    assert made["path"].endswith(f"x{seq_id}")
+    return {name: _fetch(api, url).content for name, url in urls.items()}
+
+
+def test_external_weights_can_be_encrypted(api: AppClient, run: str) -> None:
+    one, two = (pyrage.x25519.Identity.generate() for _ in range(2))
+    files = _encrypted(api, run, 3, str(one.to_public()), str(two.to_public()))
+    assert set(files) == {"adapter_config.json.age", "adapter_model.safetensors.age"}
+    for identity in (one, two):
+        config = json.loads(pyrage.decrypt(files["adapter_config.json.age"], [identity]))
+        assert config["peft_type"] == "LORA"
+        assert load(pyrage.decrypt(files["adapter_model.safetensors.age"], [identity]))
+    other = _encrypted(api, run, 4, str(two.to_public()))
+    with pytest.raises(pyrage.DecryptError):
+        pyrage.decrypt(other["adapter_config.json.age"], [one])
+    wrong = (["age1x"], ["ssh-ed25519 AAAA"], [str(one.to_public())] * 11)
+    for seq_id, keys in enumerate(wrong, 5):
+        given = {"model_id": run, "seq_id": seq_id, "path": "f", "age_encryption_recipients": keys}
+        answer = api.post("save_weights_external", **given)
+        assert answer.status_code == 400 and "age_encryption_recipients" in answer.text
+    assert "path" in api.result("save_weights", model_id=run, seq_id=8, path="after")
+
+
+def test_the_same_weights_for_another_key(api: AppClient, run: str) -> None:
+    one, two = (pyrage.x25519.Identity.generate() for _ in range(2))
+    path = f"training_runs/{run}/checkpoints/external_weights/x"
+    for seq_id, identity in ((3, one), (4, two)):
+        given = {"path": "x", "age_encryption_recipients": [str(identity.to_public())]}
+        api.result("save_weights_external", model_id=run, seq_id=seq_id, **given)
+        urls = api.get(f"{path}/external_weights_urls")["urls"]
+        content = _fetch(api, urls["adapter_config.json.age"]).content
+        assert b"LORA" in pyrage.decrypt(content, [identity])
+        api.send("DELETE", path)
 
 
 @pytest.mark.parametrize(
