@@ -1,24 +1,51 @@
-"""`make bench`: all benchmarks, or those named: `python -m benchmarks engine client overhead`."""
+"""`make bench`: all benchmarks, or those named: `python -m benchmarks engine sampling server`."""
 
 from __future__ import annotations
 
 import os
 import platform
 import sys
+from collections.abc import Callable, Iterator, Mapping
 
-from benchmarks import client_cost, engine_speed, overhead
+from benchmarks import client_cost, engine_speed, overhead, sampling_speed, server_cost, sessions
+from crucible_tinkex.server.bases import known_bases
+
+
+def _engine() -> Iterator[str]:
+    yield engine_speed.run("nano", "fp32")
+    yield engine_speed.run("smollm2-135m")
+
+
+def _sampling() -> Iterator[str]:
+    yield sampling_speed.table([sampling_speed.run(base) for base in known_bases()])
+
+
+def _one(make: Callable[[], str]) -> Callable[[], Iterator[str]]:
+    def tables() -> Iterator[str]:
+        yield make()
+
+    return tables
+
+
+BENCHMARKS: Mapping[str, Callable[[], Iterator[str]]] = {
+    "engine": _engine,
+    "sampling": _sampling,
+    "server": _one(server_cost.run),
+    "sessions": _one(sessions.run),
+    "client": _one(lambda: client_cost.table(client_cost.run())),
+    "overhead": _one(lambda: overhead.table(overhead.run())),
+}
 
 
 def main(names: list[str]) -> None:
+    unknown = set(names) - set(BENCHMARKS)
+    if unknown:
+        sys.exit(f"there is no benchmark {', '.join(sorted(unknown))}; use {', '.join(BENCHMARKS)}")
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
-    if not names or "engine" in names:
-        print(engine_speed.table(engine_speed.run()), flush=True)
-        print()
-    if not names or "client" in names:
-        print(client_cost.table(client_cost.run()), flush=True)
-        print()
-    if not names or "overhead" in names:
-        print(overhead.table(overhead.run()), flush=True)
+    for name in names or BENCHMARKS:
+        for table in BENCHMARKS[name]():
+            print(table, flush=True)
+            print()
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
 """Training speed of the embedded engine: N adapters together, one by one, and under `peft`.
 
-All three train the same base (fp32) on the same rows in this process: forward, backward and AdamW
-for each of N adapters of rank 8 on all seven linear layers. Tokens per second of wall time.
+All three train the same base in the same dtype on the same rows in this process: forward, backward
+and AdamW for each of N adapters of rank 8 on all seven linear layers. Tokens per second of wall
+time, one thread. "Together" is what the engine makes of requests that are all in its queue; how
+many of them share a pass is its own choice.
 """
 
 from __future__ import annotations
 
-import statistics
+import gc
 import tempfile
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,15 @@ import numpy as np
 import peft
 import torch
 
+from benchmarks.rounds import Rounds
 from crucible_tinkex.server import bases
 from crucible_tinkex.server.engine import TorchEngine
+from crucible_tinkex.server.launch import DTYPES, fastest_dtype
 from crucible_tinkex.server.operations import (
     Adam,
     CreateModel,
     ForwardBackward,
+    IntArray,
     LoraSpec,
     Operation,
     OptimStep,
@@ -32,10 +37,15 @@ from crucible_tinkex.server.operations import (
 )
 from crucible_tinkex.server.store import Store
 
-ADAPTERS = (1, 4, 8)
-SHAPES = ((2, 32), (8, 64))
+SHAPES = ((1, 16), (2, 32), (8, 64))
 """Rows and tokens per row of each adapter's batch."""
-REPEATS = 5
+CASES = {
+    "nano": [(*shape, n) for shape in SHAPES for n in (1, 4, 8, 16)],
+    "smollm2-135m": [(1, 16, 1), (1, 16, 8), (2, 32, 1), (2, 32, 4), (8, 64, 1), (8, 64, 2)],
+}
+"""Rows, tokens per row and adapters."""
+BUDGET_S = {"nano": 1.5, "smollm2-135m": 6.0}
+"""Per case."""
 SPEC = LoraSpec(rank=8, seed=0, train_unembed=False)
 
 
@@ -49,29 +59,30 @@ def batch(rows: int, length: int) -> tuple[Row, ...]:
 class Ours:
     """The engine behind the HTTP app, without HTTP."""
 
-    def __init__(self, base: str, folder: Path) -> None:
-        self._engine = TorchEngine(bases.ensure_base(base), Store(folder), dtype=torch.float32)
+    def __init__(self, base: str, folder: Path, dtype: torch.dtype) -> None:
+        self._engine = TorchEngine(bases.ensure_base(base), Store(folder), dtype=dtype)
         self._made: set[str] = set()
 
     def together(self, count: int, rows: tuple[Row, ...]) -> None:
         """All adapters' steps are in the queue before the first is awaited."""
-        self._run([o for i in range(count) for o in self._step(i, rows)])
+        self.run([o for i in range(count) for o in self._step(i, rows)])
 
     def one_by_one(self, count: int, rows: tuple[Row, ...]) -> None:
         for i in range(count):
-            self._run(self._step(i, rows))
+            self.run(self._step(i, rows))
 
     def _step(self, number: int, rows: tuple[Row, ...]) -> list[Operation]:
         name = f"s:train:{number}"
         if name not in self._made:
             self._made.add(name)
-            self._run([CreateModel(name, SPEC)])
+            self.run([CreateModel(name, SPEC)])
         return [
             ForwardBackward(name, rows, "cross_entropy", {}, backward=True),
             OptimStep(name, Adam(learning_rate=1e-4)),
         ]
 
-    def _run(self, operations: list[Operation]) -> None:
+    def run(self, operations: Sequence[Operation]) -> None:
+        """Queue them all, then wait for all."""
         left = threading.Semaphore(0)
         outcomes: list[Outcome] = []
 
@@ -94,8 +105,8 @@ class Ours:
 class Peft:
     """N adapters loaded on one base, `set_adapter` and a fused AdamW step for each in turn."""
 
-    def __init__(self, base: str, count: int) -> None:
-        model = bases.load_model(bases.ensure_base(base), torch.float32)
+    def __init__(self, base: str, count: int, dtype: torch.dtype) -> None:
+        model = bases.load_model(bases.ensure_base(base), dtype)
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         config = peft.LoraConfig(r=8, lora_alpha=32, target_modules=targets, lora_dropout=0.0)
         self._model: Any = peft.get_peft_model(model, config, adapter_name="0")
@@ -120,54 +131,72 @@ class Peft:
             optimizer.step()
             optimizer.zero_grad()
 
-
-def rates(ways: dict[str, Callable[[], None]], tokens: int) -> dict[str, float]:
-    """Median tokens/s of each way; the ways take turns, so that a slow moment hits all."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for way in ways.values():
-        way()
-    for _ in range(REPEATS):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: tokens / statistics.median(s) for name, s in seconds.items()}
+    @torch.inference_mode()
+    def generate(self, prompt: IntArray, count: int) -> None:
+        """Greedy, exactly `count` tokens, with the first adapter."""
+        ids = torch.from_numpy(prompt)[None]
+        lengths = {"max_new_tokens": count, "min_new_tokens": count}
+        self._model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, **lengths
+        )
 
 
-def run(base: str = "nano") -> list[dict[str, float]]:
-    torch.set_num_threads(1)
-    results = []
-    with tempfile.TemporaryDirectory() as folder:
-        ours = Ours(base, Path(folder))
-        for rows, length in SHAPES:
-            data = batch(rows, length)
-            for count in ADAPTERS:
-                theirs = Peft(base, count)
-                ways = {
-                    "together": lambda n=count, d=data: ours.together(n, d),
-                    "one_by_one": lambda n=count, d=data: ours.one_by_one(n, d),
-                    "peft": lambda p=theirs, d=data: p.one_by_one(d),
-                }
-                found = rates(ways, count * rows * length)
-                results.append({"rows": rows, "length": length, "adapters": count, **found})
-        ours.close()
-    return results
+@dataclass(frozen=True, slots=True)
+class Case:
+    rows: int
+    length: int
+    adapters: int
+    rounds: Rounds
+
+    def cells(self) -> list[str]:
+        tokens = self.adapters * self.rows * self.length
+        return [
+            f"{self.rows} x {self.length}",
+            f"{self.adapters}",
+            *(f"{self.rounds.rate(way, tokens):,.0f}" for way in ("together", "single", "peft")),
+            *(f"{self.rounds.faster('together', way):.2f}" for way in ("single", "peft")),
+        ]
 
 
-def table(results: list[dict[str, float]], base: str = "nano") -> str:
+def measure(ours: Ours, base: str, dtype: torch.dtype) -> list[Case]:
+    cases = []
+    for rows, length, count in CASES[base]:
+        data = batch(rows, length)
+        theirs = Peft(base, count, dtype)
+        ways = {
+            "together": lambda n=count, d=data: ours.together(n, d),
+            "single": lambda n=count, d=data: ours.one_by_one(n, d),
+            "peft": lambda p=theirs, d=data: p.one_by_one(d),
+        }
+        cases.append(Case(rows, length, count, Rounds(ways, budget_s=BUDGET_S[base])))
+        del theirs, ways
+        gc.collect()
+    return cases
+
+
+def table(base: str, dtype: str, cases: Sequence[Case]) -> str:
     lines = [
-        f"Training tokens/s on `{base}`, fp32, one thread, LoRA rank 8:",
+        f"Training tokens/s on `{base}`, {dtype}, one thread, LoRA rank 8:",
         "",
         "| batch per adapter | adapters | together | one by one | peft | x one by one | x peft |",
         "|---|---|---|---|---|---|---|",
     ]
-    for r in results:
-        cells = [
-            f"{r['rows']:.0f} x {r['length']:.0f}",
-            f"{r['adapters']:.0f}",
-            *(f"{r[k]:,.0f}" for k in ("together", "one_by_one", "peft")),
-            f"{r['together'] / r['one_by_one']:.2f}",
-            f"{r['together'] / r['peft']:.2f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(lines + [f"| {' | '.join(c.cells())} |" for c in cases])
+
+
+def auto_dtype() -> str:
+    """As the server chooses: bf16 where this CPU is fast at it."""
+    fastest = fastest_dtype(torch.device("cpu"))
+    return next(name for name, value in DTYPES.items() if value == fastest)
+
+
+def run(base: str, dtype: str = "auto") -> str:
+    """The table of one base."""
+    torch.set_num_threads(1)
+    dtype = auto_dtype() if dtype == "auto" else dtype
+    with tempfile.TemporaryDirectory() as folder:
+        ours = Ours(base, Path(folder), DTYPES[dtype])
+        try:
+            return table(base, dtype, measure(ours, base, DTYPES[dtype]))
+        finally:
+            ours.close()

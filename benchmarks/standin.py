@@ -23,6 +23,7 @@ from crucible_tinkex.server.operations import (
     BaseInfo,
     CreateModel,
     Done,
+    Engine,
     ForwardBackward,
     ForwardOutput,
     LoadWeights,
@@ -54,13 +55,14 @@ class WaitingEngine:
         seconds = STEP_S if isinstance(operation, ForwardBackward) else 0.0
         at = max(loop.time(), self._free_at.get(model_id, 0.0)) + seconds
         self._free_at[model_id] = at
-        loop.call_at(at, lambda: done(_answer(operation)))
+        loop.call_at(at, lambda: done(answer(operation)))
 
     def close(self) -> None:
         pass
 
 
-def _answer(operation: Operation) -> Outcome:
+def answer(operation: Operation) -> Outcome:
+    """A result of the right shape, with nothing behind it."""
     if isinstance(operation, CreateModel):
         return ModelReady(operation.model_id)
     if isinstance(operation, LoadWeights):
@@ -75,17 +77,19 @@ def _answer(operation: Operation) -> Outcome:
     return Done()
 
 
-def main(folder: Path) -> None:
+def serve_standin(folder: Path, engine: Callable[[BaseInfo], Engine]) -> None:
+    """Serve the engine that `engine` makes until standard input ends."""
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir(parents=True, exist_ok=True)
     write_tokenizer(tokenizer)
     key_file = folder / "api_key"
     key_file.write_text(KEY)
+    key_file.chmod(0o600)
     base = BaseInfo("nano", str(tokenizer), vocab_size=512, max_length=2048)
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ready = folder / "ready.json"
-        serve_engine(WaitingEngine(base), Store(folder), KEY, key_file, listener, ready)
+        serve_engine(engine(base), Store(folder), KEY, key_file, listener, ready)
 
 
 def _end_with_stdin() -> None:
@@ -94,4 +98,4 @@ def _end_with_stdin() -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    serve_standin(Path(sys.argv[1]), WaitingEngine)
