@@ -1,11 +1,11 @@
 """The numbered operations of one model: submission, order, and the poison of a lost number.
 
-Every operation draws its number when it is called and is sent at once; the service executes by
-number, so requests may overtake each other on the way. A number that never arrives would leave
-all later ones waiting at the service for ever: when one cannot be submitted, the model is
-*poisoned*, the later ones fail with the same error, and so does every call from then on. The cure
-is a new model from the last checkpoint. A failed *result* does not poison, except that a lost
-session does.
+Every operation draws its number when it is called, and is sent once the one before it is accepted:
+some services execute by number, others in the order of arrival, and some refuse a number that comes
+early. A number that never arrives would leave all later ones waiting at the service for ever: when
+one cannot be submitted, the model is *poisoned*, the later ones fail with the same error, and so
+does every call from then on. The cure is a new model from the last checkpoint. A failed *result*
+does not poison, except that a lost session does.
 """
 
 from __future__ import annotations
@@ -55,6 +55,23 @@ class Answer(NamedTuple, Generic[R, T]):
     read: Callable[[R], T]
 
 
+class _Turns:
+    """Who may submit: one number after the other. A number that fails ends it all (`poison`)."""
+
+    def __init__(self, first_seq: int) -> None:
+        self._next = first_seq
+        self._waiting: dict[int, asyncio.Event] = {}
+
+    async def wait(self, seq: int) -> None:
+        if seq > self._next:
+            await self._waiting.setdefault(seq, asyncio.Event()).wait()
+
+    def give_on(self, seq: int) -> None:
+        self._next = seq + 1
+        if (event := self._waiting.pop(self._next, None)) is not None:
+            event.set()
+
+
 class Operations:
     """See the module. Not shared between models; closed by whoever made it."""
 
@@ -65,6 +82,7 @@ class Operations:
         self.last_seq = first_seq - 1
         self._failure: ServiceError | None = None
         self._under_way: dict[int, asyncio.Task[Any]] = {}
+        self._turns = _Turns(first_seq)
         # Results come in order, so one poll finds its answer and the next waits behind it.
         self._polls = asyncio.Semaphore(_POLLS_AT_ONCE)
 
@@ -144,14 +162,18 @@ class Operations:
     async def _send(
         self, operation: str, seq: int, forms: Sequence[Form], lost_on: frozenset[int]
     ) -> FutureEnvelope:
+        await self._turns.wait(seq)
         try:
             if len(forms) == 1:
-                return await self._post(operation, forms[0], lost_on)
-            return await self._offer(operation, forms, lost_on)
+                envelope = await self._post(operation, forms[0], lost_on)
+            else:
+                envelope = await self._offer(operation, forms, lost_on)
         except ServiceError as error:
             error.with_context(model_id=self.model_id, seq_id=seq)
             self.poison(error, after=seq)
             raise
+        self._turns.give_on(seq)
+        return envelope
 
     async def _offer(
         self, operation: str, forms: Sequence[Form], lost_on: frozenset[int]
