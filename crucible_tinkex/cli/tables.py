@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
@@ -61,14 +62,20 @@ def _value(value: Any) -> str:
 
 def wait_lines(waiting: Iterable[Mapping[str, Any]]) -> list[str]:
     """One line per reason why trials do not move, the most common first."""
-    counts = Counter(
-        f"{wait['state']}" + (f": {wait['reason']}" if wait.get("reason") else "")
-        for wait in waiting
-    )
+    resume_at: dict[str, float] = {}
+    counts: Counter[str] = Counter()
+    for wait in waiting:
+        why = f"{wait['state']}: {wait['reason']}" if wait.get("reason") else wait["state"]
+        counts[why] += 1
+        resume_at[why] = max(resume_at.get(why, 0.0), wait.get("resume_at") or 0.0)
     return [
-        f"{count} {'trial waits' if count == 1 else 'trials wait'}, {why}"
+        f"{count} {'trial waits' if count == 1 else 'trials wait'}, {why}{_again(resume_at[why])}"
         for why, count in counts.most_common()
     ]
+
+
+def _again(resume_at: float) -> str:
+    return f" (again at {datetime.fromtimestamp(resume_at):%H:%M:%S})" if resume_at else ""
 
 
 def verdict(state: SweepState) -> str:

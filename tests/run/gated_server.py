@@ -17,7 +17,7 @@ from typing import Any
 import crucible_tinkex.server.serve as serving
 from crucible_tinkex.server.app import App
 
-RETRY_AFTER_S = 8
+RETRY_AFTER_S = 12
 PAUSED_S = 3
 API = "/api/v1/"
 
