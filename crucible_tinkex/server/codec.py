@@ -19,6 +19,8 @@ import crucible_tinkex.client.proto as proto
 import crucible_tinkex.client.wire as wire
 from crucible_tinkex.client.proto.errors import parsed
 from crucible_tinkex.client.proto.messages import ForwardBackwardRequest as Message
+from crucible_tinkex.client.proto.messages import SampleResponse as SampleMessage
+from crucible_tinkex.client.proto.tensors import put_tensor
 from crucible_tinkex.errors import CrucibleError, ServiceError
 from crucible_tinkex.server.checks import refused
 from crucible_tinkex.server.dispatch import digest
@@ -27,6 +29,7 @@ from crucible_tinkex.server.operations import (
     ForwardOutput,
     ModelReady,
     Outcome,
+    PromptScores,
     SampleOutput,
     Saved,
     StepOutput,
@@ -128,7 +131,8 @@ def encode(outcome: Outcome, accept: str) -> tuple[bytes, str]:
             metrics = outcome.metrics
             return proto.encode_forward_backward_output(rows, metrics), proto.CONTENT_TYPE
         if isinstance(outcome, SampleOutput):
-            return proto.encode_sample_response(_sample(outcome)), proto.CONTENT_TYPE
+            encoded = proto.encode_sample_response(_sample(outcome))
+            return encoded + _encoded_scores(outcome.prompt), proto.CONTENT_TYPE
     return json.dumps(_plain(outcome), separators=(",", ":")).encode(), JSON
 
 
@@ -149,11 +153,50 @@ def _sample(output: SampleOutput) -> wire.SampleResponse:
     ]
     fields: dict[str, Any] = {
         "sequences": [wire.SampledSequence.model_construct(**s) for s in sequences],
-        "prompt_logprobs": output.prompt_logprobs,
-        "topk_prompt_logprobs": output.topk_prompt_logprobs,
+        "prompt_logprobs": output.prompt.logprobs,
+        "topk_prompt_logprobs": output.prompt.topk,
         "prompt_cache_hit_tokens": 0,
     }
     return wire.SampleResponse.model_construct(**fields)
+
+
+def _encoded_scores(scores: PromptScores) -> bytes:
+    """The fields of a sample response that only servers write. Messages that stand one after
+    another are one message."""
+    message = SampleMessage()
+    for name, tensor in _targets(scores).items():
+        put_tensor(getattr(message, name), tensor)
+    for name, tensor in _alternatives(scores).items():
+        put_tensor(getattr(message.prompt_alt_tokens, name), tensor)
+    encoded: bytes = message.SerializeToString()
+    return encoded
+
+
+def _targets(scores: PromptScores) -> dict[str, wire.TensorData]:
+    targets, found = scores.targets, scores.target_logprobs
+    if targets is None or found is None:
+        return {}
+    tensor = wire.TensorData.model_construct(
+        data=found.tolist(),
+        dtype="float32",
+        shape=list(targets.shape),
+        sparse_crow_indices=None if targets.crow is None else list(targets.crow),
+        sparse_col_indices=None if targets.columns is None else list(targets.columns),
+    )
+    return {"target_prompt_logprobs": tensor}
+
+
+def _alternatives(scores: PromptScores) -> dict[str, wire.TensorData]:
+    if scores.alternatives is None:
+        return {}
+    tokens, logprobs = scores.alternatives.tokens, scores.alternatives.logprobs
+    shape = list(tokens.shape)
+    return {
+        "tokens": wire.TensorData(data=tokens.ravel().tolist(), dtype="int64", shape=shape),
+        "logprobs": wire.TensorData.model_construct(
+            data=logprobs.ravel().tolist(), dtype="float32", shape=shape
+        ),
+    }
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:
@@ -202,8 +245,14 @@ def _plain_sample(output: SampleOutput) -> dict[str, Any]:
             sequence["topk_logprobs"] = s.topk_logprobs
         sequences.append(sequence)
     body: dict[str, Any] = {"type": "sample", "sequences": sequences}
-    if output.prompt_logprobs is not None:
-        body["prompt_logprobs"] = output.prompt_logprobs
-    if output.topk_prompt_logprobs is not None:
-        body["topk_prompt_logprobs"] = output.topk_prompt_logprobs
+    scores = output.prompt
+    if scores.logprobs is not None:
+        body["prompt_logprobs"] = scores.logprobs
+    if scores.topk is not None:
+        body["topk_prompt_logprobs"] = scores.topk
+    for name, tensor in _targets(scores).items():
+        body[name] = tensor.model_dump(exclude_none=True)
+    if scores.alternatives is not None:
+        parts = _alternatives(scores).items()
+        body["prompt_alt_tokens"] = {n: t.model_dump(exclude_none=True) for n, t in parts}
     return body

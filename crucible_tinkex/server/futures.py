@@ -134,8 +134,10 @@ def _size_bytes(outcome: Outcome) -> int:
     if isinstance(outcome, ForwardOutput):
         return _SMALL_BYTES + 16 * sum(p.size for p in outcome.logprobs)
     if isinstance(outcome, SampleOutput):
-        numbers = sum(len(s.tokens) for s in outcome.sequences) + len(outcome.prompt_logprobs or ())
-        return _SMALL_BYTES + 80 * (
-            numbers + sum(len(t or ()) for t in outcome.topk_prompt_logprobs or ())
-        )
+        prompt = outcome.prompt
+        numbers = sum(len(s.tokens) for s in outcome.sequences) + len(prompt.logprobs or ())
+        numbers += sum(len(t or ()) for t in prompt.topk or ())
+        arrays = 0 if prompt.targets is None else 5 * prompt.targets.ids.nbytes
+        arrays += 0 if prompt.alternatives is None else 2 * prompt.alternatives.tokens.nbytes
+        return _SMALL_BYTES + 80 * numbers + arrays
     return _SMALL_BYTES

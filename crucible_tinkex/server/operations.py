@@ -140,6 +140,20 @@ class DropSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Targets:
+    """Token ids to score, each in its row; row i is the prompt's position i + 1. -1 asks nothing.
+
+    They go back as they came: in the shape [rows, K], or as a sparse matrix with `crow` and
+    `columns`."""
+
+    ids: IntArray
+    rows: IntArray
+    shape: tuple[int, int]
+    crow: tuple[int, ...] | None = None
+    columns: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """`stop_tokens` None: end-of-sequence tokens stop; `max_tokens` is already within limits.
     `ticket` is what `CancelSample` names."""
@@ -158,6 +172,9 @@ class Sample:
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
     prompt_logprobs_last_n: int | None = None
+    targets: Targets | None = None
+    alternatives: int = 0
+    """How many tokens to draw at each of the prompt's positions but the first."""
     ticket: str = ""
 
 
@@ -224,12 +241,28 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternatives:
+    """Drawn tokens [positions, k], and their log-probabilities."""
+
+    tokens: IntArray
+    logprobs: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScores:
+    """What was asked about the prompt's tokens; `target_logprobs` belong to `Targets.ids`."""
+
+    logprobs: tuple[float | None, ...] | None = None
+    topk: tuple[tuple[tuple[int, float], ...] | None, ...] | None = None
+    targets: Targets | None = None
+    target_logprobs: FloatArray | None = None
+    alternatives: Alternatives | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SampleOutput:
     sequences: tuple[Sequence, ...]
-    prompt_logprobs: tuple[float | None, ...] | None = None
-    topk_prompt_logprobs: tuple[tuple[tuple[int, float], ...] | None, ...] | None = field(
-        default=None
-    )
+    prompt: PromptScores = field(default_factory=PromptScores)
 
 
 Result: TypeAlias = ModelReady | ForwardOutput | StepOutput | Saved | Done | SampleOutput

@@ -19,17 +19,15 @@ from torch import Tensor
 from crucible_tinkex.server.adapters import FrozenAdapter
 from crucible_tinkex.server.attention import BUCKET, Block, DecodePlan, PackedPlan, round_up
 from crucible_tinkex.server.choosing import Sampling, Vocabulary, generator_for
-from crucible_tinkex.server.head import head_adapter
 from crucible_tinkex.server.lora import Segment
 from crucible_tinkex.server.model import MIN_TOKENS, BaseModel
-from crucible_tinkex.server.operations import Sample, SampleOutput
+from crucible_tinkex.server.operations import PromptScores, Sample, SampleOutput
+from crucible_tinkex.server.scoring import score
 
 EXTENT = 16
 """The cache grows by this many slots."""
 
 Ticket = TypeVar("Ticket")
-Scored = TypeVar("Scored")
-TopK = tuple[tuple[tuple[int, float], ...] | None, ...]
 
 
 def prompt_bucket(request: Sample) -> int:
@@ -44,12 +42,11 @@ class Prompt(Generic[Ticket]):
     request: Sample
     adapter: FrozenAdapter | None
     rows: list[Sampling] = field(default_factory=list)
-    prompt_logprobs: tuple[float | None, ...] | None = None
-    topk: TopK | None = None
+    scores: PromptScores = field(default_factory=PromptScores)
     reported: bool = False
 
     def output(self) -> SampleOutput:
-        return SampleOutput(tuple(r.sequence() for r in self.rows), self.prompt_logprobs, self.topk)
+        return SampleOutput(tuple(r.sequence() for r in self.rows), self.scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +106,8 @@ class SampleBatch(Generic[Ticket]):
             tokens.view(-1), positions, plan, segments, backward=False
         ).view(count, bucket, -1)
         for i, p in enumerate(self._prompts):
-            self._score_prompt(p, tokens[i], hidden[i])
+            segment = p.adapter.segment(0, bucket) if p.adapter else None
+            p.scores = score(self._model.head, segment, p.request, tokens[i], hidden[i])
             p.rows = [
                 Sampling(p.request, generator_for(p.request.seed, n))
                 for n in range(p.request.num_samples)
@@ -183,27 +181,6 @@ class SampleBatch(Generic[Ticket]):
         for place, row_logits, norm in zip(self._places, logits, norms, strict=True):
             if place.row is not None and place.row.stop_reason is None:
                 place.row.take(row_logits, norm, self._vocabulary)
-
-    def _score_prompt(self, prompt: Prompt[Ticket], tokens: Tensor, hidden: Tensor) -> None:
-        """Log-probability of every prompt token but the first, if the request wants them."""
-        request, n = prompt.request, len(prompt.request.prompt)
-        adapter = head_adapter(prompt.adapter.segment(0, n)) if prompt.adapter else None
-        if request.prompt_logprobs:
-            targets = tokens.roll(-1)[:, None].to(hidden.device)
-            values, _ = self._model.head.logprobs(hidden, targets, adapter, None)
-            prompt.prompt_logprobs = _last((None, *values[: n - 1, 0].tolist()), request)
-        if request.topk_prompt_logprobs > 0:
-            logits = self._model.head.logits(hidden, adapter).float()[: n - 1]
-            best = logits.log_softmax(-1).topk(min(request.topk_prompt_logprobs, logits.shape[1]))
-            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            rows = (None, *(tuple(zip(i, v, strict=True)) for i, v in pairs))
-            prompt.topk = _last(rows, request)
-
-
-def _last(rows: tuple[Scored, ...], request: Sample) -> tuple[Scored | None, ...]:
-    """Only the last ones, if the request wants no more."""
-    unwanted = len(rows) - (request.prompt_logprobs_last_n or len(rows))
-    return (*[None] * unwanted, *rows[unwanted:])
 
 
 def _segments(owners: Sequence[FrozenAdapter | None], width: int) -> list[Segment]:

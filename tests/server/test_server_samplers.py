@@ -114,8 +114,6 @@ def test_both_encodings_say_the_same(api: AppClient) -> None:
         {"prompt_logprobs_last_n": 4},
         {"prompt_logprobs_last_n": 0},
         {"topk_sample_logprobs": 101},
-        {"prompt_alt_tokens_k": 2},
-        {"target_prompt_logprobs": {"data": [1], "dtype": "int64"}},
     ],
 )
 def test_what_we_cannot_do_is_refused(api: AppClient, more: dict[str, Any]) -> None:

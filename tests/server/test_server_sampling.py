@@ -77,11 +77,11 @@ def test_logprobs_are_those_of_forward(
     assert isinstance(forward, ForwardOutput)
     n = len(PROMPT)
     np.testing.assert_allclose(sequence.logprobs, forward.logprobs[0][n - 1 :], atol=1e-4)
-    assert output.prompt_logprobs is not None and output.prompt_logprobs[0] is None
-    assert len(output.prompt_logprobs) == n
-    np.testing.assert_allclose(output.prompt_logprobs[1:], forward.logprobs[0][: n - 1], atol=1e-4)
-    assert output.topk_prompt_logprobs is not None
-    assert [t and len(t) for t in output.topk_prompt_logprobs] == [None, 3, 3, 3, 3]
+    assert output.prompt.logprobs is not None and output.prompt.logprobs[0] is None
+    assert len(output.prompt.logprobs) == n
+    np.testing.assert_allclose(output.prompt.logprobs[1:], forward.logprobs[0][: n - 1], atol=1e-4)
+    assert output.prompt.topk is not None
+    assert [t and len(t) for t in output.prompt.topk] == [None, 3, 3, 3, 3]
 
 
 def test_temperature_0_takes_the_most_probable(client: Client) -> None:
