@@ -12,6 +12,8 @@ from service_contract import check_training_service
 from crucible_tinkex.client import ClientSettings, TinkexService, TrainingClient
 from crucible_tinkex.client.download import Download
 from crucible_tinkex.client.encoding import Preference, State
+from crucible_tinkex.client.records import SessionQuery
+from crucible_tinkex.client.training import TinkexTraining
 from crucible_tinkex.client.wire import (
     AdamParams,
     Datum,
@@ -62,7 +64,7 @@ async def train(model: TrainingClient, steps: range) -> list[float]:
     return losses
 
 
-async def create(service: TinkexService) -> TrainingClient:
+async def create(service: TinkexService) -> TinkexTraining:
     return await service.create_training(base_model="nano", lora=LoraConfig(rank=4, seed=1))
 
 
@@ -169,6 +171,107 @@ async def test_runs_and_checkpoints_from_birth_to_death(
     for path in (state, sampler):
         await rest.delete(path)
     assert [c async for c in rest.checkpoints(model.model_id)] == []
+
+
+async def test_metadata_copies_and_exports(
+    service: TinkexService, ready: dict[str, str], tmp_path: Path
+) -> None:
+    model, rest = await create(service), service.rest
+    await train(model, range(2))
+    state = await model.save_state("kept", user_metadata={"step": "2"})
+    loss = (await model.forward(batch(0))).metrics["loss:sum"]
+    await model.optim_step(ADAM)
+    await train(model, range(2, 4))
+    with pytest.raises(ServiceError):
+        await model.save_state("kept")
+    assert await model.save_state("kept", overwrite=True) == state
+    await model.save_for_sampler("s", user_metadata={"for": "rollouts"})
+    found = {c.checkpoint_id: c.user_metadata async for c in rest.checkpoints(model.model_id)}
+    assert found == {"weights/kept": None, "sampler_weights/s": {"for": "rollouts"}}
+
+    copied = await rest.copy_weights(state, project_id="archive", ttl_s=7200)
+    assert copied != state
+    resumed = await service.create_training_from_state(
+        copied, access_token="not needed", user_metadata={"from": "a copy"}
+    )
+    assert (await rest.training_run(resumed.model_id)).user_metadata == {"from": "a copy"}
+    assert (await resumed.forward(batch(0))).metrics["loss:sum"] != loss
+    assert await train(resumed, range(4, 6)) == await train(model, range(4, 6))
+
+    external = await model.save_external("export", ttl_s=7200)
+    assert external == f"tinker://{model.model_id}/external_weights/export"
+    files = await rest.download(external, tmp_path / "export")
+    assert "adapter_config.json" in {f.name for f in files}
+
+
+async def test_sessions_are_found_by_project_name_and_state(
+    service: TinkexService, ready: dict[str, str]
+) -> None:
+    mine = {"search": "test-of-the-client"}
+    for _ in range(3):
+        async with TinkexService(
+            ready["base_url"],
+            api_key_file=ready["api_key_file"],
+            user_metadata=mine,
+            project_id="here",
+        ) as other:
+            model = await create(other)
+    rest = service.rest
+    query = SessionQuery(user_metadata=mine, project_ids=["here"])
+    found = [s async for s in rest.search_sessions(query, page=2)]
+    assert len({s.session_id for s in found}) == 3
+    assert {s.project_id for s in found} == {"here"}
+    assert found[0].session_id == other.session_id
+    ended = query.model_copy(update={"statuses": ["client_finished"]})
+    assert len([s async for s in rest.search_sessions(ended)]) == 3
+    active = query.model_copy(update={"statuses": ["active"]})
+    assert [s async for s in rest.search_sessions(active)] == []
+
+    await rest.assign_project(found[0].session_id, "there")
+    elsewhere = query.model_copy(update={"project_ids": ["there"]})
+    assert [s.session_id async for s in rest.search_sessions(elsewhere)] == [other.session_id]
+    runs = [r.training_run_id async for r in rest.training_runs(project_id="there")]
+    assert runs == [model.model_id]
+    assert (await rest.session_trace(found[0].session_id)).startswith("http://127.0.0.1")
+
+
+async def test_samplers_and_what_can_be_asked_of_them(service: TinkexService) -> None:
+    model, prompt = await create(service), [3, 4, 5, 6]
+    fixed, moving = await model.sampler(), await model.sampler(kind="inflight")
+    saved = await service.sampler(model_path=await model.save_for_sampler("s"))
+    record = await service.rest.sampler(saved.sampling_session_id)
+    assert record.model_path == f"tinker://{model.model_id}/sampler_weights/s"
+    await train(model, range(3))
+    before = await fixed.compute_logprobs(prompt)
+    await model.refresh(moving, kind="inflight")
+    assert await fixed.compute_logprobs(prompt) == before
+    after = await moving.compute_logprobs(prompt)
+    assert after != before
+
+    assert await moving.compute_logprobs(prompt, last_n=2) == [None, None, *after[2:]]
+    answer = await moving.sample(
+        prompt,
+        SamplingParams(max_tokens=3, seed=1, stop=[], top_k=5, top_p=0.9, temperature=0.7),
+        num_samples=2,
+        prompt_logprobs=True,
+        topk_prompt_logprobs=2,
+        topk_sample_logprobs=2,
+    )
+    assert len({s.sequence_id for s in answer.sequences} - {None}) == 2
+    assert answer.topk_prompt_logprobs is not None
+    assert [len(best or []) for best in answer.topk_prompt_logprobs] == [0, 2, 2, 2]
+    for sequence in answer.sequences:
+        assert sequence.topk_logprobs is not None
+        assert [len(best or []) for best in sequence.topk_logprobs] == [2, 2, 2]
+    tokens = answer.sequences[0].tokens
+    for stop in ([tokens[-1]], [], None):
+        params = SamplingParams(max_tokens=3, seed=1, stop=stop, top_k=5, top_p=0.9)
+        params.temperature = 0.7
+        stopped = (await moving.sample(prompt, params, num_samples=2)).sequences[0]
+        assert stopped.tokens == tokens[: len(stopped.tokens)]
+        if stop:
+            assert stopped.stop_reason == "stop"
+            assert len(stopped.tokens) == tokens.index(tokens[-1]) + 1
 
 
 async def test_sessions_do_not_disturb_each_other(service: TinkexService) -> None:
