@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 import pyarrow.dataset as ds
 import pytest
-from nano_sweeps import STEPS, FinishedRun, outcome
+from nano_sweeps import STEPS, FinishedRun, Workspace, outcome
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.ray
@@ -107,3 +107,17 @@ def test_plan_says_what_would_run_and_touches_nothing(finished: FinishedRun) -> 
     assert (found["trials"], found["steps"], found["train_rows"]) == (5, 4 * STEPS, 60)
     assert len(found["configurations"]) == 4
     assert not Path(found["folder"]).exists()
+
+
+def test_the_official_sdk_as_transport_gives_the_same_numbers(
+    finished: FinishedRun, workspace: Workspace
+) -> None:
+    result = workspace.crucible(
+        "run", "nano.toml", "--json", "--set", 'service.transport="sdk"', "--name", "by-sdk"
+    )
+    assert result.returncode == 0, result.stderr
+    ours, theirs = (
+        {t["name"]: (t["state"], t["step"], t["metrics"]) for t in summary["trials"]}
+        for summary in (finished.summary, json.loads(result.stdout))
+    )
+    assert theirs == ours
