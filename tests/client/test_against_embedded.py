@@ -274,6 +274,34 @@ async def test_samplers_and_what_can_be_asked_of_them(service: TinkexService) ->
             assert len(stopped.tokens) == tokens.index(tokens[-1]) + 1
 
 
+@pytest.mark.parametrize("encoding", ["json", "protobuf"])
+async def test_other_tokens_in_the_place_of_the_prompts(
+    ready: dict[str, str], encoding: Preference
+) -> None:
+    settings = ClientSettings(encoding=encoding)
+    async with TinkexService(
+        ready["base_url"], api_key_file=ready["api_key_file"], settings=settings
+    ) as service:
+        sampler = await service.sampler(base_model="nano")
+        prompt, width = [3, 4, 5, 6], 2
+        ids = [i for token in prompt[1:] for i in (token, -1)]
+        answer = await sampler.sample(
+            prompt,
+            SamplingParams(max_tokens=1),
+            prompt_logprobs=True,
+            target_prompt_logprobs=TensorData(data=ids, dtype="int64", shape=[3, width]),
+            prompt_alt_tokens_k=5,
+        )
+    targets, draws = answer.target_prompt_logprobs, answer.prompt_alt_tokens
+    assert targets is not None
+    assert targets.shape == [3, width]
+    assert targets.data[::width] == pytest.approx((answer.prompt_logprobs or [])[1:], rel=1e-4)
+    assert targets.data[1::width] == [0.0] * 3
+    assert draws is not None
+    assert draws.tokens.shape == draws.logprobs.shape == [3, 5]
+    assert all(logprob < 0 for logprob in draws.logprobs.data)
+
+
 async def test_sessions_do_not_disturb_each_other(service: TinkexService) -> None:
     alone = await train(await create(service), range(4))
     first, second = await create(service), await create(service)
