@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from crucible_tinkex.client.pace import Lane
 from crucible_tinkex.client.settings import ClientSettings
 from crucible_tinkex.client.transport import Transport
 from crucible_tinkex.client.wire import SessionRequest
@@ -33,6 +34,7 @@ async def beat(
                 "session_heartbeat",
                 lambda reply: None,
                 body=body,
+                lane=Lane.VITAL,
                 total_s=settings.heartbeat_s,
             )
             alive, warned = clock.monotonic(), False

@@ -10,11 +10,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from enum import Enum
 
 from crucible_tinkex.client.retry import Clock
 from crucible_tinkex.client.watch import ACTIVE, PAUSED_RATE_LIMIT, QueueState
 
 FEWEST = 2
+
+
+class Lane(Enum):
+    """How a call stands to the back-off of its key."""
+
+    WORK = "work"
+    """It waits with all others, and a refusal of it makes all others wait."""
+    ADMISSION = "admission"
+    """It waits with all others, but a refusal concerns only itself: the service has no room for
+    one more model or session, and slowing down those that it has would help nobody."""
+    VITAL = "vital"
+    """It waits for nobody: a session without heartbeats would be lost."""
+
+
 _RESUME_SPREAD = 0.1
 _LONGEST_SPREAD_S = 1.0
 

@@ -3,7 +3,7 @@
 | failure | what happens |
 |---|---|
 | connect error, time-out, reset, truncated answer, 408, 425, 5xx | again, full jitter, until `total_s`; then `ServiceUnavailableError` |
-| 429, 503 with Retry-After | all sessions of the transport pause; a 429's wait does not count towards `total_s`, up to `queue_s` |
+| 429, 503 with Retry-After | all calls of the key pause (`pace.Lane` says which do not); a 429's wait does not count towards `total_s`, up to `queue_s` |
 | 402 | pause of `billing_pause_s`, up to `billing_s`; then `BillingError` |
 | 409, 400 with an empty body (a proxy's fault) | again, a few times; then `RequestRejectedError` |
 | an answer that is not the protocol | again, a few times; then `ProtocolError` |
@@ -62,8 +62,9 @@ class RetryPolicy:
     """One exchange: write 30 and read 60."""
     total_s: float = 300.0
     """All attempts of a call together, without the time queued by 429."""
-    queue_s: float = 3600.0
-    """How long 429 may keep one call waiting."""
+    queue_s: float = 86_400.0
+    """How long 429 may keep one call waiting: a cap on models at once frees a place when some other
+    trial ends. A call that has a deadline of its own waits as long as that again."""
     base_s: float = 0.5
     cap_s: float = 30.0
     retry_after_cap_s: float = 60.0
@@ -183,6 +184,7 @@ class Retries:
     path: str
     started: float
     total_s: float
+    queue_s: float
     _counts: dict[Kind, int] = field(default_factory=dict)
     excused_s: float = 0.0
     """Time queued or paused for billing, which does not count towards the deadline."""
@@ -209,11 +211,11 @@ class Retries:
         return delay
 
     def _to_be_excused_s(self, fault: Fault, delay_s: float) -> float:
-        return min(delay_s, self.policy.queue_s - self.excused_s) if is_queued(fault) else 0.0
+        return min(delay_s, self.queue_s - self.excused_s) if is_queued(fault) else 0.0
 
     def excuse(self, wait_s: float) -> None:
         """Do not count `wait_s` towards the deadline, up to `queue_s` in all."""
-        self.excused_s = min(self.excused_s + max(wait_s, 0.0), self.policy.queue_s)
+        self.excused_s = min(self.excused_s + max(wait_s, 0.0), self.queue_s)
 
     def _billing(self, fault: Fault, count: int) -> float:
         if count * self.policy.billing_pause_s > self.policy.billing_s:

@@ -25,6 +25,7 @@ from crucible_tinkex.client.futures import Promises
 from crucible_tinkex.client.heartbeat import beat
 from crucible_tinkex.client.interface import EndReason
 from crucible_tinkex.client.key import ApiKey
+from crucible_tinkex.client.pace import Lane
 from crucible_tinkex.client.rest import PROJECT_VARIABLE, RestClient
 from crucible_tinkex.client.sampling import TinkexSampling
 from crucible_tinkex.client.settings import ClientSettings
@@ -330,6 +331,7 @@ class TinkexService:
                 f"sessions/{session_id}/finish",
                 lambda reply: None,
                 body=request.body(),
+                lane=Lane.VITAL,
                 total_s=self._settings.close_s,
                 watch=self._watch,
             )
@@ -370,6 +372,7 @@ class TinkexService:
             method=method,
             headers=headers,
             lost_on=LOST,
+            lane=Lane.ADMISSION,
             total_s=total_s,
             watch=self._watch,
         )

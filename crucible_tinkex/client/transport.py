@@ -21,7 +21,7 @@ from crucible_tinkex.client.address import Address
 from crucible_tinkex.client.connections import Connections, ExchangeError, Headers, Limits, Reply
 from crucible_tinkex.client.encoding import JSON, Body, Encoding, Preference
 from crucible_tinkex.client.key import KEY_FILE_VARIABLE, KEY_VARIABLE, ApiKey, scrub
-from crucible_tinkex.client.pace import Pace
+from crucible_tinkex.client.pace import Lane, Pace
 from crucible_tinkex.client.retry import (
     Clock,
     Fault,
@@ -33,7 +33,7 @@ from crucible_tinkex.client.retry import (
     is_queued,
     slows_all,
 )
-from crucible_tinkex.client.watch import RequestRecord, Watch
+from crucible_tinkex.client.watch import PAUSED_RATE_LIMIT, QueueState, RequestRecord, Watch
 from crucible_tinkex.client.wire import API, KEY_HEADER
 from crucible_tinkex.errors import (
     AuthenticationError,
@@ -116,6 +116,7 @@ class Transport:
         lost_on: Set[int] = LOST,
         final_on: Set[int] = NONE,
         is_poll: bool = False,
+        lane: Lane = Lane.WORK,
         total_s: float | None = None,
         watch: Watch = _UNWATCHED,
     ) -> T:
@@ -126,21 +127,18 @@ class Transport:
         that are not tried again here. `headers` are sent as well. `path` is below `/api/v1/`.
         Raises `ServiceError`.
         """
-        total_s = self.policy.total_s if total_s is None else total_s
-        retries = Retries(
-            self.policy, self.clock, operation, API + "/" + path, self.clock.monotonic(), total_s
-        )
+        retries = self._retries(operation, path, total_s)
         attempts, status, error = 0, None, None
         refusal: Fault | None = None
         request = _Request(method, self.address.prefix + retries.path, accept, headers, _body(body))
         try:
             while True:
-                if self.pace.wait_s > 0:
+                if self.pace.wait_s > 0 and lane is not Lane.VITAL:
                     await self._await_resume(retries, refusal, watch)
                 attempts += 1
                 # The answer is never a local here: it may echo the key into a traceback.
                 status, outcome = self._judge(
-                    await self._exchange(request, retries, is_poll=is_poll),
+                    await self._exchange(request, retries, lane, is_poll=is_poll),
                     parse,
                     accepts=accepts,
                     lost_on=lost_on,
@@ -150,9 +148,9 @@ class Transport:
                     self.pace.went_well()
                     return outcome
                 delay_s = retries.delay_s(outcome)
-                refusal = outcome if slows_all(outcome) else None
+                refusal = outcome if slows_all(outcome) and lane is Lane.WORK else None
                 if refusal is None:
-                    await self.clock.sleep(delay_s)
+                    await self._pause(delay_s, outcome, retries, watch)
                 else:
                     self.pace.back_off(delay_s, outcome.text)
         except ServiceError as failure:
@@ -161,6 +159,12 @@ class Transport:
         finally:
             took_s, queued_s = self.clock.monotonic() - retries.started, retries.excused_s
             watch.request(RequestRecord(operation, path, took_s, queued_s, attempts, status, error))
+
+    def _retries(self, operation: str, path: str, total_s: float | None) -> Retries:
+        queue_s = self.policy.queue_s if total_s is None else total_s
+        total_s = self.policy.total_s if total_s is None else total_s
+        began = self.clock.monotonic()
+        return Retries(self.policy, self.clock, operation, f"{API}/{path}", began, total_s, queue_s)
 
     def _judge(
         self,
@@ -184,13 +188,15 @@ class Transport:
             return reply.status, self._malformed(reply, problem)
 
     async def _exchange(
-        self, request: _Request, retries: Retries, *, is_poll: bool
+        self, request: _Request, retries: Retries, lane: Lane, *, is_poll: bool
     ) -> Reply | Fault:
-        """One attempt in its turn. Calls that wait at the service do not take turns."""
+        """One attempt in its turn. Calls that wait at the service, and vital ones, take none."""
         limit_s = max(min(self.policy.attempt_s, retries.remaining_s), 0.001)
         if is_poll:
             async with self._connections.poll_slots:
                 return await self._attempt(request, limit_s)
+        if lane is Lane.VITAL:
+            return await self._attempt(request, limit_s)
         began = self.clock.monotonic()
         await self.pace.enter()
         try:
@@ -234,6 +240,18 @@ class Transport:
         if 300 <= reply.status < 400:
             text = f"HTTP {reply.status}: redirects are not followed; set base_url to the service"
         return fault._replace(text=text)
+
+    async def _pause(self, delay_s: float, fault: Fault, retries: Retries, watch: Watch) -> None:
+        """Wait for the next attempt of this call alone."""
+        if not is_queued(fault):
+            await self.clock.sleep(delay_s)
+            return
+        watch.waits(retries, QueueState(PAUSED_RATE_LIMIT, fault.text))
+        try:
+            await self.clock.sleep(delay_s)
+        finally:
+            watch.moves(retries)
+        retries.excuse(delay_s)
 
     async def _await_resume(self, retries: Retries, refusal: Fault | None, watch: Watch) -> None:
         """Wait out the shared back-off. It does not count towards the call's deadline, except for

@@ -19,6 +19,7 @@ from scripted_service import Answer, Recorder, ScriptedService, VirtualTime
 from crucible_tinkex.client.address import Address
 from crucible_tinkex.client.connections import Limits, Reply
 from crucible_tinkex.client.key import ApiKey
+from crucible_tinkex.client.pace import Lane
 from crucible_tinkex.client.retry import RetryPolicy, retry_after_s
 from crucible_tinkex.client.transport import Transport, hold_back, shared_transport
 from crucible_tinkex.client.watch import PAUSED_RATE_LIMIT, QueueState, Watch
@@ -323,6 +324,42 @@ async def test_a_back_off_is_a_state(
     assert paused.resume_at == pytest.approx(1030, abs=0.2)
     assert active == active_again == QueueState("active")
     assert one.records[0].queued_s >= 60
+
+
+async def test_no_room_for_one_more_does_not_slow_the_others(
+    scripted: ScriptedService, harness: Callable[..., Harness]
+) -> None:
+    scripted.on("op", Answer(429, {"error": "4 models at once"}, {"Retry-After": "30"}), OK)
+    one = harness()
+    assert await one.call(lane=Lane.ADMISSION) == {"ok": 1}
+    assert one.transport.pace.wait_s <= 0
+    paused, active = one.heard.states
+    assert paused.state == PAUSED_RATE_LIMIT and paused.resume_at is None
+    assert "4 models at once" in str(paused.reason)
+    assert active == QueueState("active")
+    assert one.records[0].queued_s == 30
+
+
+async def test_heartbeats_go_on_during_a_back_off(
+    scripted: ScriptedService, harness: Callable[..., Harness]
+) -> None:
+    one = harness()
+    scripted.on("op", OK, OK)
+    one.transport.pace.hold(50.0, "elsewhere")
+    await one.call(lane=Lane.VITAL)
+    assert one.time.now == 1000
+    await one.call()
+    assert one.time.now >= 1050
+
+
+async def test_a_call_with_a_deadline_of_its_own_does_not_queue_for_hours(
+    scripted: ScriptedService, harness: Callable[..., Harness]
+) -> None:
+    scripted.on("op", *[Answer(429, {"error": "slow"}, {"Retry-After": "10"})] * 50)
+    one = harness()
+    with pytest.raises(ServiceUnavailableError, match="slow"):
+        await one.call(lane=Lane.ADMISSION, total_s=30.0)
+    assert 30 <= one.time.now - 1000 <= 60
 
 
 async def test_another_process_back_off_holds_this_one(
