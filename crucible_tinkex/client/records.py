@@ -7,20 +7,21 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from crucible_tinkex.client.lenient import Time
 from crucible_tinkex.client.wire import Wire
 
 
 class Checkpoint(Wire):
-    """`time` and `expires_at` are ISO 8601, as the service wrote them."""
+    """`time` and `expires_at` are ISO 8601."""
 
     checkpoint_id: str
     checkpoint_type: str
-    time: str
+    time: Time = None
     tinker_path: str
     size_bytes: int | None = None
     public: bool = False
     user_metadata: dict[str, str] | None = None
-    expires_at: str | None = None
+    expires_at: Time = None
 
 
 class Cursor(Wire):
@@ -57,7 +58,7 @@ class TraceExport(Wire):
 
 
 class TrainingRun(Wire):
-    """`last_request_time` is ISO 8601, as the service wrote it."""
+    """`last_request_time` is ISO 8601."""
 
     training_run_id: str
     base_model: str
@@ -65,7 +66,7 @@ class TrainingRun(Wire):
     is_lora: bool = True
     lora_rank: int | None = None
     corrupted: bool = False
-    last_request_time: str | None = None
+    last_request_time: Time = None
     last_checkpoint: Checkpoint | None = None
     last_sampler_checkpoint: Checkpoint | None = None
     user_metadata: dict[str, str] | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import crucible_tinkex.client as client
 from crucible_tinkex.client.chunks import cut, merge
 from crucible_tinkex.client.futures import Promises
+from crucible_tinkex.client.loss import with_loss
 from crucible_tinkex.client.operations import MODEL_GONE, Answer, Operations, Pending
 from crucible_tinkex.client.records import SaveExternalRequest
 from crucible_tinkex.client.sampling import TinkexSampling
@@ -123,14 +124,14 @@ class TinkexTraining:
         part = ForwardInput.model_construct(
             data=list(rows), loss_fn=_CROSS_ENTROPY, loss_fn_config=None
         )
-        return self.operations.submit_batch(part, _rows(len(rows)), backward=True, seq=seq)
+        return self.operations.submit_batch(part, _rows(part), backward=True, seq=seq)
 
     async def _use_up(self, numbers: Sequence[int], row: Datum) -> None:
         try:
             rows = client.custom_loss.forward_rows([row])
             part = ForwardInput(data=rows, loss_fn=_CROSS_ENTROPY)
             for seq in numbers:
-                await self.operations.submit_batch(part, _rows(1), backward=False, seq=seq)
+                await self.operations.submit_batch(part, _rows(part), backward=False, seq=seq)
         except ServiceError as error:
             self.operations.poison(error)
 
@@ -152,7 +153,7 @@ class TinkexTraining:
             part = ForwardInput.model_construct(
                 data=list(rows), loss_fn=loss_fn, loss_fn_config=config
             )
-            pieces.append(self.operations.submit_batch(part, _rows(len(rows)), backward=backward))
+            pieces.append(self.operations.submit_batch(part, _rows(part), backward=backward))
         return pieces
 
     # --- the rest -----------------------------------------------------------------------------
@@ -201,7 +202,6 @@ class TinkexTraining:
                 path=name,
                 seq_id=seq,
                 ttl_seconds=ttl_s,
-                kind="snapshot",
                 user_metadata=_copied(user_metadata),
             ),
             Answer(SaveWeightsResponse, lambda answer: _saved(answer, name)),
@@ -260,7 +260,7 @@ class TinkexTraining:
                 model_id=self.model_id,
                 seq_id=seq,
                 sampling_session_seq_id=number,
-                kind=kind,
+                kind=None if kind == "snapshot" else kind,
             ),
             Answer(SaveWeightsResponse, _sampling_session),
         )
@@ -292,12 +292,12 @@ def _same(answer: R) -> R:
     return answer
 
 
-def _rows(count: int) -> Answer[ForwardBackwardOutput, ForwardBackwardOutput]:
+def _rows(batch: ForwardInput) -> Answer[ForwardBackwardOutput, ForwardBackwardOutput]:
     def read(answer: ForwardBackwardOutput) -> ForwardBackwardOutput:
-        if len(answer.loss_fn_outputs) != count:
-            found = len(answer.loss_fn_outputs)
-            raise ProtocolError(f"the service answered {found} outputs for {count} rows")
-        return answer
+        found, asked = len(answer.loss_fn_outputs), len(batch.data)
+        if found != asked:
+            raise ProtocolError(f"the service answered {found} outputs for {asked} rows")
+        return with_loss(answer, batch)
 
     return Answer(ForwardBackwardOutput, read)
 

@@ -1,14 +1,17 @@
 """The Tinker protocol's JSON bodies as pydantic models, shared by our client and our server.
 
 Unknown fields are ignored in both directions, because they appear every few releases of the
-official SDK. Field names are the protocol's. Tokens are ints, losses are nats, times are seconds.
+official SDK; unusual values are read where that is safe (`client.lenient`). Field names are the
+protocol's. Tokens are ints, losses are nats, times are seconds.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from crucible_tinkex.client import lenient
 
 API = "/api/v1"
 KEY_HEADER = "X-API-Key"
@@ -30,7 +33,7 @@ class TensorData(Wire):
     """A tensor, flattened row by row; a sparse matrix holds the listed values only (CSR)."""
 
     data: list[int] | list[float]
-    dtype: Literal["int64", "float32"]
+    dtype: lenient.DType
     shape: list[int] | None = None
     sparse_crow_indices: list[int] | None = None
     sparse_col_indices: list[int] | None = None
@@ -154,7 +157,7 @@ class SupportedModel(Wire):
 
 
 class ServerCapabilities(Wire):
-    supported_models: list[SupportedModel]
+    supported_models: Annotated[list[SupportedModel], lenient.NamedModels]
 
 
 class ClientConfigRequest(Wire):
@@ -195,8 +198,8 @@ class ForwardBackwardOutput(Wire):
     """Per datum `logprobs` [N] of the targets; metrics such as `loss:sum`."""
 
     loss_fn_output_type: str = "logprobs"
-    loss_fn_outputs: list[dict[str, TensorData]]
-    metrics: dict[str, float]
+    loss_fn_outputs: Annotated[list[dict[str, TensorData]], lenient.Rows]
+    metrics: lenient.Metrics = Field(default_factory=dict)
 
 
 class AdamParams(Wire):
@@ -216,7 +219,7 @@ class OptimStepRequest(Wire):
 
 
 class OptimStepResponse(Wire):
-    metrics: dict[str, float] | None = None
+    metrics: lenient.SomeMetrics = None
 
 
 class SaveWeightsRequest(Wire):
@@ -236,7 +239,10 @@ SamplerKind: TypeAlias = Literal["snapshot", "inflight"]
 
 
 class SaveWeightsForSamplerRequest(Wire):
-    """Either `path` (a name) or `sampling_session_seq_id` (answered by a sampling session)."""
+    """Either `path` (a name) or `sampling_session_seq_id` (answered by a sampling session).
+
+    `kind` None is a snapshot, as before the field was: a strict older service refuses it.
+    """
 
     model_id: str
     path: str | None = None
@@ -295,7 +301,7 @@ class SamplingParams(Wire):
 
     max_tokens: int | None = None
     seed: int | None = None
-    stop: str | list[str] | list[int] | None = None
+    stop: lenient.Stop = None
     temperature: float = 1.0
     top_k: int = -1
     top_p: float = 1.0
@@ -319,18 +325,10 @@ class SampleRequest(Wire):
     type: Literal["sample"] = "sample"
 
 
-def _stop_reason(given: Any) -> Any:
-    """A reason that is newer than this client reads as `stop`, in JSON as in protobuf."""
-    return "stop" if isinstance(given, str) and given != "length" else given
-
-
-StopReason: TypeAlias = Annotated[Literal["stop", "length"], BeforeValidator(_stop_reason)]
-
-
 class SampledSequence(Wire):
     """`sequence_id` names it in the provenance of a later batch; our client fills it in."""
 
-    stop_reason: StopReason
+    stop_reason: lenient.StopReason
     tokens: list[int]
     logprobs: list[float] | None = None
     topk_logprobs: list[list[tuple[int, float]] | None] | None = None
@@ -367,7 +365,7 @@ class FutureEnvelope(Wire):
 
 class RetrieveFutureRequest(Wire):
     request_id: str
-    allow_metadata_only: bool = False
+    allow_metadata_only: bool | None = None
 
 
 class TryAgain(Wire):
