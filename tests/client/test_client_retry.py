@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from email.utils import formatdate
 from pathlib import Path
@@ -93,6 +94,7 @@ async def harness(scripted: ScriptedService) -> AsyncIterator[Callable[..., Harn
         Answer(body=b"<html>Log in</html>", headers={"Content-Type": "text/html"}),
         Answer(body=b"[" * 50_000),
         Answer(body=b"x" * 200_000),
+        Answer(body=b'{"ok": 1' + b" " * 200_000 + b"}"),
         Answer(body=OK.body, headers={"X-Endless": "x" * 300_000}),
         Answer(body=OK.body, headers={"Content-Encoding": "gzip"}, mode="truncated"),
     ],
@@ -247,6 +249,19 @@ async def test_retry_after(
     await one.call()
     waited = sum(one.time.slept)
     assert expected <= waited <= expected * 1.1 + 1e-9
+
+
+def test_a_date_without_a_zone_is_gmt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As HTTP says of its oldest form, whatever the zone of this machine."""
+    reply = Reply(429, [(b"Retry-After", b"Thu Jan  1 00:16:49 1970")], b"")
+    try:
+        for zone in ("Asia/Tokyo", "America/Lima"):
+            monkeypatch.setenv("TZ", zone)
+            time.tzset()
+            assert retry_after_s(reply, VirtualTime().clock, 60.0) == 9.0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @given(st.text(max_size=30) | st.floats().map(str) | st.integers().map(str), st.booleans())
@@ -453,13 +468,15 @@ async def test_connections_are_reused_and_bounded(scripted: ScriptedService) -> 
 async def test_a_connection_that_the_service_closed_is_not_used_again(
     scripted: ScriptedService, harness: Callable[..., Harness]
 ) -> None:
-    closing = Answer(body=OK.body, headers={"Connection": "close"})
-    scripted.on("op", closing, OK)
+    announced = Answer(body=OK.body, headers={"Connection": "close"})
+    silent = Answer(body=b'HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n{"ok":1}', mode="raw")
+    scripted.on("op", announced, silent, OK)
     one = harness()
-    await one.call()
-    await one.call()
-    assert [r.attempts for r in one.records] == [1, 1]
-    assert scripted.connections == 2
+    for _ in range(3):
+        await one.call()
+        await asyncio.sleep(0.05)
+    assert [r.attempts for r in one.records] == [1, 1, 1]
+    assert scripted.connections == 3
 
 
 async def test_a_cancelled_call_does_not_leave_its_answer_to_the_next(
