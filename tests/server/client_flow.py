@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from crucible_tinkex.client import TinkexService
+from crucible_tinkex.client.records import SessionQuery
 from crucible_tinkex.client.wire import (
     AdamParams,
     Datum,
@@ -208,6 +209,29 @@ async def publish_and_ttl(s: dict[str, Any]) -> None:
     await s["rest"].set_ttl(await s["training"].save_state("short", ttl_s=3600), 1)
     await asyncio.sleep(1.1)
     assert set(await checkpoints(s)) == {s["state"], path}
+
+
+@step
+async def projects_and_search(s: dict[str, Any]) -> None:
+    own = s["service"].session_id
+    await s["rest"].assign_project(own, "flow")
+    query = SessionQuery(project_ids=["flow"], user_metadata={"who": "client_flow"})
+    assert [f.session_id async for f in s["rest"].search_sessions(query)] == [own]
+    assert (await s["rest"].session_trace(own)).startswith("http")
+    sampler = await s["rest"].sampler(s["saved"].sampling_session_id)
+    assert sampler.model_path == s["sampler_path"]
+
+
+@step
+async def copy_and_export(s: dict[str, Any]) -> None:
+    copied = await s["rest"].copy_weights(s["state"], project_id="flow", ttl_s=3600)
+    trained = await s["service"].create_training_from_state(copied)
+    assert await loss(trained) == await loss(s["kept"])
+    external = await s["training"].save_external("exported")
+    with tempfile.TemporaryDirectory() as folder:
+        files = await s["rest"].download(external, Path(folder) / "exported")
+        assert "adapter_config.json" in {f.name for f in files}
+    await s["rest"].delete(external)
 
 
 @step
