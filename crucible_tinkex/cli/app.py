@@ -141,10 +141,18 @@ def serve(
         Literal["auto", "fp32", "bf16"], typer.Option(help="Number format of the base.")
     ] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: all cores).")] = None,
+    memory_gb: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="For adapters; idle ones lie on disk (default: RAM / 4)."),
+    ] = None,
+    max_sessions: Annotated[
+        int, typer.Option(min=1, help="Sessions, and models, at a time; one more is refused.")
+    ] = 4096,
     ready_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
     exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", hidden=True)] = False,
 ) -> None:
     """Run the embedded Tinker-compatible server alone."""
+    from crucible_tinkex.server.limits import Limits
     from crucible_tinkex.server.serve import ServeOptions
     from crucible_tinkex.server.serve import serve as run_server
 
@@ -159,6 +167,8 @@ def serve(
             dtype=dtype,
             threads=threads,
             exit_with_parent=exit_with_parent,
+            limits=Limits(max_sessions=max_sessions, max_models=max_sessions),
+            memory_bytes=None if memory_gb is None else int(memory_gb * 1e9),
         )
     )
 

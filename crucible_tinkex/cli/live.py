@@ -6,13 +6,13 @@ import sys
 import time
 from types import TracebackType
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from crucible_tinkex.cli.tables import wait_lines
+from crucible_tinkex.cli.tables import plain_console, wait_lines
 from crucible_tinkex.leaderboard import Objective
 from crucible_tinkex.registry import DONE, FAILED, RUNNING, TERMINAL
 from crucible_tinkex.sweep import SweepView, TrialView
@@ -54,7 +54,7 @@ class LiveTable:
 
     def __init__(self, metric: str, direction: str) -> None:
         self._objective = Objective(metric, direction)
-        self._console = Console(stderr=True)
+        self._console = plain_console(stderr=True)
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
         self._phase = ""
 
@@ -72,7 +72,7 @@ class LiveTable:
             waits = [Text(line, style="yellow") for line in _waits(view)[:SHOWN_REASONS]]
             self._live.update(Group(self._head(view), self._table(view), *waits))
         elif view.phase != self._phase:
-            self._console.print(f"{view.name}: {view.phase} ...", style="bold", markup=False)
+            self._console.print(f"{view.name}: {view.phase} ...", style="bold")
             self._phase = view.phase
 
     def _head(self, view: SweepView) -> Text:

@@ -17,10 +17,15 @@ from crucible_tinkex.registry import FAILED, SweepState, TrialRecord
 
 def print_table(table: Table) -> None:
     """To stdout; as wide as it needs where stdout is no terminal."""
-    console = Console()
+    console = plain_console()
     if not console.is_terminal:
-        console = Console(width=200, no_color=True)
+        console = plain_console(width=200, no_color=True)
     console.print(table)
+
+
+def plain_console(**options: Any) -> Console:
+    """Shows text as it is: a model id has `:train:` in it, which Rich would take for an emoji."""
+    return Console(markup=False, emoji=False, **options)
 
 
 def leaderboard_table(state: SweepState) -> Table:

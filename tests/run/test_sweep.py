@@ -121,3 +121,10 @@ def test_the_official_sdk_as_transport_gives_the_same_numbers(
         for summary in (finished.summary, json.loads(result.stdout))
     )
     assert theirs == ours
+
+
+def test_tables_show_text_as_it_is(finished: FinishedRun) -> None:
+    """Rich would make an emoji of the `:train:` in a model's id."""
+    sql = "select extra ->> 'model_id' as model_id from events where kind = 'session_start'"
+    shown = finished.workspace.crucible("query", "nano", sql)
+    assert shown.stdout.count(":train:0") == 5, shown.stdout

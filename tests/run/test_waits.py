@@ -16,7 +16,7 @@ from nano_sweeps import Workspace
 
 pytestmark = pytest.mark.ray
 Reap = Callable[[subprocess.Popen[str]], None]
-SPREADS_WITHIN_S = 6.0
+SPREADS_WITHIN_S = 8.0
 """Half a second to be sent, half a second to be polled; the rest is for a busy machine."""
 
 
@@ -29,10 +29,7 @@ def gate(tmp_path: Path) -> Iterator[Path]:
     with subprocess.Popen(
         [sys.executable, str(script), str(folder)], stdin=subprocess.PIPE
     ) as process:
-        until = time.monotonic() + 60
-        while not (folder / "ready.json").exists():
-            assert process.poll() is None and time.monotonic() < until
-            time.sleep(0.05)
+        _wait_for(folder / "ready.json", process)
         yield folder
         assert process.stdin is not None
         process.stdin.close()
@@ -56,15 +53,7 @@ def _refused_at(gate: Path) -> float:
 def test_a_back_off_reaches_every_process_and_is_shown(
     workspace: Workspace, gate: Path, reap: Reap
 ) -> None:
-    ready = json.loads((gate / "ready.json").read_text())
-    settings = {
-        "service.base_url": ready["base_url"],
-        "service.api_key_file": ready["api_key_file"],
-        "run.sessions_per_actor": 1,
-        "run.max_concurrent": 3,
-    }
-    options = [part for k, v in settings.items() for part in ("--set", f"{k}={json.dumps(v)}")]
-    driver = workspace.start("run", "nano.toml", *options)
+    driver = workspace.start("run", "nano.toml", *_settings(gate, sessions_per_actor=1))
     reap(driver)
     refused = _refused_at(gate)
     time.sleep(max(0.0, refused + SPREADS_WITHIN_S - time.time()))
@@ -76,6 +65,7 @@ def test_a_back_off_reaches_every_process_and_is_shown(
         r
         for r in _requests(gate)
         if refused + SPREADS_WITHIN_S < r["at"] < refused + RETRY_AFTER_S - 0.1
+        and r["path"] != "session_heartbeat"
     ]
     assert silent == []
     assert status["state"] == "running"
@@ -86,8 +76,47 @@ def test_a_back_off_reaches_every_process_and_is_shown(
         assert wait["resume_at"] == pytest.approx(refused + RETRY_AFTER_S, abs=2)
     assert "paused_rate_limit: HTTP 429" in err
     assert "paused_capacity: the cluster is full" in err
+    assert _states(workspace) == {"paused_rate_limit", "paused_capacity", "active"}
+
+
+def test_trials_queue_for_a_service_with_few_places(
+    workspace: Workspace, tmp_path: Path, reap: Reap
+) -> None:
+    """A cap on sessions makes trials wait for each other; it fails none of them."""
+    server = workspace.start(
+        *("serve", "--model", "nano", "--dtype", "fp32", "--threads", "1", "--port", "0"),
+        *("--max-sessions", "2", "--data-dir", str(tmp_path / "data")),
+        *("--ready-file", str(tmp_path / "ready.json"), "--exit-with-parent"),
+        stdin=subprocess.PIPE,
+    )
+    reap(server)
+    _wait_for(tmp_path / "ready.json", server)
+    result = workspace.crucible("run", "nano.toml", *_settings(tmp_path, sessions_per_actor=4))
+    assert result.returncode == 0, result.stderr
+    assert "no room" in result.stderr or "2 sessions" in result.stderr
+    assert "paused_rate_limit" in _states(workspace)
+    assert {t["attempts"] for t in workspace.status()["trials"]} == {1}
+
+
+def _settings(folder: Path, *, sessions_per_actor: int) -> list[str]:
+    ready = json.loads((folder / "ready.json").read_text())
+    settings = {
+        "service.base_url": ready["base_url"],
+        "service.api_key_file": ready["api_key_file"],
+        "run.sessions_per_actor": sessions_per_actor,
+    }
+    return [part for k, v in settings.items() for part in ("--set", f"{k}={json.dumps(v)}")]
+
+
+def _states(workspace: Workspace) -> set[str]:
     seen = workspace.crucible(
         "query", "nano", "--json", "select distinct name from events where kind = 'queue_state'"
     )
-    names = {row["name"] for row in json.loads(seen.stdout)}
-    assert names == {"paused_rate_limit", "paused_capacity", "active"}
+    return {row["name"] for row in json.loads(seen.stdout)}
+
+
+def _wait_for(ready: Path, server: subprocess.Popen[Any]) -> None:
+    until = time.monotonic() + 60
+    while not ready.exists():
+        assert server.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
