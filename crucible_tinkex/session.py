@@ -178,8 +178,11 @@ class Session:
         ahead = self._plan.experiment.train.submit_ahead
         pending: deque[_Step] = deque()
         self._last_time = self._clock()
+        numbers = range(self.step + 1, to_step + 1)
+        if not numbers:  # the untrained base, or an attempt that ended before it was told so
+            await self._milestone(save=False)
         try:
-            for number in range(self.step + 1, to_step + 1):
+            for number in numbers:
                 pending.append(self._submit(number))
                 stop = number == to_step or self._drain.is_set()
                 milestone = stop or self._milestone_due(number)
@@ -192,8 +195,6 @@ class Session:
         finally:
             for step in pending:
                 step.cancel()
-        if self.step == to_step:
-            await self._milestone(save=self.step > self._saved_step)
         return Progress(
             self._plan.trial_id, self.attempt, self.step, self.metrics, self.step < to_step
         )
