@@ -27,7 +27,6 @@ class Adapter:
         self.v = torch.zeros_like(weights)
         self.steps = 0
         self._frozen = FrozenAdapter(spec, layout, weights, compute_dtype)
-        self._grad_views = layout.views(self.grad)
 
     @property
     def size_bytes(self) -> int:
@@ -39,7 +38,7 @@ class Adapter:
 
     def segment(self, start: int, end: int, *, backward: bool) -> Segment:
         out = self._frozen.segment(start, end)
-        out.grads = self._grad_views if backward else None
+        out.grad = self.grad if backward else None
         return out
 
     def restore(self, weights: Tensor, m: Tensor | None, v: Tensor | None, steps: int) -> None:
@@ -80,7 +79,6 @@ class FrozenAdapter:
         self.layout = layout
         self.scale = ALPHA / spec.rank
         self.flat = weights.to(compute_dtype, copy=True)
-        self.views = layout.views(self.flat)
 
     @property
     def size_bytes(self) -> int:
@@ -94,4 +92,4 @@ class FrozenAdapter:
         return FrozenAdapter(self.spec, self.layout, self.flat, self.flat.dtype)
 
     def segment(self, start: int, end: int) -> Segment:
-        return Segment(start, end, self.scale, self.views)
+        return Segment(start, end, self.scale, self.layout, self.flat)

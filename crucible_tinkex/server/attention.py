@@ -1,18 +1,19 @@
 """Attention over packed rows: the one place where the rows of a pass are told apart.
 
 Everything but attention works on a pass as one line of tokens, [1, M, d], without padding. A plan
-says how attention lays them out: `PackedPlan` per request as [rows, T] with causal attention and
-no mask (T is the request's own longest row, rounded up), `DecodePlan` one new token per row
-against a cache of keys and values.
-Guarantees: a row's numbers do not depend on the other requests of the pass: shapes come from its
-own request alone, and decoding uses one small product per row and head (torch's fused kernel for
-one query was measured not to be independent of the batch).
+says how attention lays them out: `PackedPlan` as [rows, T] with causal attention and no mask, where
+T is a request's own longest row, rounded up, and requests of one T lie side by side; `DecodePlan`
+one new token per row against a cache of keys and values.
+Guarantees: a row's numbers do not depend on the other requests of the pass: T comes from its own
+request alone, and there is one small product per row and head (torch's fused kernel for one query
+was measured not to be independent of the batch).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Protocol
 
 import torch
@@ -40,7 +41,7 @@ class Plan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The rows of one request within the line: tokens `start` to `end`, laid out as [rows, T]."""
+    """Rows within the line: tokens `start` to `end`, laid out as [rows, T]."""
 
     start: int
     end: int
@@ -65,6 +66,21 @@ class Block:
             unpadded[first : first + n] = torch.arange(i * longest, i * longest + n)
             first += n
         return cls(start, end, len(lengths), padded.view(-1), unpadded)
+
+    @classmethod
+    def of_all(cls, requests: Sequence[Sequence[int]]) -> list[Block]:
+        """Blocks for requests one after another, given their rows' lengths. Neighbours with the
+        same T share one: a row's products do not depend on how many rows there are."""
+        blocks: list[Block] = []
+        start = 0
+        for longest, group in groupby(requests, key=lambda lengths: round_up(max(lengths))):
+            members = list(group)
+            if longest <= SHORT:
+                members = [[n for lengths in members for n in lengths]]
+            for lengths in members:
+                blocks.append(cls.of(start, lengths))
+                start = blocks[-1].end
+        return blocks
 
     def lay_out(self, x: Tensor) -> Tensor:
         """[H, M, D] to this block's [rows, H, T, D]."""

@@ -33,10 +33,12 @@ class HeadAdapter:
 
 def head_adapter(segment: Segment) -> HeadAdapter | None:
     """The part of a segment's adapter that sits on the output layer, if there is one."""
-    pair = segment.weights[-1]
+    layout = segment.layout
+    pair = layout.head_views(segment.flat)
     if pair is None:
         return None
-    return HeadAdapter(*pair, segment.scale, segment.grads[-1] if segment.grads else None)
+    grads = None if segment.grad is None else layout.head_views(segment.grad)
+    return HeadAdapter(*pair, segment.scale, grads)
 
 
 @dataclass(slots=True)

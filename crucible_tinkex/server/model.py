@@ -18,8 +18,8 @@ from crucible_tinkex.server.head import Head
 from crucible_tinkex.server.lora import (
     Layout,
     PassContext,
-    Segment,
     Slot,
+    Stack,
     initial_weights,
     wrap_linears,
 )
@@ -70,13 +70,13 @@ class BaseModel:
         tokens: Tensor,
         positions: Tensor,
         plan: Plan,
-        segments: Sequence[Segment],
+        stacks: Sequence[Stack],
         *,
         backward: bool,
     ) -> Tensor:
-        """[M] tokens to [M, d] after the last norm; differentiable if `backward`."""
+        """[M] tokens to [M, d] after the last norm; if `backward`, that method comes next."""
         context = self._context
-        context.segments = list(segments)
+        context.stacks = stacks
         context.anchor = (
             torch.zeros(1, device=self.device, requires_grad=True) if backward else None
         )
@@ -89,3 +89,9 @@ class BaseModel:
             )
         state: Tensor = out.last_hidden_state[0]
         return state
+
+    def backward(self, hidden: Tensor, grad: Tensor) -> None:
+        """Add what `grad` [M, d] means for the adapters of the pass to their gradients."""
+        hidden.backward(grad)  # type: ignore[no-untyped-call]
+        for stack in self._context.stacks:
+            stack.collect()

@@ -19,7 +19,7 @@ from torch import Tensor
 from crucible_tinkex.server.adapters import FrozenAdapter
 from crucible_tinkex.server.attention import BUCKET, Block, DecodePlan, PackedPlan, round_up
 from crucible_tinkex.server.choosing import Sampling, Vocabulary, generator_for
-from crucible_tinkex.server.lora import Segment
+from crucible_tinkex.server.lora import Segment, Stack, stacked
 from crucible_tinkex.server.model import MIN_TOKENS, BaseModel
 from crucible_tinkex.server.operations import PromptScores, Sample, SampleOutput
 from crucible_tinkex.server.scoring import score
@@ -72,6 +72,7 @@ class SampleBatch(Generic[Ticket]):
         self._cache: list[tuple[Tensor, Tensor]] = []
         self._places: list[_Place] = []
         self._segments: list[Segment] = []
+        self._stacks: list[Stack] = []
 
     @property
     def finished(self) -> bool:
@@ -103,7 +104,7 @@ class SampleBatch(Generic[Ticket]):
         positions = torch.arange(bucket).repeat(count)
         segments = _segments(owners, bucket)
         hidden = self._model.hidden(
-            tokens.view(-1), positions, plan, segments, backward=False
+            tokens.view(-1), positions, plan, stacked(segments), backward=False
         ).view(count, bucket, -1)
         for i, p in enumerate(self._prompts):
             segment = p.adapter.segment(0, bucket) if p.adapter else None
@@ -140,6 +141,7 @@ class SampleBatch(Generic[Ticket]):
             self._places += [_Place(dummy.source, dummy.length, None)] * short
             owners += [None] * short
         self._segments = _segments(owners, 1)
+        self._stacks = stacked(self._segments)
         order = torch.tensor([p.source for p in self._places], device=self._model.device)
         self._cache = [(k.index_select(0, order), v.index_select(0, order)) for k, v in self._cache]
 
@@ -170,7 +172,7 @@ class SampleBatch(Generic[Ticket]):
             torch.tensor(newest),
             lengths + self._steps - 1,
             DecodePlan(self._cache, at, unseen[:, None, None, :].to(self._model.device)),
-            self._segments,
+            self._stacks,
             backward=False,
         )
         self._choose(hidden)

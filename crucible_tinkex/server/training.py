@@ -19,7 +19,7 @@ from crucible_tinkex.server import losses
 from crucible_tinkex.server.adapters import Adapter
 from crucible_tinkex.server.attention import BUCKET, Block, PackedPlan, round_up
 from crucible_tinkex.server.head import head_adapter
-from crucible_tinkex.server.lora import Segment
+from crucible_tinkex.server.lora import Segment, stacked
 from crucible_tinkex.server.model import MIN_TOKENS, BaseModel
 from crucible_tinkex.server.operations import (
     FloatArray,
@@ -143,20 +143,19 @@ def _stack(parts: Sequence[IntArray] | Sequence[FloatArray], filling: int, width
 
 def run_pass(model: BaseModel, parts: Sequence[tuple[TrainingWork, Adapter]]) -> None:
     """Run the present chunk of every request in one pass. All or none of them want backward."""
+    parts = sorted(parts, key=_likeness)
     backward = parts[0][0].operation.backward
     segments: list[Segment] = []
-    blocks: list[Block] = []
     start = 0
     for work, adapter in parts:
         end = start + work.chunk.size
         segments.append(adapter.segment(start, end, backward=backward))
-        blocks.append(Block.of(start, work.chunk.lengths))
         start = end
     hidden = model.hidden(
         torch.cat([w.chunk.tokens for w, _ in parts]),
         torch.cat([w.chunk.positions for w, _ in parts]),
-        PackedPlan(blocks),
-        segments,
+        PackedPlan(Block.of_all([w.chunk.lengths for w, _ in parts])),
+        stacked(segments),
         backward=backward,
     )
     grad = torch.empty_like(hidden) if backward else None
@@ -165,9 +164,15 @@ def run_pass(model: BaseModel, parts: Sequence[tuple[TrainingWork, Adapter]]) ->
         for (work, _), segment in zip(parts, segments, strict=True)
     ]
     if grad is not None:
-        hidden.backward(grad)  # type: ignore[no-untyped-call]
+        model.backward(hidden, grad)
     for (work, _), (logprobs, loss) in zip(parts, results, strict=True):
         work.add(logprobs, loss)
+
+
+def _likeness(part: tuple[TrainingWork, Adapter]) -> tuple[int, ...]:
+    """Brings together what can be computed as one batch of products (`Stack`, `Block.of_all`)."""
+    chunk, adapter = part[0].chunk, part[1]
+    return chunk.size, round_up(max(chunk.lengths)), adapter.layout.size, adapter.spec.rank
 
 
 def _finish(

@@ -21,12 +21,16 @@ from crucible_tinkex.server.operations import (
     TakeSnapshot,
 )
 
-LENGTHS = {"a": (5, 9, 17, 3), "b": (30, 2), "c": (64,), "d": (11, 11, 12), "e": (1,)}
-RANKS = {"a": 4, "b": 8, "c": 16, "d": 8, "e": 1}
+LENGTHS = {
+    **{"a": (5, 9, 17, 3), "b": (30, 2), "c": (64,), "d": (11, 11, 12), "e": (1,)},
+    **{"f": (30, 2), "g": (28, 3), "h": (64,), "i": (30, 2)},
+}
+"""Some are alike, so that their products run side by side; some only share their rows' length."""
+RANKS = {"a": 4, "b": 8, "c": 16, "d": 8, "e": 1, "f": 8, "g": 8, "h": 16, "i": 4}
 
 
 def _create(name: str) -> CreateModel:
-    return CreateModel(name, LoraSpec(RANKS[name], 7, train_unembed=name != "c"))
+    return CreateModel(name, LoraSpec(RANKS[name], ord(name), train_unembed=name != "c"))
 
 
 def _run(client: Client, names: list[str]) -> dict[str, tuple[list[np.ndarray], torch.Tensor]]:
@@ -68,9 +72,10 @@ def test_requests_really_share_passes(
     sizes: list[int] = []
     hidden = client.engine._model.hidden
 
-    def counted(tokens, positions, plan, segments, *, backward):  # type: ignore[no-untyped-def]
-        sizes.append(len(segments))
-        return hidden(tokens, positions, plan, segments, backward=backward)
+    def counted(tokens, positions, plan, stacks, *, backward):  # type: ignore[no-untyped-def]
+        sizes.append(sum(s.count for s in stacks))
+        assert len(stacks) < sizes[-1]
+        return hidden(tokens, positions, plan, stacks, backward=backward)
 
     monkeypatch.setattr(client.engine._model, "hidden", counted)
     client.all([train(n, make_rows(0, LENGTHS[n])) for n in LENGTHS])
