@@ -15,6 +15,7 @@ _SEGMENT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.=-]+")
 _RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,255}$")
 CHECKPOINT_KINDS = ("weights", "sampler_weights", "external_weights")
+NOT_FOR_TRAINING = frozenset({"sampler_weights", "external_weights"})
 
 
 def check_segment(value: str, *, what: str) -> str:
@@ -75,17 +76,32 @@ class TinkerPath(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> TinkerPath:
         """Raises `ConfigError` for anything but exactly three safe segments."""
+        path = cls.read(text)
+        if path.kind not in CHECKPOINT_KINDS or str(path) != text:
+            raise _not_a_path(text)
+        return path
+
+    @classmethod
+    def read(cls, text: str) -> TinkerPath:
+        """As `parse`, and what other services write: `tinker://RUN/NAME`, which is for sampling,
+        and kinds of their own."""
         parts = text.removeprefix("tinker://").split("/")
+        if len(parts) == 2:
+            parts.insert(1, "sampler_weights")
         if (
             not text.startswith("tinker://")
             or len(parts) != 3
             or not _RUN_ID.match(parts[0])
             or ".." in parts[0]
-            or parts[1] not in CHECKPOINT_KINDS
+            or not _SEGMENT.match(parts[1])
         ):
-            raise ConfigError(f"{text!r} is not a checkpoint path tinker://RUN/KIND/NAME")
+            raise _not_a_path(text)
         check_segment(parts[2], what="checkpoint name")
         return cls(*parts)
+
+
+def _not_a_path(text: str) -> ConfigError:
+    return ConfigError(f"{text!r} is not a checkpoint path tinker://RUN/KIND/NAME")
 
 
 class SweepPaths(NamedTuple):

@@ -1,10 +1,10 @@
 """Waiting for the result of an accepted operation: the long poll on `retrieve_future`.
 
 Being queued or paused for capacity is a state, told to the session's `Watch`, never an error, and
-has no deadline while the service keeps saying so. Silence has one (`RetryPolicy.total_s`), and so
-has an operation that is active without end (`active_s`). A failure that the service reports is an
-`OperationFailedError`; a promise that it no longer knows is a `SessionLostError`. An answer for
-another request is refused.
+has no deadline while the service keeps saying so. Silence of the whole service has one
+(`RetryPolicy.total_s`), and so has an operation that is active without end (`active_s`). A failure
+that the service reports is an `OperationFailedError`; a promise that it no longer knows is a
+`SessionLostError`. An answer for another request is refused.
 """
 
 from __future__ import annotations

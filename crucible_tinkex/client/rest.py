@@ -52,7 +52,7 @@ from crucible_tinkex.errors import (
     ServiceUnavailableError,
     SessionLostError,
 )
-from crucible_tinkex.names import TinkerPath
+from crucible_tinkex.names import CHECKPOINT_KINDS, TinkerPath
 
 R = TypeVar("R", bound=Wire)
 MAX_PAGES = 10_000
@@ -176,7 +176,7 @@ class RestClient:
 
     async def weights_info(self, path: str) -> WeightsInfo:
         """What a model from this checkpoint must look like."""
-        TinkerPath.parse(path)
+        TinkerPath.read(path)
         request = WeightsInfoRequest(tinker_path=path)
         return await self._post("weights_info", "weights_info", request, WeightsInfo)
 
@@ -193,7 +193,7 @@ class RestClient:
         `access_token` lets another account's checkpoint be read. The copy cannot be trained on,
         only loaded; it expires after `ttl_s`, whatever the original does.
         """
-        TinkerPath.parse(path)
+        TinkerPath.read(path)
         request = CopyWeightsRequest(
             source_path=path,
             destination_project_id=project_id or os.environ.get(PROJECT_VARIABLE) or None,
@@ -316,8 +316,11 @@ def _archive_location(reply: Reply) -> str:
 
 
 def _place(path: str) -> str:
-    checkpoint = TinkerPath.parse(path)
-    return f"training_runs/{checkpoint.run_id}/checkpoints/{checkpoint.checkpoint_id}"
+    checkpoint = TinkerPath.read(path)
+    # A service with a kind of its own lists its checkpoints by the bare name.
+    is_usual = checkpoint.kind in CHECKPOINT_KINDS
+    place = checkpoint.checkpoint_id if is_usual else checkpoint.name
+    return f"training_runs/{checkpoint.run_id}/checkpoints/{place}"
 
 
 def _segment(value: str) -> str:

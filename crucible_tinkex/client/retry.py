@@ -94,6 +94,7 @@ class Fault(NamedTuple):
     status: int | None = None
     retry_after_s: float | None = None
     category: str = "unknown"
+    is_silence: bool = False
 
 
 def is_queued(fault: Fault) -> bool:

@@ -131,12 +131,16 @@ def _checked(response: SampleResponse, request: SampleRequest) -> SampleResponse
     found, asked = len(response.sequences), request.num_samples
     if found != asked:
         raise ProtocolError(f"the service answered {found} sequences for {asked} samples")
+    prompt, scored = request.prompt.tokens(), response.prompt_logprobs
+    if scored is not None and len(scored) == len(prompt) - 1:
+        # Without the first token, which has no logprob.
+        response.prompt_logprobs = scored = [None, *scored]
     targets, draws = response.target_prompt_logprobs, response.prompt_alt_tokens
     if (request.target_prompt_logprobs is not None and targets is None) or (
         request.prompt_alt_tokens_k is not None and draws is None
     ):
         raise ProtocolError("the service ignored what was asked about the prompt's tokens")
-    last_n, scored = request.prompt_logprobs_last_n, response.prompt_logprobs
+    last_n = request.prompt_logprobs_last_n
     if last_n is not None and scored is not None and any(p is not None for p in scored[:-last_n]):
         raise ProtocolError("the service scored the whole prompt, not its end")
     return response

@@ -20,11 +20,12 @@ from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 from crucible_tinkex.client.address import Address
-from crucible_tinkex.client.connections import Headers
+from crucible_tinkex.client.connections import Headers, Reply
 from crucible_tinkex.client.futures import Promises
 from crucible_tinkex.client.heartbeat import beat
 from crucible_tinkex.client.interface import EndReason
 from crucible_tinkex.client.key import ApiKey
+from crucible_tinkex.client.older import create_then_load
 from crucible_tinkex.client.pace import Lane
 from crucible_tinkex.client.rest import PROJECT_VARIABLE, RestClient
 from crucible_tinkex.client.sampling import TinkexSampling
@@ -64,7 +65,7 @@ from crucible_tinkex.errors import (
     ServiceError,
     SessionLostError,
 )
-from crucible_tinkex.names import TinkerPath
+from crucible_tinkex.names import NOT_FOR_TRAINING, TinkerPath
 
 R = TypeVar("R", bound=Wire)
 _log = logging.getLogger(__name__)
@@ -166,8 +167,7 @@ class TinkexService:
         access_token: str | None = None,
     ) -> TinkexTraining:
         """`access_token` lets another account's checkpoint be read."""
-        checkpoint = TinkerPath.parse(path)
-        if checkpoint.kind != "weights":
+        if TinkerPath.read(path).kind in NOT_FOR_TRAINING:
             raise ConfigError(f"{path!r} is not a training checkpoint tinker://RUN/weights/NAME")
         session_id = await self._session()
         number = next(self._model_seq)
@@ -184,33 +184,11 @@ class TinkexService:
                 "load_weights", "load_weights", FutureEnvelope, body=request.body()
             )
         except RequestRejectedError as refusal:
-            return await self._create_then_load(request, refusal)
+            return await create_then_load(self, request, refusal)
         promises = self._promises()
         answer = await promises.result(envelope, LoadWeightsResponse, "load_weights")
         # The official SDK never reads the id either: the protocol fixes it.
         return self._training(answer.model_id or f"{session_id}:train:{number}")
-
-    async def _create_then_load(
-        self, request: LoadWeightsRequest, refusal: RequestRejectedError
-    ) -> TinkexTraining:
-        """How older services do it: a new model like the checkpoint's, and its weights into it."""
-        try:
-            info = await self.rest.weights_info(request.path)
-        except ServiceError:
-            raise refusal from None
-        if info.lora_rank is None:
-            raise refusal
-        trained = {"train_unembed", "train_mlp", "train_attn"}
-        lora = LoraConfig(
-            rank=info.lora_rank, **info.model_dump(include=trained, exclude_none=True)
-        )
-        training = await self.create_training(
-            base_model=info.base_model, lora=lora, user_metadata=request.user_metadata
-        )
-        await training.load_state(
-            request.path, optimizer=request.optimizer, access_token=request.weights_access_token
-        )
-        return training
 
     async def sampler(
         self, *, base_model: str | None = None, model_path: str | None = None
@@ -224,12 +202,13 @@ class TinkexService:
             base_model=base_model,
             model_path=model_path,
         )
-        answer = await self._call(
-            "create_sampling_session",
-            "create_sampling_session",
-            CreateSamplingSessionResponse,
-            body=request.body(),
+        operation = "create_sampling_session"
+        answer = await self._transport().call(
+            operation, operation, _session_or_promise, body=request.body(), watch=self._watch
         )
+        if isinstance(answer, FutureEnvelope):
+            promises = self._promises()
+            answer = await promises.result(answer, CreateSamplingSessionResponse, operation)
         return self._sampling(answer.sampling_session_id)
 
     async def delete_checkpoint(self, path: str) -> None:
@@ -397,3 +376,14 @@ class TinkexService:
 
     def _sampling(self, sampling_session_id: str) -> TinkexSampling:
         return TinkexSampling(sampling_session_id, self._promises())
+
+
+def _session_or_promise(reply: Reply) -> CreateSamplingSessionResponse | FutureEnvelope:
+    """The protocol has the session at once; some services promise it."""
+    try:
+        return CreateSamplingSessionResponse.model_validate_json(reply.body)
+    except ValueError as problem:
+        try:
+            return FutureEnvelope.model_validate_json(reply.body)
+        except ValueError:
+            raise problem from None

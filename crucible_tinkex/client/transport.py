@@ -46,6 +46,8 @@ T = TypeVar("T")
 USER_AGENT = "crucible-tinkex/0.1.0"
 LOST: frozenset[int] = frozenset({410})
 NONE: frozenset[int] = frozenset()
+NOT_YET = Reply(408, (), b"")
+"""What a poll without an answer comes to while the service answers other calls."""
 IDEMPOTENCY_KEY = b"X-Idempotency-Key"
 """Names what must not be done twice and has no number of its own. A repeat carries it too."""
 _UNWATCHED = Watch()
@@ -81,6 +83,7 @@ class Transport:
         self._connections = Connections(address, limits)
         self.pace = Pace(self.clock, most=(limits or Limits()).connections)
         self._headers = self._fixed_headers()
+        self._heard_at = float("-inf")
 
     def _fixed_headers(self) -> list[tuple[bytes, bytes]]:
         headers = [
@@ -194,7 +197,8 @@ class Transport:
         limit_s = max(min(self.policy.attempt_s, retries.remaining_s), 0.001)
         if is_poll:
             async with self._connections.poll_slots:
-                return await self._attempt(request, limit_s)
+                reply = await self._attempt(request, limit_s)
+            return NOT_YET if self._is_held(reply, limit_s) else reply
         if lane is Lane.VITAL:
             return await self._attempt(request, limit_s)
         began = self.clock.monotonic()
@@ -204,6 +208,12 @@ class Transport:
             return await self._attempt(request, limit_s)
         finally:
             self.pace.leave()
+
+    def _is_held(self, reply: Reply | Fault, limit_s: float) -> bool:
+        """Some services hold a poll for minutes. Silence is one that answers nothing else either,
+        and heartbeats are answered more often than that."""
+        is_silent = isinstance(reply, Fault) and reply.is_silence
+        return is_silent and self.clock.monotonic() - self._heard_at < limit_s
 
     async def _attempt(self, request: _Request, limit_s: float) -> Reply | Fault:
         method, target, accept, more, body = request
@@ -216,10 +226,12 @@ class Transport:
                 headers.append((b"Content-Encoding", body.content_encoding.encode()))
         try:
             async with asyncio.timeout(limit_s):
-                return await self._connections.exchange(method, target, headers, data)
+                reply = await self._connections.exchange(method, target, headers, data)
+            self._heard_at = self.clock.monotonic()
+            return reply
         except TimeoutError:
             text = f"no answer in {limit_s:.3g} s"
-            return Fault(Kind.TRANSIENT, text, ServiceUnavailableError)
+            return Fault(Kind.TRANSIENT, text, ServiceUnavailableError, is_silence=True)
         except ExchangeError as error:
             text = self.scrub(str(error))
             if error.is_malformed:

@@ -22,6 +22,13 @@ from crucible_tinkex.client.wire import (
     SamplingParams,
     TensorData,
 )
+from crucible_tinkex.errors import (
+    ConfigError,
+    ProtocolError,
+    RequestRejectedError,
+    ServiceError,
+    ServiceUnavailableError,
+)
 
 FAST = ClientSettings(policy=RetryPolicy(base_s=0.002, cap_s=0.01, total_s=5.0))
 LORA = LoraConfig(rank=2)
@@ -183,3 +190,123 @@ async def test_a_reported_loss_is_kept(scripted: ScriptedService, model: TinkexT
     result = {"loss_fn_outputs": [row], "metrics": {"loss:sum": 7.0}}
     scripted.on("retrieve_future", Answer(body=result))
     assert (await model.forward([ROW])).metrics["loss:sum"] == 7.0
+
+
+# --- polls -------------------------------------------------------------------------------------
+
+
+async def test_a_poll_may_be_held_longer_than_an_attempt_while_the_service_lives(
+    scripted: ScriptedService,
+) -> None:
+    policy = RetryPolicy(base_s=0.002, cap_s=0.01, attempt_s=0.1, total_s=0.3)
+    settings = ClientSettings(policy=policy, heartbeat_s=0.02)
+    async with TinkexService(scripted.url, settings=settings) as service:
+        model = await service.create_training(base_model="m", lora=LORA)
+        scripted.on("retrieve_future", *[Answer(mode="hang")] * 6)
+        assert (await model.optim_step(AdamParams())).metrics == {"seq": 1.0}
+
+
+async def test_a_poll_of_a_silent_service_fails(scripted: ScriptedService) -> None:
+    policy = RetryPolicy(base_s=0.002, cap_s=0.01, attempt_s=0.1, total_s=0.3)
+    settings = ClientSettings(policy=policy, heartbeat_s=0.02)
+    async with TinkexService(scripted.url, settings=settings) as service:
+        model = await service.create_training(base_model="m", lora=LORA)
+        scripted.on("retrieve_future", *[Answer(mode="hang")] * 6)
+        scripted.on("session_heartbeat", *[Answer(mode="hang")] * 50)
+        with pytest.raises(ServiceUnavailableError, match="no answer"):
+            await model.optim_step(AdamParams())
+
+
+async def test_a_failure_may_be_the_status_of_the_poll(
+    scripted: ScriptedService, model: TinkexTraining
+) -> None:
+    scripted.on("retrieve_future", Answer(400, {"detail": "rank 64 exceeds 32"}))
+    with pytest.raises(RequestRejectedError, match=r"optim_step.*rank 64 exceeds 32"):
+        await model.optim_step(AdamParams())
+    assert (await model.optim_step(AdamParams())).metrics == {"seq": 2.0}
+
+
+# --- sampling ----------------------------------------------------------------------------------
+
+
+async def test_a_sampling_session_may_be_promised(
+    scripted: ScriptedService, service: TinkexService
+) -> None:
+    scripted.results["p"] = {"sampling_session_id": "smp-1", "type": "create_sampling_session"}
+    scripted.on("create_sampling_session", Answer(body={"request_id": "p", "model_id": "smp"}))
+    sampler = await service.sampler(base_model="m")
+    assert sampler.sampling_session_id == "smp-1"
+    scripted.on("create_sampling_session", *[Answer(body={"id": "x"})] * 5)
+    with pytest.raises(ProtocolError, match="CreateSamplingSessionResponse"):
+        await service.sampler(base_model="m")
+
+
+async def test_the_first_token_may_be_left_out_of_the_logprobs(
+    scripted: ScriptedService, service: TinkexService
+) -> None:
+    sampler = await service.sampler(base_model="m")
+    sequences = [{"stop_reason": "stop", "tokens": [1]}]
+    for scored in ([-1.0, -2.0], [None, -1.0, -2.0]):
+        result = {"sequences": sequences, "prompt_logprobs": scored}
+        scripted.on("retrieve_future", Answer(body=result))
+        assert await sampler.compute_logprobs([7, 8, 9]) == [None, -1.0, -2.0]
+    for scored in ([], [-1.0], [-1.0] * 4):
+        result = {"sequences": sequences, "prompt_logprobs": scored}
+        scripted.on("retrieve_future", Answer(body=result))
+        with pytest.raises(ProtocolError, match="logprob for each token"):
+            await sampler.compute_logprobs([7, 8, 9])
+
+
+# --- checkpoints -------------------------------------------------------------------------------
+
+
+async def test_paths_of_other_forms_are_used_as_they_are(
+    scripted: ScriptedService, service: TinkexService, model: TinkexTraining
+) -> None:
+    short, own = "tinker://model_1/a", "tinker://mdl_1/checkpoints/a"
+    scripted.results["short"], scripted.results["own"] = {"path": short}, {"path": own}
+    scripted.on("save_weights_for_sampler", Answer(body={"request_id": "short"}))
+    scripted.on("save_weights", Answer(body={"request_id": "own"}))
+    assert await model.save_for_sampler("a") == short
+    assert await model.save_state("a") == own
+    await service.sampler(model_path=short)
+    await service.create_training_from_state(own)
+    assert scripted.bodies("create_sampling_session")[0]["model_path"] == short
+    assert scripted.bodies("load_weights")[0]["path"] == own
+    places = {
+        short: "training_runs/model_1/checkpoints/sampler_weights/a",
+        own: "training_runs/mdl_1/checkpoints/a",
+    }
+    for path, place in places.items():
+        scripted.on(place, Answer(204))
+        await service.delete_checkpoint(path)
+        assert scripted.requests[-1].path == f"/api/v1/{place}"
+    for path in (short, "tinker://r/../a", "tinker://r/a/b/c", "tinker://r/checkpoints/../../x"):
+        with pytest.raises(ConfigError):
+            await service.create_training_from_state(path)
+
+
+async def test_a_model_from_a_checkpoint_in_two_calls(
+    scripted: ScriptedService, service: TinkexService
+) -> None:
+    path = "tinker://r/weights/a"
+    missing = {"detail": [{"type": "missing", "loc": ["body", "model_id"]}]}
+    scripted.on("load_weights", Answer(422, missing))
+    scripted.on("weights_info", Answer(body={"base_model": "m", "is_lora": True, "lora_rank": 4}))
+    model = await service.create_training_from_state(path)
+    assert scripted.bodies("create_model")[0]["lora_config"]["rank"] == 4
+    loaded = scripted.bodies("load_weights")[1]
+    assert (loaded["model_id"], loaded["path"], loaded["seq_id"]) == (model.model_id, path, 1)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "told"), [(422, "no such checkpoint"), (400, "too many models")]
+)
+async def test_why_there_is_no_model_from_a_checkpoint(
+    scripted: ScriptedService, service: TinkexService, refusal: int, told: str
+) -> None:
+    """A 422 is about a call that the service does not know: the checkpoint's fault says more."""
+    scripted.on("load_weights", Answer(refusal, {"detail": "too many models"}))
+    scripted.on("weights_info", Answer(404, {"detail": "no such checkpoint"}))
+    with pytest.raises(ServiceError, match=told):
+        await service.create_training_from_state("tinker://r/weights/a")

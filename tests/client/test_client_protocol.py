@@ -142,7 +142,7 @@ async def test_a_poll_goes_on_and_nothing_is_sent_twice(
         assert len(scripted.bodies("optim_step")) == 1
         polls = [r.body for r in scripted.requests if r.path.endswith("retrieve_future")][1:]
         assert len(polls) == 4
-        assert set(polls) == {b'{"request_id":"r2","allow_metadata_only":false}'}
+        assert set(polls) == {b'{"request_id":"r2"}'}
         await model.optim_step(AdamParams())
 
 
