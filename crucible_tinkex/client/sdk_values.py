@@ -78,11 +78,13 @@ def from_sample(response: Any) -> SampleResponse:
                 tokens=list(s.tokens),
                 logprobs=list(s.logprobs) if s.logprobs is not None else None,
                 topk_logprobs=getattr(s, "topk_logprobs", None),
+                sequence_id=getattr(s, "sequence_id", None),
             )
             for s in response.sequences
         ],
         prompt_logprobs=response.prompt_logprobs,
         topk_prompt_logprobs=response.topk_prompt_logprobs,
+        prompt_cache_hit_tokens=getattr(response, "prompt_cache_hit_tokens", None),
     )
 
 

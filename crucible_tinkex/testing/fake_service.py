@@ -317,24 +317,32 @@ class FakeSampling:
         topk_sample_logprobs: int = 0,
     ) -> SampleResponse:
         self._backend.record("sample")
-        nll, count = self._weights.nll, params.max_tokens or 16
-        sequences = [
-            SampledSequence(
-                stop_reason="length",
-                tokens=[
-                    int(_uniform(params.seed or 0, index, position, *prompt) * VOCABULARY)
-                    for position in range(count)
-                ],
-                logprobs=[-nll] * count,
-            )
-            for index in range(num_samples)
-        ]
+        nll = self._weights.nll
+        sequences = [_sequence(prompt, params, index, nll) for index in range(num_samples)]
         scores = [None, *[-nll] * (len(prompt) - 1)] if prompt_logprobs and prompt else None
         return SampleResponse(sequences=sequences, prompt_logprobs=scores)
 
     async def compute_logprobs(self, tokens: Sequence[int]) -> list[float | None]:
         answer = await self.sample(tokens, SamplingParams(max_tokens=1), prompt_logprobs=True)
         return answer.prompt_logprobs or []
+
+
+def _sequence(
+    prompt: Sequence[int], params: SamplingParams, index: int, nll: float
+) -> SampledSequence:
+    """Ends behind a token of `params.stop`; text cannot stop it, because it has no tokenizer."""
+    stops = {t for t in params.stop or () if isinstance(t, int)}
+    tokens: list[int] = []
+    for position in range(params.max_tokens or 16):
+        tokens.append(int(_uniform(params.seed or 0, index, position, *prompt) * VOCABULARY))
+        if tokens[-1] in stops:
+            break
+    is_stopped = tokens[-1] in stops
+    return SampledSequence(
+        stop_reason="stop" if is_stopped else "length",
+        tokens=tokens,
+        logprobs=[-nll] * len(tokens),
+    )
 
 
 def _copied(data: Sequence[Datum]) -> list[Datum]:

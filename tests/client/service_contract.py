@@ -83,6 +83,9 @@ async def check_training_service(service: TrainingService) -> None:
     ]
     assert [s.tokens for s in answers[0].sequences] == [s.tokens for s in answers[1].sequences]
     assert [len(s.tokens) for s in answers[0].sequences] == [3, 3]
+    params.stop = [answers[0].sequences[0].tokens[0]]
+    stopped = (await (await model.sampler()).sample([3, 4], params, num_samples=2)).sequences[0]
+    assert (stopped.stop_reason, len(stopped.tokens)) == ("stop", 1)
     assert answers[0].prompt_logprobs is not None
     assert answers[0].prompt_logprobs[0] is None
 
