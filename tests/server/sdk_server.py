@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,8 @@ import json, logging, sys
 from pathlib import Path
 from crucible_tinkex.server.serve import ServeOptions, serve
 logging.getLogger("crucible_tinkex.server.app").setLevel(logging.DEBUG)
-folder, flags = Path(sys.argv[1]), json.loads(sys.argv[2])
-serve(ServeOptions(model="nano", threads=1, dtype="fp32", data_dir=folder, client_flags=flags,
+folder, flags, model = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
+serve(ServeOptions(model=model, threads=1, dtype="fp32", data_dir=folder, client_flags=flags,
                    ready_file=folder / "ready.json", exit_with_parent=True))
 """
 _LINE = re.compile(r"(GET|POST|PUT|DELETE|HEAD) /api/v1/(\S+) (\d{3})$")
@@ -61,13 +62,19 @@ class Served(NamedTuple):
 
 
 @contextlib.contextmanager
-def served(folder: Path, flags: dict[str, Any] | None = None) -> Iterator[Served]:
+def served(
+    folder: Path, flags: dict[str, Any] | None = None, *, model: str = "nano"
+) -> Iterator[Served]:
+    """A server on this folder. `model` may be a folder in it; the base has that name then."""
     log, ready = folder / "server.log", folder / "ready.json"
     given = json.dumps(FLAGS if flags is None else flags)
     with (
         open(log, "wb") as out,
         subprocess.Popen(
-            [sys.executable, "-c", _CODE, str(folder), given], stdin=subprocess.PIPE, stderr=out
+            [sys.executable, "-c", _CODE, str(folder), given, model],
+            stdin=subprocess.PIPE,
+            stderr=out,
+            cwd=folder,
         ) as process,
     ):
         try:
@@ -92,20 +99,9 @@ def run_flow(
 ) -> dict[str, Any]:
     """What the flow says that worked with the SDK of this Python."""
     out = folder / "flow.json"
-    environment = {
-        **os.environ,
-        "TINKER_BASE_URL": server.base_url,
-        "TINKER_API_KEY": server.key,
-        "TINKER_TELEMETRY": "0",
-        "SDK_FLOW_IDLE_S": str(idle_s),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    for name in ("PYTHONPATH", "TINKER_PROJECT_ID", "TINKER_CREDENTIAL_CMD"):
-        environment.pop(name, None)
     done = subprocess.run(
         [str(python), str(flow), str(out)],
-        env=environment,
+        env={**client_environment(server), "SDK_FLOW_IDLE_S": str(idle_s)},
         cwd=folder,
         capture_output=True,
         text=True,
@@ -116,26 +112,65 @@ def run_flow(
     return found
 
 
+def client_environment(server: Served) -> dict[str, str]:
+    """Variables with which the SDK finds this server, and nothing else."""
+    environment = {
+        **os.environ,
+        "TINKER_BASE_URL": server.base_url,
+        "TINKER_API_KEY": server.key,
+        "TINKER_TELEMETRY": "0",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    for name in ("PYTHONPATH", "TINKER_PROJECT_ID", "TINKER_CREDENTIAL_CMD"):
+        environment.pop(name, None)
+    return environment
+
+
 def sdk_python(version: str) -> Path:
-    """The Python of an environment with this SDK, made when it is missing. Its place is
-    `$CRUCIBLE_SDK_VENVS` or the user's cache. Raises RuntimeError if pip cannot install it."""
+    """The Python of an environment with this SDK."""
+    folder = _environment(f"tinker-{version}")
+    _install(folder, f"tinker=={version}")
+    return folder / "bin" / "python"
+
+
+def cookbook_python(version: str) -> Path:
+    """The Python of an environment with this cookbook, our SDK and our torch.
+
+    A path file lends it the packages of this environment: another torch would be gigabytes. What
+    the cookbook wants in other versions is installed in its own, which come first."""
+    folder = _environment(f"cookbook-{version}-py{sys.version_info.major}{sys.version_info.minor}")
+    (own,) = folder.glob("lib/python*/site-packages")
+    (own / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    _install(folder, f"tinker-cookbook[math-rl]=={version}")
+    return folder / "bin" / "python"
+
+
+def _environment(name: str) -> Path:
+    """Made when it is missing, in `$CRUCIBLE_SDK_VENVS` or the user's cache."""
     chosen = os.environ.get("CRUCIBLE_SDK_VENVS")
     root = Path(chosen) if chosen else Path.home() / ".cache" / "crucible_tinkex" / "sdk"
-    folder = root / f"tinker-{version}"
-    python = folder / "bin" / "python"
+    folder = root / name
     if not (folder / "installed").exists():
-        for command in (
-            [sys.executable, "-m", "venv", "--clear", str(folder)],
-            [str(python), "-m", "pip", "install", "-q", f"tinker=={version}"],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-            if done.returncode != 0:
-                raise RuntimeError(
-                    f"cannot make the environment of tinker {version} in {folder}; "
-                    f"these tests need a package index:\n{done.stderr[-2000:]}"
-                )
+        _made(folder, [sys.executable, "-m", "venv", "--clear", str(folder)])
+    return folder
+
+
+def _install(folder: Path, requirement: str) -> None:
+    if not (folder / "installed").exists():
+        python = folder / "bin" / "python"
+        _made(folder, [str(python), "-m", "pip", "install", "-q", requirement])
         (folder / "installed").touch()
-    return python
+
+
+def _made(folder: Path, command: list[str]) -> None:
+    """Raises RuntimeError if the command fails."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    if done.returncode != 0:
+        raise RuntimeError(
+            f"cannot make the environment {folder}; these tests need a package index:\n"
+            f"{done.stderr[-2000:]}"
+        )
 
 
 def absent(steps: dict[str, str]) -> set[str]:
