@@ -127,6 +127,17 @@ class SaveExternalRequest(Wire):
     type: Literal["save_weights_external"] = "save_weights_external"
 
 
+class JoinSamplingRequest(Wire):
+    sampling_session_id: str
+    type: Literal["join_sampling_session"] = "join_sampling_session"
+
+
+class JoinSamplingResponse(Wire):
+    """`client_counter`: the how manieth further client this one is, from 1."""
+
+    client_counter: int = Field(ge=1, le=2**31)
+
+
 # --- searching ---------------------------------------------------------------------------------
 
 

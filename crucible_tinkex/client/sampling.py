@@ -1,8 +1,8 @@
 """Sampling over HTTP from one sampling session.
 
-Numbers start at 0. A promise that the service forgot (410) is submitted again under a new number,
-because sampling changes nothing. All sampling clients of a process share one bound on the samples
-in flight.
+Numbers start at 0, those of further clients of a sampling session at their place times 10^9. A
+promise that the service forgot (410) is submitted again under a new number, because sampling
+changes nothing. All sampling clients of a process share one bound on the samples in flight.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Sequence
 
 from crucible_tinkex.client.futures import Promises
+from crucible_tinkex.client.records import JoinSamplingRequest, JoinSamplingResponse
 from crucible_tinkex.client.wire import (
     FutureEnvelope,
     ModelInput,
@@ -23,6 +24,7 @@ from crucible_tinkex.errors import ProtocolError, SessionLostError
 
 _OPERATION = "asample"
 _RESUBMISSIONS = 5
+_NUMBERS_OF_A_CLIENT = 1_000_000_000
 _BACKPRESSURE = ((b"X-Tinker-Sampling-Backpressure", b"1"),)
 """We take a 429 for what it is."""
 
@@ -30,16 +32,16 @@ _BACKPRESSURE = ((b"X-Tinker-Sampling-Backpressure", b"1"),)
 class _Place:
     """A sampling session, and the numbers drawn from it."""
 
-    def __init__(self, sampling_session_id: str) -> None:
+    def __init__(self, sampling_session_id: str, first: int = 0) -> None:
         self.sampling_session_id = sampling_session_id
-        self.numbers = itertools.count()
+        self.numbers = itertools.count(first)
 
 
 class TinkexSampling:
     """A `SamplingClient`. Needs no closing; ends with its service session."""
 
-    def __init__(self, sampling_session_id: str, promises: Promises) -> None:
-        self._place = _Place(sampling_session_id)
+    def __init__(self, sampling_session_id: str, promises: Promises, *, first_seq: int = 0) -> None:
+        self._place = _Place(sampling_session_id, first_seq)
         self._promises = promises
         self._transport = promises.transport
 
@@ -125,6 +127,20 @@ class TinkexSampling:
             lost_on=frozenset({404, 410}),
             watch=self._promises.watch,
         )
+
+
+async def joined(sampling_session_id: str, promises: Promises) -> TinkexSampling:
+    """The service gives each further client of a sampling session a range of numbers."""
+    answer = await promises.transport.call(
+        "join_sampling_session",
+        "join_sampling_session",
+        lambda reply: JoinSamplingResponse.model_validate_json(reply.body),
+        body=JoinSamplingRequest(sampling_session_id=sampling_session_id).body(),
+        lost_on=frozenset({404, 410}),
+        watch=promises.watch,
+    )
+    first = _NUMBERS_OF_A_CLIENT * answer.client_counter
+    return TinkexSampling(sampling_session_id, promises, first_seq=first)
 
 
 def _checked(response: SampleResponse, request: SampleRequest) -> SampleResponse:

@@ -28,7 +28,7 @@ from crucible_tinkex.client.key import ApiKey
 from crucible_tinkex.client.older import create_then_load
 from crucible_tinkex.client.pace import Lane
 from crucible_tinkex.client.rest import PROJECT_VARIABLE, RestClient
-from crucible_tinkex.client.sampling import TinkexSampling
+from crucible_tinkex.client.sampling import TinkexSampling, joined
 from crucible_tinkex.client.settings import ClientSettings
 from crucible_tinkex.client.training import TinkexTraining
 from crucible_tinkex.client.transport import (
@@ -210,6 +210,10 @@ class TinkexService:
             promises = self._promises()
             answer = await promises.result(answer, CreateSamplingSessionResponse, operation)
         return self._sampling(answer.sampling_session_id)
+
+    async def join_sampler(self, sampling_session_id: str) -> TinkexSampling:
+        """A further client of a sampling session that another process made."""
+        return await joined(sampling_session_id, self._promises())
 
     async def delete_checkpoint(self, path: str) -> None:
         await self.rest.delete(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -247,6 +248,12 @@ async def test_samplers_and_what_can_be_asked_of_them(service: TinkexService) ->
     assert await fixed.compute_logprobs(prompt) == before
     after = await moving.compute_logprobs(prompt)
     assert after != before
+
+    async with TinkexService(str(service.address), api_key_file=service._key.file) as elsewhere:
+        joined = await elsewhere.join_sampler(moving.sampling_session_id)
+        scores = await asyncio.gather(*[s.compute_logprobs(prompt) for s in (joined, moving) * 3])
+        assert scores == [after] * 6
+        assert elsewhere.session_id is None
 
     assert await moving.compute_logprobs(prompt, last_n=2) == [None, None, *after[2:]]
     answer = await moving.sample(

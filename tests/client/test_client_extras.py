@@ -27,6 +27,7 @@ from crucible_tinkex.errors import (
     OperationFailedError,
     ProtocolError,
     ServiceUnavailableError,
+    SessionLostError,
 )
 
 PATH = "tinker://s1:train:0/weights/a"
@@ -321,6 +322,23 @@ async def test_a_service_that_ignores_what_was_asked_is_found_out(
     scripted.on("retrieve_future", Answer(body=body))
     with pytest.raises(ProtocolError, match="the service"):
         await sampler.sample([1, 2, 3], PARAMS, **asked)
+
+
+async def test_a_further_client_of_a_sampling_session_has_numbers_of_its_own(
+    scripted: ScriptedService, service: TinkexService
+) -> None:
+    scripted.on("join_sampling_session", Answer(body={"client_counter": 3}))
+    sampler = await service.join_sampler("s9:sample:1")
+    for _ in range(2):
+        await sampler.sample([1], PARAMS)
+    found = [(b["sampling_session_id"], b["seq_id"]) for b in scripted.bodies("asample")]
+    assert found == [("s9:sample:1", 3_000_000_000), ("s9:sample:1", 3_000_000_001)]
+    assert scripted.bodies("create_session") == []
+    empty = [Answer(body={})] * FAST.policy.few
+    for answers, error in (([Answer(404)], SessionLostError), (empty, ProtocolError)):
+        scripted.on("join_sampling_session", *answers)
+        with pytest.raises(error):
+            await service.join_sampler("s9:sample:1")
 
 
 async def test_scores_of_the_end_of_a_prompt(

@@ -278,6 +278,7 @@ OFFICIAL = {
     "asample": "SampleRequest",
     "retrieve_future": "FutureRetrieveRequest",
     "client/config": "ClientConfigRequest",
+    "join_sampling_session": "JoinSamplingSessionRequest",
     "copy_weights": "CopyWeightsRequest",
     "sessions/search": "SessionSearchRequest",
 }
@@ -298,6 +299,7 @@ async def test_every_body_is_one_that_the_official_sdk_could_send(
     scripted.on("save_weights_external", Answer(body={"request_id": "e"}))
     scripted.on("copy_weights", Answer(body={"tinker_path": STATE}))
     scripted.on("sessions/search", Answer(body={"sessions": []}))
+    scripted.on("join_sampling_session", Answer(body={"client_counter": 1}))
     full = {"prompt_alt_tokens": {n: _tensor() for n in ("tokens", "logprobs")}}
     scripted.results["all"] = {
         "sequences": [{"stop_reason": "stop", "tokens": [1]}],
@@ -313,7 +315,7 @@ async def test_every_body_is_one_that_the_official_sdk_could_send(
         )
         await model.save_state("c", overwrite=True, user_metadata={"a": "b"})
         await model.save_external("e", age_recipients=["age1x"])
-        await model.sampler(kind="inflight")
+        await service.join_sampler((await model.sampler(kind="inflight")).sampling_session_id)
         await service.rest.copy_weights(STATE, project_id="p", ttl_s=3600)
         query = SessionQuery(session_id="s", statuses=["client_finished"], project_ids=["p"])
         assert [s async for s in service.rest.search_sessions(query)] == []
