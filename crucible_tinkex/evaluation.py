@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crucible_tinkex.client.interface import SamplingClient, TrainingClient
+from crucible_tinkex.client.loss import cross_entropy
 from crucible_tinkex.client.wire import SamplingParams
 from crucible_tinkex.config import EvaluationSection
 from crucible_tinkex.datasets import TokenisedDataset
@@ -51,7 +52,7 @@ async def _nll(training: TrainingClient, data: TokenisedDataset, rows: range) ->
         for start in range(0, len(by_length), ROWS_PER_REQUEST)
     ]
     outputs = await asyncio.gather(*(training.forward(chunk) for chunk in chunks))
-    loss = sum(output.metrics["loss:sum"] for output in outputs)
+    loss = sum(cross_entropy(o, chunk) for o, chunk in zip(outputs, chunks, strict=True))
     return loss / sum(total_weight(chunk) for chunk in chunks)
 
 

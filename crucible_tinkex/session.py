@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from crucible_tinkex.client.interface import TrainingClient, TrainingService
+from crucible_tinkex.client.loss import loss_of
 from crucible_tinkex.client.watch import Observer, QueueState, RequestRecord
 from crucible_tinkex.client.wire import (
     AdamParams,
@@ -235,7 +236,7 @@ class Session:
         except BaseException:
             step.cancel()
             raise
-        nll = backward.metrics["loss:sum"] / step.weight
+        nll = loss_of(backward) / step.weight
         now = self._clock()
         seconds, self._last_time = now - self._last_time, now
         self.step, self._train_nll = step.number, nll

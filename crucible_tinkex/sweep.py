@@ -147,9 +147,11 @@ async def _check(prepared: PreparedSweep, endpoint: Endpoint | None) -> Connecti
         await client.close()
     base = experiment.model.base
     model = next((m for m in models if m.model_name == base), None)
-    if model is None:
-        names = ", ".join(m.model_name for m in models) or "none"
+    if model is None and models:
+        names = ", ".join(m.model_name for m in models)
         raise ConfigError(f"the service has no base model {base!r}; it has: {names}")
+    # A service that names none says whether it has this one when a trial asks for it.
+    model = model or SupportedModel(model_name=base)
     tokenizer = load_tokenizer(model.tokenizer_id or base)
     return Connection(endpoint, model, prepared.tokenised(tokenizer))
 

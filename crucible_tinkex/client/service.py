@@ -254,7 +254,8 @@ class TinkexService:
     async def _open(self) -> None:
         request = CreateSessionRequest(
             tags=self._tags,
-            user_metadata=self._user_metadata,
+            # Sent even if empty: to some services it is a required field.
+            user_metadata=self._user_metadata or {},
             sdk_version=USER_AGENT,
             project_id=self._project_id,
         )

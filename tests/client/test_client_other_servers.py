@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from math import inf
+from pathlib import Path
 
 import pytest
+import tokenizers
 from scripted_service import Answer, ScriptedService
 
 from crucible_tinkex.client import ClientSettings, RetryPolicy, TinkexService
+from crucible_tinkex.client.loss import cross_entropy, loss_of
 from crucible_tinkex.client.training import TinkexTraining
 from crucible_tinkex.client.wire import (
     AdamParams,
     Datum,
+    ForwardBackwardOutput,
     LoraConfig,
     ModelInput,
     SamplingParams,
     TensorData,
 )
+from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import (
     ConfigError,
     ProtocolError,
@@ -29,6 +35,8 @@ from crucible_tinkex.errors import (
     ServiceError,
     ServiceUnavailableError,
 )
+from crucible_tinkex.preparation import prepare
+from crucible_tinkex.sweep import connected
 
 FAST = ClientSettings(policy=RetryPolicy(base_s=0.002, cap_s=0.01, total_s=5.0))
 LORA = LoraConfig(rank=2)
@@ -97,6 +105,7 @@ async def test_optional_fields_are_not_sent_at_their_defaults(
         assert body.keys() <= {"model_id", "path", "seq_id", "sampling_session_seq_id", "type"}
     assert all(body.keys() == {"request_id"} for body in scripted.bodies("retrieve_future"))
     assert scripted.bodies("asample")[0]["sampling_params"]["stop"] == ["."]
+    assert scripted.bodies("create_session")[0]["user_metadata"] == {}
     await model.sampler(kind="inflight")
     assert scripted.bodies("save_weights_for_sampler")[-1]["kind"] == "inflight"
 
@@ -167,6 +176,7 @@ async def test_models_listed_without_a_name_are_left_out(
         ("cross_entropy", {"logprobs": [-9.0, -2.0, -3.0]}, 5.0),
         ("ppo", {"logprobs": [-9.0, -2.0, -3.0], "elementwise_loss": [0.5, 0.5, 1.0]}, 2.0),
         ("ppo", {"logprobs": [-9.0, -2.0, -3.0]}, None),
+        ("cross_entropy", {"logprobs": [-inf, -2.0, -3.0], "elementwise_loss": [9.0]}, 5.0),
         ("cross_entropy", {"logprobs": [-2.0]}, None),
         ("cross_entropy", {}, None),
     ],
@@ -310,3 +320,58 @@ async def test_why_there_is_no_model_from_a_checkpoint(
     scripted.on("weights_info", Answer(404, {"detail": "no such checkpoint"}))
     with pytest.raises(ServiceError, match=told):
         await service.create_training_from_state("tinker://r/weights/a")
+
+
+# --- the runner --------------------------------------------------------------------------------
+
+
+def write_tokenizer(folder: Path) -> None:
+    vocab = {char: index for index, char in enumerate("ab.")}
+    words = tokenizers.models.WordLevel(vocab, unk_token=".")
+    tokenizers.Tokenizer(words).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "."}')
+
+
+def experiment(url: str, folder: Path) -> Experiment:
+    rows = folder / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n' * 2)
+    return Experiment.model_validate(
+        {
+            "name": "other",
+            "service": {"base_url": url},
+            "model": {"base": str(folder)},
+            "data": {"train": str(rows)},
+            "train": {"max_steps": 1, "batch_size": 1, "max_length": 8},
+            "search": {"metric": "train/nll", "space": {"lora.rank": [2]}},
+        }
+    )
+
+
+@pytest.mark.parametrize("models", [[], [{"model_id": "family/"}]])
+async def test_a_service_that_names_no_models_is_asked_for_the_base_all_the_same(
+    scripted: ScriptedService, tmp_path: Path, models: list[dict[str, str]]
+) -> None:
+    write_tokenizer(tmp_path)
+    scripted.on("get_server_capabilities", Answer(body={"supported_models": models}))
+    prepared = prepare(experiment(scripted.url, tmp_path), storage=str(tmp_path / "runs"))
+    async with connected(prepared) as connection:
+        assert connection.model.model_name == str(tmp_path)
+        assert len(connection.data.train) == 2
+    with pytest.raises(ConfigError, match="it has: m"):
+        async with connected(prepared):
+            pass
+
+
+def test_the_loss_of_an_evaluation_is_that_of_the_logprobs() -> None:
+    row = {"logprobs": TensorData(data=[-9.0, -2.0, -3.0], dtype="float32")}
+    zero = ForwardBackwardOutput(loss_fn_outputs=[row], metrics={"loss:sum": 0.0})
+    assert cross_entropy(zero, [ROW]) == 5.0
+    bare = ForwardBackwardOutput(loss_fn_outputs=[{}], metrics={"loss:sum": 4.0})
+    assert cross_entropy(bare, [ROW]) == 4.0
+
+
+def test_a_batch_whose_loss_nothing_tells_is_named() -> None:
+    output = ForwardBackwardOutput(loss_fn_outputs=[{}], metrics={"loss:sum": 2.0})
+    assert loss_of(output) == 2.0
+    with pytest.raises(ProtocolError, match="without the metric loss:sum"):
+        loss_of(ForwardBackwardOutput(loss_fn_outputs=[{}], metrics={"loss:mean": 2.0}))
