@@ -104,10 +104,8 @@ class App:
         found = None if api else self.routes.find(scope["method"], path)
         try:
             response = await self._answer(request, path, found)
-        except ValidationError as e:
-            response = _error(_explain(e), 400)
-        except MalformedError as e:
-            response = _error(str(e), 400)
+        except (ValidationError, MalformedError) as e:
+            response = _refusal(_misread(e))
         except CrucibleError as e:
             response = _refusal(e)
         except ClientDisconnect:
@@ -125,11 +123,12 @@ class App:
         body = b"" if request.scope["method"] == "GET" else await self._body(request)
         try:
             return await found.handler(body, request, found.params)
-        except (ValidationError, MalformedError):
+        except (ValidationError, MalformedError) as e:
             place = codec.place_of(body, _content_type(request)) if path in _IN_ORDER else None
-            if place is not None:
-                self.service.forgo(*place, body)
-            raise
+            request_id = self.service.forgo(*place, body, _misread(e)) if place else None
+            if request_id is None:
+                raise
+            return _json(wire.FutureEnvelope(request_id=request_id))
 
     def _authorised(self, request: Request) -> bool:
         given = next((v for k, v in request.scope["headers"] if k == _KEY), b"")
@@ -268,6 +267,9 @@ def _refusal(error: CrucibleError) -> Response:
     return JSONResponse({"error": str(error), "category": "server"}, status)
 
 
-def _explain(error: ValidationError) -> str:
+def _misread(error: ValidationError | MalformedError) -> CrucibleError:
+    if isinstance(error, MalformedError):
+        return refused(str(error))
     problems = error.errors(include_url=False, include_context=False, include_input=False)
-    return "; ".join(f"{'.'.join(map(str, p['loc'])) or 'body'}: {p['msg']}" for p in problems[:5])
+    told = [f"{'.'.join(map(str, p['loc'])) or 'body'}: {p['msg']}" for p in problems[:5]]
+    return refused("; ".join(told))

@@ -66,6 +66,13 @@ def lora_spec(config: wire.LoraConfig) -> LoraSpec:
     )
 
 
+def is_inflight(kind: str | None) -> bool:
+    """Whether all samplers of this kind share the model's newest weights."""
+    if kind not in (None, "snapshot", "inflight"):
+        raise refused(f"kind must be snapshot or inflight, not {kind!r}")
+    return kind == "inflight"
+
+
 def optimizer(config: OptimizerConfig | None) -> None:
     if config is not None and config.type != OPTIMIZER:
         raise refused(f"optimizer {config.type!r} is not supported; supported is {OPTIMIZER!r}")

@@ -221,9 +221,9 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
             return {"metrics": dict(metrics)}
         case SampleOutput():
             return _plain_sample(outcome)
-        case Saved(path, snapshot_id, size_bytes):
+        case Saved(path, sampler_id, size_bytes):
             if path is None:
-                return {"type": "save_weights_for_sampler", "sampling_session_id": snapshot_id}
+                return {"type": "save_weights_for_sampler", "sampling_session_id": sampler_id}
             return {"type": _SAVED_TYPES[path.kind], "path": str(path), "size_bytes": size_bytes}
         case ModelReady(model_id, None):
             return {"type": "create_model", "model_id": model_id}

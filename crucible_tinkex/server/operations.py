@@ -121,10 +121,13 @@ class SaveWeights:
 
 @dataclass(frozen=True, slots=True)
 class TakeSnapshot:
-    """Keeps a copy of the weights in memory, for a sampling session of this session."""
+    """Keeps a copy of the weights in memory. A snapshot of the same id is replaced, and whoever
+    samples from it goes on with the new one. `sampler_id` is the sampling session that this is
+    for; None: the snapshot's id."""
 
     model_id: str
     snapshot_id: str
+    sampler_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,10 +223,10 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The answer to SaveWeights (`path`) and TakeSnapshot (`snapshot_id`)."""
+    """The answer to SaveWeights (`path`) and TakeSnapshot (`sampler_id`)."""
 
     path: TinkerPath | None = None
-    snapshot_id: str | None = None
+    sampler_id: str | None = None
     size_bytes: int | None = None
 
 

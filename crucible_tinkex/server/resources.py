@@ -159,7 +159,11 @@ class Resources:
         """The trace is small: it is ready at the first question."""
         session_id = asked.params["id"]
         self._catalogue.session(session_id)
-        trace = perfetto(f"session {session_id}", self._service.dispatch.timeline.of(session_id))
+        slices = self._service.dispatch.timeline.of(session_id)
+        if not slices:
+            error = "no requests of this session were answered since the server's start"
+            return {"status": "failed", "error": error}
+        trace = perfetto(f"session {session_id}", slices)
         file = await asyncio.to_thread(self._exports.keep, f"{session_id}.pftrace", trace)
         return {"status": "ready", "url": self._grant(asked, file, None)[0]}
 

@@ -95,7 +95,7 @@ class Samplers:
         for completions in sampler.completions.values():
             completions.news.set()
         if sampler.source.snapshot_id is not None:
-            self._dispatch.engine.submit(DropSnapshot(sampler_id), ignore)
+            self._dispatch.engine.submit(DropSnapshot(sampler.source.snapshot_id), ignore)
 
     def saved(self, path: str | None) -> SamplerSource:
         """A checkpoint's weights, or the base's."""

@@ -44,6 +44,7 @@ from crucible_tinkex.server.operations import (
     TakeSnapshot,
     UnloadModel,
 )
+from crucible_tinkex.server.ordering import Sequence as Order
 from crucible_tinkex.server.records import Records, Run, SessionRecord, texts
 from crucible_tinkex.server.samplers import Samplers
 from crucible_tinkex.server.store import Store
@@ -308,9 +309,11 @@ class Service:
 
         def operation() -> Operation:
             session_id = self._models[request.model_id].session_id
-            sampler_id = f"{session_id}:sample:{number}"
-            self._add_sampler(session_id, number, SamplerSource(snapshot_id=sampler_id))
-            return TakeSnapshot(request.model_id, sampler_id)
+            shared = checks.is_inflight(request.kind)
+            snapshot_id = request.model_id if shared else f"{session_id}:sample:{number}"
+            source = SamplerSource(snapshot_id=snapshot_id)
+            sampler_id = self._add_sampler(session_id, number, source)
+            return TakeSnapshot(request.model_id, snapshot_id, sampler_id)
 
         return self._in_order(request.model_id, request.seq_id, digest(body), len(body), operation)
 
@@ -344,9 +347,11 @@ class Service:
             self.dispatch.check_room(size_bytes)
         try:
             operation = make()
-        except Exception:
-            sequence.refuse(number, key)
-            raise
+        except CrucibleError as e:
+            request_id = self._refuse(sequence, number, key, e)
+            if request_id is None:
+                raise
+            return request_id
         self.records.touch(model_id)
         request_id = self.promises.create(size_bytes)
         follow = self.dispatch.timeline.begin(model.session_id, model_id, operation)
@@ -354,11 +359,25 @@ class Service:
         sequence.admit(number, key, request_id, lambda: self._send(model, operation, report))
         return request_id
 
-    def forgo(self, model_id: str, seq_id: int, body: bytes) -> None:
+    def forgo(self, model_id: str, seq_id: int, body: bytes, why: CrucibleError) -> str | None:
         """A request that could not be understood uses up its number, and leaves no gap."""
         model = self._models.get(model_id)
-        if model is not None and model.sequence.is_new(seq_id):
-            model.sequence.refuse(seq_id, digest(body))
+        if model is None or not model.sequence.is_new(seq_id):
+            return None
+        return self._refuse(model.sequence, seq_id, digest(body), why)
+
+    def _refuse(self, sequence: Order, number: int, key: bytes, why: CrucibleError) -> str | None:
+        """A promise that fails, or None: then the client may hear of it at once.
+
+        The SDK sends the first part of a large batch last, and not at all if another part was
+        refused. Its number would be missing for ever."""
+        if number == sequence.awaited:
+            sequence.refuse(number, key)
+            return None
+        request_id = self.promises.create()
+        self.promises.resolve(request_id, why)
+        sequence.admit(number, key, request_id, lambda: None)
+        return request_id
 
     # --- sampling sessions ---------------------------------------------------------------------
 

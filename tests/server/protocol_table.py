@@ -3,7 +3,8 @@
     python tests/server/protocol_table.py
 
 It runs `sdk_flow.py` with every SDK, and `client_flow.py` with our own client, against a real
-server and reads the server's log. The tests compare what they see with the table, so that it
+server and reads the server's log. What the server has is read off its own table of routes; what the
+protocol has is listed here. The tests compare what they see with the table, so that it
 cannot go stale unseen.
 """
 
@@ -11,22 +12,82 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 from client_flow import NAME
 from sdk_server import CLIENT_FLOW, FLOW, OLD_VERSIONS, absent, broken, run_flow, sdk_python, served
 
+from crucible_tinkex.server.app import App
+from crucible_tinkex.server.operations import BaseInfo, Operation, Outcome
+from crucible_tinkex.server.store import Store
+
+PROTOCOL = """
+DELETE auth/apikey/me
+DELETE training_runs/{run}/checkpoints/{kind}/{name}
+DELETE training_runs/{run}/checkpoints/{kind}/{name}/publish
+GET audit
+GET auth/apikey/me
+GET billing/usage/checkpoints/current
+GET billing/usage/events
+GET checkpoints
+GET get_server_capabilities
+GET healthz
+GET samplers/{id}
+GET sessions
+GET sessions/{id}
+GET sessions/{id}/trace_export
+GET training_runs
+GET training_runs/{run}
+GET training_runs/{run}/checkpoints
+GET training_runs/{run}/checkpoints/{kind}/{name}/archive
+GET training_runs/{run}/checkpoints/{kind}/{name}/external_weights_urls
+POST asample
+POST auth/token
+POST cancel_future
+POST client/config
+POST client/dynamic_config
+POST copy_weights
+POST create_custom_loss
+POST create_model
+POST create_sampling_session
+POST create_session
+POST forward
+POST forward_backward
+POST get_info
+POST join_sampling_session
+POST load_weights
+POST optim_step
+POST retrieve_future
+POST retrieve_futures
+POST save_weights
+POST save_weights_external
+POST save_weights_for_sampler
+POST session_heartbeat
+POST sessions/search
+POST sessions/{id}/finish
+POST telemetry
+POST training_runs/{run}/checkpoints/{kind}/{name}/publish
+POST unload_model
+POST weights_info
+PUT sessions/{id}/project
+PUT training_runs/{run}/checkpoints/{kind}/{name}/ttl
+"""
+"""Every route that the code of an official SDK from 0.16 to 0.38 can ask for."""
+SERVER = "our server"
 TABLE = Path(__file__).parents[2] / "docs" / "protocol.md"
-BY_TIME = {"POST session_heartbeat"}
+BY_TIME = {"POST session_heartbeat", "POST telemetry", "POST cancel_future"}
 """Routes that a short flow may not reach."""
 _HEAD = """# The Tinker protocol as our server speaks it
 
 Written by `tests/server/protocol_table.py`; do not edit. Each official SDK, unmodified, ran the
 whole flow of `tests/server/sdk_flow.py` against a real server process; our own client ran that of
-`tests/server/client_flow.py`. The table lists every route under `/api/v1` that a client asked for,
-and the statuses that it got. 408 on `retrieve_future` means "ask again"; 4xx elsewhere are requests
-that the flow makes wrong on purpose.
+`tests/server/client_flow.py`. The table lists every route under `/api/v1` that an official SDK
+can ask for or that our server has, whether our server's routing has it, and the statuses that each
+client got; - where it did not ask. 408 on `retrieve_future` means "ask again"; 4xx elsewhere are
+requests that the flow makes wrong on purpose, or what the server refuses by name: `audit`, of which
+it keeps no log.
 
 """
 
@@ -54,15 +115,40 @@ def observe(sdk: str, python: Path, flow: Path = FLOW) -> tuple[dict[str, str], 
         return cells(server.routes()), steps
 
 
+class _NoEngine:
+    """Enough of an `Engine` to make an `App`, which is never asked."""
+
+    base = BaseInfo("none", "none", 1, 1)
+
+    def submit(self, operation: Operation, done: Callable[[Outcome], None]) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+def server_routes() -> frozenset[str]:
+    """What the server's own table of routes has."""
+    with tempfile.TemporaryDirectory() as name:
+        return App(_NoEngine(), Store(Path(name)), "tml-no-key").routes.names
+
+
+def protocol_routes() -> frozenset[str]:
+    return frozenset(PROTOCOL.strip().splitlines())
+
+
 def main() -> None:
     present = version("tinker")
     pythons = {present: Path(sys.executable), **{v: sdk_python(v) for v in OLD_VERSIONS}}
     seen = {sdk: observe(sdk, python) for sdk, python in pythons.items()}
     seen[NAME] = observe(NAME, Path(sys.executable), CLIENT_FLOW)
-    routes = sorted({r for found, _ in seen.values() for r in found}, key=lambda r: r.split()[::-1])
-    lines = [f"| route | {' | '.join(seen)} |", f"|---|{'---|' * len(seen)}"]
+    ours = server_routes()
+    asked = {r for found, _ in seen.values() for r in found}
+    routes = sorted(asked | ours | protocol_routes(), key=lambda r: r.split()[::-1])
+    lines = [f"| route | {SERVER} | {' | '.join(seen)} |", f"|---|---|{'---|' * len(seen)}"]
     for route in routes:
-        row = [found.get(route, "-") for found, _ in seen.values()]
+        row = ["yes" if route in ours else "-"]
+        row += [found.get(route, "-") for found, _ in seen.values()]
         lines.append(f"| `{route}` | {' | '.join(row)} |")
     lines += [
         "",

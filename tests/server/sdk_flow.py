@@ -3,12 +3,15 @@
     python sdk_flow.py OUT.json       (TINKER_BASE_URL and TINKER_API_KEY in the environment)
 
 It imports nothing of ours, so that it runs where only the SDK is installed, in any version from
-0.22. OUT.json gets {"version", "steps": {name: "ok" | "absent: why" | traceback}}. A step that the
-SDK of this version does not offer is `absent`; one whose promises are broken has a traceback.
+0.22. OUT.json gets {"version", "steps": {name: "ok" | "absent: why" | traceback}, "missing":
+{method: arguments}}, where `missing` tells which of the SDK's public methods and arguments no step
+used. A step that the SDK of this version does not offer is `absent`; one whose promises are broken
+has a traceback.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import io
 import json
@@ -20,8 +23,11 @@ import tarfile
 import time
 import traceback
 import typing
+import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -29,6 +35,8 @@ import tinker
 from tinker import types
 
 STEPS: list[Callable[[dict[str, Any]], None]] = []
+TOKEN = os.environ["TINKER_API_KEY"]
+"""There is one account: the token of any other is its own."""
 ROWS = [[1, 2, 3, 4, 5], [9, 8, 7], [100, 101, 102, 103]]
 
 
@@ -51,6 +59,20 @@ def need(thing: Any, name: str) -> Any:
 def ready(client: Any) -> Any:
     """Newer versions make clients in the background."""
     return client.result() if hasattr(client, "result") else client
+
+
+def refused(act: Callable[[], Any], *words: str) -> None:
+    """The server says no, in words that name the thing."""
+    try:
+        act()
+    except (tinker.TinkerError, ValueError, RuntimeError) as e:
+        assert all(word in str(e) for word in words), e
+    else:
+        raise AssertionError(f"accepted what should be refused for: {words}")
+
+
+def _names(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters)
 
 
 def need_torch() -> Any:
@@ -89,7 +111,10 @@ def logprobs(output: Any) -> list[list[float]]:
 
 @step
 def capabilities(s: dict[str, Any]) -> None:
-    s["service"] = tinker.ServiceClient(user_metadata={"who": "sdk_flow"})
+    asked = {"user_metadata": {"who": "sdk_flow"}, "project_id": "project-0"}
+    if "display_name" in inspect.signature(tinker.ServiceClient).parameters:
+        asked["display_name"] = "The nightly flow"
+    s["service"] = tinker.ServiceClient(**asked)
     found = s["service"].get_server_capabilities()
     assert [m.model_name for m in found.supported_models] == ["nano"]
 
@@ -100,6 +125,11 @@ def create_training_client(s: dict[str, Any]) -> None:
         base_model="nano", rank=4, seed=1, user_metadata={"a": "b"}
     )
     s["training"] = ready(made)
+    only_mlp = {"train_attn": False, "train_unembed": False}
+    part = ready(s["service"].create_lora_training_client(base_model="nano", rank=2, **only_mlp))
+    part.forward_backward([datum(ROWS[0])], "cross_entropy").result()
+    only_attn = {"train_mlp": False, "train_unembed": False}
+    ready(s["service"].create_lora_training_client(base_model="nano", rank=2, **only_attn))
 
 
 @step
@@ -169,6 +199,8 @@ def per_token_clips(s: dict[str, Any]) -> None:
     config = {"clip_low_threshold": 0.99, "clip_high_threshold": 1.01}
     tensors = s["training"].forward_backward(data, "ppo").result().metrics["loss:sum"]
     settings = s["training"].forward_backward(_policy_rows(s, 0.1), "ppo", config).result()
+    forward = s["training"].forward(_policy_rows(s, 0.1), "ppo", config).result()
+    assert math.isclose(forward.metrics["loss:sum"], tensors, rel_tol=1e-6)
     assert math.isclose(tensors, settings.metrics["loss:sum"], rel_tol=1e-6)
 
 
@@ -240,6 +272,18 @@ def a_bad_request_leaves_no_gap(s: dict[str, Any]) -> None:
 
 
 @step
+def a_bad_row_of_many_leaves_no_gap(s: dict[str, Any]) -> None:
+    """The SDK sends the first part last, and never if it hears that another is refused."""
+    rows = [datum(r) for r in [*ROWS, *ROWS]]
+    for place in (0, 3, 5):
+        bad = [*rows[:place], datum([1, 9999]), *rows[place + 1 :]]
+        backward = s["training"].forward_backward
+        refused(lambda b=bad, f=backward: f(b, "cross_entropy").result(), "9999")
+        s["training"].forward([rows[0]], "cross_entropy").result(timeout=60)
+    s["training"].optim_step(types.AdamParams(learning_rate=1e-9)).result()
+
+
+@step
 def optim_step(s: dict[str, Any]) -> None:
     losses = []
     for _ in range(4):
@@ -264,19 +308,48 @@ def save_state(s: dict[str, Any]) -> None:
 
 
 @step
+def save_state_over_another(s: dict[str, Any]) -> None:
+    parameters = inspect.signature(s["training"].save_state).parameters
+    if not {"overwrite", "user_metadata"} <= set(parameters):
+        raise Absent("no overwrite or user_metadata in save_state")
+    save = s["training"].save_state
+    first = save("two", user_metadata={"n": "1", "gone": "x"}).result().path
+    refused(lambda: save("two").result(), "exists")
+    assert save("two", ttl_seconds=7200, overwrite=True, user_metadata={"n": "2"}).result()
+    rest = s["service"].create_rest_client()
+    listed = rest.list_checkpoints(s["run"]).result().checkpoints
+    found = next(c for c in listed if c.tinker_path == first)
+    assert found.user_metadata == {"n": "2"} and found.expires_at is not None
+    rest.delete_checkpoint(s["run"], "weights/two").result()
+
+
+@step
 def create_training_client_from_state(s: dict[str, Any]) -> None:
-    loaded = ready(s["service"].create_training_client_from_state(s["state"]))
+    make = s["service"].create_training_client_from_state
+    more = {"weights_access_token": TOKEN} if "weights_access_token" in _names(make) else {}
+    loaded = ready(make(s["state"], user_metadata={"from": "one"}, **more))
     assert _loss(loaded) == s["state_loss"]
-    kept = ready(s["service"].create_training_client_from_state_with_optimizer(s["state"]))
+    if "base_model" in _names(make):
+        refused(lambda: ready(make(s["state"], base_model="other")), "nano")
+        adam = getattr(types, "AdamOptimizerConfig", None)
+        more = {"optimizer": adam()} if adam else {}
+        again = ready(make(s["state"], base_model="nano", **more))
+        assert _loss(again) == s["state_loss"]
+    make = s["service"].create_training_client_from_state_with_optimizer
+    more = {"weights_access_token": TOKEN, "base_model": "nano"}
+    given = {n: v for n, v in more.items() if n in _names(make)}
+    kept = ready(make(s["state"], user_metadata={"from": "one"}, **given))
     assert _loss(kept) == s["state_loss"]
     s["kept"] = kept
 
 
 @step
 def load_state(s: dict[str, Any]) -> None:
-    kept = need(s["kept"], "load_state_with_optimizer")
-    kept(s["state"]).result()
-    assert _loss(s["kept"]) == s["state_loss"]
+    for name in ("load_state_with_optimizer", "load_state"):
+        load = need(s["kept"], name)
+        more = {"weights_access_token": TOKEN} if "weights_access_token" in _names(load) else {}
+        load(s["state"], **more).result()
+        assert _loss(s["kept"]) == s["state_loss"]
 
 
 # --- sampling ----------------------------------------------------------------------------------
@@ -381,6 +454,8 @@ def prompt_logprobs_last_n(s: dict[str, Any]) -> None:
     whole = s["sampler"].compute_logprobs(prompt).result()
     found = s["sampler"].compute_logprobs(prompt, prompt_logprobs_last_n=2).result()
     assert found == [None, None, *whole[-2:]]
+    asked = {"include_prompt_logprobs": True, "prompt_logprobs_last_n": 2}
+    assert s["sampler"].sample(prompt, 1, _params(), **asked).result().prompt_logprobs == found
 
 
 @step
@@ -407,6 +482,146 @@ def many_samples_at_once(s: dict[str, Any]) -> None:
     assert len(set(answers)) > 20
 
 
+@step
+def target_prompt_logprobs(s: dict[str, Any]) -> None:
+    if "target_prompt_logprobs" not in _names(tinker.SamplingClient.sample):
+        raise Absent("no target_prompt_logprobs")
+    torch = need_torch()
+    prompt = types.ModelInput.from_ints(PROMPT)
+    ids = torch.tensor([[98, 5], [-1, -1], [100, -1]])
+    given = {
+        "dense": types.TensorData.from_torch(ids),
+        "sparse": types.TensorData.from_torch_sparse(ids, pad_value=-1),
+    }
+    plain = s["sampler"].compute_logprobs(prompt).result()
+    for layout, tensor in given.items():
+        asked = {"target_prompt_logprobs": tensor, "include_prompt_logprobs": True}
+        answer = s["sampler"].sample(prompt, 1, _params(max_tokens=1), **asked).result()
+        scored = answer.target_prompt_logprobs
+        assert scored.sparse_crow_indices == tensor.sparse_crow_indices, layout
+        found = scored.to_torch()
+        found = found.to_dense() if found.layout != torch.strided else found
+        assert found.shape == (3, 2) and (found[ids == -1] == 0).all() and found[0, 1] < 0
+        np.testing.assert_allclose([found[0, 0], found[2, 0]], [plain[1], plain[3]], atol=1e-5)
+
+
+@step
+def prompt_alt_tokens(s: dict[str, Any]) -> None:
+    if "prompt_alt_tokens_k" not in _names(tinker.SamplingClient.sample):
+        raise Absent("no prompt_alt_tokens_k")
+    prompt = types.ModelInput.from_ints(PROMPT)
+    best = s["sampler"].sample(prompt, 1, _params(max_tokens=1), True, 1).result()
+    cold = _params(max_tokens=1, temperature=0.0)
+    drawn = s["sampler"].sample(prompt, 1, cold, prompt_alt_tokens_k=2).result().prompt_alt_tokens
+    pairs = [row[0] for row in best.topk_prompt_logprobs[1:]]
+    assert list(drawn.tokens.data) == [t for t, _ in pairs for _ in range(2)]
+    expected = [p for _, p in pairs for _ in range(2)]
+    np.testing.assert_allclose(list(drawn.logprobs.data), expected, atol=1e-5)
+    assert list(drawn.tokens.shape) == list(drawn.logprobs.shape) == [3, 2]
+
+
+@step
+def sampler_handle(s: dict[str, Any]) -> None:
+    handle = need(s["sampler"], "get_sampler_handle")()
+    clone = tinker.SamplingClient.from_sampler_handle(handle, api_key=os.environ["TINKER_API_KEY"])
+    prompt = types.ModelInput.from_ints(PROMPT)
+    ours = s["sampler"].sample(prompt, 1, _params()).result()
+    theirs = clone.sample(prompt, 1, _params()).result()
+    assert ours.sequences[0].tokens == theirs.sequences[0].tokens
+    assert clone.get_base_model() == "nano"
+
+
+@step
+def inflight_sampler(s: dict[str, Any]) -> None:
+    """It follows its model from one save to the next; a snapshot stays."""
+    make = s["kept"].save_weights_and_get_sampling_client
+    if "kind" not in _names(make):
+        raise Absent("no kind of sampling client")
+    prompt = types.ModelInput.from_ints(PROMPT)
+    retries = tinker.lib.retry_handler.RetryConfig(progress_timeout=60)
+    frozen = make().result()
+    first = make(kind="inflight", retry_config=retries).result()
+    before = first.compute_logprobs(prompt).result()
+    assert before == frozen.compute_logprobs(prompt).result()
+    s["kept"].forward_backward([datum(PROMPT)], "cross_entropy").result()
+    s["kept"].optim_step(types.AdamParams(learning_rate=1e-2)).result()
+    second = make(kind="inflight").result()
+    after = second.compute_logprobs(prompt).result()
+    assert after != before and first.compute_logprobs(prompt).result() == after
+    assert frozen.compute_logprobs(prompt).result() == before
+
+
+@step
+def an_abandoned_sample(s: dict[str, Any]) -> None:
+    """The SDK tells the server (`cancel_future`), and the client goes on."""
+    if not hasattr(getattr(s["sampler"], "holder", None), "enqueue_cancel"):
+        raise Absent("no cancel_future")
+    prompt = types.ModelInput.from_ints(PROMPT)
+    futures = [s["sampler"].sample(prompt, 8, _params(max_tokens=60, seed=i)) for i in range(12)]
+    time.sleep(0.3)
+    for future in futures:
+        future.future().cancel()
+    answer = s["sampler"].sample(prompt, 1, _params()).result()
+    assert len(answer.sequences[0].tokens) == 5
+    time.sleep(0.3)
+
+
+# --- what is refused by its name ---------------------------------------------------------------
+
+
+@step
+def images_and_sound(s: dict[str, Any]) -> None:
+    for kind, chunk in (
+        ("image", types.ImageChunk(data=b"x", format="png", expected_tokens=2)),
+        ("dmel", types.DmelChunk(dmel=b"x") if hasattr(types, "DmelChunk") else None),
+    ):
+        if chunk is None:
+            continue
+        prompt = types.ModelInput(chunks=[chunk])
+        refused(lambda p=prompt: s["sampler"].sample(p, 1, _params()).result(), f"{kind!r}")
+        given = {"target_tokens": ints([1, 2]), "weights": floats([1, 1])}
+        row = types.Datum(model_input=prompt, loss_fn_inputs=given)
+        backward = s["training"].forward_backward
+        refused(lambda b=backward, r=row: b([r], "cross_entropy").result(), f"{kind!r}")
+    assert _loss(s["training"]) > 0
+
+
+@step
+def other_losses_and_optimizers(s: dict[str, Any]) -> None:
+    backward = s["training"].forward_backward
+    for name in ("stable_reinforce", "custom"):
+        data = _policy_rows(s, 0.1)
+        refused(lambda n=name, d=data: backward(d, n).result(), name, "cispo")
+    if not hasattr(types, "DimuonParams"):
+        return
+    step = s["training"].optim_step
+    refused(lambda: step(types.DimuonParams(learning_rate=0.1)).result(), "dimuon", "adamw")
+    create, config = s["service"].create_lora_training_client, types.DimuonOptimizerConfig()
+    refused(lambda: create("nano", optimizer=config).result(), "dimuon", "adamw")
+    more, prompt = {"record_stability_info": True}, types.ModelInput.from_ints(PROMPT)
+    for made in (
+        s["service"].create_sampling_client(base_model="nano", **more),
+        s["training"].create_sampling_client(s["sampler_path"], **more),
+        s["training"].save_weights_and_get_sampling_client(**more),
+    ):
+        ask = made.result().sample
+        refused(lambda a=ask: a(prompt, 1, _params()).result(), "record_stability_info")
+
+
+@step
+def custom_loss_handle(s: dict[str, Any]) -> None:
+    """Traced by the SDK and run at the client, because the server takes no uploads."""
+    create = need(s["service"], "create_custom_loss")
+
+    def negative_sum(logprobs: Any, weights: Any) -> Any:
+        loss = -(logprobs * weights).sum()
+        return loss, {"custom/total:sum": loss}
+
+    handle = create(negative_sum, {"logprobs": 1, "weights": 1}).result()
+    output = s["training"].forward_backward_custom([datum(r) for r in ROWS], handle).result()
+    assert math.isclose(output.metrics["loss:sum"], _loss(s["training"]), rel_tol=1e-4)
+
+
 # --- REST --------------------------------------------------------------------------------------
 
 
@@ -427,6 +642,25 @@ def rest_runs(s: dict[str, Any]) -> None:
 
 
 @step
+def access_and_projects(s: dict[str, Any]) -> None:
+    """There is one user, who may see what is owned; other projects are empty."""
+    rest, scope = s["rest"], {"access_scope": "accessible"}
+    assert rest.get_training_run(s["run"], **scope).result().training_run_id == s["run"]
+    by_path = rest.get_training_run_by_tinker_path(s["state"], **scope).result()
+    assert by_path.training_run_id == s["run"]
+    own = s["run"].rpartition(":train:")[0]
+    assert own in rest.list_sessions(limit=5, offset=0, **scope).result().sessions
+    session = rest.get_session(own, **scope).result()
+    assert getattr(session, "user_metadata", {"who": "sdk_flow"}) == {"who": "sdk_flow"}
+    total = rest.list_training_runs(**scope).result().cursor.total_count
+    if "project_id" not in _names(rest.list_training_runs):
+        return
+    mine = rest.list_training_runs(project_id="project-0").result()
+    assert mine.cursor.total_count == total
+    assert rest.list_training_runs(project_id="empty").result().training_runs == []
+
+
+@step
 def rest_checkpoints(s: dict[str, Any]) -> None:
     listed = s["rest"].list_checkpoints(s["run"]).result().checkpoints
     assert {c.checkpoint_id for c in listed} == {"weights/one", "sampler_weights/s1"}
@@ -443,6 +677,7 @@ def rest_sessions(s: dict[str, Any]) -> None:
     assert own in sessions
     session = s["rest"].get_session(own).result()
     assert s["run"] in session.training_run_ids and session.sampler_ids
+    assert s["rest"].list_sessions(limit=1, offset=1000).result().sessions == []
     sampler = s["rest"].get_sampler(session.sampler_ids[0]).result()
     assert sampler.base_model == "nano"
 
@@ -451,6 +686,86 @@ def rest_sessions(s: dict[str, Any]) -> None:
 def rest_project(s: dict[str, Any]) -> None:
     own = s["run"].rpartition(":train:")[0]
     need(s["rest"], "assign_session_project")(own, "project-1").result()
+
+
+@step
+def search_sessions(s: dict[str, Any]) -> None:
+    search, own = need(s["rest"], "search_sessions"), s["run"].rpartition(":train:")[0]
+
+    def found(**asked: Any) -> list[str]:
+        page = search(types.SessionSearchRequest(**asked)).result()
+        return [each.session_id for each in page.sessions]
+
+    ours = search(types.SessionSearchRequest(session_id=own)).result().sessions
+    assert len(ours) == 1 and ours[0].display_name == "The nightly flow"
+    assert ours[0].project_id == "project-1" and ours[0].status.type == "active"
+    assert ours[0].checkpoints_count >= 2 and ours[0].checkpoint_storage_bytes > 0
+    assert own in found(display_name="NIGHTLY flow") and found(display_name="nightly x") == []
+    assert own in found(user_metadata={"who": "sdk_flow"}, project_ids=["project-1"])
+    assert own not in found(project_ids=["empty"])
+    assert found(user_metadata={"who": "nobody"}) == []
+    assert own in found(statuses=[types.ActiveSessionStatusQuery()])
+    assert own not in found(statuses=[types.CancelledSessionStatusQuery()])
+    me = s["rest"].whoami().result().user_urn
+    assert ours[0].owner == me
+    assert own in found(owner=types.UserSearchOwner(owner_urns=[me]))
+    assert found(owner=types.UserSearchOwner(owner_urns=["tml:user:other"])) == []
+    copied = s["rest"].copy_weights(s["sampler_path"], "elsewhere").result()
+    assert len(found(owner=types.AccessibleSearchOwner())) >= 2
+    pages, request = [], types.SessionSearchRequest(limit=1)
+    while True:
+        page = search(request).result()
+        pages += [each.session_id for each in page.sessions]
+        if page.next_cursor is None:
+            break
+        request = request.model_copy(update={"cursor": page.next_cursor})
+    assert pages == found() and copied.split("/")[2].startswith(pages[0])
+    s["rest"].delete_checkpoint_from_tinker_path(copied).result()
+
+
+@step
+def whoami(s: dict[str, Any]) -> None:
+    me = need(s["rest"], "whoami")().result()
+    assert me.user_urn == "tml:user:local"
+    assert getattr(me, "org_urn", "tml:organization:local") == "tml:organization:local"
+
+
+@step
+def session_trace(s: dict[str, Any]) -> None:
+    own = s["run"].rpartition(":train:")[0]
+    url = need(s["rest"], "export_session_trace")(own).result()
+    trace = _read(url)
+    assert url.endswith(f"{own}.pftrace") and s["run"].encode() in trace
+    assert b"ForwardBackward" in trace and b"Sample" in trace
+
+
+@step
+def billing_and_audit(s: dict[str, Any]) -> None:
+    admin = getattr(tinker, "AdminClient", lambda: s["rest"])()
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    usage = need(admin, "get_billing_usage")
+    assert usage(hour - timedelta(hours=2), hour).result().data == []
+    refused(lambda: usage(hour, hour - timedelta(hours=2)).result(), "14 days")
+    refused(lambda: admin.get_audit_log("checkpoints", hour.date()).result(), "no audit log")
+    if hasattr(admin, "get_current_checkpoint_storage_usage"):
+        stored = admin.get_current_checkpoint_storage_usage(project_id="project-1").result()
+        (row,) = stored.data
+        listed = s["rest"].list_user_checkpoints(limit=1000).result().checkpoints
+        own = s["run"].rpartition(":train:")[0]
+        sizes = [c.size_bytes for c in listed if f"//{own}:" in c.tinker_path]
+        assert (row.checkpoint_count, row.size_bytes) == (len(sizes), sum(sizes))
+        assert row.estimated_monthly_cost_usd == 0
+
+
+@step
+def rest_client_of_its_own(s: dict[str, Any]) -> None:
+    if "base_url" not in _names(tinker.RestClient if hasattr(tinker, "RestClient") else len):
+        raise Absent("no RestClient without a ServiceClient")
+    given = {"base_url": os.environ["TINKER_BASE_URL"], "api_key": os.environ["TINKER_API_KEY"]}
+    found = tinker.RestClient(**given).get_server_capabilities().result()
+    assert [m.model_name for m in found.supported_models] == ["nano"]
+    assert tinker.AdminClient(**given).get_current_checkpoint_storage_usage().result().data
+    refused(lambda: tinker.RestClient(api_key="tml-wrong").list_sessions().result(), "401")
 
 
 def _checkpoint(s: dict[str, Any], name: str) -> Any:
@@ -493,7 +808,10 @@ def archive(s: dict[str, Any]) -> None:
 
 @step
 def external_weights(s: dict[str, Any]) -> None:
-    path = need(s["training"], "save_weights_external")("ext").result().path
+    save = need(s["training"], "save_weights_external")
+    refused(lambda: save("none", age_encryption_recipients=["no key"]).result(), "age")
+    path = save("ext", ttl_seconds=3600).result().path
+    assert _checkpoint(s, "external_weights/ext").expires_at is not None
     assert path == f"tinker://{s['run']}/external_weights/ext"
     answer = need(s["rest"], "get_external_weights_urls")(path).result()
     assert set(answer.urls) == {"adapter_config.json", "adapter_model.safetensors"}
@@ -504,8 +822,17 @@ def external_weights(s: dict[str, Any]) -> None:
 
 @step
 def copy_weights(s: dict[str, Any]) -> None:
-    copied = need(s["rest"], "copy_weights")(s["sampler_path"], "project-2").result()
+    copy = need(s["rest"], "copy_weights")
+    more = {"ttl_seconds": 3600, "weights_access_token": TOKEN}
+    copied = copy(s["sampler_path"], "project-2", **more).result()
+    listed = s["rest"].list_training_runs(project_id="project-2").result().training_runs
+    assert [r.last_sampler_checkpoint.tinker_path for r in listed] == [copied]
+    assert listed[0].last_sampler_checkpoint.expires_at is not None
     assert copied.endswith("/sampler_weights/s1") and copied != s["sampler_path"]
+    if hasattr(s["service"], "copy_weights"):
+        own = s["service"].copy_weights(s["sampler_path"], **more).result()
+        runs = s["rest"].list_training_runs(project_id="project-0").result().training_runs
+        assert own.split("/")[2] in {r.training_run_id for r in runs}
     client = ready(s["service"].create_sampling_client(model_path=copied))
     prompt = types.ModelInput.from_ints(PROMPT)
     ours = s["saved"].sample(prompt, 1, _params()).result()
@@ -527,6 +854,136 @@ def expired(s: dict[str, Any]) -> None:
     time.sleep(1.1)
     names = [c.checkpoint_id for c in s["rest"].list_checkpoints(s["run"]).result().checkpoints]
     assert "weights/short" not in names
+    load = s["service"].create_training_client_from_state
+    refused(lambda: ready(load(f"tinker://{s['run']}/weights/short")), "weights/short")
+
+
+# --- every method once more as a coroutine ------------------------------------------------------
+
+
+async def _train_as_coroutines(s: dict[str, Any]) -> None:
+    service, data = s["service"], [datum(r) for r in ROWS]
+    training = await service.create_lora_training_client_async(base_model="nano", rank=2)
+    assert (await training.get_info_async()).lora_rank == 2
+    plain = await (await training.forward_async(data, "cross_entropy"))
+    again = await (await training.forward_backward_async(data, "cross_entropy"))
+    assert plain.metrics == again.metrics
+    await (await training.optim_step_async(types.AdamParams(learning_rate=1e-3)))
+    path = (await (await training.save_state_async("as"))).path
+    sampler_path = (await (await training.save_weights_for_sampler_async("as"))).path
+    await (await training.load_state_async(path))
+    await (await training.load_state_with_optimizer_async(path))
+    if hasattr(training, "save_weights_external_async"):
+        external = (await (await training.save_weights_external_async("as"))).path
+        assert (await s["rest"].get_external_weights_urls_async(external)).urls
+    loss = (await (await training.forward_async(data, "cross_entropy"))).metrics["loss:sum"]
+    for name in ("", "_with_optimizer"):
+        make = getattr(service, f"create_training_client_from_state{name}_async")
+        loaded = await make(path)
+        assert math.isclose(_loss(loaded), loss, rel_tol=1e-6)
+    prompt, tokens = types.ModelInput.from_ints(PROMPT), []
+    for sampler in (
+        await training.save_weights_and_get_sampling_client_async(),
+        await training.create_sampling_client_async(sampler_path),
+        await service.create_sampling_client_async(model_path=sampler_path),
+    ):
+        answer = await sampler.sample_async(prompt, 1, _params())
+        tokens.append(answer.sequences[0].tokens)
+        assert len(await sampler.compute_logprobs_async(prompt)) == len(PROMPT)
+        assert await sampler.get_base_model_async() == sampler.get_base_model() == "nano"
+    assert tokens[0] == tokens[1] == tokens[2]
+    assert (await service.get_server_capabilities_async()).supported_models
+    s["as"] = (path, sampler_path)
+
+
+async def _ask_as_coroutines(s: dict[str, Any]) -> None:
+    rest, (path, sampler_path) = s["rest"], s["as"]
+    run, own = path.split("/")[2], s["run"].rpartition(":train:")[0]
+    assert (await rest.get_training_run_async(run)).lora_rank == 2
+    assert (await rest.get_training_run_by_tinker_path_async(path)).training_run_id == run
+    assert (await rest.list_training_runs_async(limit=1)).cursor.limit == 1
+    assert len((await rest.list_checkpoints_async(run)).checkpoints) >= 2
+    assert (await rest.list_user_checkpoints_async(limit=1)).cursor.limit == 1
+    assert own in (await rest.list_sessions_async()).sessions
+    session = await rest.get_session_async(own)
+    assert (await rest.get_sampler_async(session.sampler_ids[-1])).base_model == "nano"
+    await rest.assign_session_project_async(own, "project-1")
+    await rest.publish_checkpoint_from_tinker_path_async(path)
+    await rest.unpublish_checkpoint_from_tinker_path_async(path)
+    await rest.set_checkpoint_ttl_from_tinker_path_async(path, 3600)
+    await rest.delete_checkpoint_from_tinker_path_async(path)
+    if hasattr(rest, "copy_weights_async"):
+        copied = await rest.copy_weights_async(sampler_path, "project-3")
+        await rest.delete_checkpoint_async(copied.split("/")[2], "sampler_weights/as")
+    await rest.delete_checkpoint_async(run, "sampler_weights/as")
+    if hasattr(rest, "export_session_trace_async"):
+        assert await rest.export_session_trace_async(own)
+    if hasattr(tinker, "AdminClient"):  # older ones ask from the wrong event loop
+        await _administer(rest)
+        await _administer(tinker.AdminClient())
+
+
+async def _administer(admin: Any) -> None:
+    window = "2026-07-13T00:00:00Z", "2026-07-14T00:00:00Z"
+    assert (await admin.get_billing_usage_async(*window)).data == []
+    assert (await admin.get_current_checkpoint_storage_usage_async()).data
+    try:
+        await admin.get_audit_log_async()
+    except tinker.BadRequestError as e:
+        assert "no audit log" in str(e)
+    else:
+        raise AssertionError("an audit log of a server that keeps none")
+
+
+@step
+def coroutines(s: dict[str, Any]) -> None:
+    asyncio.run(_train_as_coroutines(s))
+    asyncio.run(_ask_as_coroutines(s))
+
+
+@step
+def custom_loss_as_a_coroutine(s: dict[str, Any]) -> None:
+    need_torch()
+
+    def negative_sum(data: list[Any], found: list[Any]) -> tuple[Any, dict[str, float]]:
+        return -sum(f.sum() for f in found), {}
+
+    async def run() -> Any:
+        data = [datum(r) for r in ROWS]
+        return await (await s["training"].forward_backward_custom_async(data, negative_sum))
+
+    assert math.isclose(asyncio.run(run()).metrics["loss:sum"], _loss(s["training"]), rel_tol=1e-4)
+
+
+@step
+def deprecated_names(s: dict[str, Any]) -> None:
+    """What newer versions keep for callers of older ones."""
+    path = s["training"].save_weights_for_sampler("last", ttl_seconds=3600).result().path
+    if "user_metadata" in _names(s["training"].save_weights_for_sampler):
+        more = {"ttl_seconds": 3600, "user_metadata": {"a": "b"}}
+        path = s["training"].save_weights_for_sampler("later", **more).result().path
+        assert _checkpoint(s, "sampler_weights/later").user_metadata == {"a": "b"}
+    retries = tinker.lib.retry_handler.RetryConfig(progress_timeout=60)
+    prompt = types.ModelInput.from_ints(PROMPT)
+    for sampler in (
+        ready(s["training"].create_sampling_client(path, retry_config=retries)),
+        ready(s["service"].create_sampling_client(model_path=path, retry_config=retries)),
+        ready(s["training"].save_weights_and_get_sampling_client("ignored", retries)),
+    ):
+        assert len(sampler.sample(prompt, 1, _params()).result().sequences[0].tokens) == 5
+    step = s["training"].optim_step
+    if "optim_params" in _names(step):
+        step(adam_params=types.AdamParams(learning_rate=1e-9)).result()
+    if hasattr(s["service"], "get_console_url"):
+        assert s["run"].rpartition(":train:")[0] in s["service"].get_console_url()
+        assert s["training"].get_console_url()
+    if hasattr(s["rest"], "get_current_checkpoint_storage_usage"):
+        assert s["rest"].get_current_checkpoint_storage_usage().result().data
+        window = "2026-07-13T00:00:00Z", "2026-07-14T00:00:00Z"
+        assert s["rest"].get_billing_usage(*window).result().data == []
+        assert s["rest"].get_current_checkpoint_storage_usage("empty").result().data == []
+        audit = s["rest"].get_audit_log
+        refused(lambda: audit("projects", datetime.now(UTC).date()).result(), "no audit log")
 
 
 @step
@@ -536,12 +993,55 @@ def heartbeat(s: dict[str, Any]) -> None:
 
 @step
 def finish(s: dict[str, Any]) -> None:
-    need(s["service"], "close")("success").result()
+    need(s["service"], "close")("success", "the flow is over").result()
+
+
+class Calls:
+    """Which public methods of the clients were called in this thread, with which arguments other
+    than the defaults."""
+
+    CLIENTS = ("ServiceClient", "TrainingClient", "SamplingClient", "RestClient", "AdminClient")
+
+    def __init__(self) -> None:
+        self.seen: dict[str, set[str]] = {}
+        self._names: dict[Any, tuple[str, Any]] = {}
+        for client in self.CLIENTS:
+            for name, method in vars(getattr(tinker, client, object)).items():
+                function = getattr(method, "__func__", method)
+                if not name.startswith("_") and inspect.isfunction(function):
+                    plain = inspect.unwrap(function)
+                    method_name = f"{client}.{name}"
+                    self._names[plain.__code__] = method_name, inspect.signature(plain)
+                    self.seen[method_name] = set()
+
+    def __call__(self, frame: Any, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code in self._names:
+            name, signature = self._names[frame.f_code]
+            given = frame.f_locals
+            self.seen[name] |= {"called"} | {
+                p.name
+                for p in signature.parameters.values()
+                if p.name in given and given[p.name] is not p.default
+            }
+
+    def missing(self) -> dict[str, list[str]]:
+        """Methods that nobody called, and arguments that nobody gave."""
+        out = {}
+        for name, signature in self._names.values():
+            wanted = {"called", *signature.parameters} - self.seen[name]
+            if name.endswith("_async"):  # they hand all arguments to the others
+                wanted &= {"called"}
+            if wanted:
+                out[name] = ["called"] if "called" in wanted else sorted(wanted)
+        return out
 
 
 def main(out: str) -> None:
+    warnings.simplefilter("ignore", FutureWarning)  # we call what newer versions deprecate
     state: dict[str, Any] = {}
     found = {}
+    calls = Calls()
+    sys.setprofile(calls)
     for function in STEPS:
         try:
             function(state)
@@ -550,8 +1050,10 @@ def main(out: str) -> None:
             found[function.__name__] = f"absent: {e}"
         except Exception:  # noqa: BLE001 - the test prints it
             found[function.__name__] = traceback.format_exc()
+    sys.setprofile(None)
+    told = {"version": tinker.__version__, "steps": found, "missing": calls.missing()}
     with open(out, "w") as f:
-        json.dump({"version": tinker.__version__, "steps": found}, f, indent=1)
+        json.dump(told, f, indent=1)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,19 @@ NOT_IN = {
     "external_weights",
     "copy_weights",
     "finish",
+    "save_state_over_another",
+    "target_prompt_logprobs",
+    "prompt_alt_tokens",
+    "sampler_handle",
+    "inflight_sampler",
+    "an_abandoned_sample",
+    "custom_loss_handle",
+    "search_sessions",
+    "rest_client_of_its_own",
+    "whoami",
+    "session_trace",
+    "billing_and_audit",
+    "custom_loss_as_a_coroutine",  # torch again
     "sparse_soft_targets",  # torch is not installed beside these SDKs
     "forward_backward_custom",
 }
