@@ -12,6 +12,7 @@ has a traceback.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import inspect
 import io
 import json
@@ -20,6 +21,7 @@ import os
 import pickle
 import sys
 import tarfile
+import tempfile
 import time
 import traceback
 import typing
@@ -28,6 +30,7 @@ import urllib.request
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -839,6 +842,85 @@ def copy_weights(s: dict[str, Any]) -> None:
     assert (
         client.sample(prompt, 1, _params()).result().sequences[0].tokens == ours.sequences[0].tokens
     )
+
+
+# --- the SDK's own command line ----------------------------------------------------------------
+
+
+def _cli(s: dict[str, Any], *arguments: str, fails: bool = False, stdin: str = "") -> str:
+    if importlib.util.find_spec("tinker.cli.auth_api") is None:
+        raise Absent("an older command line")
+    from click.testing import CliRunner
+    from tinker.cli.__main__ import main_cli
+
+    home = s.setdefault("home", tempfile.mkdtemp())
+    runner = CliRunner(env={"HOME": home, "COLUMNS": "300"})
+    done = runner.invoke(main_cli, list(arguments), input=stdin)
+    told = [getattr(done.exception, name, None) or "" for name in ("message", "details")]
+    assert (done.exit_code != 0) is fails, (arguments, done.output, *told)
+    return "\n".join([done.output, *told])
+
+
+def _json(s: dict[str, Any], *arguments: str) -> Any:
+    text = _cli(s, "--format", "json", *arguments)
+    return json.loads(text[text.index("{") :])
+
+
+@step
+def cli_lists(s: dict[str, Any]) -> None:
+    assert "nano" in _cli(s, "model", "list", "na")
+    runs = _json(s, "run", "list", "--limit", "1")["runs"]
+    assert len(runs) == 1
+    assert s["run"] in _cli(s, "run", "info", s["run"])
+    assert "404" in _cli(s, "run", "info", "x:train:0", fails=True)
+    listed = _json(s, "checkpoint", "list", "--run-id", s["run"])["checkpoints"]
+    assert s["sampler_path"] in {c["tinker_path"] for c in listed}
+    assert len(_json(s, "checkpoint", "list", "--limit", "1")["checkpoints"]) == 1
+    assert s["sampler_path"] in _cli(s, "checkpoint", "info", s["sampler_path"])
+
+
+@step
+def cli_checkpoints(s: dict[str, Any]) -> None:
+    path = s["sampler_path"]
+    _cli(s, "checkpoint", "publish", path)
+    _cli(s, "checkpoint", "set-ttl", path, "--ttl", "7200")
+    changed = _checkpoint(s, "sampler_weights/s1")
+    assert changed.public and changed.expires_at is not None
+    _cli(s, "checkpoint", "unpublish", path)
+    _cli(s, "checkpoint", "set-ttl", path, "--remove")
+    changed = _checkpoint(s, "sampler_weights/s1")
+    assert not changed.public and changed.expires_at is None
+    _cli(s, "checkpoint", "download", s["state"], "--output", s["home"])
+    found = {f.name for f in Path(s["home"]).rglob("adapter_*")}
+    assert found == {"adapter_config.json", "adapter_model.safetensors"}
+    extra = s["training"].save_state("extra").result().path
+    assert "1" in _cli(s, "checkpoint", "delete", extra, "--yes")
+    assert extra in _cli(s, "checkpoint", "info", extra, fails=True)
+
+
+@step
+def cli_account(s: dict[str, Any]) -> None:
+    own, key = s["run"].rpartition(":train:")[0], os.environ["TINKER_API_KEY"]
+    assert "tml:user:local" in _cli(s, "auth", "whoami")
+    assert "accessible: yes" in _cli(s, "auth", "status")
+    assert "tml-wrong" not in _cli(s, "auth", "login", fails=True, stdin="tml-wrong\n")
+    assert "Logged in as local (local)" in _cli(s, "auth", "login", stdin=f"{key}\n")
+    assert "still active" in _cli(s, "auth", "logout")
+    who = {"org_details": {"name": "local"}, "user_details": {"email": "local"}}
+    record = {"type": "generated", "key": key, "name": "made", "details": who}
+    stored = {"version": 1, "default": "0", "keys": {"0": record}}
+    (Path(s["home"]) / ".tinker" / "credentials.json").write_text(json.dumps(stored))
+    assert "Could not delete" in _cli(s, "auth", "logout", fails=True)
+    assert "accessible: yes" in _cli(s, "auth", "status")
+    window = "2026-07-13T00:00:00Z", "2026-07-14T00:00:00Z"
+    assert _json(s, "billing", "usage", *window)["data"] == []
+    assert _json(s, "billing", "checkpoint-storage")["data"]
+    trace = Path(s["home"]) / "session.pftrace"
+    _cli(s, "session", "export-trace", own, "--output", str(trace))
+    assert s["run"].encode() in trace.read_bytes()
+
+
+# --- the end of checkpoints --------------------------------------------------------------------
 
 
 @step

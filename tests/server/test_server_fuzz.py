@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import zstandard
@@ -50,6 +51,9 @@ _bodies = st.dictionaries(st.sampled_from(_names), _values, max_size=6)
 _some = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+
+
+_OPEN_PARTS = ("{run}", "{kind}", "{name}", "{id}", "{token}", "{file}")
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +187,58 @@ def test_a_damaged_tensor_uses_up_its_number(api: AppClient) -> None:
     response = api.send("POST", "forward_backward", content=broken, headers=headers)
     assert response.status_code == 400 and "shape" in response.json()["error"]
     assert "metrics" in api.ok("retrieve_future", request_id=api.train(model, 2))
+
+
+_parts = st.text(max_size=12) | st.sampled_from(
+    (
+        "..",
+        "%2e%2e",
+        "a:train:0",
+        "weights",
+        "sampler_weights",
+        "x" * 300,
+        "\u0000",
+        "a b",
+        "\ud7ff",
+    )
+)
+_queries = st.dictionaries(
+    st.sampled_from(
+        ("limit", "offset", "access_scope", "project_id", "starting_on", "ending_before", "day")
+    ),
+    st.text(max_size=8) | st.sampled_from(("-1", "1e9", "NaN", "2026-07-13T00:00:00Z", "9" * 40)),
+    max_size=3,
+)
+
+
+@settings(parent=_some, max_examples=120)
+@given(st.data())
+def test_every_route_with_any_path_query_and_json(api: AppClient, data: st.DataObject) -> None:
+    """Routes that wait are asked with a body that cannot make them wait."""
+    route = data.draw(st.sampled_from(sorted(api.app.routes.names)))
+    method, _, path = route.partition(" ")
+    for part in _OPEN_PARTS:
+        path = path.replace(part, quote(data.draw(_parts), safe=""))
+    body = data.draw(_bodies | _values | st.binary(max_size=30))
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    given_query = data.draw(_queries)
+    response = api.send(method, path, params=given_query, content=content)
+    if not response.is_redirect and method != "HEAD":
+        _refused_well(response)
+
+
+@_some
+@given(_bodies, st.sampled_from(("sessions/search", "sessions/x/project", "sessions/x/finish")))
+@example({"limit": 10**30}, "sessions/search")
+@example({"cursor": {"last_created_at": "x", "last_session_id": "y"}}, "sessions/search")
+@example({"owner": {"type": "user"}, "statuses": []}, "sessions/search")
+def test_bodies_of_resources(api: AppClient, body: dict[str, Any], path: str) -> None:
+    method = "PUT" if path.endswith("project") else "POST"
+    _refused_well(api.send(method, path, content=json.dumps(body)))
+
+
+def test_a_valid_request_works_after_all_that(api: AppClient) -> None:
+    _others_are_well(api)
+    session = api.session(display_name="after")
+    found = api.ok("sessions/search", session_id=session)["sessions"]
+    assert [s["display_name"] for s in found] == ["after"]

@@ -30,6 +30,9 @@ NOT_IN = {
     "whoami",
     "session_trace",
     "billing_and_audit",
+    "cli_lists",
+    "cli_checkpoints",
+    "cli_account",
     "custom_loss_as_a_coroutine",  # torch again
     "sparse_soft_targets",  # torch is not installed beside these SDKs
     "forward_backward_custom",
