@@ -17,8 +17,10 @@ from torch import Tensor
 
 from crucible_tinkex.server.lora import Segment
 
+MIN_ROWS = 16
+"""Products get a multiple of so many rows, because smaller ones use other kernels."""
 CHUNK = 128
-"""Rows per chunk; a multiple of 8, so that no GEMM gets fewer than 8 rows."""
+"""Rows per chunk; a multiple of `MIN_ROWS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,10 @@ class Head:
             adapter = head_adapter(s)
             if adapter is not None:
                 part = slice(s.start, s.end)
-                out[part].addmm_(hidden[part] @ adapter.a, adapter.b, alpha=adapter.scale)
+                filling = (0, 0, 0, -(s.end - s.start) % MIN_ROWS)
+                inner = F.pad(hidden[part], filling) @ adapter.a
+                filled = F.pad(out[part], filling).addmm_(inner, adapter.b, alpha=adapter.scale)
+                out[part] = filled[: s.end - s.start]
         return out
 
     def logprobs(

@@ -129,15 +129,20 @@ class Stack:
 
     Weights are copied here, unless there is one segment only: a stack is good until one of its
     adapters changes. Gradients gather here, [segments, body_size], until `collect`.
+    `filling`, for passes without backward, fills every segment up to a multiple of so many rows, in
+    the adapters' products only.
     """
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    def __init__(self, segments: Sequence[Segment], filling: int = 1) -> None:
         first = segments[0]
         self._segments = segments
         self._layout = first.layout
         self.count = len(segments)
         self.start, self.end = first.start, segments[-1].end
         self.scale = first.scale
+        self._filled: tuple[Tensor, Tensor] | None = None
+        if any((s.end - s.start) % filling for s in segments):
+            self._filled = _filled(segments, filling)
         size = self._layout.body_size
         weights = first.flat[None, :size] if self.count == 1 else _side_by_side(segments, size)
         self.weights = self._layout.body_views(weights)
@@ -150,6 +155,21 @@ class Stack:
     def rows(self, x: Tensor) -> Tensor:
         """This stack's part of [1, M, d] as [segments, tokens, d]; a view if `x` is contiguous."""
         return x[0, self.start : self.end].reshape(self.count, -1, x.shape[2])
+
+    def add(self, y: Tensor, x: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
+        """Add the adapters' share to this stack's part of `y`, [1, M, d_out], in place; returns
+        x @ A, which backward needs."""
+        if self._filled is None:
+            u = torch.bmm(self.rows(x), pair[0])
+            self.rows(y).baddbmm_(u, pair[1], alpha=self.scale)
+            return u
+        taken, real = self._filled
+        rows = x[0].index_select(0, taken).view(self.count, -1, x.shape[2])
+        out = y[0].index_select(0, taken).view(self.count, -1, y.shape[2])
+        u = torch.bmm(rows, pair[0])
+        out.baddbmm_(u, pair[1], alpha=self.scale)
+        y[0, self.start : self.end] = out.view(-1, y.shape[2]).index_select(0, real)
+        return u
 
     def collect(self) -> None:
         """Add the gradients of one backward to the adapters'."""
@@ -170,14 +190,27 @@ def _side_by_side(segments: Sequence[Segment], size: int) -> Tensor:
     return out
 
 
-def stacked(segments: Sequence[Segment]) -> list[Stack]:
+def _filled(segments: Sequence[Segment], filling: int) -> tuple[Tensor, Tensor]:
+    """Which rows of the line a filled stack takes (the filling repeats a segment's first), and
+    where in it the real ones are."""
+    taken: list[int] = []
+    real: list[int] = []
+    for s in segments:
+        rows = range(s.start, s.end)
+        real += range(len(taken), len(taken) + len(rows))
+        taken += [*rows, *[s.start] * (-len(rows) % filling)]
+    device = segments[0].flat.device
+    return torch.tensor(taken, device=device), torch.tensor(real, device=device)
+
+
+def stacked(segments: Sequence[Segment], filling: int = 1) -> list[Stack]:
     """The segments, in the order of their tokens, as stacks."""
 
     def kind(s: Segment) -> tuple[int, int, float, bool]:
-        return id(s.layout), s.end - s.start, s.scale, s.grad is not None
+        return id(s.layout), -((s.start - s.end) // filling), s.scale, s.grad is not None
 
     groups = [list(group) for _, group in groupby(segments, key=kind)]
-    return [Stack(part) for group in groups for part in _unbroken(group)]
+    return [Stack(part, filling) for group in groups for part in _unbroken(group)]
 
 
 def _unbroken(segments: list[Segment]) -> list[list[Segment]]:
@@ -230,9 +263,7 @@ def _forward(
         if pair is None:
             inner.append(None)
             continue
-        u = torch.bmm(s.rows(x), pair[0])
-        s.rows(y).baddbmm_(u, pair[1], alpha=s.scale)
-        inner.append(u)
+        inner.append(s.add(y, x, pair))
     return y, inner
 
 

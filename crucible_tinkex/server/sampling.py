@@ -2,7 +2,7 @@
 
 Requests of a batch have the same prompt bucket, so the k-th new token of every row goes to the same
 cache slot and a step sees an extent that depends on the bucket and k only. Rows lie grouped by
-adapter, each group filled up to a multiple of 8 rows.
+adapter; the adapters' products get a multiple of 16 rows each.
 Guarantees: a request's tokens and log-probabilities do not depend on the rest of the batch.
 """
 
@@ -126,22 +126,14 @@ class SampleBatch(Generic[Ticket]):
         self._choose(hidden[source.to(hidden.device), last.to(hidden.device)])
 
     def _lay_out(self, rows: list[tuple[_Place, FrozenAdapter | None]]) -> None:
-        """Arrange rows by adapter with filling, and bring the cache into that order."""
-        self._places, owners = [], []
-        for _, group in groupby(rows, key=lambda r: id(r[1])):
-            members = list(group)
-            first, adapter = members[0]
-            filling = round_up(len(members)) - len(members)
-            dummies = [_Place(first.source, first.length, None)] * filling
-            self._places += [p for p, _ in members] + dummies
-            owners += [adapter] * (len(members) + filling)
-        if len(self._places) < MIN_TOKENS:
-            short = MIN_TOKENS - len(self._places)
-            dummy = self._places[-1]
-            self._places += [_Place(dummy.source, dummy.length, None)] * short
-            owners += [None] * short
-        self._segments = _segments(owners, 1)
-        self._stacks = stacked(self._segments)
+        """Arrange rows, given by adapter, fill them up, and bring the cache into that order."""
+        self._places = [place for place, _ in rows]
+        owners = [adapter for _, adapter in rows]
+        filling = max(round_up(len(rows)), MIN_TOKENS) - len(rows)
+        last = self._places[-1]
+        self._places += [_Place(last.source, last.length, None)] * filling
+        self._segments = _segments([*owners, *[None] * filling], 1)
+        self._stacks = stacked(self._segments, MIN_TOKENS)
         order = torch.tensor([p.source for p in self._places], device=self._model.device)
         self._cache = [(k.index_select(0, order), v.index_select(0, order)) for k, v in self._cache]
 
