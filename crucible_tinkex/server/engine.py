@@ -24,7 +24,7 @@ from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import bases, files
 from crucible_tinkex.server.adapters import Adapter, FrozenAdapter
 from crucible_tinkex.server.choosing import Vocabulary
-from crucible_tinkex.server.model import BaseModel
+from crucible_tinkex.server.model import MIN_TOKENS, BaseModel
 from crucible_tinkex.server.operations import (
     BaseInfo,
     CancelSample,
@@ -262,33 +262,41 @@ class TorchEngine:
                 continue
             if parts and operation.backward != parts[0][1].operation.backward:
                 continue
-            prepared = self._prepare(job, operation)
-            if prepared is not None and (not parts or prepared[0].chunk.size <= room):
-                parts.append((job, *prepared))
-                room -= prepared[0].chunk.size
+            work = self._work(job, operation)
+            if parts and work.chunk.size > room:
+                continue  # its adapter, which may lie on disk, is not touched
+            adapter = self._trained(job, operation.model_id)
+            if adapter is not None:
+                parts.append((job, work, adapter))
+                room -= work.chunk.size
+            if room < MIN_TOKENS:
+                break
         if not parts:
             return
         failure = _failure(lambda: run_pass(self._model, [(w, a) for _, w, a in parts]))
         for job, work, adapter in parts:
             if failure is not None:
-                adapter.grad.zero_()
+                adapter.drop_grad()
             if failure is not None or work.finished:
                 self._scheduler.finish(job)
                 job.done(failure or work.output())
             else:
                 self._scheduler.requeue(job)
 
-    def _prepare(self, job: Job, operation: ForwardBackward) -> tuple[TrainingWork, Adapter] | None:
+    def _work(self, job: Job, operation: ForwardBackward) -> TrainingWork:
+        if job.work is None:
+            job.work = TrainingWork(operation, self._token_cap)
+        work: TrainingWork = job.work
+        return work
+
+    def _trained(self, job: Job, model_id: str) -> Adapter | None:
+        """The adapter, or None and the job is over."""
         try:
-            adapter = self._adapter(operation.model_id)
+            return self._adapter(model_id)
         except CrucibleError as e:
             self._scheduler.finish(job)
             job.done(e)
             return None
-        if job.work is None:
-            job.work = TrainingWork(operation, self._token_cap)
-        work: TrainingWork = job.work
-        return work, adapter
 
     # --- sampling ------------------------------------------------------------------------------
 

@@ -82,7 +82,9 @@ def _flatten(named: dict[str, Tensor], layout: Layout, prefix: str) -> Tensor:
 
 
 def _spill_adapter(adapter: Adapter, path: Path) -> None:
-    flat = {"weights": adapter.weights, "grad": adapter.grad, "m": adapter.m, "v": adapter.v}
+    flat = {"weights": adapter.weights, "m": adapter.m, "v": adapter.v}
+    if adapter.has_grad:
+        flat["grad"] = adapter.grad
     _save(flat, path)
 
 
@@ -90,16 +92,17 @@ def _restore_adapter(
     path: Path, sketch: tuple[LoraSpec, Layout, torch.dtype, int, torch.device]
 ) -> Adapter:
     spec, layout, dtype, steps, device = sketch
-    flat = {name: tensor.to(device) for name, tensor in _load(path).items()}
-    adapter = Adapter(spec, layout, flat["weights"], dtype)
+    flat = _load(path)
+    adapter = Adapter(spec, layout, flat["weights"].to(device, copy=True), dtype)
     adapter.restore(flat["weights"], flat["m"], flat["v"], steps)
-    adapter.grad.copy_(flat["grad"])
+    if "grad" in flat:
+        adapter.grad.copy_(flat["grad"])
     return adapter
 
 
 def _restore_frozen(path: Path, sketch: tuple[LoraSpec, Layout, torch.device]) -> FrozenAdapter:
     spec, layout, device = sketch
-    flat = _load(path)["weights"].to(device)
+    flat = _load(path)["weights"].to(device, copy=True)
     return FrozenAdapter(spec, layout, flat, flat.dtype)
 
 

@@ -23,7 +23,8 @@ from crucible_tinkex.storage import storage_errors
 
 class Sized(Protocol):
     @property
-    def size_bytes(self) -> int: ...
+    def size_bytes(self) -> int:
+        """May change."""
 
 
 Item = TypeVar("Item", bound=Sized)
@@ -42,6 +43,8 @@ class Kind(Generic[Item]):
 class _Live(Generic[Item]):
     item: Item
     used_s: float
+    size_bytes: int
+    """When it was measured last."""
 
 
 class Residents(Generic[Item]):
@@ -71,6 +74,7 @@ class Residents(Generic[Item]):
         live = self._live.get(key)
         if live is not None:
             live.used_s = self._clock()
+            self._measure(live)
             self._live.move_to_end(key)
             return live.item
         path, sketch = self._spilled[key]
@@ -85,14 +89,24 @@ class Residents(Generic[Item]):
 
     def __setitem__(self, key: str, item: Item) -> None:
         self.drop(key)
-        self._live[key] = _Live(item, self._clock())
+        self._live[key] = _Live(item, self._clock(), item.size_bytes)
         self.size_bytes += item.size_bytes
+
+    def measure(self) -> None:
+        """Bring `size_bytes`, which is otherwise as of each item's last use, up to date."""
+        for live in self._live.values():
+            self._measure(live)
+
+    def _measure(self, live: _Live[Item]) -> None:
+        size_bytes = live.item.size_bytes
+        self.size_bytes += size_bytes - live.size_bytes
+        live.size_bytes = size_bytes
 
     def drop(self, key: str) -> None:
         """Forget the item; unknown ones are ignored."""
         live = self._live.pop(key, None)
         if live is not None:
-            self.size_bytes -= live.item.size_bytes
+            self.size_bytes -= live.size_bytes
         path, _ = self._spilled.pop(key, (None, None))
         if path is not None:
             path.unlink(missing_ok=True)
@@ -116,11 +130,14 @@ class Residents(Generic[Item]):
                 raise
         self._spilled[key] = (path, self._kind.sketch(live.item))
         del self._live[key]
-        self.size_bytes -= live.item.size_bytes
+        self.size_bytes -= live.size_bytes
 
 
 def spill(pools: tuple[Residents[Any], ...], *, budget_bytes: int, older_than_s: float) -> None:
     """Put aside what was not used since `older_than_s`, and more until the budget is kept."""
+    if sum(p.size_bytes for p in pools) > budget_bytes:
+        for pool in pools:
+            pool.measure()
     while True:
         pool = min(pools, key=Residents.waited_since)
         waited_since = pool.waited_since()

@@ -160,3 +160,34 @@ def test_the_next_process_removes_the_files_of_a_dead_one(nano: bases.Base, tmp_
     engine = TorchEngine(nano, Store(tmp_path), dtype=torch.float32)
     assert not dead.exists()
     engine.close()
+
+
+def test_a_pass_fetches_only_the_adapters_that_it_trains(pair: tuple[Client, Client]) -> None:
+    client = pair[1]
+    names = [f"m{next(_names)}" for _ in range(4)]
+    client.all([CreateModel(n, LoraSpec(8, 0)) for n in names])
+    folder = client.engine._spill_folder / "models"
+    fetched: list[int] = []
+    hidden = client.engine._model.hidden
+
+    def counted(*args: Any, **options: Any) -> torch.Tensor:
+        fetched.append(len(client.engine._adapters._live))
+        return hidden(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client.engine._model, "hidden", counted)
+        client.all([train(n, make_rows(0, (30,))) for n in names])
+    assert fetched == [1] * 4
+    assert len(list(folder.iterdir())) >= 3
+
+
+def test_an_adapter_between_two_steps_has_no_gradient(pair: tuple[Client, Client]) -> None:
+    client, name = pair[0], f"m{next(_names)}"
+    client.create(name)
+    adapter = client.engine._adapters[name]
+    idle_bytes = adapter.size_bytes
+    client.one(train(name, make_rows(0, (9,))))
+    assert adapter.size_bytes == idle_bytes + adapter.weights.nbytes
+    client.one(OptimStep(name, Adam()))
+    assert adapter.size_bytes == idle_bytes
+    assert client.engine._adapters.size_bytes >= idle_bytes
