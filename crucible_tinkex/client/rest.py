@@ -49,6 +49,7 @@ from crucible_tinkex.client.wire import (
 from crucible_tinkex.errors import (
     OperationFailedError,
     RequestRejectedError,
+    ServiceError,
     ServiceUnavailableError,
     SessionLostError,
 )
@@ -60,6 +61,7 @@ _GONE = frozenset({404, 410})
 _ALREADY = frozenset({409})
 """What hosted Tinker says to a change that was made before, perhaps by a lost attempt of ours."""
 _REDIRECTS = frozenset({302, 303, 307})
+_NO_SUCH_ROUTE = frozenset({404, 405})
 _ARCHIVE_S = 600.0
 """How long a service may take to build an archive, answering 503 meanwhile, or a trace."""
 _TRACE_PAUSE_S = 5.0
@@ -252,9 +254,21 @@ class RestClient:
         return await download.files(urls.urls)
 
     async def _archive_url(self, path: str) -> str:
+        try:
+            return await self._archive_at(_place(path))
+        except (RequestRejectedError, SessionLostError) as refusal:
+            if refusal.status not in _NO_SUCH_ROUTE:
+                raise
+            checkpoint = TinkerPath.read(path)
+            try:  # Some services have the bare name here.
+                return await self._archive_at(_bare(checkpoint))
+            except ServiceError:
+                raise refusal from None
+
+    async def _archive_at(self, place: str) -> str:
         return await self._transport.call(
             "checkpoint_archive",
-            f"{_place(path)}/archive",
+            f"{place}/archive",
             _archive_location,
             method="GET",
             accepts=_REDIRECTS,
@@ -317,10 +331,13 @@ def _archive_location(reply: Reply) -> str:
 
 def _place(path: str) -> str:
     checkpoint = TinkerPath.read(path)
-    # A service with a kind of its own lists its checkpoints by the bare name.
-    is_usual = checkpoint.kind in CHECKPOINT_KINDS
-    place = checkpoint.checkpoint_id if is_usual else checkpoint.name
-    return f"training_runs/{checkpoint.run_id}/checkpoints/{place}"
+    if checkpoint.kind not in CHECKPOINT_KINDS:
+        return _bare(checkpoint)  # As a service with a kind of its own lists them.
+    return f"training_runs/{checkpoint.run_id}/checkpoints/{checkpoint.checkpoint_id}"
+
+
+def _bare(checkpoint: TinkerPath) -> str:
+    return f"training_runs/{checkpoint.run_id}/checkpoints/{checkpoint.name}"
 
 
 def _segment(value: str) -> str:

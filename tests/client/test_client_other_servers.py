@@ -296,6 +296,22 @@ async def test_paths_of_other_forms_are_used_as_they_are(
             await service.create_training_from_state(path)
 
 
+@pytest.mark.parametrize("status", [404, 405])
+async def test_an_archive_may_lie_at_the_bare_name(
+    scripted: ScriptedService, service: TinkexService, tmp_path: Path, status: int
+) -> None:
+    """And a service without archives says so of the place that the protocol has."""
+    run = "training_runs/model_1/checkpoints"
+    scripted.on(f"{run}/sampler_weights/a/archive", *[Answer(status, {"detail": "no route"})] * 2)
+    scripted.on(f"{run}/a/archive", Answer(200, {"url": f"{scripted.url}/api/v1/file"}))
+    with pytest.raises(ServiceError):
+        await service.rest.download("tinker://model_1/a", tmp_path / "x")
+    assert scripted.requests[-1].path == "/api/v1/file"
+    with pytest.raises(ServiceError, match="no route") as caught:
+        await service.rest.download("tinker://model_1/a", tmp_path / "x")
+    assert "sampler_weights" in caught.value.context["path"]
+
+
 async def test_a_model_from_a_checkpoint_in_two_calls(
     scripted: ScriptedService, service: TinkexService
 ) -> None:
