@@ -319,7 +319,9 @@ class TorchEngine:
             return True
 
         prompts: list[Prompt[Report]] = []
-        for job in self._scheduler.take_samples(fits):
+        jobs = self._scheduler.take_samples(fits)
+        self._scheduler.began(jobs)
+        for job in jobs:
             request = job.operation
             assert isinstance(request, Sample)
             try:

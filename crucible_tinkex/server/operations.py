@@ -139,7 +139,10 @@ class UnloadModel:
 
 @dataclass(frozen=True, slots=True)
 class DropSnapshot:
+    """Comes after the samples of the same owner that were asked for before it."""
+
     snapshot_id: str
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,7 @@ class Targets:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """`stop_tokens` None: end-of-sequence tokens stop; `max_tokens` is already within limits.
-    `ticket` is what `CancelSample` names."""
+    `ticket` is what `CancelSample` names. Owners take turns."""
 
     source: SamplerSource
     prompt: IntArray
@@ -179,6 +182,7 @@ class Sample:
     alternatives: int = 0
     """How many tokens to draw at each of the prompt's positions but the first."""
     ticket: str = ""
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,8 +94,11 @@ class Samplers:
             return
         for completions in sampler.completions.values():
             completions.news.set()
+        for _, request_id in sampler.seen.values():
+            self.cancel(request_id)
         if sampler.source.snapshot_id is not None:
-            self._dispatch.engine.submit(DropSnapshot(sampler.source.snapshot_id), ignore)
+            drop = DropSnapshot(sampler.source.snapshot_id, sampler.session_id)
+            self._dispatch.engine.submit(drop, ignore)
 
     def saved(self, path: str | None) -> SamplerSource:
         """A checkpoint's weights, or the base's."""
@@ -153,7 +156,9 @@ class Samplers:
                 failed = isinstance(outcome, CrucibleError)
                 sampler.completed(clone).add(request_id, failed=failed)
 
-        request_id = self._dispatch.submit(replace(operation, ticket=ticket), len(body), finished)
+        owner = "" if sampler is None else sampler.session_id
+        operation = replace(operation, ticket=ticket, owner=owner)
+        request_id = self._dispatch.submit(operation, len(body), finished)
         self._cancellable[request_id] = ticket
         return request_id
 

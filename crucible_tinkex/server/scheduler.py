@@ -1,14 +1,17 @@
-"""Which piece of work comes next: the oldest first, in turns.
+"""Which piece of work comes next: in turns, so that nobody's long queue holds up another's work.
 
 Guarantees: operations of one model run strictly in the order of `add`; among everything that could
-run now, the piece that has waited longest does. A request of several pieces goes to the back after
-each, so a large one does not hold up small ones. Pure bookkeeping: no torch, no threads.
+run now, what could have run for the longest time does. A model's next operation, like the next
+piece of a request, goes to the back of the line. Samples of one owner keep their order, and owners
+take turns, weighed by the sequences that they ask for (start-time fair queueing: Goyal, Vin and
+Cheng, 1996). Pure bookkeeping: no torch, no threads.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeAlias
@@ -32,6 +35,9 @@ class Job:
     operation: Operation
     done: Report
     stamp: int = 0
+    """When it could run."""
+    turn: int = 0
+    """Of a sample: its place in the fair order."""
     work: Any = None
 
 
@@ -48,7 +54,14 @@ class Scheduler:
     """Used by the engine's thread only."""
 
     _models: dict[str, deque[Job]] = field(default_factory=dict)
-    _samples: deque[Job] = field(default_factory=deque)
+    _samples: list[Job] = field(default_factory=list)
+    """In the fair order."""
+    _samples_stamp: int = 0
+    """Since when samples wait for a batch to begin."""
+    _turn: int = 0
+    """The latest of the samples that began."""
+    _next_turns: dict[str, int] = field(default_factory=dict)
+    """Per owner, while samples wait: the turn of its next one."""
     _batches: list[Batch] = field(default_factory=list)
     _clock: count[int] = field(default_factory=count)
 
@@ -59,7 +72,7 @@ class Scheduler:
         if isinstance(operation, CancelSample):
             return self.take_samples(lambda j: _ticket(j) == operation.ticket)
         if isinstance(operation, Sample | DropSnapshot):
-            self._samples.append(job)
+            self._queue(job, operation)
             return []
         if isinstance(operation, UnloadModel):
             dropped = list(self._models.pop(operation.model_id, ()))
@@ -67,6 +80,15 @@ class Scheduler:
             return dropped
         self._models.setdefault(operation.model_id, deque()).append(job)
         return []
+
+    def _queue(self, job: Job, operation: Sample | DropSnapshot) -> None:
+        owner = operation.owner
+        job.turn = max(self._turn, self._next_turns.get(owner, 0))
+        cost = operation.num_samples if isinstance(operation, Sample) else 0
+        self._next_turns[owner] = job.turn + cost
+        if not self._samples:
+            self._samples_stamp = job.stamp
+        insort(self._samples, job, key=lambda j: j.turn)
 
     def heads(self) -> list[Job]:
         """The first job of every model, the longest waiting first."""
@@ -76,6 +98,7 @@ class Scheduler:
         """What has waited longest. Samples wait while `max_batches` are under way."""
         ready: list[Job | Batch] = [*self.heads()[:1], *self._batches]
         if self._samples and len(self._batches) < max_batches:
+            self._samples[0].stamp = self._samples_stamp
             ready.append(self._samples[0])
         return min(ready, key=lambda item: item.stamp, default=None)
 
@@ -90,15 +113,26 @@ class Scheduler:
         queue = self._models.get(operation.model_id)
         if queue and queue[0] is job:
             queue.popleft()
-            if not queue:
+            if queue:
+                queue[0].stamp = next(self._clock)
+            else:
                 del self._models[operation.model_id]
 
     def take_samples(self, wanted: Callable[[Job], bool]) -> list[Job]:
-        """Remove and return the waiting samples that are `wanted`, in order."""
-        taken = [j for j in self._samples if wanted(j)]
-        chosen = set(map(id, taken))
-        self._samples = deque(j for j in self._samples if id(j) not in chosen)
+        """Remove and return the waiting samples that are `wanted`, in the fair order."""
+        taken: list[Job] = []
+        left: list[Job] = []
+        for job in self._samples:
+            (taken if wanted(job) else left).append(job)
+        self._samples = left
+        if not left:
+            self._next_turns.clear()
         return taken
+
+    def began(self, samples: Sequence[Job]) -> None:
+        """These were taken to run: owners that come now queue up behind them."""
+        self._turn = max((self._turn, *(job.turn for job in samples)))
+        self._samples_stamp = next(self._clock)
 
     def start(self, batch: Batch) -> None:
         batch.stamp = next(self._clock)

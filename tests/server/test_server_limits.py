@@ -135,3 +135,46 @@ def test_a_huge_request_does_not_starve_a_small_one(start: Callable[..., AppClie
     assert "metrics" in api.ok("retrieve_future", request_id=little)
     assert api.app.service.promises._open[huge].outcome is None
     assert "metrics" in api.ok("retrieve_future", request_id=huge)
+
+
+def test_a_long_queue_of_one_model_does_not_hold_up_another(
+    start: Callable[..., AppClient],
+) -> None:
+    api = start(token_cap=64)
+    busy, other = api.model(), api.model()
+    queue = [api.train(busy, n, [i % 250 for i in range(60)]) for n in range(1, 121)]
+    little = api.train(other, 1, [1, 2, 3])
+    assert "metrics" in api.ok("retrieve_future", request_id=little)
+    assert api.app.service.promises._open[queue[-1]].outcome is None
+    assert "metrics" in api.ok("retrieve_future", request_id=queue[-1])
+
+
+def test_a_thousand_samples_of_one_session_do_not_hold_up_another(
+    start: Callable[..., AppClient],
+) -> None:
+    api = start()
+    busy, other = (_sampler(api) for _ in "ab")
+    queue = [_sampling(api, busy, n, num_samples=64, max_tokens=24) for n in range(16)]
+    little = _sampling(api, other, 0, num_samples=1, max_tokens=4)
+    assert api.ok("retrieve_future", request_id=little)["sequences"]
+    assert api.app.service.promises._open[queue[-1]].outcome is None
+    api.ok(f"sessions/{busy.partition(':')[0]}/finish")  # what has not begun never will
+    assert "cancelled" in api.ok("retrieve_future", request_id=queue[-1])["error"]
+
+
+def _sampler(api: AppClient) -> str:
+    asked = {"session_id": api.session(), "sampling_session_seq_id": 0, "base_model": "nano"}
+    return str(api.ok("create_sampling_session", **asked)["sampling_session_id"])
+
+
+def _sampling(
+    api: AppClient, sampler: str, seq_id: int, *, num_samples: int, max_tokens: int
+) -> str:
+    return api.promise(
+        "asample",
+        sampling_session_id=sampler,
+        seq_id=seq_id,
+        num_samples=num_samples,
+        prompt={"chunks": [{"type": "encoded_text", "tokens": [1, 2, 3]}]},
+        sampling_params={"max_tokens": max_tokens, "stop": []},
+    )
