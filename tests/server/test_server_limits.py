@@ -157,7 +157,7 @@ def test_a_thousand_samples_of_one_session_do_not_hold_up_another(
     queue = [_sampling(api, busy, n, num_samples=64, max_tokens=24) for n in range(16)]
     little = _sampling(api, other, 0, num_samples=1, max_tokens=4)
     assert api.ok("retrieve_future", request_id=little)["sequences"]
-    assert api.app.service.promises._open[queue[-1]].outcome is None
+    assert api.app.service.promises._open[queue[8]].outcome is None  # two run at a time
     api.ok(f"sessions/{busy.partition(':')[0]}/finish")  # what has not begun never will
     assert "cancelled" in api.ok("retrieve_future", request_id=queue[-1])["error"]
 
