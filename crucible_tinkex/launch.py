@@ -69,7 +69,10 @@ async def _launch(
         async with AsyncExitStack() as stack:
             _show(observer, view, "starting Ray and the service")
             service = asyncio.create_task(stack.enter_async_context(connected(prepared)))
-            await asyncio.sleep(0)  # the server process starts loading while Ray starts
+            if prepared.experiment.service.embedded:
+                await asyncio.sleep(0)  # the server process starts loading while Ray starts
+            else:
+                await service  # starting Ray blocks this loop, and a request would time out
             if runtime is None:
                 runtime = stack.enter_context(Runtime(address))
                 signals.install()  # Ray has put its own handlers in place

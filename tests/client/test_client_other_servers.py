@@ -15,6 +15,7 @@ import pytest
 import tokenizers
 from scripted_service import Answer, ScriptedService
 
+from crucible_tinkex import launch
 from crucible_tinkex.client import ClientSettings, RetryPolicy, TinkexService
 from crucible_tinkex.client.loss import cross_entropy, loss_of
 from crucible_tinkex.client.training import TinkexTraining
@@ -36,7 +37,7 @@ from crucible_tinkex.errors import (
     ServiceUnavailableError,
 )
 from crucible_tinkex.preparation import prepare
-from crucible_tinkex.sweep import connected
+from crucible_tinkex.sweep import connected, ignore
 
 FAST = ClientSettings(policy=RetryPolicy(base_s=0.002, cap_s=0.01, total_s=5.0))
 LORA = LoraConfig(rank=2)
@@ -376,6 +377,28 @@ async def test_a_service_that_names_no_models_is_asked_for_the_base_all_the_same
     with pytest.raises(ConfigError, match="it has: m"):
         async with connected(prepared):
             pass
+
+
+class RayStarts(Exception):
+    """Raised in its place."""
+
+
+async def test_the_service_is_asked_before_ray_starts(
+    scripted: ScriptedService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Starting Ray blocks the event loop for longer than a request may take."""
+    write_tokenizer(tmp_path)
+    models = [{"model_name": str(tmp_path)}]
+    scripted.on("get_server_capabilities", Answer(body={"supported_models": models}))
+    prepared = prepare(experiment(scripted.url, tmp_path), storage=str(tmp_path / "runs"))
+
+    def runtime(address: str | None) -> None:
+        assert [r.path for r in scripted.requests] == ["/api/v1/get_server_capabilities"]
+        raise RayStarts
+
+    monkeypatch.setattr(launch, "Runtime", runtime)
+    with pytest.raises(RayStarts):
+        await launch._launch(prepared, None, None, ignore)
 
 
 def test_the_loss_of_an_evaluation_is_that_of_the_logprobs() -> None:
