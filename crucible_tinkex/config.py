@@ -63,6 +63,9 @@ class ServiceSection(Section):
 class ModelSection(Section):
     base: str = Field(min_length=1)
     """Name of the base model, known to the service."""
+    tokenizer: str | None = None
+    """A folder, relative to the experiment file, or a name on the hub; by default the service's,
+    and that of the base where the service names none."""
 
 
 class LoraSection(Section):
@@ -241,7 +244,7 @@ class Experiment(Section):
         raw.setdefault("name", path.stem)
         for key, value in (overrides or {}).items():
             _set_dotted(raw, key, value)
-        raw = _anchor_data(raw, path.parent)
+        raw = _anchor_paths(raw, path.parent)
         return cls.build(raw, source=str(path))
 
     @classmethod
@@ -261,7 +264,9 @@ class Experiment(Section):
 
     def identity(self, data_fingerprint: str) -> str:
         """Equal for experiments that do the same work, wherever and however wide they run."""
-        content = self.model_dump(mode="json", exclude={"name": True, "run": True})
+        content = self.model_dump(
+            mode="json", exclude={"name": True, "run": True}, exclude_none=True
+        )
         content["service"] = {"base_url": self.service.base_url, "dtype": self.service.dtype}
         content["data"] = {"fingerprint": data_fingerprint}
         return digest(content, 16)
@@ -292,9 +297,13 @@ def _get_dotted(raw: Mapping[str, Any], key: str) -> Any:
     return node
 
 
-def _anchor_data(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Paths in `[data]` are relative to the experiment file, not to the current folder."""
-    data = raw.get("data")
+def _anchor_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Paths are relative to the experiment file, not to the current folder. A tokenizer that is no
+    folder there is a name on the hub."""
+    model, data = raw.get("model"), raw.get("data")
+    tokenizer = model.get("tokenizer") if isinstance(model, dict) else None
+    if isinstance(tokenizer, str) and (beside := folder / Path(tokenizer).expanduser()).is_dir():
+        raw["model"] = {**raw["model"], "tokenizer": os.path.normpath(beside)}
     if isinstance(data, dict):
         for key in ("train", "eval"):
             value = data.get(key)

@@ -152,7 +152,7 @@ async def _check(prepared: PreparedSweep, endpoint: Endpoint | None) -> Connecti
         raise ConfigError(f"the service has no base model {base!r}; it has: {names}")
     # A service that names none says whether it has this one when a trial asks for it.
     model = model or SupportedModel(model_name=base)
-    tokenizer = load_tokenizer(model.tokenizer_id or base)
+    tokenizer = load_tokenizer(experiment.model.tokenizer or model.tokenizer_id or base)
     return Connection(endpoint, model, prepared.tokenised(tokenizer))
 
 

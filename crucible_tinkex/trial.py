@@ -89,7 +89,7 @@ def step_count(experiment: Experiment, rows: int) -> int:
 
 def _identity(experiment: Experiment, seed: int, fingerprint: str, *, reference: bool) -> str:
     content = {
-        "model": experiment.model.model_dump(),
+        "model": experiment.model.model_dump(exclude_none=True),
         "lora": experiment.lora.model_dump(mode="json"),
         "optimizer": experiment.optimizer.model_dump(),
         "train": experiment.train.model_dump(exclude=_NO_PART),

@@ -124,6 +124,14 @@ def test_file_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert found.optimizer.learning_rate == 0.5
 
 
+def test_a_tokenizer_is_a_folder_beside_the_file_or_a_name_on_the_hub(tmp_path: Path) -> None:
+    file = tmp_path / "exp.toml"
+    (tmp_path / "mine").mkdir()
+    for given, expected in (("mine", str(tmp_path / "mine")), ("org/name", "org/name")):
+        file.write_text(f'[model]\nbase = "b"\ntokenizer = "{given}"\n[data]\ntrain = "x.jsonl"\n')
+        assert Experiment.from_toml(file).model.tokenizer == expected
+
+
 def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no experiment file"):
         Experiment.from_toml(tmp_path / "none.toml")

@@ -81,8 +81,8 @@ def load_tokenizer(tokenizer_id: str | Path) -> Tokenizer:
     folder = _local_folder(name) or _download(name)
     if not (folder / _FILE).is_file():
         raise ConfigError(
-            f"tokenizer {name!r}: there is no {_FILE} in {folder}; give a folder that "
-            "`save_pretrained` of a fast tokenizer wrote"
+            f"tokenizer {name!r}: there is no {_FILE} in {folder}; set model.tokenizer to a "
+            "folder that `save_pretrained` of a fast tokenizer wrote"
         )
     try:
         inner = tokenizers.Tokenizer.from_file(str(folder / _FILE))
@@ -138,7 +138,7 @@ def _download(name: str) -> Path:
         raise ConfigError(
             f"tokenizer {name!r} is no local folder, and could not be fetched from the Hugging "
             f"Face hub ({type(error).__name__}); check the name and the network (HF_TOKEN for a "
-            f"gated model), or give a folder that holds {_FILE}"
+            f"gated model), or set model.tokenizer to a folder that holds {_FILE}"
         ) from error
 
 
