@@ -18,6 +18,7 @@ FLOW = Path(__file__).parent / "sdk_flow.py"
 CLIENT_FLOW = Path(__file__).parent / "client_flow.py"
 FLAGS = {"fwdbwd_max_chunk_len": 2}
 """Many small chunks, so that a request of nine rows goes out of order."""
+_PYTHON = f"py{sys.version_info.major}{sys.version_info.minor}"
 OLD_VERSIONS = ("0.25.0", "0.22.2")
 _CODE = """
 import json, logging, sys
@@ -114,22 +115,26 @@ def client_environment(server: Served) -> dict[str, str]:
 
 
 def sdk_python(version: str) -> Path:
-    """The Python of an environment with this SDK."""
-    folder = _environment(f"tinker-{version}")
+    """The Python of an environment with this SDK, and our torch."""
+    folder = _environment(f"tinker-{version}-{_PYTHON}")
     _install(folder, f"tinker=={version}")
+    _lend(folder)
     return folder / "bin" / "python"
 
 
 def cookbook_python(version: str) -> Path:
-    """The Python of an environment with this cookbook, our SDK and our torch.
-
-    A path file lends it the packages of this environment: another torch would be gigabytes. What
-    the cookbook wants in other versions is installed in its own, which come first."""
-    folder = _environment(f"cookbook-{version}-py{sys.version_info.major}{sys.version_info.minor}")
-    (own,) = folder.glob("lib/python*/site-packages")
-    (own / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    """The Python of an environment with this cookbook, our SDK and our torch."""
+    folder = _environment(f"cookbook-{version}-{_PYTHON}")
+    _lend(folder)
     _install(folder, f"tinker-cookbook[math-rl]=={version}")
     return folder / "bin" / "python"
+
+
+def _lend(folder: Path) -> None:
+    """A path file lends an environment the packages of this one, because another torch would be
+    gigabytes. What is installed in its own comes first."""
+    (own,) = folder.glob("lib/python*/site-packages")
+    (own / "lent.pth").write_text(sysconfig.get_path("purelib"))
 
 
 def _environment(name: str) -> Path:

@@ -33,9 +33,6 @@ NOT_IN = {
     "cli_lists",
     "cli_checkpoints",
     "cli_account",
-    "custom_loss_as_a_coroutine",  # torch again
-    "sparse_soft_targets",  # torch is not installed beside these SDKs
-    "forward_backward_custom",
 }
 
 
