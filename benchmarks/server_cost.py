@@ -30,7 +30,8 @@ from crucible_tinkex.client import ClientSettings, TinkexService, TrainingClient
 from crucible_tinkex.server.operations import BaseInfo, Operation, Outcome
 
 CLIENTS = ("raw HTTP", "our client")
-KINDS = ("optim_step", "forward_backward, JSON", "forward_backward, protobuf", "get_info")
+FORWARD = ("forward_backward, JSON", "forward_backward, protobuf")
+KINDS = ("optim_step", *FORWARD, "get_info")
 SESSIONS = (1, 32)
 ROWS, TOKENS = 8, 64
 SECONDS = 1.5
@@ -131,14 +132,14 @@ class RawSession:
 class OurSession:
     """The same through our client; the encoding is fixed per session."""
 
-    def __init__(self, service: TinkexService, model: TrainingClient, kind: str) -> None:
+    def __init__(self, service: TinkexService, model: TrainingClient) -> None:
         self._service = service
         self._model = model
         self._data = _batch()
         self.pairs: dict[str, Pair] = {
             "optim_step": lambda number: model.optim_step(_ADAM),
             "get_info": lambda number: model.info(),
-            kind: lambda number: model.forward_backward(self._data),
+            **dict.fromkeys(FORWARD, lambda number: model.forward_backward(self._data)),
         }
 
     @classmethod
@@ -149,7 +150,7 @@ class OurSession:
             server.base_url, api_key_file=server.api_key_file, settings=settings
         )
         model = await service.create_training(base_model="nano", lora=wire.LoraConfig(rank=8))
-        return cls(service, model, kind)
+        return cls(service, model)
 
     async def close(self) -> None:
         await self._service.close()
