@@ -26,6 +26,7 @@ class Answers:
     def __init__(self, service: Service, client_flags: Mapping[str, object]) -> None:
         self.service = service
         self._engine = service.engine
+        self._operations = service.operations
         self._flags = {**CLIENT_FLAGS, **client_flags}
 
     def table(self) -> dict[tuple[str, str], Sync]:
@@ -96,23 +97,26 @@ class Answers:
 
     def _optim_step(self, body: bytes) -> wire.Wire:
         request = bodies.OptimStepRequest.model_validate_json(body)
-        return wire.FutureEnvelope(request_id=self.service.optim_step(request, body))
+        return wire.FutureEnvelope(request_id=self._operations.optim_step(request, body))
 
     def _save_weights(self, body: bytes) -> wire.Wire:
         request = bodies.SaveWeightsRequest.model_validate_json(body)
-        return wire.FutureEnvelope(request_id=self.service.save(request, body))
+        return wire.FutureEnvelope(request_id=self._operations.save(request, body))
 
     def _save_for_sampler(self, body: bytes) -> wire.Wire:
         request = bodies.SaveForSamplerRequest.model_validate_json(body)
-        return wire.FutureEnvelope(request_id=self.service.save_for_sampler(request, body))
+        return wire.FutureEnvelope(request_id=self._operations.save_for_sampler(request, body))
 
     def _save_external(self, body: bytes) -> wire.Wire:
         request = bodies.SaveExternalRequest.model_validate_json(body)
-        return wire.FutureEnvelope(request_id=self.service.save_external(request, body))
+        return wire.FutureEnvelope(request_id=self._operations.save_external(request, body))
 
     def _load_weights(self, body: bytes) -> wire.Wire:
         request = bodies.LoadWeightsRequest.model_validate_json(body)
-        return wire.FutureEnvelope(request_id=self.service.load(request, body))
+        if request.model_id is None:
+            return wire.FutureEnvelope(request_id=self.service.create_from(request, body))
+        request_id = self._operations.load(request.model_id, request, body)
+        return wire.FutureEnvelope(request_id=request_id)
 
     def _create_custom_loss(self, body: bytes) -> wire.Wire:
         raise checks.refused(

@@ -125,7 +125,7 @@ class App:
             return await found.handler(body, request, found.params)
         except (ValidationError, MalformedError) as e:
             place = codec.place_of(body, _content_type(request)) if path in _IN_ORDER else None
-            request_id = self.service.forgo(*place, body, _misread(e)) if place else None
+            request_id = self.service.operations.forgo(*place, body, _misread(e)) if place else None
             if request_id is None:
                 raise
             return _json(wire.FutureEnvelope(request_id=request_id))
@@ -192,7 +192,7 @@ class App:
         )
         self.service.model(decoded.model_id)
         operation = await _aside(size_bytes, self._checked, decoded)
-        request_id = self.service.forward(decoded, operation, size_bytes)
+        request_id = self.service.operations.forward(decoded, operation, size_bytes)
         return _json(wire.FutureEnvelope(request_id=request_id, model_id=decoded.model_id))
 
     def _checked(self, decoded: codec.ForwardRequest) -> Operation | CrucibleError:

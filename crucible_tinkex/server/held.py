@@ -21,6 +21,13 @@ class Model:
     sequence: Sequence = field(default_factory=Sequence)
     waiting: list[Callable[[], None]] | None = None
 
+    def when_placed(self, send: Callable[[], None]) -> None:
+        """Call `send` now, or when the model gets a place."""
+        if self.waiting is None:
+            send()
+        else:
+            self.waiting.append(send)
+
 
 @dataclass(slots=True)
 class Session:

@@ -1,50 +1,42 @@
-"""Sessions and models: what a request means before the engine does it.
+"""Sessions and the models that they hold: made, kept alive, finished.
 
-Guarantees: every repeat of a request gets the promise of the first (by seq_id and body); one
-model's operations reach the engine in the order of their seq_ids; a model beyond the limit waits,
-with all that is asked of it, until another goes; finishing a session frees everything that it
-holds. Owned by the event loop's thread. No torch, no HTTP.
+Guarantees: every repeat of a request for a model gets the promise of the first (by its number and
+body); a model beyond the limit waits, with all that is asked of it, until another goes; finishing a
+session frees everything that it holds. Owned by the event loop's thread. No torch, no HTTP. What
+is asked of a model is in `model_operations`, and of a sampling session in `samplers`.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import crucible_tinkex.client.wire as wire
 from crucible_tinkex.client.wire import FinishReason, FinishSessionRequest
-from crucible_tinkex.errors import CrucibleError, SessionLostError
-from crucible_tinkex.names import TinkerPath, check_segment
-from crucible_tinkex.server import age, checks
+from crucible_tinkex.errors import SessionLostError
+from crucible_tinkex.names import TinkerPath
+from crucible_tinkex.server import checks
 from crucible_tinkex.server.bodies import (
     CreateModelRequest,
     CreateSessionRequest,
     LoadWeightsRequest,
-    OptimStepRequest,
-    SaveExternalRequest,
-    SaveForSamplerRequest,
-    SaveWeightsRequest,
 )
 from crucible_tinkex.server.checks import refused
-from crucible_tinkex.server.codec import ForwardRequest
 from crucible_tinkex.server.dispatch import Dispatch, digest
 from crucible_tinkex.server.held import Model, Session
 from crucible_tinkex.server.limits import Limits
+from crucible_tinkex.server.model_operations import ModelOperations
 from crucible_tinkex.server.operations import (
     CreateModel,
     Engine,
     LoadWeights,
     LoraSpec,
     Operation,
-    OptimStep,
     SamplerSource,
-    SaveWeights,
-    TakeSnapshot,
     UnloadModel,
 )
-from crucible_tinkex.server.ordering import Sequence as Order
 from crucible_tinkex.server.records import Records, Run, SessionRecord, texts
 from crucible_tinkex.server.samplers import Samplers
 from crucible_tinkex.server.store import Store
@@ -69,6 +61,7 @@ class Service:
         self.dispatch = Dispatch(engine, self.limits, clock=clock)
         self.promises = self.dispatch.promises
         self.samplers = Samplers(self.dispatch, store, self._session)
+        self.operations = ModelOperations(self.dispatch, self.records, self)
         self._clock = clock
         self._sessions: dict[str, Session] = {}
         self._finished: dict[str, None] = {}
@@ -209,14 +202,8 @@ class Service:
             self._queue[model.model_id] = model
             reason = f"all {self.limits.max_models} places for models are taken"
             self.promises.pause(request_id, reason)
-        self._send(model, made, report)
+        model.when_placed(lambda: self.engine.submit(made, report))
         return request_id
-
-    def _send(self, model: Model, operation: Operation, report: Callable[[Any], None]) -> None:
-        if model.waiting is None:
-            self.engine.submit(operation, report)
-        else:
-            model.waiting.append(lambda: self.engine.submit(operation, report))
 
     def _admit_waiting(self) -> None:
         """Give free places to the models that have waited longest."""
@@ -227,8 +214,13 @@ class Service:
             for send in held:
                 send()
 
+    def find(self, model_id: str) -> Model | None:
+        """The model, if there is one; its session is not marked as alive."""
+        return self._models.get(model_id)
+
     def model(self, model_id: str) -> Model:
-        model = self._models.get(model_id)
+        """Raises with 404 if there is none; its session is marked as alive."""
+        model = self.find(model_id)
         if model is None:
             raise refused(f"there is no model {model_id}", 404)
         self._session(model.session_id)
@@ -249,152 +241,18 @@ class Service:
         self._admit_waiting()
         return request_id
 
-    # --- operations of a model -----------------------------------------------------------------
-
-    def forward(
-        self, request: ForwardRequest, found: Operation | CrucibleError, size_bytes: int
-    ) -> str:
-        """`found` is what the checks made of the request."""
-
-        def operation() -> Operation:
-            if isinstance(found, CrucibleError):
-                raise found
-            return found
-
-        return self._in_order(
-            request.model_id, request.seq_id, request.digest, size_bytes, operation
-        )
-
-    def optim_step(self, request: OptimStepRequest, body: bytes) -> str:
-        return self._in_order(
-            request.model_id,
-            request.seq_id,
-            digest(body),
-            len(body),
-            lambda: OptimStep(request.model_id, checks.step(request)),
-        )
-
-    def save(self, request: SaveWeightsRequest, body: bytes) -> str:
-        return self._save(request, "weights", body, overwrite=bool(request.overwrite))
-
-    def save_external(self, request: SaveExternalRequest, body: bytes) -> str:
-        keys = request.age_encryption_recipients or ()
-        return self._save(request, "external_weights", body, recipients=keys)
-
-    def _save(
-        self,
-        request: SaveWeightsRequest | SaveForSamplerRequest | SaveExternalRequest,
-        kind: str,
-        body: bytes,
-        *,
-        overwrite: bool = False,
-        recipients: Sequence[str] = (),
-    ) -> str:
-        def operation() -> Operation:
-            return SaveWeights(
-                request.model_id,
-                _path(request.model_id, kind, request.path),
-                overwrite,
-                checks.ttl(request.ttl_seconds),
-                texts(request.user_metadata),
-                age.recipients(recipients),
-            )
-
-        return self._in_order(request.model_id, request.seq_id, digest(body), len(body), operation)
-
-    def save_for_sampler(self, request: SaveForSamplerRequest, body: bytes) -> str:
-        number = request.sampling_session_seq_id
-        if request.path is not None or number is None:
-            return self._save(request, "sampler_weights", body)
-
-        def operation() -> Operation:
-            session_id = self._models[request.model_id].session_id
-            shared = checks.is_inflight(request.kind)
-            snapshot_id = request.model_id if shared else f"{session_id}:sample:{number}"
-            source = SamplerSource(snapshot_id=snapshot_id)
-            sampler_id = self._add_sampler(session_id, number, source)
-            return TakeSnapshot(request.model_id, snapshot_id, sampler_id)
-
-        return self._in_order(request.model_id, request.seq_id, digest(body), len(body), operation)
-
-    def load(self, request: LoadWeightsRequest, body: bytes) -> str:
-        """Into an existing model, in its order; without `model_id` it makes a new one."""
-        model_id = request.model_id
-        if model_id is None:
-            return self.create_from(request, body)
-
-        def operation() -> Operation:
-            return LoadWeights(model_id, TinkerPath.parse(request.path), request.optimizer)
-
-        return self._in_order(model_id, request.seq_id, digest(body), len(body), operation)
-
-    def _in_order(
-        self,
-        model_id: str,
-        seq_id: int | None,
-        key: bytes,
-        size_bytes: int,
-        make: Callable[[], Operation],
-    ) -> str:
-        """Check, promise, and hand to the engine when the numbers before it have come."""
-        model = self.model(model_id)
-        sequence = model.sequence
-        number = sequence.following() if seq_id is None else seq_id
-        repeated = sequence.repeated(number, key)
-        if repeated is not None:
-            return repeated
-        if number != sequence.awaited:
-            self.dispatch.check_room(size_bytes)
-        try:
-            operation = make()
-        except CrucibleError as e:
-            request_id = self._refuse(sequence, number, key, e)
-            if request_id is None:
-                raise
-            return request_id
-        self.records.touch(model_id)
-        request_id = self.promises.create(size_bytes)
-        follow = self.dispatch.timeline.begin(model.session_id, model_id, operation)
-        report = self.dispatch.reporter(request_id, follow)
-        sequence.admit(number, key, request_id, lambda: self._send(model, operation, report))
-        return request_id
-
-    def forgo(self, model_id: str, seq_id: int, body: bytes, why: CrucibleError) -> str | None:
-        """A request that could not be understood uses up its number, and leaves no gap."""
-        model = self._models.get(model_id)
-        if model is None or not model.sequence.is_new(seq_id):
-            return None
-        return self._refuse(model.sequence, seq_id, digest(body), why)
-
-    def _refuse(self, sequence: Order, number: int, key: bytes, why: CrucibleError) -> str | None:
-        """A promise that fails, or None: then the client may hear of it at once.
-
-        The SDK sends the first part of a large batch last, and not at all if another part was
-        refused. Its number would be missing for ever."""
-        if number == sequence.awaited:
-            sequence.refuse(number, key)
-            return None
-        request_id = self.promises.create()
-        self.promises.resolve(request_id, why)
-        sequence.admit(number, key, request_id, lambda: None)
-        return request_id
-
     # --- sampling sessions ---------------------------------------------------------------------
 
     def create_sampler(self, request: wire.CreateSamplingSessionRequest) -> str:
         checks.base_model(request.base_model, self.engine.base)
         source = self.samplers.saved(request.model_path)
-        return self._add_sampler(request.session_id, request.sampling_session_seq_id, source)
+        return self.add_sampler(request.session_id, request.sampling_session_seq_id, source)
 
-    def _add_sampler(self, session_id: str, number: int, source: SamplerSource) -> str:
+    def add_sampler(self, session_id: str, number: int, source: SamplerSource) -> str:
+        """Its id; the same number gets the same one, or is refused if the source is another."""
         session = self._session(session_id)
         sampler_id = self.samplers.add(session_id, number, source)
         if number not in session.samplers:
             session.samplers[number] = sampler_id
             session.record.sampler_ids.append(sampler_id)
         return sampler_id
-
-
-def _path(model_id: str, kind: str, name: str | None) -> TinkerPath:
-    chosen = uuid.uuid4().hex if name is None else name
-    return TinkerPath(model_id, kind, check_segment(chosen, what="checkpoint name"))
