@@ -152,7 +152,7 @@ def main() -> None:
         lines.append(f"| `{route}` | {' | '.join(row)} |")
     lines += [
         "",
-        "Steps of the flow that a version does not offer, or that need torch; our client's flow is",
+        "Steps of the flow that a version does not offer; our client's flow is",
         "another one, with fewer and longer steps:",
         "",
     ]
