@@ -83,9 +83,8 @@ async def test_training_resume_and_sampling(service: TinkexService) -> None:
     state = await model.save_state("step8")
     rest = await train(model, range(8, 12))
 
-    async with TinkexService(
-        str(service.address), api_key_file=service._key.file
-    ) as another_session:
+    key_file = service._live._key.file
+    async with TinkexService(str(service.address), api_key_file=key_file) as another_session:
         resumed = await another_session.create_training_from_state(state)
         assert await train(resumed, range(8, 12)) == rest
         assert (await resumed.info()).lora_rank == 4
@@ -166,7 +165,7 @@ async def test_runs_and_checkpoints_from_birth_to_death(
     assert "adapter_config.json" in {f.name for f in files}
     assert all(f.stat().st_size for f in files)
     urls = await rest._archive_url(sampler)
-    archive = Download(service._transport(), tmp_path / "archive")
+    archive = Download(service._live.transport(), tmp_path / "archive")
     assert {f.name for f in await archive.archive(urls)} >= {"adapter_config.json"}
 
     for path in (state, sampler):
@@ -249,7 +248,9 @@ async def test_samplers_and_what_can_be_asked_of_them(service: TinkexService) ->
     after = await moving.compute_logprobs(prompt)
     assert after != before
 
-    async with TinkexService(str(service.address), api_key_file=service._key.file) as elsewhere:
+    async with TinkexService(
+        str(service.address), api_key_file=service._live._key.file
+    ) as elsewhere:
         joined = await elsewhere.join_sampler(moving.sampling_session_id)
         scores = await asyncio.gather(*[s.compute_logprobs(prompt) for s in (joined, moving) * 3])
         assert scores == [after] * 6

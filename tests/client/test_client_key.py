@@ -28,7 +28,9 @@ async def test_the_key_is_in_one_header_only(
     model = await service.create_training(base_model="m", lora=LoraConfig(rank=2))
     assert {r.headers["x-api-key"] for r in scripted.requests} == {key}
     assert not any("authorization" in r.headers for r in scripted.requests)
-    assert key not in repr(service) + repr(model) + repr(service._transport()) + repr(vars(service))
+    live = service._live
+    assert key not in repr(service) + repr(model) + repr(live.transport())
+    assert key not in repr(vars(service)) + repr(vars(live))
     assert not any(key.encode() in r.body or key in r.path for r in scripted.requests)
     await service.close()
     assert key not in caplog.text
@@ -68,7 +70,7 @@ async def test_live_objects_refuse_to_be_pickled(scripted: ScriptedService, key:
     service = TinkexService(scripted.url)
     model = await service.create_training(base_model="m", lora=LoraConfig(rank=2))
     sampler = await service.sampler(base_model="m")
-    for live in (service, model, sampler, service._transport(), service._lease):
+    for live in (service, model, sampler, service._live.transport(), service._live._lease):
         with pytest.raises(TypeError):
             pickle.dumps(live)
         with pytest.raises(TypeError):

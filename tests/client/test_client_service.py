@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 
 import pytest
-from scripted_service import Answer, ScriptedService
+from scripted_service import NEVER_S, Answer, ScriptedService, VirtualTime
 
 from crucible_tinkex.client import ClientSettings, RetryPolicy, TinkexService
 from crucible_tinkex.client.wire import AdamParams, LoraConfig, SamplingParams
@@ -35,7 +35,7 @@ async def test_one_session_per_service_and_one_transport_per_process(
     assert scripted.bodies("create_session")[0]["tags"] == ["t"]
     numbers = sorted(b["model_seq_id"] for b in scripted.bodies("create_model"))
     assert numbers == [0, 0, 0, 1, 1, 1]
-    assert len({id(s._transport()) for s in services}) == 1
+    assert len({id(s._live.transport()) for s in services}) == 1
     for service in services:
         await service.close(reason="interrupted", detail="ctrl-c")
         await service.close()
@@ -43,6 +43,21 @@ async def test_one_session_per_service_and_one_transport_per_process(
     assert ends == [{"reason": {"type": "interrupted"}, "detail": "ctrl-c"}] * 3
     with pytest.raises(SessionLostError):
         await services[0].create_training(base_model="m", lora=LORA)
+
+
+@pytest.mark.parametrize("refused", ["create_session", "create_model", "create_sampling_session"])
+async def test_no_room_for_one_more_slows_no_other_session(
+    scripted: ScriptedService, refused: str
+) -> None:
+    settings = replace(FAST, clock=VirtualTime().clock, heartbeat_s=NEVER_S)
+    scripted.on(refused, Answer(429, {"error": "full"}, {"Retry-After": "30"}))
+    async with TinkexService(scripted.url, settings=settings) as service:
+        pace = service._live.transport().pace
+        bound = pace.bound
+        await service.create_training(base_model="m", lora=LORA)
+        await service.sampler(base_model="m")
+        assert len(scripted.bodies(refused)) == 2
+        assert pace.bound == bound
 
 
 async def test_close_never_raises(scripted: ScriptedService) -> None:
