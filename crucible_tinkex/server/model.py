@@ -87,11 +87,14 @@ class BaseModel:
                 use_cache=False,
                 plan=plan,
             )
+        if not backward:
+            context.stacks = ()  # copies of weights, as large as the adapters
         state: Tensor = out.last_hidden_state[0]
         return state
 
     def backward(self, hidden: Tensor, grad: Tensor) -> None:
         """Add what `grad` [M, d] means for the adapters of the pass to their gradients."""
         hidden.backward(grad)  # type: ignore[no-untyped-call]
-        for stack in self._context.stacks:
+        stacks, self._context.stacks = self._context.stacks, ()
+        for stack in stacks:
             stack.collect()
