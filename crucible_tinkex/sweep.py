@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from crucible_tinkex.client.capabilities import SupportedModel
 from crucible_tinkex.client.service import TinkexService
-from crucible_tinkex.client.wire import SupportedModel
 from crucible_tinkex.datasets import load_tokenizer
 from crucible_tinkex.errors import ConfigError, CrucibleError, ServiceUnavailableError
 from crucible_tinkex.manifest import write_manifest

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 SERVER_MAY_IMPORT = (
     "server",
     "client.wire",
+    "client.capabilities",
     "errors",
     "names",
     "events",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from crucible_tinkex.client.capabilities import ServerCapabilities
 from crucible_tinkex.client.wire import (
     AdamParams,
     Datum,
@@ -18,7 +19,6 @@ from crucible_tinkex.client.wire import (
     OptimStepResponse,
     SampleResponse,
     SamplingParams,
-    ServerCapabilities,
 )
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from secrets import token_hex
 from typing import Any, Protocol, TypeVar
 
 from crucible_tinkex.client.address import Address
+from crucible_tinkex.client.capabilities import ClientConfig, ClientConfigRequest
 from crucible_tinkex.client.connections import Headers
 from crucible_tinkex.client.futures import Promises
 from crucible_tinkex.client.heartbeat import beat
@@ -32,8 +33,6 @@ from crucible_tinkex.client.transport import (
 )
 from crucible_tinkex.client.watch import Watch
 from crucible_tinkex.client.wire import (
-    ClientConfig,
-    ClientConfigRequest,
     CreateSessionRequest,
     CreateSessionResponse,
     FinishReason,

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TypeVar
 from urllib.parse import quote, urlencode
 
+from crucible_tinkex.client.capabilities import ServerCapabilities
 from crucible_tinkex.client.connections import Headers, Reply
 from crucible_tinkex.client.download import Download, DownloadLimits, Progress
 from crucible_tinkex.client.key import header_secret
@@ -41,7 +42,6 @@ from crucible_tinkex.client.records import (
 from crucible_tinkex.client.transport import IDEMPOTENCY_KEY, NONE, Transport
 from crucible_tinkex.client.watch import Watch
 from crucible_tinkex.client.wire import (
-    ServerCapabilities,
     WeightsInfo,
     WeightsInfoRequest,
     Wire,

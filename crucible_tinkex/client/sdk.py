@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TypeVar
 import tinker
 
 from crucible_tinkex.client.address import Address
+from crucible_tinkex.client.capabilities import ServerCapabilities
 from crucible_tinkex.client.interface import EndReason
 from crucible_tinkex.client.key import ApiKey
 from crucible_tinkex.client.operations import Pending
@@ -45,7 +46,6 @@ from crucible_tinkex.client.wire import (
     OptimStepResponse,
     SampleResponse,
     SamplingParams,
-    ServerCapabilities,
 )
 from crucible_tinkex.errors import ConfigError, ServiceError, SessionLostError
 from crucible_tinkex.names import TinkerPath

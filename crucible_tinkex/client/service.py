@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from crucible_tinkex.client.address import Address
+from crucible_tinkex.client.capabilities import ServerCapabilities
 from crucible_tinkex.client.interface import EndReason
 from crucible_tinkex.client.key import ApiKey
 from crucible_tinkex.client.live_session import LiveSession
@@ -34,7 +35,6 @@ from crucible_tinkex.client.wire import (
     LoadWeightsRequest,
     LoadWeightsResponse,
     LoraConfig,
-    ServerCapabilities,
 )
 from crucible_tinkex.errors import ConfigError, RequestRejectedError
 from crucible_tinkex.names import NOT_FOR_TRAINING, TinkerPath

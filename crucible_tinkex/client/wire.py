@@ -2,14 +2,15 @@
 
 Unknown fields are ignored in both directions, because they appear every few releases of the
 official SDK; unusual values are read where that is safe (`client.lenient`). Field names are the
-protocol's. Tokens are ints, losses are nats, times are seconds.
+protocol's. Tokens are ints, losses are nats, times are seconds. What a service says of itself is in
+`client.capabilities`, what it keeps of an account in `client.records`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field
 
 from crucible_tinkex.client import lenient
 
@@ -144,33 +145,6 @@ class ModelInfo(Wire):
     is_lora: bool | None = None
     lora_rank: int | None = None
     model_name: str | None = None
-
-
-class SupportedModel(Wire):
-    """`tokenizer_id` is our server's addition: where the tokenizer lies (a folder or hub name)."""
-
-    model_name: str
-    max_context_length: int | None = None
-    trainable: bool | None = None
-    sampleable: bool | None = None
-    tokenizer_id: str | None = None
-
-
-class ServerCapabilities(Wire):
-    supported_models: Annotated[list[SupportedModel], lenient.NamedModels]
-
-
-class ClientConfigRequest(Wire):
-    sdk_version: str
-
-
-class ClientConfig(Wire):
-    """The answer of `client/config`; every field may be missing."""
-
-    proto_write_fwdbwd: bool | None = None
-    proto_compress_fwdbwd: bool = False
-    fwdbwd_max_chunk_len: PositiveInt | None = None
-    fwdbwd_max_chunk_bytes_count: PositiveInt | None = None
 
 
 # --- training --------------------------------------------------------------------------------

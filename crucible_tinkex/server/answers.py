@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import crucible_tinkex.client.wire as wire
+from crucible_tinkex.client.capabilities import ServerCapabilities, SupportedModel
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import bodies, checks
 from crucible_tinkex.server.service import Service
@@ -59,14 +60,14 @@ class Answers:
 
     def _capabilities(self, body: bytes) -> wire.Wire:
         base = self._engine.base
-        model = wire.SupportedModel(
+        model = SupportedModel(
             model_name=base.name,
             max_context_length=base.max_length,
             trainable=True,
             sampleable=True,
             tokenizer_id=base.tokenizer_id,
         )
-        return wire.ServerCapabilities(supported_models=[model])
+        return ServerCapabilities(supported_models=[model])
 
     def _create_session(self, body: bytes) -> wire.Wire:
         request = bodies.CreateSessionRequest.model_validate_json(body)

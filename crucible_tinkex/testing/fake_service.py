@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import crucible_tinkex.client as client
+from crucible_tinkex.client.capabilities import ServerCapabilities, SupportedModel
 from crucible_tinkex.client.interface import EndReason
 from crucible_tinkex.client.operations import Pending
 from crucible_tinkex.client.wire import (
@@ -37,8 +38,6 @@ from crucible_tinkex.client.wire import (
     SampledSequence,
     SampleResponse,
     SamplingParams,
-    ServerCapabilities,
-    SupportedModel,
     TensorData,
 )
 from crucible_tinkex.errors import ConfigError, RequestRejectedError, SessionLostError

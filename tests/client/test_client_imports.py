@@ -14,6 +14,7 @@ HEAVY = {"numpy", "torch", "tinker", "httpx", "pyarrow", "ray"}
     ("module", "forbidden"),
     [
         ("crucible_tinkex.client.wire", HEAVY | {"httpcore", "google", "ssl"}),
+        ("crucible_tinkex.client.capabilities", HEAVY | {"httpcore", "google", "ssl"}),
         ("crucible_tinkex.client.proto", HEAVY | {"httpcore", "ssl"}),
         ("crucible_tinkex.client.service", HEAVY),
         ("crucible_tinkex.client.choose", HEAVY),
