@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import secrets
+import shlex
 import signal
 import socket
 import sys
@@ -171,7 +172,12 @@ async def _run(
     while not server.started and not task.done():
         await asyncio.sleep(0.005)
     if not task.done():
-        _log.info("serving at %s", ready["base_url"])
+        _log.info(
+            "serving; for the official SDK, and for crucible:\n"
+            'export TINKER_BASE_URL=%s\nexport TINKER_API_KEY="$(cat %s)"',
+            ready["base_url"],
+            shlex.quote(str(ready["api_key_file"])),
+        )
         if ready_file is not None:
             write_atomic(ready_file, json.dumps(ready).encode())
     await task
