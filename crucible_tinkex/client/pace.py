@@ -25,7 +25,8 @@ class Lane(Enum):
     """It waits with all others, and a refusal of it makes all others wait."""
     ADMISSION = "admission"
     """It waits with all others, but a refusal concerns only itself: the service has no room for
-    one more model or session, and slowing down those that it has would help nobody."""
+    one more model or session, or will not list them now, and slowing down the training under way
+    would help nobody."""
     VITAL = "vital"
     """It waits for nobody: a session without heartbeats would be lost."""
 

@@ -18,6 +18,7 @@ from crucible_tinkex.client.capabilities import ServerCapabilities
 from crucible_tinkex.client.connections import Headers, Reply
 from crucible_tinkex.client.download import Download, DownloadLimits, Progress
 from crucible_tinkex.client.key import header_secret
+from crucible_tinkex.client.pace import Lane
 from crucible_tinkex.client.records import (
     ArchiveUrl,
     Checkpoint,
@@ -273,6 +274,7 @@ class RestClient:
             method="GET",
             accepts=_REDIRECTS,
             total_s=_ARCHIVE_S,
+            lane=Lane.ADMISSION,
             watch=self._watch,
         )
 
@@ -284,6 +286,7 @@ class RestClient:
             path,
             lambda reply: model.model_validate_json(reply.body),
             method="GET",
+            lane=Lane.ADMISSION,
             watch=self._watch,
         )
 
@@ -296,6 +299,7 @@ class RestClient:
             lambda reply: model.model_validate_json(reply.body),
             body=request.body(),
             headers=headers,
+            lane=Lane.ADMISSION,
             watch=self._watch,
         )
 
@@ -315,6 +319,7 @@ class RestClient:
             body=body,
             method=method,
             accepts=accepts,
+            lane=Lane.ADMISSION,
             watch=self._watch,
         )
 

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Sequence
 
 from crucible_tinkex.client.futures import Promises
+from crucible_tinkex.client.pace import Lane
 from crucible_tinkex.client.records import JoinSamplingRequest, JoinSamplingResponse
 from crucible_tinkex.client.wire import (
     FutureEnvelope,
@@ -137,6 +138,7 @@ async def joined(sampling_session_id: str, promises: Promises) -> TinkexSampling
         lambda reply: JoinSamplingResponse.model_validate_json(reply.body),
         body=JoinSamplingRequest(sampling_session_id=sampling_session_id).body(),
         lost_on=frozenset({404, 410}),
+        lane=Lane.ADMISSION,
         watch=promises.watch,
     )
     first = _NUMBERS_OF_A_CLIENT * answer.client_counter
