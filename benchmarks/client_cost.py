@@ -23,9 +23,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks.batch import ROWS, TOKENS, datums, tokens
+
 MODES = ("ours", "ours-json", "sdk", "sdk-no-torch")
 SESSIONS = (1, 8, 32)
-ROWS, TOKENS, STEPS = 8, 64, 20
+STEPS = 20
 IMPORTS = 5
 _IMPORTED = {"ours": "crucible_tinkex.client.service", "sdk": "tinker"}
 
@@ -34,10 +36,6 @@ Close = Callable[[], Awaitable[None]]
 
 
 # --- one case, in its own process -------------------------------------------------------------
-
-
-def _tokens(row: int) -> list[int]:
-    return [(7 * i + row) % 500 for i in range(TOKENS)]
 
 
 async def _ours(ready: dict[str, str], encoding: Any) -> tuple[Step, Close]:
@@ -49,18 +47,7 @@ async def _ours(ready: dict[str, str], encoding: Any) -> tuple[Step, Close]:
         settings=client.ClientSettings(policy=client.RetryPolicy(total_s=20.0), encoding=encoding),
     )
     model = await service.create_training(base_model="nano", lora=wire.LoraConfig(rank=8))
-    batch = [
-        wire.Datum(
-            model_input=wire.ModelInput.from_tokens(_tokens(row)),
-            loss_fn_inputs={
-                "target_tokens": wire.TensorData(
-                    data=_tokens(row + 1), dtype="int64", shape=[TOKENS]
-                ),
-                "weights": wire.TensorData(data=[1.0] * TOKENS, dtype="float32", shape=[TOKENS]),
-            },
-        )
-        for row in range(ROWS)
-    ]
+    batch = datums()
     adam = wire.AdamParams(learning_rate=1e-4)
 
     async def step() -> None:
@@ -78,10 +65,10 @@ async def _sdk(ready: dict[str, str]) -> tuple[Step, Close]:
     model = await service.create_lora_training_client("nano", rank=8)
     batch = [
         tinker.Datum(
-            model_input=tinker.ModelInput.from_ints(_tokens(row)),
+            model_input=tinker.ModelInput.from_ints(tokens(row)),
             loss_fn_inputs={
                 "target_tokens": tinker.TensorData(
-                    data=_tokens(row + 1), dtype="int64", shape=[TOKENS]
+                    data=tokens(row + 1), dtype="int64", shape=[TOKENS]
                 ),
                 "weights": tinker.TensorData(data=[1.0] * TOKENS, dtype="float32", shape=[TOKENS]),
             },

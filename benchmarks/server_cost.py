@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 
 import crucible_tinkex.client.proto as proto
 import crucible_tinkex.client.wire as wire
+from benchmarks.batch import ROWS, TOKENS, datums
 from benchmarks.child_server import ChildServer, started
 from benchmarks.raw_http import RawHttp
 from benchmarks.standin import answer, serve_standin
@@ -33,7 +34,6 @@ CLIENTS = ("raw HTTP", "our client")
 FORWARD = ("forward_backward, JSON", "forward_backward, protobuf")
 KINDS = ("optim_step", *FORWARD, "get_info")
 SESSIONS = (1, 32)
-ROWS, TOKENS = 8, 64
 SECONDS = 1.5
 """Per case, after a warm-up of a tenth."""
 _ADAM = wire.AdamParams(learning_rate=1e-4)
@@ -62,31 +62,13 @@ class NullEngine:
             done(answer(operation))
 
 
-def _batch() -> list[wire.Datum]:
-    def tokens(row: int) -> list[int]:
-        return [(7 * i + row) % 500 for i in range(TOKENS)]
-
-    return [
-        wire.Datum(
-            model_input=wire.ModelInput.from_tokens(tokens(row)),
-            loss_fn_inputs={
-                "target_tokens": wire.TensorData(
-                    data=tokens(row + 1), dtype="int64", shape=[TOKENS]
-                ),
-                "weights": wire.TensorData(data=[0.5] * TOKENS, dtype="float32", shape=[TOKENS]),
-            },
-        )
-        for row in range(ROWS)
-    ]
-
-
 class RawSession:
     """A session with one model, driven by the least client there is; bodies are made before."""
 
     def __init__(self, http: RawHttp, model_id: str) -> None:
         self._http = http
         self._model_id = model_id
-        self._given = wire.ForwardInput(data=_batch(), loss_fn="cross_entropy")
+        self._given = wire.ForwardInput(data=datums(), loss_fn="cross_entropy")
         self._info = json.dumps({"model_id": model_id}).encode()
         self.pairs: dict[str, Pair] = {
             "optim_step": self._optim,
@@ -135,7 +117,7 @@ class OurSession:
     def __init__(self, service: TinkexService, model: TrainingClient) -> None:
         self._service = service
         self._model = model
-        self._data = _batch()
+        self._data = datums()
         self.pairs: dict[str, Pair] = {
             "optim_step": lambda number: model.optim_step(_ADAM),
             "get_info": lambda number: model.info(),

@@ -69,21 +69,22 @@ def summary(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
     """The object that `status --json` prints."""
     objective = Objective.of(state)
     winner = best(state)
-    now = sweep_state(state, paths)
     return {
         "sweep": paths.root.name,
-        "state": now,
+        "state": sweep_state(state, paths),
         "metric": objective.metric,
         "direction": objective.direction,
         "trials": [trial_summary(t) for t in ranked(state)],
         "best": trial_summary(winner) if winner else None,
-        "waiting": waits(paths) if now == RUNNING else {},
+        "waiting": waits(state, paths),
         "spent": {"wall_seconds": round(state.wall_s, 1)},
     }
 
 
-def waits(paths: SweepPaths) -> dict[str, dict[str, Any]]:
-    """What the service keeps trials of a running sweep waiting for, by trial id."""
+def waits(state: SweepState, paths: SweepPaths) -> dict[str, dict[str, Any]]:
+    """What the service keeps trials waiting for, by trial id; nothing unless the sweep runs."""
+    if sweep_state(state, paths) != RUNNING:
+        return {}
     from crucible_tinkex.telemetry.query import waiting
 
     return waiting(paths.events)

@@ -100,6 +100,16 @@ class TinkerPath(NamedTuple):
         return cls(*parts)
 
 
+def model_id_of(session_id: str, number: int) -> str:
+    """The protocol fixes it: clients compute it, too."""
+    return f"{session_id}:train:{number}"
+
+
+def session_of(model_id: str) -> str:
+    """The session of a model, or of a run, whose id is the model's; empty for other forms."""
+    return model_id.rpartition(":train:")[0]
+
+
 def _not_a_path(text: str) -> ConfigError:
     return ConfigError(f"{text!r} is not a checkpoint path tinker://RUN/KIND/NAME")
 

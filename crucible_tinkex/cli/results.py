@@ -14,7 +14,7 @@ from crucible_tinkex.cli.tables import leaderboard_table, print_table, verdict, 
 from crucible_tinkex.errors import ConfigError, CorruptLogError
 from crucible_tinkex.leaderboard import summary, sweep_state, waits
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import RUNNING, TERMINAL, SweepState
+from crucible_tinkex.registry import TERMINAL, SweepState
 
 
 def _existing(sweep: str, storage: str) -> SweepPaths:
@@ -30,14 +30,11 @@ def show_status(sweep: str, *, storage: str, json: bool) -> None:
     if json:
         print(json_module.dumps(summary(state, paths)))
         return
-    now = sweep_state(state, paths)
-    print(f"{sweep}: {now}")
+    print(f"{sweep}: {sweep_state(state, paths)}")
     print_table(leaderboard_table(state))
     print(verdict(state))
-    if now == RUNNING:
-        waiting = waits(paths)
-        for line in wait_lines(waiting.values()):
-            print(line)
+    for line in wait_lines(waits(state, paths).values()):
+        print(line)
 
 
 def show_list(storage: str, *, json: bool) -> None:

@@ -7,7 +7,7 @@ total that the service tells, or at `MAX_PAGES`. Deleting what is gone succeeds.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping, Set
+from collections.abc import AsyncIterator, Callable, Mapping, Set
 from pathlib import Path
 from secrets import token_hex
 from types import MappingProxyType
@@ -41,7 +41,7 @@ from crucible_tinkex.client.records import (
     TtlRequest,
 )
 from crucible_tinkex.client.transport import IDEMPOTENCY_KEY, NONE, Transport
-from crucible_tinkex.client.watch import Watch
+from crucible_tinkex.client.watch import UNWATCHED, Watch
 from crucible_tinkex.client.wire import (
     WeightsInfo,
     WeightsInfoRequest,
@@ -57,6 +57,7 @@ from crucible_tinkex.errors import (
 from crucible_tinkex.names import CHECKPOINT_KINDS, TinkerPath
 
 R = TypeVar("R", bound=Wire)
+T = TypeVar("T")
 MAX_PAGES = 10_000
 _GONE = frozenset({404, 410})
 _ALREADY = frozenset({409})
@@ -72,9 +73,9 @@ PROJECT_VARIABLE = "TINKER_PROJECT_ID"
 class RestClient:
     """Made by `TinkexService.rest`. Raises `ServiceError`, and `ConfigError` for wrong paths."""
 
-    def __init__(self, transport: Transport, watch: Watch | None = None) -> None:
+    def __init__(self, transport: Transport, watch: Watch = UNWATCHED) -> None:
         self._transport = transport
-        self._watch = watch or Watch()
+        self._watch = watch
 
     # --- sessions and runs --------------------------------------------------------------------
 
@@ -267,40 +268,34 @@ class RestClient:
                 raise refusal from None
 
     async def _archive_at(self, place: str) -> str:
-        return await self._transport.call(
+        return await self._call(
             "checkpoint_archive",
             f"{place}/archive",
             _archive_location,
             method="GET",
             accepts=_REDIRECTS,
             total_s=_ARCHIVE_S,
-            lane=Lane.ADMISSION,
-            watch=self._watch,
         )
 
     # --- calls --------------------------------------------------------------------------------
 
     async def _get(self, path: str, model: type[R]) -> R:
-        return await self._transport.call(
+        return await self._call(
             path.split("?", 1)[0].split("/", 1)[0],
             path,
             lambda reply: model.model_validate_json(reply.body),
             method="GET",
-            lane=Lane.ADMISSION,
-            watch=self._watch,
         )
 
     async def _post(
         self, operation: str, path: str, request: Wire, model: type[R], *, headers: Headers = ()
     ) -> R:
-        return await self._transport.call(
+        return await self._call(
             operation,
             path,
             lambda reply: model.model_validate_json(reply.body),
             body=request.body(),
             headers=headers,
-            lane=Lane.ADMISSION,
-            watch=self._watch,
         )
 
     async def _change(
@@ -312,14 +307,33 @@ class RestClient:
         body: bytes | None = None,
         accepts: Set[int] = NONE,
     ) -> None:
-        await self._transport.call(
+        await self._call(
+            operation, path, lambda reply: None, body=body, method=method, accepts=accepts
+        )
+
+    async def _call(
+        self,
+        operation: str,
+        path: str,
+        parse: Callable[[Reply], T],
+        *,
+        body: bytes | None = None,
+        method: str = "POST",
+        headers: Headers = (),
+        accepts: Set[int] = NONE,
+        total_s: float | None = None,
+    ) -> T:
+        """Being refused here slows no training."""
+        return await self._transport.call(
             operation,
             path,
-            lambda reply: None,
+            parse,
             body=body,
             method=method,
+            headers=headers,
             accepts=accepts,
             lane=Lane.ADMISSION,
+            total_s=total_s,
             watch=self._watch,
         )
 

@@ -37,7 +37,7 @@ from crucible_tinkex.client.wire import (
     LoraConfig,
 )
 from crucible_tinkex.errors import ConfigError, RequestRejectedError
-from crucible_tinkex.names import NOT_FOR_TRAINING, TinkerPath
+from crucible_tinkex.names import NOT_FOR_TRAINING, TinkerPath, model_id_of
 
 
 class TinkexService:
@@ -159,7 +159,7 @@ class TinkexService:
         promises = self._live.promises()
         answer = await promises.result(envelope, LoadWeightsResponse, "load_weights")
         # The official SDK never reads the id either: the protocol fixes it.
-        return self._training(answer.model_id or f"{session_id}:train:{number}")
+        return self._training(answer.model_id or model_id_of(session_id, number))
 
     async def sampler(
         self, *, base_model: str | None = None, model_path: str | None = None

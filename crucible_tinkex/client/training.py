@@ -185,7 +185,7 @@ class TinkexTraining:
                 overwrite=overwrite or None,
                 user_metadata=_copied(user_metadata),
             ),
-            Answer(SaveWeightsResponse, lambda answer: _saved(answer, name)),
+            _saved(name),
         )
 
     def save_for_sampler(
@@ -204,7 +204,7 @@ class TinkexTraining:
                 ttl_seconds=ttl_s,
                 user_metadata=_copied(user_metadata),
             ),
-            Answer(SaveWeightsResponse, lambda answer: _saved(answer, name)),
+            _saved(name),
         )
 
     def save_external(
@@ -223,7 +223,7 @@ class TinkexTraining:
                 ttl_seconds=ttl_s,
                 age_encryption_recipients=list(age_recipients) or None,
             ),
-            Answer(SaveWeightsResponse, lambda answer: _saved(answer, name)),
+            _saved(name),
         )
 
     def load_state(
@@ -314,10 +314,13 @@ async def _merged(pieces: Sequence[Pending[ForwardBackwardOutput]]) -> ForwardBa
     return merge(await asyncio.gather(*pieces))
 
 
-def _saved(answer: SaveWeightsResponse, name: str) -> str:
-    if answer.path is None or answer.path.rpartition("/")[2] != name:
-        raise ProtocolError(f"saving {name!r} was answered with the path {answer.path!r}")
-    return answer.path
+def _saved(name: str) -> Answer[SaveWeightsResponse, str]:
+    def read(answer: SaveWeightsResponse) -> str:
+        if answer.path is None or answer.path.rpartition("/")[2] != name:
+            raise ProtocolError(f"saving {name!r} was answered with the path {answer.path!r}")
+        return answer.path
+
+    return Answer(SaveWeightsResponse, read)
 
 
 def _sampling_session(answer: SaveWeightsResponse) -> str:

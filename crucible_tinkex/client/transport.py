@@ -33,7 +33,14 @@ from crucible_tinkex.client.retry import (
     is_queued,
     slows_all,
 )
-from crucible_tinkex.client.watch import PAUSED_RATE_LIMIT, QueueState, RequestRecord, Watch
+from crucible_tinkex.client.watch import (
+    ACTIVE,
+    PAUSED_RATE_LIMIT,
+    UNWATCHED,
+    QueueState,
+    RequestRecord,
+    Watch,
+)
 from crucible_tinkex.client.wire import API, KEY_HEADER
 from crucible_tinkex.errors import (
     AuthenticationError,
@@ -50,7 +57,6 @@ NOT_YET = Reply(408, (), b"")
 """What a poll without an answer comes to while the service answers other calls."""
 IDEMPOTENCY_KEY = b"X-Idempotency-Key"
 """Names what must not be done twice and has no number of its own. A repeat carries it too."""
-_UNWATCHED = Watch()
 _TOLD_S = 1.0
 """Shorter back-offs are not worth a state change."""
 
@@ -80,8 +86,9 @@ class Transport:
                 f"no API key for {address}: set {KEY_VARIABLE}, or {KEY_FILE_VARIABLE} to a file; "
                 'to train on this machine without an account, set service.base_url = "embedded"'
             )
+        limits = limits or Limits()
         self._connections = Connections(address, limits)
-        self.pace = Pace(self.clock, most=(limits or Limits()).connections)
+        self.pace = Pace(self.clock, most=limits.connections)
         self._headers = self._fixed_headers()
         self._heard_at = float("-inf")
 
@@ -121,7 +128,7 @@ class Transport:
         is_poll: bool = False,
         lane: Lane = Lane.WORK,
         total_s: float | None = None,
-        watch: Watch = _UNWATCHED,
+        watch: Watch = UNWATCHED,
     ) -> T:
         """Send until there is an answer that `parse(reply)` takes.
 
@@ -258,11 +265,8 @@ class Transport:
         if not is_queued(fault):
             await self.clock.sleep(delay_s)
             return
-        watch.waits(retries, QueueState(PAUSED_RATE_LIMIT, fault.text))
-        try:
+        with watch.waiting(retries, QueueState(PAUSED_RATE_LIMIT, fault.text)):
             await self.clock.sleep(delay_s)
-        finally:
-            watch.moves(retries)
         retries.excuse(delay_s)
 
     async def _await_resume(self, retries: Retries, refusal: Fault | None, watch: Watch) -> None:
@@ -270,12 +274,8 @@ class Transport:
         what this call's own 503 asked for."""
         began, wait_s = self.clock.monotonic(), self.pace.wait_s
         counted_s = wait_s if refusal is not None and not is_queued(refusal) else 0.0
-        if wait_s >= _TOLD_S:
-            watch.waits(retries, self.pace.state)
-        try:
+        with watch.waiting(retries, self.pace.state if wait_s >= _TOLD_S else ACTIVE):
             await self.pace.resumed()
-        finally:
-            watch.moves(retries)
         retries.excuse(self.clock.monotonic() - began - counted_s)
 
     async def aclose(self) -> None:
@@ -351,7 +351,7 @@ def shared_transport(
 def hold_back(address: Address, key: ApiKey, until: float) -> None:
     """Send nothing with this key before `until` (seconds of the Unix clock), in all transports of
     the running loop and those made later: another process was asked to slow down."""
-    _held_until[address, key] = until
+    _held_until[address, key] = max(until, _held_until.get((address, key), 0.0))
     for name, shared in _shared.get(asyncio.get_running_loop(), {}).items():
         if name[:2] == (address, key):
             _hold(shared.transport, until)

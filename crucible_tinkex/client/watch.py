@@ -7,7 +7,8 @@ observer hears of changes only.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 
@@ -77,7 +78,20 @@ class Watch:
             self._told = now
             self._observer.on_queue_state(now)
 
+    @contextmanager
+    def waiting(self, call: Hashable, state: QueueState) -> Iterator[None]:
+        """`call` waits for `state` inside."""
+        self.waits(call, state)
+        try:
+            yield
+        finally:
+            self.moves(call)
+
     def moves(self, call: Hashable) -> None:
         """`call` waits no longer; harmless if it never did."""
         if call in self._waits:
             self.waits(call, ACTIVE)
+
+
+UNWATCHED = Watch()
+"""Without an observer a watch keeps nothing, so that one serves all."""

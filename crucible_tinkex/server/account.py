@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, Field
 
 from crucible_tinkex.client.wire import Wire
+from crucible_tinkex.names import session_of
 from crucible_tinkex.server.checks import refused
 from crucible_tinkex.server.identity import OWNER, USER_URN
 from crucible_tinkex.server.records import Records, SessionRecord
@@ -107,7 +108,7 @@ def search(records: Records, store: Store, asked: SearchRequest) -> dict[str, An
     page = found[: asked.limit]
     sizes: dict[str, list[int]] = {}
     for manifest in store.list():
-        session_id = manifest.path.run_id.rpartition(":train:")[0]
+        session_id = session_of(manifest.path.run_id)
         sizes.setdefault(session_id, []).append(manifest.size_bytes)
     out: dict[str, Any] = {
         "sessions": [_summary(s, records, sizes.get(s.session_id, [])) for s in page]

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from crucible_tinkex.names import TinkerPath
+from crucible_tinkex.names import TinkerPath, model_id_of
 from crucible_tinkex.server import checks
 from crucible_tinkex.server.bodies import CopyWeightsRequest
 from crucible_tinkex.server.checks import refused
@@ -53,7 +53,7 @@ class Catalogue:
         if key in self._copies:
             return {"tinker_path": self._copies[key]}
         session = self._owner_of_copy(request)
-        run_id = f"{session.session_id}:train:{request.model_seq_id or 0}"
+        run_id = model_id_of(session.session_id, request.model_seq_id or 0)
         if run_id in session.runs:
             raise refused(f"model_seq_id {request.model_seq_id} was used by another request")
         expires = expiry(checks.ttl(request.ttl_seconds))

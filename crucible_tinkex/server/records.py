@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible_tinkex.errors import StorageError
+from crucible_tinkex.names import session_of
 from crucible_tinkex.storage import storage_errors, write_atomic
 
 ACTIVE: Mapping[str, Any] = {"type": "active"}
@@ -77,14 +78,14 @@ class Records:
         return {r.run_id: r for s in self.sessions.values() for r in s.runs.values()}
 
     def run(self, run_id: str) -> Run | None:
-        session = self.sessions.get(run_id.rpartition(":train:")[0])
+        session = self.sessions.get(session_of(run_id))
         return session.runs.get(run_id) if session is not None else None
 
     def project(self, session: SessionRecord) -> str:
         return session.project_id or DEFAULT_PROJECT
 
     def project_of(self, run_id: str) -> str:
-        session = self.sessions.get(run_id.rpartition(":train:")[0])
+        session = self.sessions.get(session_of(run_id))
         return DEFAULT_PROJECT if session is None else self.project(session)
 
     def add(self, record: SessionRecord) -> None:

@@ -35,7 +35,7 @@ class Job:
     operation: Operation
     done: Report
     stamp: int = 0
-    """When it could run."""
+    """When it could run; of a sample, when it came."""
     turn: int = 0
     """Of a sample: its place in the fair order."""
     work: Any = None
@@ -96,11 +96,11 @@ class Scheduler:
 
     def next(self, *, max_batches: int) -> Job | Batch | None:
         """What has waited longest. Samples wait while `max_batches` are under way."""
-        ready: list[Job | Batch] = [*self.heads()[:1], *self._batches]
+        waiting: list[Job | Batch] = [*self.heads()[:1], *self._batches]
+        ready = [(item.stamp, item) for item in waiting]
         if self._samples and len(self._batches) < max_batches:
-            self._samples[0].stamp = self._samples_stamp
-            ready.append(self._samples[0])
-        return min(ready, key=lambda item: item.stamp, default=None)
+            ready.append((self._samples_stamp, self._samples[0]))
+        return min(ready, key=lambda pair: pair[0], default=(0, None))[1]
 
     def requeue(self, item: Job | Batch) -> None:
         """Its turn is over but it is not finished."""

@@ -16,7 +16,7 @@ from typing import Any
 import crucible_tinkex.client.wire as wire
 from crucible_tinkex.client.wire import FinishReason, FinishSessionRequest
 from crucible_tinkex.errors import SessionLostError
-from crucible_tinkex.names import TinkerPath
+from crucible_tinkex.names import TinkerPath, model_id_of
 from crucible_tinkex.server import checks
 from crucible_tinkex.server.bodies import (
     CreateModelRequest,
@@ -183,7 +183,7 @@ class Service:
             if known[0] != key:
                 raise refused(f"model_seq_id {model_seq_id} was used by another request")
             return known[1]
-        model = Model(f"{session_id}:train:{model_seq_id}", session_id, spec)
+        model = Model(model_id_of(session_id, model_seq_id), session_id, spec)
         if model.model_id in session.record.runs:  # a copy of weights
             raise refused(f"model_seq_id {model_seq_id} was used by another request")
         self.dispatch.check_room(len(body))

@@ -25,6 +25,12 @@ class _Trial:
     metrics: dict[str, tuple[int, float]] = field(default_factory=dict)
 
 
+def wait_of(name: str, extra: str) -> dict[str, Any] | None:
+    """What a `queue_state` event says is waited for: `state`, `reason`, `resume_at`; None: nothing
+    any more."""
+    return None if name == "active" else {"state": name, **json.loads(extra)}
+
+
 class LatestMetrics:
     """`feed` it events; `snapshot` for a table."""
 
@@ -52,8 +58,7 @@ class LatestMetrics:
             trial.attempt, trial.step, trial.waiting = event.attempt, start, None
             trial.metrics = {n: m for n, m in trial.metrics.items() if m[0] <= start}
         if event.kind == "queue_state":
-            moves = event.name == "active"
-            trial.waiting = None if moves else {"state": event.name, **json.loads(event.extra)}
+            trial.waiting = wait_of(event.name, event.extra)
         elif event.kind in ("session_start", "session_end"):
             trial.waiting = None
         if event.step > trial.step:

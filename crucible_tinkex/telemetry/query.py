@@ -15,7 +15,6 @@ settings.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -30,6 +29,7 @@ import pyarrow.dataset as ds
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.storage import segment_number, segments
 from crucible_tinkex.telemetry.attempts import CURVE_KINDS, resumed_step
+from crucible_tinkex.telemetry.latest import wait_of
 from crucible_tinkex.telemetry.parquet import EVENT_SCHEMA, list_parts, part_number, stamp
 from crucible_tinkex.telemetry.wal import read_wal, wal_folder
 
@@ -72,7 +72,7 @@ _NEWEST_WAITS = """
 SELECT trial_id, name, extra FROM (
     SELECT * FROM events WHERE kind IN ('queue_state', 'session_start', 'session_end')
     QUALIFY row_number() OVER (PARTITION BY trial_id ORDER BY attempt DESC, time DESC, seq DESC) = 1
-) WHERE kind = 'queue_state' AND name <> 'active'
+) WHERE kind = 'queue_state'
 """
 _ORDER = ", ".join(("time", "writer", "seq"))
 
@@ -125,7 +125,8 @@ def query(folder: Path, sql: str) -> pa.Table:
 def waiting(folder: Path) -> dict[str, dict[str, Any]]:
     """What the service keeps trials waiting for, by trial id: `state`, `reason`, `resume_at`."""
     newest = query(folder, _NEWEST_WAITS).to_pylist()
-    return {row["trial_id"]: {"state": row["name"], **json.loads(row["extra"])} for row in newest}
+    waits = {row["trial_id"]: wait_of(row["name"], row["extra"]) for row in newest}
+    return {trial_id: wait for trial_id, wait in waits.items() if wait is not None}
 
 
 def scan_events(folder: Path, *, kind: str | None = None, rows: int = 50_000) -> Iterator[pa.Table]:

@@ -41,7 +41,7 @@ from crucible_tinkex.client.wire import (
     TensorData,
 )
 from crucible_tinkex.errors import ConfigError, RequestRejectedError, SessionLostError
-from crucible_tinkex.names import TinkerPath, check_segment
+from crucible_tinkex.names import TinkerPath, check_segment, model_id_of
 
 if TYPE_CHECKING:
     from crucible_tinkex.client.custom_loss import CustomLoss
@@ -182,7 +182,7 @@ class FakeService:
         return base_model
 
     def _training(self, weights: FakeWeights) -> FakeTraining:
-        return FakeTraining(f"{self.session_id}:train:{next(self._models)}", weights, self.backend)
+        return FakeTraining(model_id_of(self.session_id, next(self._models)), weights, self.backend)
 
 
 class FakeTraining:

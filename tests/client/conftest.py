@@ -10,7 +10,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from scripted_service import ScriptedService
+from scripted_service import FAST, ScriptedService
+
+from crucible_tinkex.client import TinkexService
+from crucible_tinkex.client.training import TinkexTraining
+from crucible_tinkex.client.wire import LoraConfig
 
 KEY = "tml-canary-7f3a9c"
 SERVE = """
@@ -27,6 +31,17 @@ serve(ServeOptions(data_dir=folder / "data", model="nano", ready_file=folder / "
 async def scripted() -> AsyncIterator[ScriptedService]:
     async with ScriptedService() as service:
         yield service
+
+
+@pytest.fixture
+async def service(scripted: ScriptedService) -> AsyncIterator[TinkexService]:
+    async with TinkexService(scripted.url, settings=FAST) as made:
+        yield made
+
+
+@pytest.fixture
+async def model(service: TinkexService) -> TinkexTraining:
+    return await service.create_training(base_model="m", lora=LoraConfig(rank=2, seed=1))
 
 
 @pytest.fixture

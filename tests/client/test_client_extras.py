@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from scripted_service import Answer, ScriptedService, VirtualTime
-from test_client_training import FAST
+from scripted_service import FAST, Answer, ScriptedService, VirtualTime
 
 from crucible_tinkex.client import ClientSettings, RetryPolicy, TinkexService, proto
 from crucible_tinkex.client.records import SessionQuery
 from crucible_tinkex.client.sampling import TinkexSampling
 from crucible_tinkex.client.training import TinkexTraining
 from crucible_tinkex.client.wire import (
-    LoraConfig,
     PromptAltTokens,
     SampledSequence,
     SampleResponse,
@@ -32,17 +29,6 @@ from crucible_tinkex.errors import (
 
 PATH = "tinker://s1:train:0/weights/a"
 PARAMS = SamplingParams(max_tokens=1)
-
-
-@pytest.fixture
-async def service(scripted: ScriptedService) -> AsyncIterator[TinkexService]:
-    async with TinkexService(scripted.url, settings=FAST) as made:
-        yield made
-
-
-@pytest.fixture
-async def model(service: TinkexService) -> TinkexTraining:
-    return await service.create_training(base_model="m", lora=LoraConfig(rank=2, seed=1))
 
 
 @pytest.fixture

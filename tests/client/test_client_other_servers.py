@@ -7,7 +7,6 @@ the scripted service departs in the same way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from math import inf
 from pathlib import Path
 
@@ -39,7 +38,6 @@ from crucible_tinkex.errors import (
 from crucible_tinkex.preparation import prepare
 from crucible_tinkex.sweep import connected, ignore
 
-FAST = ClientSettings(policy=RetryPolicy(base_s=0.002, cap_s=0.01, total_s=5.0))
 LORA = LoraConfig(rank=2)
 ROW = Datum(
     model_input=ModelInput.from_tokens([3, 4, 5]),
@@ -48,12 +46,6 @@ ROW = Datum(
         "weights": TensorData(data=[0.0, 1.0, 1.0], dtype="float32", shape=[3]),
     },
 )
-
-
-@pytest.fixture
-async def service(scripted: ScriptedService) -> AsyncIterator[TinkexService]:
-    async with TinkexService(scripted.url, settings=FAST) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from scripted_service import Answer, Recorder, ScriptedService, Seen
-from test_client_training import FAST, row, seqs
+from scripted_service import FAST, Answer, Recorder, ScriptedService, Seen
+from test_client_training import row, seqs
 
 from crucible_tinkex.client import ClientSettings, QueueState, TinkexService, proto
 from crucible_tinkex.client.records import SessionQuery

@@ -7,9 +7,9 @@ import logging
 from dataclasses import replace
 
 import pytest
-from scripted_service import NEVER_S, Answer, ScriptedService, VirtualTime
+from scripted_service import FAST, NEVER_S, Answer, ScriptedService, VirtualTime
 
-from crucible_tinkex.client import ClientSettings, RetryPolicy, TinkexService
+from crucible_tinkex.client import TinkexService
 from crucible_tinkex.client.wire import AdamParams, LoraConfig, SamplingParams
 from crucible_tinkex.errors import (
     ConfigError,
@@ -18,7 +18,6 @@ from crucible_tinkex.errors import (
     SessionLostError,
 )
 
-FAST = ClientSettings(policy=RetryPolicy(base_s=0.002, cap_s=0.01, total_s=5.0))
 LORA = LoraConfig(rank=2)
 SAMPLING = SamplingParams(max_tokens=1)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
 from importlib import import_module
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_service import NEVER_S, Answer, Recorder, ScriptedService, VirtualTime
+from scripted_service import FAST, NEVER_S, Answer, Recorder, ScriptedService, VirtualTime
 
 from crucible_tinkex.client import ClientSettings, RetryPolicy, TinkexService
 from crucible_tinkex.client.chunks import cut, merge
@@ -33,25 +32,12 @@ from crucible_tinkex.errors import (
     SessionLostError,
 )
 
-FAST = ClientSettings(policy=RetryPolicy(base_s=0.002, cap_s=0.01, total_s=5.0))
-
 
 def row(count: int = 3) -> Datum:
     targets = TensorData(data=[1] * count, dtype="int64", shape=[count])
     return Datum(
         model_input=ModelInput.from_tokens([5] * count), loss_fn_inputs={"target_tokens": targets}
     )
-
-
-@pytest.fixture
-async def service(scripted: ScriptedService) -> AsyncIterator[TinkexService]:
-    async with TinkexService(scripted.url, settings=FAST) as made:
-        yield made
-
-
-@pytest.fixture
-async def model(service: TinkexService) -> TinkexTraining:
-    return await service.create_training(base_model="m", lora=LoraConfig(rank=2, seed=1))
 
 
 def seqs(scripted: ScriptedService, path: str) -> list[int]:

@@ -110,6 +110,11 @@ class AppClient:
         request_id = self.creating(session or self.session(), number, **more)
         return str(self.ok("retrieve_future", request_id=request_id)["model_id"])
 
+    def sampler(self) -> str:
+        """A sampling session of the base, in a session of its own."""
+        asked = {"session_id": self.session(), "sampling_session_seq_id": 0, "base_model": "nano"}
+        return str(self.ok("create_sampling_session", **asked)["sampling_session_id"])
+
     def train(self, model: str, seq_id: int, *rows: list[int], **more: Any) -> str:
         given = row_data(*(rows or ([1, 2, 3],)), **more)
         return self.promise(

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from server_client import Client
+from server_client import Client, make_rows
 
 from crucible_tinkex.server import bases
 from crucible_tinkex.server.engine import TorchEngine
+from crucible_tinkex.server.operations import TakeSnapshot
 from crucible_tinkex.server.store import Store
 
 
@@ -45,3 +46,13 @@ def start(nano: bases.Base, tmp_path: Path) -> Iterator[Callable[..., Client]]:
     yield begin
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture
+def client(start: Callable[..., Client]) -> Client:
+    """An engine with the model `m`, trained one step, and its snapshot `snap`."""
+    client = start()
+    client.create("m", rank=4)
+    client.step("m", make_rows(1, (9, 12)), learning_rate=3e-3)
+    client.one(TakeSnapshot("m", "snap"))
+    return client

@@ -153,18 +153,13 @@ def test_a_thousand_samples_of_one_session_do_not_hold_up_another(
     start: Callable[..., AppClient],
 ) -> None:
     api = start()
-    busy, other = (_sampler(api) for _ in "ab")
+    busy, other = (api.sampler() for _ in "ab")
     queue = [_sampling(api, busy, n, num_samples=64, max_tokens=24) for n in range(16)]
     little = _sampling(api, other, 0, num_samples=1, max_tokens=4)
     assert api.ok("retrieve_future", request_id=little)["sequences"]
     assert api.app.service.promises._open[queue[8]].outcome is None  # two run at a time
     api.ok(f"sessions/{busy.partition(':')[0]}/finish")  # what has not begun never will
     assert "cancelled" in api.ok("retrieve_future", request_id=queue[-1])["error"]
-
-
-def _sampler(api: AppClient) -> str:
-    asked = {"session_id": api.session(), "sampling_session_seq_id": 0, "base_model": "nano"}
-    return str(api.ok("create_sampling_session", **asked)["sampling_session_id"])
 
 
 def _sampling(

@@ -20,11 +20,6 @@ def api(nano: bases.Base, tmp_path: Path) -> Iterator[AppClient]:
     client.close()
 
 
-def _sampler(api: AppClient) -> str:
-    body = {"session_id": api.session(), "sampling_session_seq_id": 0, "base_model": "nano"}
-    return str(api.ok("create_sampling_session", **body)["sampling_session_id"])
-
-
 def _asked(sampler: str, number: int, **more: Any) -> dict[str, Any]:
     return {
         "sampling_session_id": sampler,
@@ -36,7 +31,7 @@ def _asked(sampler: str, number: int, **more: Any) -> dict[str, Any]:
 
 
 def test_a_sample_that_has_not_started_can_be_cancelled(api: AppClient) -> None:
-    sampler = _sampler(api)
+    sampler = api.sampler()
     with api.engine._wake:  # the engine cannot take anything meanwhile
         kept = api.promise("asample", **_asked(sampler, 0))
         dropped = api.promise("asample", **_asked(sampler, 1))
@@ -50,7 +45,7 @@ def test_a_sample_that_has_not_started_can_be_cancelled(api: AppClient) -> None:
 
 
 def test_one_poll_tells_of_all_that_finished(api: AppClient) -> None:
-    sampler = _sampler(api)
+    sampler = api.sampler()
     ids = {api.promise("asample", **_asked(sampler, n)) for n in range(3)}
     clone = api.ok("join_sampling_session", sampling_session_id=sampler)["client_counter"]
     other = api.promise("asample", **_asked(sampler, clone * 1_000_000_000))
@@ -73,14 +68,14 @@ def test_one_poll_tells_of_all_that_finished(api: AppClient) -> None:
 
 
 def test_a_repeat_runs_once_and_another_body_is_refused(api: AppClient) -> None:
-    sampler = _sampler(api)
+    sampler = api.sampler()
     first = api.promise("asample", **_asked(sampler, 0))
     assert api.promise("asample", **_asked(sampler, 0)) == first
     assert api.post("asample", **_asked(sampler, 0, num_samples=2)).status_code == 400
 
 
 def test_both_encodings_say_the_same(api: AppClient) -> None:
-    sampler = _sampler(api)
+    sampler = api.sampler()
     asked = _asked(
         sampler, 0, num_samples=2, prompt_logprobs=True, topk_prompt_logprobs=2,
         topk_sample_logprobs=3, prompt_logprobs_last_n=2,
@@ -117,5 +112,5 @@ def test_both_encodings_say_the_same(api: AppClient) -> None:
     ],
 )
 def test_what_we_cannot_do_is_refused(api: AppClient, more: dict[str, Any]) -> None:
-    refused = api.post("asample", **_asked(_sampler(api), 0, **more))
+    refused = api.post("asample", **_asked(api.sampler(), 0, **more))
     assert refused.status_code == 400 and refused.json()["category"] == "user"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
-from server_client import Client, make_rows, train
+from server_client import Client, train
 
 from crucible_tinkex.server.choosing import choose, generator_for
 from crucible_tinkex.server.operations import (
@@ -16,20 +14,10 @@ from crucible_tinkex.server.operations import (
     Sample,
     SampleOutput,
     SamplerSource,
-    TakeSnapshot,
 )
 
 BASE = SamplerSource()
 PROMPT = np.array([72, 101, 108, 108, 111], np.int64)
-
-
-@pytest.fixture
-def client(start: Callable[..., Client]) -> Client:
-    client = start()
-    client.create("m", rank=4)
-    client.step("m", make_rows(1, (9, 12)), learning_rate=3e-3)
-    client.one(TakeSnapshot("m", "snap"))
-    return client
 
 
 def _sample(client: Client, source: SamplerSource = BASE, **settings: object) -> SampleOutput:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from app_client import AppClient
-from server_client import Client, make_rows
+from server_client import Client
 
 from crucible_tinkex.server import bases
 from crucible_tinkex.server.choosing import generator_for
@@ -18,22 +18,12 @@ from crucible_tinkex.server.operations import (
     Sample,
     SampleOutput,
     SamplerSource,
-    TakeSnapshot,
     Targets,
 )
 from crucible_tinkex.server.scoring import _draw
 
 LONG = np.random.default_rng(3).integers(0, 256, 300)
 """More rows than the head takes at a time."""
-
-
-@pytest.fixture
-def client(start: Callable[..., Client]) -> Client:
-    client = start()
-    client.create("m", rank=4)
-    client.step("m", make_rows(1, (9, 12)), learning_rate=3e-3)
-    client.one(TakeSnapshot("m", "snap"))
-    return client
 
 
 def _ask(client: Client, prompt: Any = LONG, **asked: Any) -> tuple[PromptScores, SampleOutput]:
