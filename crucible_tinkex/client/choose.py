@@ -22,6 +22,7 @@ def open_service(
     *,
     api_key_file: str | None = None,
     transport: ServiceTransport = "http",
+    allow_http: bool = False,
     settings: ClientSettings | None = None,
     observer: Observer | None = None,
 ) -> TrainingService:
@@ -32,7 +33,11 @@ def open_service(
     """
     if transport == "http":
         return TinkexService(
-            base_url, api_key_file=api_key_file, settings=settings, observer=observer
+            base_url,
+            api_key_file=api_key_file,
+            allow_plain_http=allow_http,
+            settings=settings,
+            observer=observer,
         )
     try:
         sdk = import_module("crucible_tinkex.client.sdk")
@@ -46,7 +51,10 @@ def open_service(
     return made
 
 
-def hold_back(base_url: str | None, *, api_key_file: str | None, until: float) -> None:
+def hold_back(
+    base_url: str | None, *, api_key_file: str | None, until: float, allow_http: bool = False
+) -> None:
     """Let all sessions of this process that share the address and key send nothing before `until`
     (seconds of the Unix clock), because the service asked another process to slow down."""
-    hold_transports(Address.parse(base_url), ApiKey(api_key_file), until)
+    address = Address.parse(base_url, allow_plain_http=allow_http)
+    hold_transports(address, ApiKey(api_key_file), until)
