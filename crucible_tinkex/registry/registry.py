@@ -170,7 +170,7 @@ class Registry:
         self, trial_id: str, attempt: int, state: str, error: str | None, spent: Spent
     ) -> None:
         trial = self._current(trial_id, attempt)
-        if (trial.state, trial.error) != (state, error) or attempt not in trial.spends:
+        if (trial.state, trial.error, trial.spends.get(attempt)) != (state, error, spent):
             record = {"type": "finished", "trial_id": trial_id, "state": state, "error": error}
             self._stage({**record, "spent": asdict(spent)})
         await self._journal.flush()

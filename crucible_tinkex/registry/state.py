@@ -7,7 +7,7 @@ and fields of newer ones are passed over.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crucible_tinkex.errors import ConfigError
@@ -15,7 +15,6 @@ from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry.journal import read_records
 from crucible_tinkex.registry.records import (
     DONE,
-    LOST,
     PAUSED,
     PENDING,
     RUNNING,
@@ -125,7 +124,7 @@ class SweepState:
             added = known(TrialRecord, decision.trial)
             self.trials.setdefault(decision.trial_id, added)
         trial = self.trials[decision.trial_id]
-        trial.decisions.append(decision)
+        trial.decisions.append(replace(decision, trial=None))  # the trial knows itself
         _DECIDED[decision.kind](trial, decision)
         self._index(trial)
 
@@ -220,4 +219,3 @@ _HANDLERS: dict[str, Callable[[SweepState, Record], None]] = {
     "finished": SweepState._finished,
     "sweep": SweepState._sweep,
 }
-

@@ -39,7 +39,9 @@ async def connected(
     try:
         if section.embedded:
             base = prepared.experiment.model.base
-            server = EmbeddedServer(section, model=base, data_dir=data_dir or prepared.paths.service)
+            server = EmbeddedServer(
+                section, model=base, data_dir=data_dir or prepared.paths.service
+            )
             endpoint = await server.start()
             service = ResolvedService(endpoint.base_url, endpoint.api_key_file, section.transport)
         else:

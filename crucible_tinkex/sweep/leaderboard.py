@@ -145,10 +145,7 @@ def tied(state: SweepState, winner: Configuration) -> list[Configuration]:
     return [
         c
         for c in configurations(state)
-        if c.complete
-        and not c.reference
-        and c.values != winner.values
-        and c.mean == winner.mean
+        if c.complete and not c.reference and c.values != winner.values and c.mean == winner.mean
     ]
 
 

@@ -51,9 +51,7 @@ class Planner:
     def of(self, trial: TrialRecord) -> TrialPlan:
         """The plan of a trial that was asked for, as the experiment is now."""
         if trial.trial_id not in self._plans:
-            plan = self.plan(
-                trial.values, trial.seed, index=trial.index, reference=trial.reference
-            )
+            plan = self.plan(trial.values, trial.seed, index=trial.index, reference=trial.reference)
             self._plans[trial.trial_id] = plan
         return self._plans[trial.trial_id]
 
