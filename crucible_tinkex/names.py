@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +44,13 @@ def run_dir_name(index: int, config: Mapping[str, Any], seed: int) -> str:
     parts = [f"{_short_key(k)}={_short_value(v)}" for k, v in config.items()]
     slug = _UNSAFE.sub("_", "-".join(parts))[:66].rstrip("-_.")
     return f"{index:04d}-{slug or 'base'}-s{seed}"
+
+
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Column heads for dotted keys: the last part, where that says which key it is."""
+    short = {key: _short_key(key) for key in keys}
+    twice = {name for name, count in Counter(short.values()).items() if count > 1}
+    return {key: key if name in twice else name for key, name in short.items()}
 
 
 def _short_key(key: str) -> str:
