@@ -19,6 +19,8 @@ KINDS = (
     "training_step",
     "optimizer_step",
     "evaluation",
+    "example",
+    "phase",
     "checkpoint_saved",
     "request",
     "queue_state",
