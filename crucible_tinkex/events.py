@@ -23,6 +23,7 @@ KINDS = (
     "optimizer_step",
     "evaluation",
     "example",
+    "phase",
     "checkpoint_saved",
     "request",
     "queue_state",

@@ -15,8 +15,8 @@ MAX_LINES = 400
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "names", "version", "events", "storage"),
     ("config", "datasets"),
-    ("client", "telemetry", "registry", "search", "schedule"),
-    ("trial", "datums", "evaluation", "session"),
+    ("client", "telemetry", "registry", "registry_port", "search"),
+    ("training", "trial"),
     ("preparation", "manifest", "runtime", "sweep", "leaderboard", "launch"),
     ("server",),
     ("api", "testing", "cli", "__main__", "__init__"),
@@ -53,7 +53,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "typer": ("cli",),
     "rich": ("cli",),
 }
-BORDERS = {"runtime.session_actor", "server.engine"}
+BORDERS = {"training.host", "server.engine"}
 """Modules in which a broad except is the border between strangers' errors and ours."""
 
 
