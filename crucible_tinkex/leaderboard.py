@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from crucible_tinkex.metrics import objective
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import DONE, PENDING, RUNNING, SweepState, TrialRecord
 from crucible_tinkex.storage import is_locked
@@ -23,7 +24,8 @@ class Objective:
     @classmethod
     def of(cls, state: SweepState) -> Objective:
         search = state.meta["experiment"]["search"]
-        return cls(search["metric"], search["direction"])
+        direction = search["direction"] or objective(search["metric"]).direction
+        return cls(search["metric"], direction or "min")
 
     def key(self, value: float | None) -> float:
         """Sorts the best first; what was not measured, last."""

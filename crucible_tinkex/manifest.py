@@ -30,7 +30,7 @@ def write_manifest(prepared: PreparedSweep) -> dict[str, Any]:
         "sweep": prepared.name,
         "identity": prepared.identity,
         "fingerprint": prepared.fingerprint,
-        "experiment": prepared.experiment.model_dump(mode="json"),
+        "experiment": prepared.experiment.stored(prepared.paths.root),
         "versions": versions(),
         "not_applied": prepared.experiment.not_applied(),
     }

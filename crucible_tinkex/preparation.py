@@ -54,7 +54,7 @@ class PreparedSweep:
 
     def warnings(self) -> list[str]:
         """What a careful colleague would mention before the run."""
-        found = [f"{key} is not applied by the Tinker API" for key in self.experiment.not_applied()]
+        found = self.experiment.warnings(rows=len(self.train_rows))
         shared = overlap(self.train_rows, self.eval_rows) if self.eval_rows else 0
         if shared:
             found.append(f"{shared} eval rows also stand in the training file")
@@ -112,7 +112,9 @@ def _refuse_other(prepared: PreparedSweep) -> None:
     old = json.loads(prepared.paths.resolved.read_text())
     if old["identity"] == prepared.identity:
         return
-    changed = _changes(old["experiment"], prepared.experiment.model_dump(mode="json"))
+    before = Experiment.loaded(old["experiment"], prepared.paths.root)
+    new = prepared.experiment
+    changed = [*new.contradictions(before), *new.amendments(before)]
     if old["fingerprint"] != prepared.fingerprint:
         changed.append("the content of the data files")
     raise SweepExistsError(
@@ -122,23 +124,13 @@ def _refuse_other(prepared: PreparedSweep) -> None:
     )
 
 
-def _changes(old: object, new: object, key: str = "") -> list[str]:
-    """Dotted keys that differ, leaving out what is no part of the identity."""
-    if key in ("run", "name", "data.train", "data.eval"):
-        return []
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(set(old) | set(new))
-        return [
-            c for k in keys for c in _changes(old.get(k), new.get(k), f"{key}.{k}" if key else k)
-        ]
-    return [] if old == new else [key]
-
-
 def load_sweep(storage: str | Path, name: str) -> Experiment:
     """The experiment of an existing sweep, to resume it."""
     paths = SweepPaths.of(storage, name)
     if not paths.resolved.exists():
         raise ConfigError(f"no sweep {name!r} in {paths.root.parent}")
-    return Experiment.build(
-        json.loads(paths.resolved.read_text())["experiment"], source=str(paths.resolved)
+    return Experiment.loaded(
+        json.loads(paths.resolved.read_text())["experiment"],
+        paths.root,
+        source=str(paths.resolved),
     )

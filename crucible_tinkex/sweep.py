@@ -140,6 +140,7 @@ async def _check(prepared: PreparedSweep, endpoint: Endpoint | None) -> Connecti
     client = TinkexService(
         base_url=endpoint.base_url if endpoint else experiment.service.base_url,
         api_key_file=endpoint.api_key_file if endpoint else experiment.service.api_key_file,
+        allow_http=experiment.service.allow_http,
     )
     try:
         models = (await client.capabilities()).supported_models
@@ -181,6 +182,7 @@ class SweepController:
             paths=prepared.paths,
             base_url=endpoint.base_url if endpoint else service.base_url,
             api_key_file=endpoint.api_key_file if endpoint else service.api_key_file,
+            allow_http=service.allow_http,
             transport=service.transport,
             registry=runtime.registry,
             telemetry=runtime.telemetry,

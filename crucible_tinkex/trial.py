@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.datasets import total_steps
 from crucible_tinkex.names import digest, run_dir_name
 from crucible_tinkex.registry import TrialRecord
 from crucible_tinkex.search.strategies import configurations
-
-_NO_PART = {"checkpoint_every", "submit_ahead"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ def plan_trials(experiment: Experiment, *, fingerprint: str, rows: int) -> list[
     if experiment.search.reference and experiment.data.eval is not None:
         plans.append(_plan(experiment, {}, experiment.search.seeds[0], 0, fingerprint, None))
     for values in configurations(experiment):
-        configured = experiment.with_values(values)
+        configured = experiment.configured(values)
         for seed in experiment.search.seeds:
             plans.append(_plan(configured, values, seed, len(plans), fingerprint, rows))
     return plans
@@ -68,34 +65,19 @@ def _plan(
     rows: int | None,
 ) -> TrialPlan:
     reference = rows is None
+    steps = 0 if rows is None else experiment.train.steps(rows)
+    settings = experiment.trial_settings(total_steps=steps, reference=reference)
     return TrialPlan(
-        trial_id=_identity(experiment, seed, fingerprint, reference=reference),
+        trial_id=_identity(settings, seed, fingerprint),
         index=index,
         run_name=run_dir_name(index, values, seed),
         values=values,
         seed=seed,
-        total_steps=0 if rows is None else step_count(experiment, rows),
+        total_steps=steps,
         experiment=experiment,
         reference=reference,
     )
 
 
-def step_count(experiment: Experiment, rows: int) -> int:
-    """Optimizer steps of one trial."""
-    train = experiment.train
-    steps = total_steps(rows, epochs=train.epochs, batch_size=train.batch_size)
-    return min(steps, train.max_steps) if train.max_steps else steps
-
-
-def _identity(experiment: Experiment, seed: int, fingerprint: str, *, reference: bool) -> str:
-    content = {
-        "model": experiment.model.model_dump(exclude_none=True),
-        "lora": experiment.lora.model_dump(mode="json"),
-        "optimizer": experiment.optimizer.model_dump(),
-        "train": experiment.train.model_dump(exclude=_NO_PART),
-        "evaluation": experiment.evaluation.model_dump(),
-        "data": fingerprint,
-        "seed": seed,
-        "reference": reference,
-    }
-    return digest(content, 12)
+def _identity(plan_settings: Mapping[str, Any], seed: int, fingerprint: str) -> str:
+    return digest({**plan_settings, "data": fingerprint, "seed": seed}, 12)

@@ -13,7 +13,7 @@ MAX_LINES = 400
 
 # Imports go down only: a module may import from its own layer and from the layers above this line.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "names", "events", "storage"),
+    ("errors", "names", "events", "metrics", "storage"),
     ("config", "datasets"),
     ("client", "telemetry", "registry", "search", "schedule"),
     ("trial", "datums", "evaluation", "session"),
