@@ -16,6 +16,8 @@ _SEGMENT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.=-]+")
 _RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,255}$")
 CHECKPOINT_KINDS = ("weights", "sampler_weights", "external_weights")
+_BASE_ALIASES = {"smollm2-135m": "smollm2-135m-instruct"}
+_HUB_IDS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 NOT_FOR_TRAINING = frozenset({"sampler_weights", "external_weights"})
 
 
@@ -27,6 +29,16 @@ def check_segment(value: str, *, what: str) -> str:
             "beginning with a letter or digit"
         )
     return value
+
+
+def base_name(name: str) -> str:
+    """The name that stands for a base model everywhere; an older name of it is an alias."""
+    return _BASE_ALIASES.get(name, name)
+
+
+def hub_id(name: str) -> str:
+    """What others call a base model: its name on the hub, or the name or folder as given."""
+    return _HUB_IDS.get(base_name(name), name)
 
 
 def canonical_json(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib import import_module
 from typing import Literal, TypeAlias
 
@@ -21,8 +22,8 @@ def open_service(
     base_url: str | None = None,
     *,
     api_key_file: str | None = None,
+    allow_http: bool | Collection[str] = False,
     transport: ServiceTransport = "http",
-    allow_http: bool = False,
     settings: ClientSettings | None = None,
     observer: Observer | None = None,
 ) -> TrainingService:
@@ -35,7 +36,7 @@ def open_service(
         return TinkexService(
             base_url,
             api_key_file=api_key_file,
-            allow_plain_http=allow_http,
+            allow_http=allow_http,
             settings=settings,
             observer=observer,
         )
@@ -47,14 +48,19 @@ def open_service(
         raise ConfigError(
             "service.transport 'sdk' needs the official SDK: pip install 'crucible-tinkex[sdk]'"
         ) from None
-    made: TrainingService = sdk.SdkService(base_url, api_key_file=api_key_file, settings=settings)
+    made: TrainingService = sdk.SdkService(
+        base_url, api_key_file=api_key_file, allow_http=allow_http, settings=settings
+    )
     return made
 
 
 def hold_back(
-    base_url: str | None, *, api_key_file: str | None, until: float, allow_http: bool = False
+    base_url: str | None,
+    *,
+    api_key_file: str | None,
+    until: float,
+    allow_http: bool | Collection[str] = False,
 ) -> None:
     """Let all sessions of this process that share the address and key send nothing before `until`
     (seconds of the Unix clock), because the service asked another process to slow down."""
-    address = Address.parse(base_url, allow_plain_http=allow_http)
-    hold_transports(address, ApiKey(api_key_file), until)
+    hold_transports(Address.parse(base_url, allow_http=allow_http), ApiKey(api_key_file), until)

@@ -21,7 +21,7 @@ class ResolvedService:
     base_url: str
     api_key_file: str | None = None
     transport: ServiceTransport = "http"
-    allow_http: bool = False
+    allow_http: bool | tuple[str, ...] = False
 
     @classmethod
     def of(
@@ -30,16 +30,16 @@ class ResolvedService:
         *,
         api_key_file: str | None,
         transport: ServiceTransport,
-        allow_http: bool = False,
+        allow_http: bool | tuple[str, ...] = False,
     ) -> ResolvedService:
         """Without `base_url`: TINKER_BASE_URL of this process, else hosted Tinker."""
-        address = Address.parse(base_url, allow_plain_http=allow_http)
+        address = Address.parse(base_url, allow_http=allow_http)
         return cls(str(address), api_key_file, transport, allow_http)
 
     @property
     def is_local(self) -> bool:
         """Whether only this machine reaches it."""
-        return Address.parse(self.base_url, allow_plain_http=self.allow_http).is_loopback
+        return Address.parse(self.base_url, allow_http=self.allow_http).is_loopback
 
     def connect(self, observer: Observer | None = None) -> TrainingService:
         """A new session's client; the caller closes it."""

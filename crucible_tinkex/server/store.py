@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible_tinkex.errors import RequestRejectedError, StorageError
-from crucible_tinkex.names import TinkerPath
+from crucible_tinkex.names import TinkerPath, base_name
 from crucible_tinkex.server.operations import LoraSpec
 from crucible_tinkex.storage import fsync_folder, storage_errors, write_atomic
 
@@ -56,7 +56,9 @@ class Manifest:
     @classmethod
     def parse(cls, text: str) -> Manifest:
         fields = json.loads(text)
-        return cls(**{**fields, "spec": LoraSpec(**fields["spec"])})
+        fields["spec"] = LoraSpec(**fields["spec"])
+        fields["base_model"] = base_name(fields["base_model"])
+        return cls(**fields)
 
     @property
     def path(self) -> TinkerPath:

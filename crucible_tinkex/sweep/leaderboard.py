@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from crucible_tinkex.metrics import direction_of
+from crucible_tinkex.metrics import objective
 from crucible_tinkex.registry import DONE, FAILED, LOST, RUNNING, SweepState, TrialRecord
 
 
@@ -29,7 +29,7 @@ class Objective:
     @classmethod
     def of(cls, state: SweepState) -> Objective:
         search = state.meta["experiment"]["search"]
-        direction = search.get("direction") or direction_of(search["metric"])
+        direction = search.get("direction") or objective(search["metric"]).direction
         return cls(search["metric"], direction, search.get("at", "final"))
 
     def __str__(self) -> str:

@@ -33,7 +33,7 @@ class Planner:
         self, values: Mapping[str, Any], seed: int, *, index: int = 0, reference: bool = False
     ) -> TrialPlan:
         """One configuration with one seed. `reference`: the untrained base model."""
-        configured = self.experiment.with_values(values)
+        configured = self.experiment.configured(values)
         steps = 0 if reference else configured.train.steps(self._rows)
         return TrialPlan(
             trial_id=trial_identity(

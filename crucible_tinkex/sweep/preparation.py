@@ -7,6 +7,7 @@ incomparable is refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.datasets import Row, Tokenizer, fingerprint, overlap, read_rows, tokenise
+from crucible_tinkex.datasets import Row, Tokenizer, overlap, read_rows, tokenise
 from crucible_tinkex.errors import ConfigError, SweepExistsError
-from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.names import SweepPaths, digest
 from crucible_tinkex.search.space import Values
 from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule
 from crucible_tinkex.search.strategies import configurations
@@ -133,7 +134,7 @@ def prepare(
         paths=paths,
         train_rows=train_rows,
         eval_rows=eval_rows,
-        fingerprint=fingerprint([data.train, data.eval], data.reading()),
+        fingerprint=_fingerprint(experiment),
         configurations=configurations(experiment),
         source=source,
         existing=_existing(paths),
@@ -141,6 +142,15 @@ def prepare(
     if prepared.existing:
         _refuse_other(prepared, prepared.existing)
     return prepared
+
+
+def _fingerprint(experiment: Experiment) -> str:
+    content = [
+        hashlib.sha256(Path(f).read_bytes()).hexdigest() if f else None
+        for f in (experiment.data.train, experiment.data.eval)
+    ]
+    reading = [experiment.data.format, experiment.train.max_length, experiment.model.tokenizer]
+    return digest([content, reading], 32)
 
 
 def _existing(paths: SweepPaths) -> Existing | None:
