@@ -183,6 +183,20 @@ async def test_a_sweep_goes_on_with_the_hosts_it_has() -> None:
 
 
 @virtually
+async def test_the_loss_of_the_last_host_is_made_good_whatever_failed_before() -> None:
+    no_room = Script(starts_after=0, fails="no room")
+    launcher = ScriptedLauncher(
+        [Script(dies_at=1.2, step_s=10), no_room, no_room, Script()], at_once=1
+    )
+    pool, answers = make_pool(launcher, slots=2, max_failed_starts=1)
+    for plan in plans(2):
+        pool.submit(plan, 10)
+    await answers.wait_for(2)
+    assert answers.verdicts() == {"t0": Verdict.RETRY, "t1": Verdict.ADVANCED}
+    await pool.close()
+
+
+@virtually
 async def test_a_parked_trial_goes_on_in_its_own_slot() -> None:
     launcher = ScriptedLauncher()
     pool, answers = make_pool(launcher, slots=2)
