@@ -38,6 +38,8 @@ class TextDecoder:
         self._loading: asyncio.Task[Tokenizer | None] | None = None
 
     async def text(self, tokens: Sequence[int]) -> str | None:
+        if self._name is None:
+            return None
         if self._loading is None:
             self._loading = asyncio.create_task(asyncio.to_thread(self._load))
         tokenizer = await asyncio.shield(self._loading)
