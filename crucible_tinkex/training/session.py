@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
@@ -220,10 +220,13 @@ class Session:
         told = {f"optim/{k.replace(':', '_')}": v for k, v in (optim.metrics or {}).items()}
         self._report.measure("optimizer_step", told)
         self._found.stepped(measured, step.update.weight)
+        self._check_finite(measured)
+
+    def _check_finite(self, measured: Mapping[str, float]) -> None:
         for name, value in measured.items():
             if not math.isfinite(value):
                 raise TrialFailedError(
-                    f"{name} became {value} at step {step.number}; try a lower learning rate"
+                    f"{name} became {value} at step {self.step}; try a lower learning rate"
                 )
 
     # --- milestones ----------------------------------------------------------------------------
@@ -265,6 +268,7 @@ class Session:
             self._report.measure("evaluation", {"perf/eval_s": self._clock() - started})
             self._report.examples(found.examples)
             self._report.training()
+        self._check_finite(found.metrics)
         self._found.evaluated(self.step, found.metrics)
         await self._registry.record_result(
             self._plan.trial_id,
