@@ -59,6 +59,10 @@ class SweepBusyError(ConfigError):
     """Another live process is running this sweep."""
 
 
+class StaleEpochError(SweepBusyError):
+    """A newer run owns this sweep; this one must stop and write nothing more."""
+
+
 class ServiceError(CrucibleError):
     """The training service failed or refused; `status` and `category` say how."""
 
@@ -125,3 +129,25 @@ class TrialFailedError(CrucibleError):
 
 class StaleAttemptError(CrucibleError):
     """A newer attempt of this trial exists; this one must stop and write nothing more."""
+
+
+class HostLostError(CrucibleError):
+    """The process that held a session died or stopped answering: the infrastructure's fault."""
+
+
+class RuntimeFailedError(CrucibleError):
+    """What sweeps run on (Ray, worker processes) failed; nothing that was saved is lost."""
+
+    exit_code = 4
+
+
+class WorkerStartError(RuntimeFailedError):
+    """No worker process could be started; the message carries the last reason."""
+
+
+class RayStartError(RuntimeFailedError):
+    """Ray did not start, or the cluster at the address did not answer."""
+
+
+class ClusterLostError(RuntimeFailedError):
+    """The Ray cluster went away during a run; running it again continues from what was saved."""

@@ -13,11 +13,12 @@ MAX_LINES = 400
 
 # Imports go down only: a module may import from its own layer and from the layers above this line.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "names", "events", "storage"),
+    ("errors", "names", "version", "events", "metrics", "storage"),
     ("config", "datasets"),
-    ("client", "telemetry", "registry", "registry_port", "search"),
-    ("training", "trial"),
-    ("preparation", "manifest", "runtime", "sweep", "leaderboard", "launch"),
+    ("client", "telemetry", "registry", "search"),
+    ("training",),
+    ("runtime",),
+    ("sweep",),
     ("server",),
     ("api", "testing", "cli", "__main__", "__init__"),
 )

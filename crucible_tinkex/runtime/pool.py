@@ -1,130 +1,397 @@
-"""A bounded pool of session slots on Ray actors; a dead actor is replaced without anyone asking."""
+"""The pool of session slots: which trial trains on which host, and how many hosts there are.
+
+Everything that happens (a submit, an answer, a host that came up, died or fell silent) ends in one
+function, `_reconcile`, which looks at what waits, what is free and what is coming, and brings them
+together; there is no other place where work is assigned or a host is started. Guarantees: every
+submit is answered once, by its outcome or by the loss of its host; never more sessions than
+`packing.slots`; hosts are started only for work that neither a free nor a coming slot will take,
+few at a time, with a back-off after a failure and an end after several; a host that does not answer
+is killed; nothing here waits without a deadline. It knows hosts only as ports: a host may be a Ray
+actor or the driver's own event loop.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
-from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
-
-from crucible_tinkex.runtime.cluster import Packing, Runtime
-from crucible_tinkex.runtime.session_actor import Outcome, SweepContext
+from crucible_tinkex.errors import CrucibleError, HostLostError, WorkerStartError
+from crucible_tinkex.runtime.outcome import Outcome, Verdict
 from crucible_tinkex.trial import TrialPlan
 
+T = TypeVar("T")
 
-class SlotLostError(Exception):
-    """The actor died during the call; the trial needs a new attempt on another slot."""
+HEARTBEAT_S = 5.0
+DEADLINE_S = 60.0
+"""A busy host on a loaded machine may take seconds to answer; a stopped one never does."""
+START_S = 300.0
+MAX_FAILED_STARTS = 3
+BACK_OFF_S, MOST_DOUBLINGS = 0.5, 7
+SLICES = 5
+
+
+@dataclass(frozen=True)
+class Packing:
+    """`slots` sessions at the same time, `per_actor` of them in a process."""
+
+    slots: int
+    per_actor: int
+
+    @property
+    def actors(self) -> int:
+        return -(-self.slots // self.per_actor)
+
+
+class Host(Protocol):
+    """One worker process, or the driver's own loop. Calls raise `HostLostError` once it is gone."""
+
+    async def ready(self) -> None:
+        """Return when it is up. Raises `CrucibleError` with the reason when it cannot start."""
+
+    async def ping(self) -> None: ...
+
+    async def advance(self, plan: TrialPlan, to_step: int) -> Outcome: ...
+
+    async def release(self, trial_id: str, state: str, reason: str | None) -> None: ...
+
+    async def drain(self) -> None: ...
+
+    async def hold_back(self, until: float) -> None: ...
+
+    async def forget(self) -> None:
+        """Deliver and drop what it holds for this sweep."""
+
+    def kill(self) -> None: ...
+
+    def keep(self) -> None:
+        """Give it back, warm, for the next sweep."""
+
+
+class HostLauncher(Protocol):
+    def launch(self, slots: int) -> Host:
+        """A host for that many sessions, which need not be up yet. Raises nothing."""
+
+    def starting_at_once(self) -> int: ...
+
+
+Done = Callable[[str, Outcome], None]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A submit that waits for a slot."""
+
+    plan: TrialPlan
+    to_step: int
 
 
 @dataclass(eq=False)
-class Member:
-    """One actor process with room for several sessions."""
+class _Seat:
+    """A slot that a trial holds: during a call, and between two calls while its session is open."""
 
-    actor: ActorHandle[Any]
+    call: asyncio.Task[Any] | None = None
+    """None: parked."""
+    asked: bool = False
+    """The call is an advance, whose outcome is waited for."""
+
+
+@dataclass(eq=False)
+class _Member:
+    """A host and who sits on it."""
+
+    host: Host
     slots: int
-    lost: bool = False
+    up: bool = False
+    life: asyncio.Task[None] | None = None
+    seats: dict[str, _Seat] = field(default_factory=dict)
+
+    @property
+    def free(self) -> int:
+        return self.slots - len(self.seats) if self.up else 0
+
+    def cancel(self) -> None:
+        calls = [seat.call for seat in self.seats.values()]
+        for task in (self.life, *calls):
+            if task is not None:
+                task.cancel()
 
 
 class SessionPool:
-    """Slots on actors, as packed. An actor is started only while a trial waits for a slot, and only
-    a few at once: by the time one is up, a slot may have become free."""
+    """See the module. Made and used on a running event loop; times in seconds of that loop.
 
-    def __init__(self, runtime: Runtime, packing: Packing) -> None:
-        self._runtime = runtime
+    `done(trial_id, outcome)` is called from the loop, once for every submit that was not withdrawn;
+    never before `submit` has returned, and never after `close`.
+    """
+
+    def __init__(
+        self,
+        launcher: HostLauncher,
+        packing: Packing,
+        *,
+        done: Done,
+        heartbeat_s: float = HEARTBEAT_S,
+        deadline_s: float = DEADLINE_S,
+        start_s: float = START_S,
+        max_failed_starts: int = MAX_FAILED_STARTS,
+    ) -> None:
+        self._launcher = launcher
         self._packing = packing
-        self._free: asyncio.Queue[Member] = asyncio.Queue()
-        self._members: list[Member] = []
-        self._starting: set[asyncio.Task[None]] = set()
-        self._waiting = 0
+        self._done = done
+        self._heartbeat_s = heartbeat_s
+        self._deadline_s = deadline_s
+        self._start_s = start_s
+        self._max_failed_starts = max_failed_starts
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[str, _Work] = {}
+        self._members: list[_Member] = []
+        self._failed_starts = 0
+        self._why: CrucibleError | None = None
+        self._start_not_before = -math.inf
+        self._held_until = 0.0
+        self._draining = False
+        self._closed = False
 
-    def _grow(self) -> None:
-        """Start actors for those who wait, within the bounds."""
-        while len(self._starting) < self._runtime.starting_at_once():
-            slots = min(
-                self._packing.per_actor, self._packing.slots - sum(m.slots for m in self._members)
-            )
-            coming = len(self._starting) * self._packing.per_actor
-            if slots < 1 or self._waiting <= coming:
-                return
-            member = Member(self._runtime.session_actor(concurrency=slots), slots)
-            self._members.append(member)
-            task = asyncio.create_task(self._offer(member))
-            self._starting.add(task)
-            task.add_done_callback(self._started)
+    @property
+    def capacity(self) -> int:
+        """Sessions that can be open at the same time."""
+        return self._packing.slots
 
-    def _started(self, task: asyncio.Task[None]) -> None:
-        self._starting.discard(task)
-        if not task.cancelled():
-            self._grow()
+    @property
+    def load(self) -> int:
+        """Trials that wait for a slot or hold one, parked ones included."""
+        return len(self._waiting) + sum(len(m.seats) for m in self._members)
 
-    async def _offer(self, member: Member) -> None:
-        """Offer the member's slots once its process is up."""
+    def submit(self, plan: TrialPlan, to_step: int) -> None:
+        """Advance a trial when it has a slot: its own if its session is parked, else any.
+
+        Raises `ValueError` for a trial whose last call has not ended.
+        """
+        trial_id = plan.trial_id
+        member = self._home(trial_id)
+        if self._closed or trial_id in self._waiting or (member and member.seats[trial_id].call):
+            raise ValueError(f"trial {trial_id}: a call is under way, or the pool is closed")
+        if member:
+            self._advance(member, plan, to_step)
+        else:
+            self._waiting[trial_id] = _Work(plan, to_step)
+            self._reconcile()
+
+    def withdraw(self, trial_id: str) -> bool:
+        """Take a submit back that has no slot yet; it is not answered. False: it has started."""
+        return self._waiting.pop(trial_id, None) is not None
+
+    async def release(self, trial_id: str, state: str, reason: str | None) -> bool:
+        """Close a parked session; its slot becomes free. False: it is not parked here (any more),
+        or was lost meanwhile, so nobody has recorded `state`."""
+        member = self._home(trial_id)
+        seat = member.seats[trial_id] if member else None
+        if member is None or seat is None or seat.call:
+            return False
+        call = asyncio.create_task(member.host.release(trial_id, state, reason))
+        seat.call = call
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if self._ended(member, trial_id, seat, task):
+                del member.seats[trial_id]
+                self._reconcile()
+
+        call.add_done_callback(ended)
+        await asyncio.wait({call})
+        return _reason(call) is None
+
+    async def drain(self) -> None:
+        """Start nothing more; running sessions finish their step, save and stop. What waits is
+        answered as drained, also what is submitted later. Parked sessions stay until released."""
+        self._draining = True
+        for member in [m for m in self._members if not m.up]:
+            self._dismiss(member)
+        self._reconcile()
+        await self._tell(lambda host: host.drain())
+
+    async def hold_back(self, until: float) -> None:
+        """No session sends anything before `until` (Unix seconds), nor on hosts that come later."""
+        self._held_until = max(until, self._held_until)
+        await self._tell(lambda host: host.hold_back(until))
+
+    async def close(self) -> None:
+        """Give healthy hosts back, end the others; what was not answered never is. Takes no longer
+        than the deadline of an answer."""
+        self._closed = True
+        self._waiting.clear()
+        members, self._members = self._members, []
+        for member in members:
+            member.cancel()
+        calls = {asyncio.ensure_future(m.host.forget()): m for m in members if m.up}
         try:
-            await member.actor.pid.remote()
-        except (ActorDiedError, ActorUnavailableError):
-            self._lose(member)
-            return
-        for _ in range(member.slots):
-            self._free.put_nowait(member)
-
-    def _lose(self, member: Member) -> None:
-        """Once per dead actor: makes room for another."""
-        if not member.lost:
-            member.lost = True
-            self._members.remove(member)
-            self._runtime.kill(member.actor)
-            self._grow()
-
-    async def acquire(self) -> Member:
-        """Wait for a free slot."""
-        self._waiting += 1
-        try:
-            if self._free.empty():
-                self._grow()
-            while (member := await self._free.get()).lost:
-                pass
-            return member
+            if calls:
+                await asyncio.wait(calls, timeout=self._deadline_s)
         finally:
-            self._waiting -= 1
+            clean = {m for call, m in calls.items() if call.done() and not _reason(call)}
+            for call in calls:
+                call.cancel()
+            for member in members:
+                member.host.keep() if member in clean else member.host.kill()
 
-    def release(self, member: Member) -> None:
-        self._free.put_nowait(member)
+    def _reconcile(self) -> None:
+        """Bring what waits and what there is together. Safe to call at any time."""
+        if self._closed:
+            return
+        if self._draining:
+            self._answer_waiting(lambda: Outcome(Verdict.DRAINED))
+        while self._waiting and (member := self._roomiest()):
+            work = self._waiting.pop(next(iter(self._waiting)))
+            self._advance(member, work.plan, work.to_step)
+        if self._failed_starts >= self._max_failed_starts and not self._members:
+            self._failed_starts = 0
+            self._answer_waiting(self._no_host)
+        self._start_hosts()
 
-    async def advance(
-        self, member: Member, context: SweepContext, plan: TrialPlan, data: Any, to_step: int
-    ) -> Outcome:
-        """Run a rung on a slot. Raises `SlotLostError` when the actor dies."""
+    def _roomiest(self) -> _Member | None:
+        best = max(self._members, key=lambda m: m.free, default=None)
+        return best if best and best.free > 0 else None
+
+    def _start_hosts(self) -> None:
+        """Start hosts for what no free and no coming slot will take, within the bounds."""
+        if not self._waiting or self._loop.time() < self._start_not_before:
+            return
+        starting = [m.slots for m in self._members if not m.up]
+        room = self.capacity - sum(m.slots for m in self._members)
+        at_once = max(1, self._launcher.starting_at_once())
+        while room > 0 and len(self._waiting) > sum(starting) and len(starting) < at_once:
+            slots = min(self._packing.per_actor, room)
+            self._start(slots)
+            starting.append(slots)
+            room -= slots
+
+    def _start(self, slots: int) -> None:
+        member = _Member(self._launcher.launch(slots), slots)
+        self._members.append(member)
+        member.life = asyncio.create_task(self._live(member))
+        member.life.add_done_callback(lambda task: self._lose(member, _reason(task)))
+
+    async def _live(self, member: _Member) -> None:
+        """The life of a host: comes up, then answers every heartbeat. Ends by an error only."""
+        await self._within(self._start_s, member.host.ready())
+        if self._held_until:
+            await self._within(self._deadline_s, member.host.hold_back(self._held_until))
+        member.up = True
+        self._failed_starts = 0
+        self._start_not_before = -math.inf
+        self._reconcile()
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            await self._within(self._deadline_s, member.host.ping())
+
+    async def _within(self, seconds: float, call: Awaitable[T]) -> T:
+        """The answer of a host, or `HostLostError`. The wait is counted in slices, because a driver
+        that was itself stopped for a while would find all deadlines passed and kill everything."""
+        task = asyncio.ensure_future(call)
         try:
-            outcome: Outcome = await member.actor.advance.remote(context, plan, data, to_step)
-        except (ActorDiedError, ActorUnavailableError) as e:
-            self._lose(member)
-            raise SlotLostError(str(e)) from e
-        return outcome
-
-    async def drain(self, sweep_id: str) -> None:
-        """Ask every session of the sweep to finish its step, save and stop."""
-        await self._tell("drain", sweep_id)
-
-    def hold_back(self, context: SweepContext) -> None:
-        """Let every running session send nothing before `context.held_until`. One that dies
-        meanwhile, or starts later, hears of it with its next `advance`."""
-        for member in self._members:
-            member.actor.hold_back.remote(context)
-
-    async def close(self, sweep_id: str) -> None:
-        """Flush and keep the actors warm for the next sweep."""
-        for task in list(self._starting):
+            for _ in range(SLICES):
+                await asyncio.wait({task}, timeout=seconds / SLICES)
+                if task.done():
+                    return task.result()
+        finally:
             task.cancel()
-        await self._tell("forget", sweep_id)
-        for member in self._members:
-            self._runtime.keep(member.actor)
-        self._members.clear()
+        raise HostLostError(f"the worker process did not answer for {seconds:.0f} s")
 
-    async def _tell(self, method: str, sweep_id: str) -> None:
-        calls = [getattr(m.actor, method).remote(sweep_id) for m in self._members]
-        results = await asyncio.gather(*calls, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, RayError):
-                raise result
+    def _advance(self, member: _Member, plan: TrialPlan, to_step: int) -> None:
+        """Call the host for a trial that has a seat there, or takes one now."""
+        seat = member.seats.setdefault(plan.trial_id, _Seat())
+        call = asyncio.create_task(member.host.advance(plan, to_step))
+        seat.call, seat.asked = call, True
+
+        def ended(task: asyncio.Task[Outcome]) -> None:
+            if self._ended(member, plan.trial_id, seat, task):
+                outcome = task.result()
+                self._answer(plan.trial_id, outcome)
+                if not _parked(plan, outcome):
+                    del member.seats[plan.trial_id]
+                self._reconcile()
+
+        call.add_done_callback(ended)
+
+    def _ended(self, member: _Member, trial_id: str, seat: _Seat, task: asyncio.Task[Any]) -> bool:
+        """Whether a call ended well, on a host that is still one of ours; the seat rests then."""
+        error = _reason(task)
+        if member.seats.get(trial_id) is not seat:
+            return False
+        if error:
+            self._lose(member, error)
+            return False
+        seat.call, seat.asked = None, False
+        return True
+
+    def _lose(self, member: _Member, error: BaseException | None) -> None:
+        """A host is gone, or must go: answer for those who sat on it. Does nothing twice."""
+        if member not in self._members:
+            return
+        asked = [trial_id for trial_id, seat in member.seats.items() if seat.asked]
+        self._dismiss(member)
+        for trial_id in asked:
+            self._answer(trial_id, Outcome(Verdict.RETRY, error=HostLostError(str(error))))
+        if not member.up:
+            self._start_failed(error)
+        elif not any(m.up for m in self._members):
+            self._failed_starts = 0  # those were attempts to have more than there was
+        self._reconcile()
+
+    def _dismiss(self, member: _Member) -> None:
+        """End a host; nobody is answered."""
+        self._members.remove(member)
+        member.cancel()
+        member.seats.clear()
+        member.host.kill()
+
+    def _start_failed(self, error: BaseException | None) -> None:
+        self._why = error if isinstance(error, CrucibleError) else WorkerStartError(str(error))
+        delay = BACK_OFF_S * 2 ** min(self._failed_starts, MOST_DOUBLINGS)
+        self._failed_starts += 1
+        self._start_not_before = self._loop.time() + delay
+        self._loop.call_at(self._start_not_before, self._reconcile)
+
+    def _no_host(self) -> Outcome:
+        text = f"no worker process could be started ({self._max_failed_starts} times): {self._why}"
+        return Outcome(Verdict.STOP, error=WorkerStartError(text))
+
+    def _answer(self, trial_id: str, outcome: Outcome) -> None:
+        """Later, so that an answer may submit the next call without running into this one."""
+        self._loop.call_soon(self._tell_done, trial_id, outcome)
+
+    def _tell_done(self, trial_id: str, outcome: Outcome) -> None:
+        if not self._closed:
+            self._done(trial_id, outcome)
+
+    def _answer_waiting(self, outcome: Callable[[], Outcome]) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for trial_id in waiting:
+            self._answer(trial_id, outcome())
+
+    async def _tell(self, message: Callable[[Host], Awaitable[None]]) -> None:
+        """Tell every host that is up; one that does not hear is lost."""
+        members = [m for m in self._members if m.up]
+        calls = [self._within(self._deadline_s, message(m.host)) for m in members]
+        for member, result in zip(
+            members, await asyncio.gather(*calls, return_exceptions=True), strict=True
+        ):
+            if isinstance(result, BaseException):
+                self._lose(member, result)
+
+    def _home(self, trial_id: str) -> _Member | None:
+        """The host on which a trial holds a slot."""
+        return next((m for m in self._members if trial_id in m.seats), None)
+
+
+def _parked(plan: TrialPlan, outcome: Outcome) -> bool:
+    """Whether the session is still open after an advance."""
+    if outcome.verdict is not Verdict.ADVANCED or outcome.progress is None:
+        return False
+    return outcome.progress.step < plan.total_steps
+
+
+def _reason(task: asyncio.Future[Any]) -> BaseException | None:
+    """Why a call that has ended did not end well; None if it did."""
+    return HostLostError("the call was cancelled") if task.cancelled() else task.exception()

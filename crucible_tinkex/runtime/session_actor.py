@@ -72,6 +72,7 @@ class SweepContext:
     transport: Literal["http", "sdk"]
     registry: ActorHandle[Any]
     telemetry: ActorHandle[Any]
+    allow_http: bool | tuple[str, ...] = False
     held_until: float = 0.0
     """Unix seconds before which nothing is sent: another process was asked to slow down."""
 
@@ -134,6 +135,7 @@ class SessionActor:
             connect=lambda observer: open_service(
                 context.base_url,
                 api_key_file=context.api_key_file,
+                allow_http=context.allow_http,
                 transport=context.transport,
                 observer=observer,
             ),
@@ -157,7 +159,12 @@ class SessionActor:
     async def hold_back(self, context: SweepContext) -> None:
         """Send nothing before `context.held_until`."""
         if context.held_until:
-            hold_back(context.base_url, api_key_file=context.api_key_file, until=context.held_until)
+            hold_back(
+                context.base_url,
+                api_key_file=context.api_key_file,
+                until=context.held_until,
+                allow_http=context.allow_http,
+            )
 
     async def forget(self, sweep_id: str) -> None:
         """The sweep is over: deliver what is left and drop what was kept for it."""

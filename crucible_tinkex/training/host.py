@@ -19,7 +19,7 @@ from crucible_tinkex.client.interface import TrainingService
 from crucible_tinkex.client.watch import Observer
 from crucible_tinkex.errors import CrucibleError, TrialFailedError
 from crucible_tinkex.events import EventSink
-from crucible_tinkex.registry_port import DONE, FAILED, PENDING, RegistryPort
+from crucible_tinkex.registry import DONE, FAILED, PENDING, RegistryPort
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.drain import DrainedError, unless_drained
 from crucible_tinkex.training.outcome import Outcome, Verdict, judge

@@ -20,7 +20,7 @@ from crucible_tinkex.client.wire import (
     SampleResponse,
     SamplingParams,
 )
-from crucible_tinkex.registry_port import Spent
+from crucible_tinkex.registry import Spent
 
 if TYPE_CHECKING:
     from crucible_tinkex.client.custom_loss import CustomLoss

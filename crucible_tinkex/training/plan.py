@@ -15,9 +15,6 @@ from typing import Any
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.names import digest
 
-_LENGTH = {"epochs", "max_steps"}
-_NO_PART = {"checkpoint_every", "eval_every", "submit_ahead"}
-
 
 @dataclass(frozen=True)
 class TrialPlan:
@@ -35,24 +32,16 @@ class TrialPlan:
     """The untrained base model, evaluated to compare with."""
 
 
-def trial_identity(experiment: Experiment, seed: int, fingerprint: str, *, reference: bool) -> str:
-    """Twelve hex digits. `fingerprint` stands for the data and for how they were read.
-
-    A reference is never trained: settings of training and its seed are no part of it.
-    """
-    measured: dict[str, Any] = {
-        "model": experiment.model.model_dump(exclude_none=True),
-        "evaluation": experiment.evaluation.model_dump(),
-        "data": fingerprint,
-        "reference": reference,
-    }
-    if reference:
-        return digest({**measured, "max_length": experiment.train.max_length})
-    decays = experiment.optimizer.schedule != "constant"
-    trained = {
-        "lora": experiment.lora.model_dump(mode="json"),
-        "optimizer": experiment.optimizer.model_dump(),
-        "train": experiment.train.model_dump(exclude=_NO_PART | (set() if decays else _LENGTH)),
-        "seed": seed,
-    }
-    return digest(measured | trained)
+def trial_identity(
+    experiment: Experiment,
+    seed: int,
+    fingerprint: str,
+    *,
+    total_steps: int,
+    reference: bool = False,
+) -> str:
+    """Twelve hex digits. `fingerprint` stands for the data and for how they were read."""
+    settings = experiment.trial_settings(total_steps=total_steps, reference=reference)
+    service = {"base_url": experiment.service.base_url, "dtype": experiment.service.dtype}
+    content = {"settings": settings, "service": service, "data": fingerprint}
+    return digest(content if reference else {**content, "seed": seed})

@@ -21,7 +21,7 @@ from crucible_tinkex.client.interface import EndReason, TrainingClient, Training
 from crucible_tinkex.client.wire import ForwardBackwardOutput, LoraConfig, OptimStepResponse
 from crucible_tinkex.errors import CrucibleError, TrialFailedError
 from crucible_tinkex.names import checkpoint_name
-from crucible_tinkex.registry_port import (
+from crucible_tinkex.registry import (
     DONE,
     FAILED,
     PENDING,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from crucible_tinkex.errors import StaleAttemptError
-from crucible_tinkex.registry_port import PENDING, RUNNING, AttemptGrant, CheckpointRecord, Spent
+from crucible_tinkex.registry import PENDING, RUNNING, AttemptGrant, CheckpointRecord, Spent
 
 
 @dataclass

@@ -17,7 +17,7 @@ from crucible_tinkex.errors import (
     ServiceUnavailableError,
     SessionLostError,
 )
-from crucible_tinkex.registry_port import DONE, FAILED, PENDING, CheckpointRecord, Spent
+from crucible_tinkex.registry import DONE, FAILED, PENDING, CheckpointRecord, Spent
 from crucible_tinkex.testing import batch_digest
 from crucible_tinkex.training.datums import datum
 from crucible_tinkex.training.measurements import WINDOW, public
