@@ -243,7 +243,8 @@ class Session:
     def _owes_evaluation(self, to_step: int) -> bool:
         every = self._plan.experiment.train.eval_every
         is_due = every > 0 and self.step > 0 and self.step % every == 0
-        return (is_due or self.step == to_step) and self._found.evaluated_step != self.step
+        is_missing = is_due and self._found.evaluated_step != self.step
+        return is_missing or self.step >= to_step > self._found.evaluated_step
 
     def _is_checkpoint_due(self, to_step: int) -> bool:
         every = self._plan.experiment.train.checkpoint_every

@@ -16,7 +16,7 @@ from crucible_tinkex.errors import (
     OperationFailedError,
     StorageError,
 )
-from crucible_tinkex.registry_port import DONE, FAILED, PAUSED, PENDING, RUNNING, STOPPED
+from crucible_tinkex.registry import DONE, FAILED, PAUSED, PENDING, RUNNING, STOPPED
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.outcome import Verdict
 from crucible_tinkex.training.plan import TrialPlan

@@ -1,4 +1,4 @@
-"""What a trial's identity depends on, and what it does not."""
+"""What a trial's identity depends on beyond its settings (those: the tests of `config`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trial_bench import make_plan
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.training.plan import trial_identity
 
-BASE = {"name": "s", "model": {"base": "nano"}, "data": {"train": "x", "eval": "y"}}
+BASE = {"model": {"base": "nano"}, "data": {"train": "x", "eval": "y"}}
 
 
 def identity(
@@ -19,54 +19,49 @@ def identity(
     *,
     seed: int = 0,
     fingerprint: str = "f",
+    total_steps: int = 10,
     reference: bool = False,
 ) -> str:
-    experiment = Experiment.build(BASE).with_values(changes or {})
-    return trial_identity(experiment, seed, fingerprint, reference=reference)
+    declared: dict[str, Any] = {key: dict(value) for key, value in BASE.items()}
+    for key, value in (changes or {}).items():
+        section, _, name = key.partition(".")
+        declared.setdefault(section, {})[name] = value
+    experiment = Experiment.build({"name": "s", **declared})
+    return trial_identity(
+        experiment, seed, fingerprint, total_steps=total_steps, reference=reference
+    )
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "other",
     [
-        {"model.base": "other"},
-        {"lora.rank": 4},
-        {"lora.train_mlp": False},
-        {"optimizer.learning_rate": 2e-3},
-        {"train.batch_size": 4},
-        {"train.max_length": 64},
-        {"evaluation.max_rows": 5},
+        identity(seed=1),
+        identity(fingerprint="g"),
+        identity(reference=True),
+        identity({"service.dtype": "bf16"}),
+        identity({"lora.rank": 4}),
     ],
 )
-def test_what_decides_the_numbers_is_a_part(changes: dict[str, Any]) -> None:
-    assert identity(changes) != identity()
+def test_what_decides_the_numbers_is_a_part(other: str) -> None:
+    assert other != identity()
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "other",
     [
-        {"name": "t"},
-        {"train.epochs": 7.0},
-        {"train.max_steps": 5},
-        {"train.eval_every": 5},
-        {"train.checkpoint_every": 1},
-        {"train.submit_ahead": 4},
-        {"search.metric": "train/nll"},
-        {"run.max_attempts": 2},
+        identity(total_steps=20),
+        identity({"train.max_steps": 5, "train.eval_every": 5, "train.checkpoint_every": 1}),
+        identity({"search.metric": "train/nll", "run.max_attempts": 2}),
     ],
 )
-def test_what_may_be_amended_is_none(changes: dict[str, Any]) -> None:
-    assert identity(changes) == identity()
-    assert len(identity()) == 12
-
-
-def test_seed_data_and_reference_are_parts() -> None:
-    found = {identity(), identity(seed=1), identity(fingerprint="g"), identity(reference=True)}
-    assert len(found) == 4
+def test_what_may_be_amended_is_none(other: str) -> None:
+    assert other == identity()
+    assert len(other) == 12
 
 
 def test_a_decaying_schedule_makes_the_end_a_part() -> None:
     cosine = {"optimizer.schedule": "cosine"}
-    assert identity(cosine | {"train.max_steps": 5}) != identity(cosine)
+    assert identity(cosine, total_steps=20) != identity(cosine)
 
 
 def test_a_reference_depends_on_nothing_that_trains() -> None:
