@@ -149,7 +149,16 @@ async def test_a_service_that_cannot_be_made(error: Exception, verdict: Verdict)
 
     outcome = await bench.host(connect=refuse).advance(bench.plan, STEPS)
     assert (outcome.verdict, outcome.error) == (verdict, error)
-    assert bench.trial.attempt == 0
+    failed = verdict is Verdict.FAILED
+    assert (bench.trial.attempt, bench.trial.state) == ((1, FAILED) if failed else (0, PENDING))
+
+
+async def test_a_trial_that_fails_before_its_attempt_is_told_so() -> None:
+    bench = Bench()
+    bench.registry.fail("start", ConfigError("no such thing"))
+    assert (await bench.run()).verdict is Verdict.FAILED
+    assert bench.trial.state == FAILED
+    assert bench.backend.ends == ["errored"]
 
 
 async def test_our_own_storage_stops_the_sweep() -> None:
