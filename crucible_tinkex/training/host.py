@@ -24,10 +24,10 @@ from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.drain import DrainedError, unless_drained
 from crucible_tinkex.training.outcome import Outcome, Verdict, judge
 from crucible_tinkex.training.plan import TrialPlan
-from crucible_tinkex.training.recipe import RecipeMaker
+from crucible_tinkex.training.recipes.recipe import RecipeMaker
+from crucible_tinkex.training.recipes.sft import SupervisedRecipe
 from crucible_tinkex.training.reporter import Reporter
 from crucible_tinkex.training.session import Session
-from crucible_tinkex.training.sft import SupervisedRecipe
 
 log = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ from crucible_tinkex.training.measurements import Measurements
 from crucible_tinkex.training.meter import Meter, MeteredTraining
 from crucible_tinkex.training.outcome import Progress, speaks_of_checkpoint
 from crucible_tinkex.training.plan import TrialPlan
-from crucible_tinkex.training.recipe import Recipe, Update
+from crucible_tinkex.training.recipes.recipe import Recipe, Update
 from crucible_tinkex.training.reporter import Reporter
 
 _END_REASONS: dict[str, EndReason] = {DONE: "success", STOPPED: "success", FAILED: "errored"}

@@ -17,10 +17,10 @@ from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import OperationFailedError
 from crucible_tinkex.testing import FakeBackend, FakeService, FakeTraining
 from crucible_tinkex.training.data import SweepData
-from crucible_tinkex.training.datums import datum
-from crucible_tinkex.training.evaluation import IN_FLIGHT, bounded, certainty, evaluate
 from crucible_tinkex.training.outcome import Verdict
-from crucible_tinkex.training.recipe import Evaluation
+from crucible_tinkex.training.recipes.datums import datum
+from crucible_tinkex.training.recipes.evaluation import IN_FLIGHT, bounded, certainty, evaluate
+from crucible_tinkex.training.recipes.recipe import Evaluation
 
 EVAL = dataset([*counting(60), *([7, 8, 9, t, t + 1, t] for t in range(40))])
 TRAIN = dataset(counting(30))

@@ -20,8 +20,8 @@ from crucible_tinkex.registry import DONE, FAILED, PAUSED, PENDING, RUNNING, STO
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.outcome import Verdict
 from crucible_tinkex.training.plan import TrialPlan
-from crucible_tinkex.training.recipe import Evaluation, Tell, Update
-from crucible_tinkex.training.sft import SupervisedRecipe
+from crucible_tinkex.training.recipes.recipe import Evaluation, Tell, Update
+from crucible_tinkex.training.recipes.sft import SupervisedRecipe
 
 
 async def test_trials_beside_each_other_have_the_numbers_that_they_have_alone() -> None:

@@ -9,11 +9,11 @@ from crucible_tinkex.client.loss import loss_of
 from crucible_tinkex.client.wire import AdamParams, ForwardBackwardOutput
 from crucible_tinkex.datasets import batch_indices, epoch_of
 from crucible_tinkex.training.data import SweepData
-from crucible_tinkex.training.datums import datum, total_weight
-from crucible_tinkex.training.evaluation import evaluate
 from crucible_tinkex.training.plan import TrialPlan
-from crucible_tinkex.training.recipe import Evaluation, Tell, Update
-from crucible_tinkex.training.schedule import learning_rate
+from crucible_tinkex.training.recipes.datums import datum, total_weight
+from crucible_tinkex.training.recipes.evaluation import evaluate
+from crucible_tinkex.training.recipes.recipe import Evaluation, Tell, Update
+from crucible_tinkex.training.recipes.schedule import learning_rate
 
 
 class SupervisedRecipe:

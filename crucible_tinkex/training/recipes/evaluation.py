@@ -24,8 +24,8 @@ from crucible_tinkex.client.wire import Datum, ForwardBackwardOutput, SamplingPa
 from crucible_tinkex.config import EvaluationSection
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.training.data import decoded
-from crucible_tinkex.training.datums import datum, total_weight
-from crucible_tinkex.training.recipe import Evaluation, Example, Tell
+from crucible_tinkex.training.recipes.datums import datum, total_weight
+from crucible_tinkex.training.recipes.recipe import Evaluation, Example, Tell
 
 T = TypeVar("T")
 
