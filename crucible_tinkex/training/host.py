@@ -19,15 +19,15 @@ from crucible_tinkex.client.interface import TrainingService
 from crucible_tinkex.client.watch import Observer
 from crucible_tinkex.errors import CrucibleError, TrialFailedError
 from crucible_tinkex.events import EventSink
-from crucible_tinkex.registry import DONE, FAILED, PENDING, RegistryPort
+from crucible_tinkex.registry import DONE, FAILED, PENDING, RegistryPort, Spent
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.drain import DrainedError, unless_drained
 from crucible_tinkex.training.outcome import Outcome, Verdict, judge
 from crucible_tinkex.training.plan import TrialPlan
-from crucible_tinkex.training.recipe import RecipeMaker
+from crucible_tinkex.training.recipes.recipe import RecipeMaker
+from crucible_tinkex.training.recipes.sft import SupervisedRecipe
 from crucible_tinkex.training.reporter import Reporter
 from crucible_tinkex.training.session import Session
-from crucible_tinkex.training.sft import SupervisedRecipe
 
 log = logging.getLogger(__name__)
 
@@ -114,17 +114,23 @@ class SessionHost:
         step = None if session is None else session.step + 1
         error.with_context(sweep=self._sweep, trial=plan.run_name, step=step)
         verdict = judge(error)
-        if session is None:
-            return Outcome(verdict, error=error)
-        if verdict is Verdict.FAILED:
-            try:
-                await session.close(FAILED, str(error))
-            except CrucibleError as e:
-                return Outcome(judge(e), error=e)
-        else:
-            with contextlib.suppress(CrucibleError):  # the first error is the one to be told
-                await session.give_up(str(error))
+        try:
+            if verdict is Verdict.FAILED:
+                await self._fail(plan, session, str(error))
+            elif session is not None:
+                with contextlib.suppress(CrucibleError):  # the first error is the one to be told
+                    await session.give_up(str(error))
+        except CrucibleError as e:
+            return Outcome(judge(e), error=e)
         return Outcome(verdict, error=error)
+
+    async def _fail(self, plan: TrialPlan, session: Session | None, error: str) -> None:
+        """A trial that failed before it began has failed all the same."""
+        if session is not None:
+            await session.close(FAILED, error)
+        if session is None or not session.attempt:
+            grant = await self._registry.start_attempt(plan.trial_id)
+            await self._registry.finish(plan.trial_id, grant.attempt, FAILED, error, Spent())
 
     def _new_session(self, plan: TrialPlan) -> Session:
         recipe = self._recipe(plan, self._data)

@@ -7,7 +7,7 @@ from typing import Any
 
 from crucible_tinkex.client.watch import Observer, QueueState, RequestRecord
 from crucible_tinkex.events import EventSink
-from crucible_tinkex.training.recipe import Example
+from crucible_tinkex.training.recipes.recipe import Example
 
 TRAINING, EVALUATING = "training", "evaluating"
 TOLD_EVERY_S = 2.0

@@ -31,6 +31,16 @@ class MemoryRegistry:
     def __init__(self) -> None:
         self.trials: dict[str, Trial] = {}
         self.calls: list[str] = []
+        self._failures: dict[tuple[str, int], Exception] = {}
+
+    def fail(self, call: str, error: Exception, *, nth: int = 1) -> None:
+        """Let the `nth` call fail before it does anything."""
+        self._failures[call, nth] = error
+
+    def _called(self, call: str) -> None:
+        self.calls.append(call)
+        if error := self._failures.get((call, self.calls.count(call))):
+            raise error
 
     def trial(self, trial_id: str) -> Trial:
         return self.trials.setdefault(trial_id, Trial())
@@ -39,10 +49,11 @@ class MemoryRegistry:
         trial = self.trial(trial_id)
         if attempt != trial.attempt:
             raise StaleAttemptError(f"attempt {attempt} was replaced by {trial.attempt}")
-        self.calls.append(call)
+        self._called(call)
         return trial
 
     async def start_attempt(self, trial_id: str) -> AttemptGrant:
+        self._called("start")
         trial = self.trial(trial_id)
         trial.attempt += 1
         trial.state, trial.error = RUNNING, None

@@ -17,11 +17,12 @@ from crucible_tinkex.errors import (
     ServiceUnavailableError,
     SessionLostError,
 )
+from crucible_tinkex.metrics import TRAIN_WINDOW_STEPS as WINDOW
 from crucible_tinkex.registry import DONE, FAILED, PENDING, CheckpointRecord, Spent
 from crucible_tinkex.testing import batch_digest
-from crucible_tinkex.training.datums import datum
-from crucible_tinkex.training.measurements import WINDOW, public
+from crucible_tinkex.training.measurements import public
 from crucible_tinkex.training.outcome import Verdict
+from crucible_tinkex.training.recipes.datums import datum
 
 
 async def test_a_whole_trial() -> None:

@@ -80,7 +80,7 @@ def make_plan(*, reference: bool = False, seed: int = 0, index: int = 0, **train
     experiment = Experiment.build(declared)
     return TrialPlan(
         trial_id=trial_identity(
-            experiment, seed, "f", total_steps=0 if reference else 10, reference=reference
+            experiment, seed, "f", total_steps=0 if reference else STEPS, reference=reference
         ),
         index=index,
         run_name=f"run-{index}-{seed}",
