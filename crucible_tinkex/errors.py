@@ -59,6 +59,10 @@ class SweepBusyError(ConfigError):
     """Another live process is running this sweep."""
 
 
+class StaleEpochError(SweepBusyError):
+    """A newer run owns this sweep; this one must stop and write nothing more."""
+
+
 class ServiceError(CrucibleError):
     """The training service failed or refused; `status` and `category` say how."""
 

@@ -1,0 +1,34 @@
+"""Durable storage on a file system: files, a lock of one owner, an append-only log of records."""
+
+from crucible_tinkex.storage.files import (
+    Files,
+    check_writable,
+    fsync_folder,
+    make_folder,
+    storage_errors,
+    write_atomic,
+)
+from crucible_tinkex.storage.lock import Lock, is_locked
+from crucible_tinkex.storage.log import (
+    SegmentLog,
+    read_log,
+    read_segment,
+    segment_number,
+    segments,
+)
+
+__all__ = [
+    "Files",
+    "Lock",
+    "SegmentLog",
+    "check_writable",
+    "fsync_folder",
+    "is_locked",
+    "make_folder",
+    "read_log",
+    "read_segment",
+    "segment_number",
+    "segments",
+    "storage_errors",
+    "write_atomic",
+]

@@ -1,0 +1,79 @@
+"""Places that refuse: a small disk, a folder of another user, a process without file handles."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from faulty_files import FaultyFiles
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def disk() -> FaultyFiles:
+    return FaultyFiles()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 64 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True
+    )
+    if done.returncode:
+        pytest.skip("mounting is not permitted here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def without_rights() -> Iterator[Path]:
+    """A folder in which an ordinary user may do nothing, and the test is that user."""
+    place = Path(tempfile.mkdtemp())
+    inner = place / "closed"
+    inner.mkdir()
+    place.chmod(0o755)
+    inner.chmod(0)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(NOBODY)
+    yield inner
+    if root:
+        os.seteuid(0)
+    inner.chmod(0o700)
+    shutil.rmtree(place)
+
+
+@contextmanager
+def _without_handles(left: int = 0) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 10, before[1]))
+    taken: list[int] = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(left):
+            os.close(taken.pop())
+        yield
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.fixture
+def without_handles() -> Callable[[int], AbstractContextManager[None]]:
+    """In its context the process can open only as many more files as are `left`."""
+    return _without_handles
