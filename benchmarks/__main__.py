@@ -14,7 +14,7 @@ from crucible_tinkex.server.bases import known_bases
 
 def _engine() -> Iterator[str]:
     yield engine_speed.run("nano", "fp32")
-    yield engine_speed.run("smollm2-135m")
+    yield engine_speed.run("smollm2-135m-instruct")
 
 
 def _sampling() -> Iterator[str]:

@@ -41,10 +41,17 @@ SHAPES = ((1, 16), (2, 32), (8, 64))
 """Rows and tokens per row of each adapter's batch."""
 CASES = {
     "nano": [(*shape, n) for shape in SHAPES for n in (1, 4, 8, 16)],
-    "smollm2-135m": [(1, 16, 1), (1, 16, 8), (2, 32, 1), (2, 32, 4), (8, 64, 1), (8, 64, 2)],
+    "smollm2-135m-instruct": [
+        (1, 16, 1),
+        (1, 16, 8),
+        (2, 32, 1),
+        (2, 32, 4),
+        (8, 64, 1),
+        (8, 64, 2),
+    ],
 }
 """Rows, tokens per row and adapters."""
-BUDGET_S = {"nano": 1.5, "smollm2-135m": 6.0}
+BUDGET_S = {"nano": 1.5, "smollm2-135m-instruct": 6.0}
 """Per case."""
 SPEC = LoraSpec(rank=8, seed=0, train_unembed=False)
 

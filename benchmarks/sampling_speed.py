@@ -19,8 +19,8 @@ from crucible_tinkex.server.operations import Sample, SamplerSource, TakeSnapsho
 
 ADAPTERS = 8
 PROMPT = 24
-NEW_TOKENS = {"nano": 64, "smollm2-135m": 24}
-BUDGET_S = {"nano": 2.0, "smollm2-135m": 8.0}
+NEW_TOKENS = {"nano": 64, "smollm2-135m-instruct": 24}
+BUDGET_S = {"nano": 2.0, "smollm2-135m-instruct": 8.0}
 
 
 def _requests(base: str) -> list[Sample]:

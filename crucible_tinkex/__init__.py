@@ -14,12 +14,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from crucible_tinkex.version import VERSION
+
 if TYPE_CHECKING:
     from crucible_tinkex.api import Sweep, open_sweep, run
     from crucible_tinkex.config import Experiment
     from crucible_tinkex.runtime.cluster import Runtime
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["Experiment", "Runtime", "Sweep", "__version__", "open_sweep", "run"]
 
 _HOMES = {

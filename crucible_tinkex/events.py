@@ -2,7 +2,10 @@
 
 An `Event` is immutable and complete in itself: who measured what, when, at which step of which
 trial. `(writer, seq)` identifies it: a writer never uses a `seq` twice, so an event that is
-delivered twice is stored once. Kinds follow the seed's catalogue.
+delivered twice is stored once. `sweep_id` is the same in every run of a sweep, `run_id` names the
+run. Kinds follow the seed's catalogue; an `example` is one row behind an evaluation: `name` is the
+example's id, `value` its mean nll in nats per completion token, `extra` has `tokens`, `correct`
+(true, false or null) and `text` (what was generated, or null).
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ KINDS = (
     "training_step",
     "optimizer_step",
     "evaluation",
+    "example",
+    "phase",
     "checkpoint_saved",
     "request",
     "queue_state",
@@ -50,6 +55,7 @@ class Event:
     name: str = ""
     value: float | None = None
     extra: str = "{}"
+    run_id: str = ""
 
     @property
     def event_id(self) -> str:
@@ -70,6 +76,7 @@ class EventWriter:
 
     sweep_id: str
     experiment_id: str
+    run_id: str = ""
     writer: str = field(default_factory=lambda: uuid.uuid4().hex)
     _seq: int = 0
 
@@ -81,6 +88,7 @@ class EventWriter:
             kind=kind,
             sweep_id=self.sweep_id,
             experiment_id=self.experiment_id,
+            run_id=self.run_id,
             writer=self.writer,
             seq=self._seq,
             time_us=time.time_ns() // 1000,

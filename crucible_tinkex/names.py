@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ _SEGMENT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.=-]+")
 _RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,255}$")
 CHECKPOINT_KINDS = ("weights", "sampler_weights", "external_weights")
+_BASE_ALIASES = {"smollm2-135m": "smollm2-135m-instruct"}
+_HUB_IDS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 NOT_FOR_TRAINING = frozenset({"sampler_weights", "external_weights"})
 
 
@@ -26,6 +29,16 @@ def check_segment(value: str, *, what: str) -> str:
             "beginning with a letter or digit"
         )
     return value
+
+
+def base_name(name: str) -> str:
+    """The name that stands for a base model everywhere; an older name of it is an alias."""
+    return _BASE_ALIASES.get(name, name)
+
+
+def hub_id(name: str) -> str:
+    """What others call a base model: its name on the hub, or the name or folder as given."""
+    return _HUB_IDS.get(base_name(name), name)
 
 
 def canonical_json(value: Any) -> str:
@@ -43,6 +56,13 @@ def run_dir_name(index: int, config: Mapping[str, Any], seed: int) -> str:
     parts = [f"{_short_key(k)}={_short_value(v)}" for k, v in config.items()]
     slug = _UNSAFE.sub("_", "-".join(parts))[:66].rstrip("-_.")
     return f"{index:04d}-{slug or 'base'}-s{seed}"
+
+
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Column heads for dotted keys: the last part, where that says which key it is."""
+    short = {key: _short_key(key) for key in keys}
+    twice = {name for name, count in Counter(short.values()).items() if count > 1}
+    return {key: key if name in twice else name for key, name in short.items()}
 
 
 def _short_key(key: str) -> str:

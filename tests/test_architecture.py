@@ -13,11 +13,12 @@ MAX_LINES = 400
 
 # Imports go down only: a module may import from its own layer and from the layers above this line.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "names", "events", "storage"),
+    ("errors", "names", "version", "events", "metrics", "storage"),
     ("config", "datasets"),
-    ("client", "telemetry", "registry", "search", "schedule"),
-    ("trial", "datums", "evaluation", "session"),
-    ("preparation", "manifest", "runtime", "sweep", "leaderboard", "launch"),
+    ("client", "telemetry", "registry", "search"),
+    ("training",),
+    ("runtime",),
+    ("sweep",),
     ("server",),
     ("api", "testing", "cli", "__main__", "__init__"),
 )
@@ -53,7 +54,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "typer": ("cli",),
     "rich": ("cli",),
 }
-BORDERS = {"runtime.session_actor", "server.engine"}
+BORDERS = {"training.host", "server.engine"}
 """Modules in which a broad except is the border between strangers' errors and ours."""
 
 

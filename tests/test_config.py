@@ -10,8 +10,8 @@ import pytest
 
 from crucible_tinkex.config import Experiment, parse_assignment
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.schedule import learning_rate
 from crucible_tinkex.search.strategies import configurations
+from crucible_tinkex.training.schedule import learning_rate
 
 BASE: dict[str, Any] = {
     "name": "e",

@@ -129,8 +129,8 @@ def tb(
 @app.command()
 def serve(
     model: Annotated[
-        str, typer.Option(help="nano, smollm2-135m, or a Hugging Face folder.")
-    ] = "smollm2-135m",
+        str, typer.Option(help="nano, smollm2-135m-instruct, or a Hugging Face folder.")
+    ] = "smollm2-135m-instruct",
     host: Annotated[str, typer.Option(help="Other than loopback needs --api-key-file.")] = (
         "127.0.0.1"
     ),

@@ -21,7 +21,7 @@ def execute(prepared: PreparedSweep, *, address: str | None, json: bool, quiet: 
         print(f"warning: {warning}", file=sys.stderr)
     search = prepared.experiment.search
     with (
-        LiveTable(search.metric, search.direction)
+        LiveTable(search.metric, search.objective_direction)
         if _is_live(quiet)
         else PlainProgress(quiet=quiet) as progress,
         contextlib.redirect_stdout(sys.stderr),  # where Ray's own messages belong

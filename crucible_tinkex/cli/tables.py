@@ -1,4 +1,4 @@
-"""Tables and sentences about a sweep's results, for people."""
+"""Tables and sentences about a sweep's results, for people; made to be read at 80 columns."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crucible_tinkex.leaderboard import Objective, best, ranked
-from crucible_tinkex.registry import FAILED, SweepState, TrialRecord
+from crucible_tinkex.names import short_keys
+from crucible_tinkex.registry import FAILED, LOST, STOPPED, SweepState
+from crucible_tinkex.sweep.leaderboard import Configuration, Objective, best, configurations, tied
+
+SHOWN_ROWS = 40
 
 
 def print_table(table: Table) -> None:
@@ -28,38 +32,77 @@ def plain_console(**options: Any) -> Console:
     return Console(markup=False, emoji=False, **options)
 
 
-def leaderboard_table(state: SweepState) -> Table:
-    """All trials, the best first, with what varied and every held-out metric."""
-    trials = ranked(state)
-    axes = list(dict.fromkeys(k for t in trials for k in t.values))
+def plain_table(**options: Any) -> Table:
+    """Columns two spaces apart, a rule below the head."""
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, **options)
+
+
+def leaderboard_table(state: SweepState, *, width: int = 80) -> Table:
+    """One row per configuration, the best first: what varied, the mean and spread of the objective
+    over the seeds, further metrics as far as they fit in `width`."""
+    rows = configurations(state)
     objective = Objective.of(state)
-    metrics = [objective.metric]
-    metrics += sorted({m for t in trials for m in t.metrics} - set(metrics))
-    many_seeds = len({t.seed for t in trials}) > 1
-    table = Table(title=f"{state.meta['sweep']}: by {objective.metric} ({objective.direction})")
-    for column in ("#", "trial", *axes, *(["seed"] if many_seeds else []), *metrics):
-        table.add_column(column, justify="left" if column == "trial" else "right", no_wrap=True)
-    table.add_column("step", justify="right")
-    table.add_column("state")
+    names = {m for c in rows for t in c.trials for m in objective.metrics(t)}
+    others = sorted(names - {objective.metric})
+    while True:
+        table = _leaderboard(state, rows, [objective.metric, *others])
+        if not others or plain_console(width=500).measure(table).maximum <= width:
+            return table
+        others.pop()
+
+
+def _leaderboard(
+    state: SweepState, rows: Sequence[Configuration], metrics: Sequence[str]
+) -> Table:
+    axes = short_keys(dict.fromkeys(k for c in rows for k in c.values))
+    seeded = any(len(c.trials) > 1 for c in rows)
+    table = plain_table(title=f"{state.meta['sweep']}: by {Objective.of(state)}")
+    for column in ("#", "trial", *axes.values()):
+        table.add_column(column, justify="right", no_wrap=True)
+    for metric in metrics:
+        table.add_column(metric, justify="right", no_wrap=True)
+        if seeded and metric == metrics[0]:
+            table.add_column("seeds", justify="right", no_wrap=True)
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
     winner = best(state)
-    for place, trial in enumerate(trials, 1):
-        row = _row(place, trial, axes, metrics, many_seeds=many_seeds)
-        style = "bold green" if trial is winner else "dim" if trial.reference else None
-        table.add_row(*row, style=style)
+    for place, configuration in enumerate(rows[:SHOWN_ROWS], 1):
+        style = "dim" if configuration.reference else None
+        if winner and configuration.values == winner.values and not configuration.reference:
+            style = "bold green"
+        cells = _row(configuration, list(axes), metrics, seeded=seeded)
+        where = "-" if configuration.reference or not configuration.complete else str(place)
+        table.add_row(where, *cells, style=style)
+    if len(rows) > SHOWN_ROWS:
+        table.caption = f"and {len(rows) - SHOWN_ROWS} more; --json has all"
     return table
 
 
 def _row(
-    place: int, trial: TrialRecord, axes: Sequence[str], metrics: Sequence[str], *, many_seeds: bool
+    found: Configuration, axes: Sequence[str], metrics: Sequence[str], *, seeded: bool
 ) -> list[str | Text]:
-    name = "untrained base model" if trial.reference else f"{trial.index:04d}"
-    cells = [str(place), name, *(_value(trial.values.get(a)) for a in axes)]
-    cells += [str(trial.seed)] if many_seeds else []
-    cells += ["-" if m not in trial.metrics else f"{trial.metrics[m]:.4f}" for m in metrics]
-    return [*cells, f"{trial.step}/{trial.total_steps}", trial.state]
+    trial = found.best_trial
+    name = "base" if found.reference else str(trial.index)
+    cells: list[str | Text] = [name, *(value_text(found.values.get(a)) for a in axes)]
+    for metric in metrics:
+        cells.append(_measured(found, metric))
+        if seeded and metric == metrics[0]:
+            asked = len(found.done) + len(found.missing_seeds)
+            cells.append(f"{len(found.done)}/{asked}" if found.missing_seeds else str(asked))
+    return [*cells, f"{trial.step}/{trial.total_steps}", found.state]
 
 
-def _value(value: Any) -> str:
+def _measured(found: Configuration, metric: str) -> str:
+    values = found.metric(metric)
+    if not values:
+        return "-"
+    mean = f"{sum(values) / len(values):.4f}"
+    if metric == found.objective.metric and found.spread is not None:
+        return f"{mean} ± {found.spread:.4f}"
+    return mean
+
+
+def value_text(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -84,18 +127,31 @@ def _again(resume_at: float) -> str:
 
 
 def verdict(state: SweepState) -> str:
-    """Which configuration is best, against what, and what failed."""
-    objective = Objective.of(state)
+    """Which configuration is best, against what; what was stopped, failed or lost."""
     winner = best(state)
-    lines = []
+    lines = [_best_line(state, winner)] if winner else []
     if winner:
-        config = ", ".join(f"{k} = {_value(v)}" for k, v in winner.values.items())
-        value = winner.metrics[objective.metric]
-        lines.append(f"best: {config or 'the one configuration'}  ({objective.metric} {value:.4f}")
-        base = next((t for t in state.trials.values() if t.reference), None)
-        if base and objective.metric in base.metrics:
-            lines[-1] += f", untrained {base.metrics[objective.metric]:.4f}"
-        lines[-1] += ")"
-    failed = [t for t in state.trials.values() if t.state == FAILED]
-    lines += [f"failed: {t.run_name}: {t.error}" for t in failed]
-    return "\n".join(lines) or "no trial has finished yet"
+        lines += [f"tied with it: {_values(c)}" for c in tied(state, winner)]
+    trials = state.trials.values()
+    stopped = sum(t.state == STOPPED for t in trials)
+    if stopped:
+        lines.append(f"stopped early: {stopped} of {len(trials)} trials")
+    for label in (FAILED, LOST):
+        lines += [f"{label}: {t.run_name}: {t.error}" for t in trials if t.state == label]
+    return "\n".join(lines) or "no configuration is complete yet"
+
+
+def _best_line(state: SweepState, winner: Configuration) -> str:
+    objective = winner.objective
+    value = _measured(winner, objective.metric)
+    seeds = len(winner.done)
+    over = f" over {seeds} seeds" if seeds > 1 else ""
+    base = next((t for t in state.trials.values() if t.reference), None)
+    untrained = objective.value(base) if base else None
+    against = "" if untrained is None else f", untrained {untrained:.4f}"
+    return f"best: {_values(winner)}  ({objective.metric} {value}{over}{against})"
+
+
+def _values(configuration: Configuration) -> str:
+    found = ", ".join(f"{k} = {value_text(v)}" for k, v in configuration.values.items())
+    return found or "the one configuration"

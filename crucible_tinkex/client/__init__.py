@@ -2,7 +2,7 @@
 
 ```
 async with TinkexService("https://...", api_key_file="key") as service:
-    model = await service.create_training(base_model="smollm2-135m", lora=LoraConfig(rank=8))
+    model = await service.create_training(base_model="nano", lora=LoraConfig(rank=8))
     loss = model.forward_backward(batch)        # both are sent before either is awaited
     step = model.optim_step(AdamParams(learning_rate=1e-4))
     print((await loss).metrics, await step, await model.save_state("done"))

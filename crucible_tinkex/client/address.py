@@ -1,15 +1,15 @@
 """The service's address: the rules that a base URL must obey before the key is sent to it.
 
-https, unless the host is this machine (or plain http was allowed by name, for a service on the
-user's own network). No user name in the URL, no query, no link-local host: 169.254.169.254 and
-its kin hand out cloud credentials and are never a training service.
+https, unless the host is this machine, or http was allowed for it (a service on the user's own
+network: the key then crosses it in clear text). No user name in the URL, no query, no link-local
+host: 169.254.169.254 and its kin hand out cloud credentials and are never a training service.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -34,10 +34,11 @@ class Address:
         cls,
         base_url: str | None,
         *,
-        allow_plain_http: bool = False,
+        allow_http: bool | Collection[str] = False,
         environ: Mapping[str, str] | None = None,
     ) -> Address:
-        """Absent `base_url`: TINKER_BASE_URL, else hosted Tinker. Raises `ConfigError`."""
+        """Absent `base_url`: TINKER_BASE_URL, else hosted Tinker. `allow_http`: for every host, or
+        for those named. Raises `ConfigError`."""
         env = os.environ if environ is None else environ
         text = base_url or env.get(BASE_URL_VARIABLE) or PUBLIC_BASE_URL
         try:
@@ -54,10 +55,11 @@ class Address:
             raise ConfigError(f"the service's base_url {text!r} must end with a plain path")
         secure = url.scheme == "https"
         loopback = _is_loopback(host)
-        if not (secure or loopback or allow_plain_http):
+        if not (secure or loopback or _is_allowed(host, allow_http)):
             raise ConfigError(
-                f"the service's base_url {text!r} must use https, because the API key travels "
-                "with every request; allow_plain_http permits http on a network you trust"
+                f"the service's base_url {text!r} must use https: over http the API key crosses "
+                "the network in clear text. On a network you trust, set service.allow_http = "
+                f"[{host!r}] (or true, for any host)"
             )
         return cls(secure, host, port or (443 if secure else 80), url.path.rstrip("/"), loopback)
 
@@ -69,6 +71,12 @@ class Address:
 
     def __str__(self) -> str:
         return f"{'https' if self.secure else 'http'}://{self.authority}{self.prefix}"
+
+
+def _is_allowed(host: str, allowed: bool | Collection[str]) -> bool:
+    if isinstance(allowed, bool):
+        return allowed
+    return host in {name.strip("[]").casefold() for name in allowed}
 
 
 def _is_loopback(host: str) -> bool:

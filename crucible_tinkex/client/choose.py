@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib import import_module
 from typing import Literal, TypeAlias
 
@@ -21,6 +22,7 @@ def open_service(
     base_url: str | None = None,
     *,
     api_key_file: str | None = None,
+    allow_http: bool | Collection[str] = False,
     transport: ServiceTransport = "http",
     settings: ClientSettings | None = None,
     observer: Observer | None = None,
@@ -32,7 +34,11 @@ def open_service(
     """
     if transport == "http":
         return TinkexService(
-            base_url, api_key_file=api_key_file, settings=settings, observer=observer
+            base_url,
+            api_key_file=api_key_file,
+            allow_http=allow_http,
+            settings=settings,
+            observer=observer,
         )
     try:
         sdk = import_module("crucible_tinkex.client.sdk")
@@ -42,11 +48,19 @@ def open_service(
         raise ConfigError(
             "service.transport 'sdk' needs the official SDK: pip install 'crucible-tinkex[sdk]'"
         ) from None
-    made: TrainingService = sdk.SdkService(base_url, api_key_file=api_key_file, settings=settings)
+    made: TrainingService = sdk.SdkService(
+        base_url, api_key_file=api_key_file, allow_http=allow_http, settings=settings
+    )
     return made
 
 
-def hold_back(base_url: str | None, *, api_key_file: str | None, until: float) -> None:
+def hold_back(
+    base_url: str | None,
+    *,
+    api_key_file: str | None,
+    until: float,
+    allow_http: bool | Collection[str] = False,
+) -> None:
     """Let all sessions of this process that share the address and key send nothing before `until`
     (seconds of the Unix clock), because the service asked another process to slow down."""
-    hold_transports(Address.parse(base_url), ApiKey(api_key_file), until)
+    hold_transports(Address.parse(base_url, allow_http=allow_http), ApiKey(api_key_file), until)

@@ -15,7 +15,7 @@ import asyncio
 import copy
 import logging
 import warnings
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import tinker
@@ -62,9 +62,10 @@ class SdkService:
         base_url: str | None = None,
         *,
         api_key_file: str | None = None,
+        allow_http: bool | Collection[str] = False,
         settings: ClientSettings | None = None,
     ) -> None:
-        self.address = Address.parse(base_url)
+        self.address = Address.parse(base_url, allow_http=allow_http)
         self._key = ApiKey(api_key_file)
         self._settings = settings or ClientSettings()
         self._lease: Lease | None = None

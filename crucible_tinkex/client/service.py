@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -52,14 +52,14 @@ class TinkexService:
         base_url: str | None = None,
         *,
         api_key_file: str | Path | None = None,
-        allow_plain_http: bool = False,
+        allow_http: bool | Collection[str] = False,
         tags: Sequence[str] = (),
         user_metadata: Mapping[str, Any] | None = None,
         project_id: str | None = None,
         observer: Observer | None = None,
         settings: ClientSettings | None = None,
     ) -> None:
-        self.address = Address.parse(base_url, allow_plain_http=allow_plain_http)
+        self.address = Address.parse(base_url, allow_http=allow_http)
         self._settings = settings or ClientSettings()
         self._watch = Watch(observer)
         self._live = LiveSession(

@@ -14,9 +14,10 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -29,6 +30,8 @@ from crucible_tinkex.runtime.registry_actor import RegistryActor
 from crucible_tinkex.runtime.session_actor import SessionActor
 from crucible_tinkex.runtime.telemetry_actor import TelemetryActor
 
+T = TypeVar("T")
+
 STORE_BYTES = 256 * 1024 * 1024
 """Ray's object store holds only the tokenised dataset."""
 START_S = 180.0
@@ -38,6 +41,7 @@ STARTS = 2
 POLL_S = 2.0
 LOST_S = 20.0
 """A head that restarts answers again sooner; Ray ends the process after 60 seconds."""
+GRACE_S = 20.0
 ADVICE = "start one with `ray start --head`, or leave the address out to run on this machine"
 
 
@@ -148,6 +152,25 @@ class Runtime:
             " saved is safe: start the cluster again and run the same command to continue"
         )
 
+    async def unless_lost(
+        self, work: Awaitable[T], *, drain: Callable[[], object], grace_s: float = GRACE_S
+    ) -> T:
+        """The result of `work`. Raises `ClusterLostError` when the cluster is lost meanwhile, after
+        `drain` was called and `work` had `grace_s` to save what it can; it is cancelled then."""
+        working = asyncio.ensure_future(work)
+        watching = asyncio.ensure_future(self.watch())
+        try:
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                drain()
+                await asyncio.wait({working}, timeout=grace_s)
+                watching.result()
+            return await working
+        finally:
+            working.cancel()
+            watching.cancel()
+            await asyncio.wait({working, watching}, timeout=1)
+
     def close(self) -> None:
         """End the actors; leave Ray if this runtime started it. Waits for nothing of a cluster that
         is lost: what is left of it ends with this process."""
@@ -232,7 +255,7 @@ async def _listens(host: str, port: int, timeout_s: float) -> bool:
 
 
 @cache
-def _remote(cls: type[Any]) -> Any:
+def _remote(cls: Callable[..., Any]) -> Any:
     """Made once: Ray exports a class to the cluster again for every object like this."""
     return ray.remote(cls)
 

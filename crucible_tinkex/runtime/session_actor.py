@@ -1,6 +1,6 @@
-"""The session actor: one worker process, which holds the live sessions of the sweeps it serves.
+"""The session actor: one worker process, which holds the live sessions of the runs it serves.
 
-It only carries calls to the sessions of a sweep and back; what a session does is no part of it.
+It only carries calls to the `SessionHost` of a run and back; what a session does is no part of it.
 Where the service is, it is told by the driver: its node's own environment is not asked. Imports
 neither torch nor transformers, and no reader or writer of files.
 """
@@ -9,73 +9,113 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ray.actor import ActorHandle
 
-from crucible_tinkex.client.choose import hold_back
-from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.client.interface import TrainingService
+from crucible_tinkex.client.resolved import ResolvedService
+from crucible_tinkex.client.watch import Observer, QueueState, RequestRecord
+from crucible_tinkex.events import EventWriter
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.runtime.outcome import Outcome
-from crucible_tinkex.runtime.sweep_sessions import SweepSessions
-from crucible_tinkex.session import SweepData
-from crucible_tinkex.trial import TrialPlan
+from crucible_tinkex.runtime.handles import RegistryHandle, TelemetryHandle
+from crucible_tinkex.telemetry.sender import BufferedSink
+from crucible_tinkex.training.data import SweepData
+from crucible_tinkex.training.host import SessionHost
+from crucible_tinkex.training.outcome import Outcome
+from crucible_tinkex.training.plan import TrialPlan
 
 
 @dataclass(frozen=True)
-class SweepContext:
-    """What every session of a sweep shares. Holds the key's place, never the key."""
+class RunContext:
+    """What every session of a run shares. Holds the key's place, never the key."""
 
+    run_id: str
     sweep_id: str
     experiment_id: str
     paths: SweepPaths
-    base_url: str
-    """Resolved by the driver: another node's TINKER_BASE_URL may be another service."""
-    api_key_file: str | None
-    transport: Literal["http", "sdk"]
+    service: ResolvedService
     registry: ActorHandle[Any]
     telemetry: ActorHandle[Any]
 
-    def __post_init__(self) -> None:
-        if not (self.base_url or "").startswith(("http://", "https://")):
-            raise ConfigError(f"the service's address is not resolved: {self.base_url!r}")
+
+class _Waits(Observer):
+    """Hears of a session's waits, and passes all on."""
+
+    def __init__(self, run: _Run, observer: Observer) -> None:
+        self._run = run
+        self._observer = observer
+
+    def on_request(self, record: RequestRecord) -> None:
+        self._observer.on_request(record)
+
+    def on_queue_state(self, state: QueueState) -> None:
+        self._run.held_until = max(self._run.held_until, state.resume_at or 0.0)
+        self._observer.on_queue_state(state)
+
+
+class _Run:
+    """The sessions of one run in this process, and how long the service asked them to wait."""
+
+    def __init__(self, context: RunContext, data: SweepData) -> None:
+        self.service = context.service
+        self.held_until = 0.0
+        telemetry = TelemetryHandle(context.telemetry, context.paths)
+        writer = EventWriter(context.sweep_id, context.experiment_id, run_id=context.run_id)
+        self._sink = BufferedSink(writer, telemetry.record)
+        self.sessions = SessionHost(
+            connect=self._connect,
+            registry=RegistryHandle(context.registry, context.paths, context.run_id),
+            sink=self._sink,
+            data=data,
+            sweep=context.paths.root.name,
+        )
+
+    def _connect(self, observer: Observer) -> TrainingService:
+        return self.service.connect(_Waits(self, observer))
+
+    async def aclose(self) -> None:
+        try:
+            await self.sessions.aclose()
+        finally:
+            await self._sink.aclose()
 
 
 class SessionActor:
-    """Reused from trial to trial and from sweep to sweep. Every call names its sweep."""
+    """Reused from trial to trial and from sweep to sweep. Every call names its run."""
 
     def __init__(self) -> None:
-        self._sweeps: dict[str, SweepSessions] = {}
-        self._contexts: dict[str, SweepContext] = {}
+        self._runs: dict[str, _Run] = {}
 
     async def pid(self) -> int:
         return os.getpid()
 
-    async def open(self, context: SweepContext, data: SweepData) -> None:
-        """Make ready for a sweep; the other calls expect it."""
-        self._contexts[context.sweep_id] = context
-        self._sweeps[context.sweep_id] = SweepSessions(context, data)
+    async def open(self, context: RunContext, data: SweepData) -> None:
+        """Make ready for a run; the other calls expect it."""
+        self._runs[context.run_id] = _Run(context, data)
 
-    async def advance(self, sweep_id: str, plan: TrialPlan, to_step: int) -> Outcome:
+    async def ping(self, run_id: str) -> float:
+        """When the run's sessions here may send again (Unix seconds)."""
+        return self._runs[run_id].held_until
+
+    async def advance(self, run_id: str, plan: TrialPlan, to_step: int) -> Outcome:
         """Train a trial up to `to_step`; open its session first if it has none."""
-        return await self._sweeps[sweep_id].advance(plan, to_step)
+        return await self._runs[run_id].sessions.advance(plan, to_step)
 
-    async def release(self, sweep_id: str, trial_id: str, state: str, reason: str | None) -> None:
+    async def release(self, run_id: str, trial_id: str, state: str, reason: str | None) -> None:
         """Close a parked session."""
-        await self._sweeps[sweep_id].release(trial_id, state, reason)
+        await self._runs[run_id].sessions.release(trial_id, state, reason)
 
-    async def drain(self, sweep_id: str) -> None:
-        """Sessions of this sweep finish their step, save, and stop."""
-        self._sweeps[sweep_id].drain()
+    async def drain(self, run_id: str) -> None:
+        """Sessions finish their step, save, and stop."""
+        self._runs[run_id].sessions.drain()
 
-    async def hold_back(self, sweep_id: str, until: float) -> None:
+    async def hold_back(self, run_id: str, until: float) -> None:
         """Send nothing before `until` (Unix seconds)."""
-        context = self._contexts[sweep_id]
-        hold_back(context.base_url, api_key_file=context.api_key_file, until=until)
+        self._runs[run_id].service.hold_back(until)
 
-    async def forget(self, sweep_id: str) -> None:
-        """The sweep is over: leave its sessions, deliver what is left, drop what was kept."""
-        self._contexts.pop(sweep_id, None)
-        sweep = self._sweeps.pop(sweep_id, None)
-        if sweep:
-            await sweep.aclose()
+    async def forget(self, run_id: str) -> None:
+        """The run is over: leave its sessions, deliver what is left, drop what was kept."""
+        run = self._runs.pop(run_id, None)
+        if run is not None:
+            await run.aclose()

@@ -14,7 +14,7 @@ from crucible_tinkex.events import Event
 from crucible_tinkex.names import SweepPaths
 
 if TYPE_CHECKING:
-    from crucible_tinkex.telemetry.recorder import Recorder
+    from crucible_tinkex.telemetry.recorder import Changes, Recorder
 
 
 class TelemetryActor:
@@ -35,6 +35,9 @@ class TelemetryActor:
 
     def snapshot(self, paths: SweepPaths) -> dict[str, dict[str, Any]]:
         return self._recorder(paths).snapshot()
+
+    def changes(self, paths: SweepPaths, since: int) -> Changes:
+        return self._recorder(paths).changes(since)
 
     def close(self, paths: SweepPaths) -> None:
         if paths in self._open:

@@ -6,47 +6,19 @@ before anything runs: a learning rate of 0 in a grid is refused in `plan`, not a
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from crucible_tinkex.config import (
-    NOT_APPLIED,
-    Axis,
-    AxisRange,
-    Experiment,
-    axis_keys,
-)
+from crucible_tinkex.config import Axis, AxisRange, Experiment, is_integer
 from crucible_tinkex.errors import ConfigError
 
 MAX_GRID = 100_000
+LENGTHS = ("train.epochs", "train.max_steps")
 
 Values = dict[str, Any]
 """One configuration: dotted key to value, in the order of the space."""
-
-
-def check_keys(keys: Mapping[str, Any] | list[str]) -> None:
-    """Raise `ConfigError` for a key that cannot vary, naming those that can."""
-    legal = axis_keys()
-    for key in keys:
-        if key in NOT_APPLIED:
-            raise ConfigError(
-                f"search.space: {key!r} cannot vary: the Tinker API does not apply it"
-            )
-        if key not in legal:
-            close = difflib.get_close_matches(key, legal, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ConfigError(
-                f"search.space: unknown axis {key!r}; {hint}legal: {', '.join(sorted(legal))}"
-            )
-
-
-def is_integer(key: str, axis: AxisRange) -> bool:
-    """Whether the axis yields whole numbers."""
-    annotation = str(axis_keys().get(key))
-    return axis.integer or ("int" in annotation and "float" not in annotation)
 
 
 def grid_values(key: str, axis: Axis) -> list[Any]:
@@ -83,7 +55,21 @@ def grid(space: Mapping[str, Axis]) -> Iterator[Values]:
         yield dict(zip(space, point, strict=True))
 
 
-def check_points(experiment: Experiment, points: list[Values]) -> None:
-    """Raise `ConfigError` for the first point that the experiment's rules refuse."""
+def distinct(experiment: Experiment, points: Iterable[Values]) -> list[Values]:
+    """The points that are different trials, the first of each, in order. Raises `ConfigError` for
+    one that the experiment's rules refuse."""
+    found: dict[tuple[object, ...], Values] = {}
     for values in points:
-        experiment.with_values(values)
+        configured = experiment.configured(values)
+        _check_length(configured, values)
+        found.setdefault((configured.lora, configured.optimizer, configured.train), values)
+    return list(found.values())
+
+
+def _check_length(configured: Experiment, values: Values) -> None:
+    varied = [key for key in LENGTHS if key in values]
+    if varied and configured.optimizer.schedule == "constant":
+        raise ConfigError(
+            f'search.space: {varied[0]!r} cannot vary under optimizer.schedule = "constant": the '
+            "longer trial passes through the shorter one; train.eval_every measures both"
+        )

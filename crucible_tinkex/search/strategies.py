@@ -6,39 +6,37 @@ so a resumed sweep finds its trials again.
 
 from __future__ import annotations
 
-from crucible_tinkex.config import Axis, AxisRange, Experiment, SearchSection
+from crucible_tinkex.config import (
+    Axis,
+    AxisRange,
+    Experiment,
+    SearchSection,
+    check_axes,
+    is_integer,
+)
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.search.space import Values, check_keys, check_points, grid, is_integer
+from crucible_tinkex.search.space import Values, distinct, grid
 
 
 def configurations(experiment: Experiment) -> list[Values]:
     """All configurations, distinct, in order. Raises `ConfigError` for an impossible search."""
     search = experiment.search
-    check_keys(search.space)
+    check_axes(search.space)
     if search.strategy == "list":
         points = _listed(search)
     elif search.strategy == "grid":
         points = list(grid(search.space))
     else:
         points = _drawn(search)
-    points = _distinct(points)
-    check_points(experiment, points)
-    return points
+    return distinct(experiment, points)
 
 
 def _listed(search: SearchSection) -> list[Values]:
     if not search.configs:
         raise ConfigError("search.strategy 'list' needs search.configs = [{...}, ...]")
     for config in search.configs:
-        check_keys(config)
+        check_axes(config)
     return [dict(c) for c in search.configs]
-
-
-def _distinct(points: list[Values]) -> list[Values]:
-    seen: dict[tuple[tuple[str, object], ...], Values] = {}
-    for point in points:
-        seen.setdefault(tuple(sorted(point.items())), point)
-    return list(seen.values())
 
 
 def _drawn(search: SearchSection) -> list[Values]:

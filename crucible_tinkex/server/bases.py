@@ -1,4 +1,4 @@
-"""The base models that the server knows: by name (`nano`, `smollm2-135m`) or as a model folder.
+"""The base models that the server knows: by name (`known_bases`) or as a model folder.
 
 Guarantees: `ensure_base` brings the files into the cache or raises `ConfigError`/`StorageError`;
 `load_model` returns a frozen `transformers` causal LM in evaluation mode. Folders of the families
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.names import base_name
 from crucible_tinkex.server import nano, smollm
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text")
@@ -32,8 +34,15 @@ class Base:
     tokenizer_folder: Path
 
 
+KNOWN: Mapping[str, str] = {
+    "nano": "a tiny byte model with made-up weights, for tests",
+    smollm.NAME: smollm.ABOUT,
+}
+"""What each name stands for."""
+
+
 def known_bases() -> tuple[str, ...]:
-    return ("nano", smollm.NAME)
+    return tuple(KNOWN)
 
 
 def cache_folder() -> Path:
@@ -48,6 +57,7 @@ def cache_folder() -> Path:
 def ensure_base(name: str) -> Base:
     """The base of this name or folder, its files present."""
     models_folder = cache_folder() / "models"
+    name = base_name(name)
     if name == "nano":
         folder = models_folder / "nano"
         nano.write_tokenizer(folder)
@@ -60,7 +70,7 @@ def ensure_base(name: str) -> Base:
         path = path.resolve()
         return Base(name, path, path)
     raise ConfigError(
-        f"base model {name!r} is neither known ({', '.join(known_bases())}) "
+        f"base model {name!r} is neither known ({', '.join(KNOWN)}) "
         "nor a folder with config.json, model.safetensors and tokenizer.json"
     )
 

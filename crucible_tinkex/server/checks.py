@@ -17,6 +17,7 @@ import numpy as np
 import crucible_tinkex.client.wire as wire
 from crucible_tinkex.client.proto.tensors import Budget, unfold
 from crucible_tinkex.errors import RequestRejectedError
+from crucible_tinkex.names import base_name
 from crucible_tinkex.server.bodies import OptimizerConfig, OptimStepRequest, SampleRequest
 from crucible_tinkex.server.loss_specs import LOSS_SPECS, WEIGHTS, LossSpec
 from crucible_tinkex.server.operations import (
@@ -47,7 +48,7 @@ def refused(message: str, status: int = 400) -> RequestRejectedError:
 
 
 def base_model(name: str | None, base: BaseInfo) -> None:
-    if name is not None and name != base.name:
+    if name is not None and base_name(name) != base.name:
         raise refused(f"unknown base model {name!r}; this server has {base.name!r}")
 
 

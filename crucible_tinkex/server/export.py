@@ -12,6 +12,7 @@ from pathlib import Path
 
 from safetensors.numpy import load_file, save_file
 
+from crucible_tinkex.names import hub_id
 from crucible_tinkex.server.operations import ALPHA, HEAD
 from crucible_tinkex.server.store import ADAPTER_FILE, MANIFEST_FILE, Manifest
 from crucible_tinkex.storage import storage_errors, write_atomic
@@ -27,7 +28,7 @@ def export_peft(checkpoint: Path, out: Path, *, base_model: str | None = None) -
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model or manifest.base_model,
+        "base_model_name_or_path": base_model or hub_id(manifest.base_model),
         "r": manifest.spec.rank,
         "lora_alpha": ALPHA,
         "target_modules": sorted({n.split(".lora_")[0].rsplit(".", 1)[-1] for n in named}),

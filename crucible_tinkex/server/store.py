@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible_tinkex.errors import RequestRejectedError, StorageError
-from crucible_tinkex.names import TinkerPath
+from crucible_tinkex.names import TinkerPath, base_name
 from crucible_tinkex.server.operations import LoraSpec
 from crucible_tinkex.storage import fsync_folder, storage_errors, write_atomic
 
@@ -56,7 +56,9 @@ class Manifest:
     @classmethod
     def parse(cls, text: str) -> Manifest:
         fields = json.loads(text)
-        return cls(**{**fields, "spec": LoraSpec(**fields["spec"])})
+        fields["spec"] = LoraSpec(**fields["spec"])
+        fields["base_model"] = base_name(fields["base_model"])
+        return cls(**fields)
 
     @property
     def path(self) -> TinkerPath:
@@ -81,7 +83,8 @@ class Store:
         self._root = data_dir / "checkpoints"
         with storage_errors(self._root):
             self._root.mkdir(parents=True, exist_ok=True)
-            self._found = {m.path: m for m in map(_read, self._root.glob("*/*/*/manifest.json"))}
+            whole = self._root.glob("*/*/[!.]*/manifest.json")  # hidden: a save that died midway
+            self._found = {m.path: m for m in map(_read, whole)}
 
     def folder(self, path: TinkerPath) -> Path:
         return self._root / path.run_id.replace(":", "+") / path.kind / path.name
@@ -198,15 +201,21 @@ def _complete(manifest: Manifest, work: Path) -> Manifest:
 
 
 def _publish(work: Path, target: Path) -> None:
-    if target.exists():
-        _remove(target)
+    """What stood there before is deleted only when its successor is durable."""
+    before = _put_aside(target) if target.exists() else None
     os.rename(work, target)
     for folder in (target.parent, target.parent.parent, target.parent.parent.parent):
         fsync_folder(folder)
+    if before:
+        shutil.rmtree(before)
 
 
 def _remove(folder: Path) -> None:
     """Rename first, so that a crash leaves no half of a checkpoint under its name."""
+    shutil.rmtree(_put_aside(folder))
+
+
+def _put_aside(folder: Path) -> Path:
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     os.rename(folder, aside)
-    shutil.rmtree(aside)
+    return aside

@@ -1,18 +1,24 @@
 """The newest numbers of every trial, folded from the event stream, for a live table.
 
-Guarantee: the order in which events of different trials arrive makes no difference, and events of a
-replaced attempt change nothing. It keeps one number per trial and metric name, no history (`query`
-has that), and nothing durable.
+Guarantees: the order in which events of different trials arrive makes no difference; events of a
+replaced attempt change nothing; equal trials of two sweeps are two. `revision` counts the events
+folded in, so a reader that remembers it asks only for what changed since, also after this process
+was replaced. It keeps one number per trial and metric name, no history (`query` has that), and
+nothing durable: `to_json` and `load` are for whoever stores it.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from crucible_tinkex.events import Event
 from crucible_tinkex.telemetry.attempts import resumed_step
+
+Key = tuple[str, str]
+"""`sweep_id`, empty for events of schema 1, and `trial_id`."""
 
 
 @dataclass
@@ -23,6 +29,7 @@ class _Trial:
     state: str = ""
     waiting: dict[str, Any] | None = None
     metrics: dict[str, tuple[int, float]] = field(default_factory=dict)
+    revision: int = 0
 
 
 def wait_of(name: str, extra: str) -> dict[str, Any] | None:
@@ -32,23 +39,38 @@ def wait_of(name: str, extra: str) -> dict[str, Any] | None:
 
 
 class LatestMetrics:
-    """`feed` it events; `snapshot` for a table."""
+    """`feed` it events; `snapshot` or `changes` for a table."""
 
     def __init__(self) -> None:
-        self._trials: dict[str, _Trial] = {}
+        self._trials: dict[Key, _Trial] = {}  # in the order of their last change
+        self.revision = 0
 
     def feed(self, event: Event) -> None:
         """Fold one event in; one of a replaced attempt, or of no trial, is ignored."""
-        if not event.trial_id:
+        if not event.trial_id or event.kind == "example":
             return
-        trial = self._trials.get(event.trial_id)
-        if trial is None:
-            trial = self._trials[event.trial_id] = _Trial()
+        self.revision += 1
+        trial = self._trial((event.sweep_id, event.trial_id))
         if event.kind == "trial_state":  # the controller's, which knows no attempt
             trial.state = event.name or trial.state
             trial.time_us = max(trial.time_us, event.time_us)
         elif event.attempt >= trial.attempt:
             self._fold(trial, event)
+        else:
+            return
+        trial.revision = self.revision
+        self._touch((event.sweep_id, event.trial_id))
+
+    def _trial(self, key: Key) -> _Trial:
+        trial = self._trials.get(key)
+        if trial is None:  # a trial that an older version began goes on under the sweep's own id
+            trial = self._trials.pop(("", key[1]), None) or _Trial()
+            self._trials[key] = trial
+        return trial
+
+    def _touch(self, key: Key) -> None:
+        if next(reversed(self._trials)) != key:
+            self._trials[key] = self._trials.pop(key)
 
     @staticmethod
     def _fold(trial: _Trial, event: Event) -> None:
@@ -74,14 +96,35 @@ class LatestMetrics:
         """`trial_id` to `attempt`, `step`, `time_us`, `state`, `metrics` (name to value) and
         `waiting`: None, or `state`, `reason` and `resume_at` (Unix seconds) of what the service
         keeps it waiting for."""
-        return {
-            trial_id: {
-                "attempt": trial.attempt,
-                "step": trial.step,
-                "time_us": trial.time_us,
-                "state": trial.state,
-                "waiting": trial.waiting,
-                "metrics": {name: value for name, (_, value) in trial.metrics.items()},
-            }
-            for trial_id, trial in self._trials.items()
-        }
+        return self.changes(-1)
+
+    def changes(self, since: int) -> dict[str, dict[str, Any]]:
+        """As `snapshot`, of the trials that changed after revision `since`."""
+        found: dict[str, dict[str, Any]] = {}
+        for (_, trial_id), trial in reversed(self._trials.items()):
+            if trial.revision <= since:
+                break
+            found.setdefault(trial_id, _row(trial))
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        trials = [[*key, asdict(trial)] for key, trial in self._trials.items()]
+        return {"revision": self.revision, "trials": trials}
+
+    def load(self, stored: Mapping[str, Any]) -> None:
+        """Go on from what `to_json` gave."""
+        self.revision = stored["revision"]
+        for sweep_id, trial_id, values in stored["trials"]:
+            values["metrics"] = {name: tuple(pair) for name, pair in values["metrics"].items()}
+            self._trials[sweep_id, trial_id] = _Trial(**values)
+
+
+def _row(trial: _Trial) -> dict[str, Any]:
+    return {
+        "attempt": trial.attempt,
+        "step": trial.step,
+        "time_us": trial.time_us,
+        "state": trial.state,
+        "waiting": trial.waiting,
+        "metrics": {name: value for name, (_, value) in trial.metrics.items()},
+    }

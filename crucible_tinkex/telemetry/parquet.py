@@ -9,7 +9,6 @@ explains itself. Not here: durability of single events (`log`), reading (`query`
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
@@ -23,10 +22,10 @@ import pyarrow.parquet as pq
 from crucible_tinkex.errors import StorageError
 from crucible_tinkex.events import Event
 from crucible_tinkex.storage import fsync_folder, write_atomic
+from crucible_tinkex.version import VERSION
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ROW_GROUP_ROWS = 122_880
-_VERSION = importlib.metadata.version("crucible-tinkex")
 _TIME = pa.timestamp("us", tz="UTC")
 
 _FIELDS: list[Any] = [
@@ -34,6 +33,7 @@ _FIELDS: list[Any] = [
     pa.field("time", _TIME, nullable=False),
     pa.field("kind", pa.string(), nullable=False),
     pa.field("sweep_id", pa.string()),
+    pa.field("run_id", pa.string()),
     pa.field("experiment_id", pa.string()),
     pa.field("trial_id", pa.string()),
     pa.field("attempt", pa.int32()),
@@ -126,7 +126,7 @@ def write_parts(
 
 def _write_part(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:
     about = {
-        "version": _VERSION,
+        "version": VERSION,
         "schema": SCHEMA_VERSION,
         "rows": table.num_rows,
         "sweep_id": pc.max(table["sweep_id"]).as_py(),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ SELECT * FROM events s WHERE kind = 'session_start' AND NOT EXISTS (
     SELECT 1 FROM events e WHERE e.trial_id = s.trial_id AND (e.attempt > s.attempt
     OR (e.attempt = s.attempt AND e.kind = 'session_end')))
 """
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What changed since a revision: `trials` as `Recorder.snapshot` has them."""
+
+    revision: int
+    trials: dict[str, dict[str, Any]]
+    faults: tuple[str, ...] = ()
+    """What is wrong with the views; empty when they show all that the event log has."""
 
 
 class Recorder:
@@ -69,6 +80,10 @@ class Recorder:
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
         return self._latest.snapshot()
+
+    def changes(self, since: int) -> Changes:
+        """The newest values of the trials that changed after revision `since` (-1: all)."""
+        return Changes(self._latest.revision, self._latest.changes(since))
 
     def close(self) -> None:
         self._view.close()

@@ -158,7 +158,23 @@ def test_unsafe_addresses(url: str) -> None:
 
 
 def test_plain_http_by_name() -> None:
-    assert not Address.parse("http://10.0.0.7:8000", allow_plain_http=True).is_loopback
+    assert not Address.parse("http://10.0.0.7:8000", allow_http=True).is_loopback
+    for allowed in (["10.0.0.7"], ("other", "10.0.0.7")):
+        assert str(Address.parse("http://10.0.0.7:8000", allow_http=allowed)).endswith(":8000")
+    assert Address.parse("http://[fd00::7]:8000", allow_http=["[fd00::7]"]).host == "fd00::7"
+
+
+@pytest.mark.parametrize("allowed", [False, (), ("10.0.0.8",)])
+def test_plain_http_is_refused_with_the_setting_that_permits_it(
+    allowed: bool | tuple[str, ...],
+) -> None:
+    with pytest.raises(ConfigError, match=r"clear text.*service\.allow_http = \['10\.0\.0\.7'\]"):
+        Address.parse("http://10.0.0.7:8000", allow_http=allowed)
+
+
+def test_link_local_hosts_are_refused_also_where_http_is_allowed() -> None:
+    with pytest.raises(ConfigError, match="link-local"):
+        Address.parse("http://169.254.169.254", allow_http=True)
 
 
 async def test_redirects_do_not_carry_the_key(scripted: ScriptedService, key: str) -> None:

@@ -100,7 +100,7 @@ async def test_plain_http_is_forwarded(
     async with SmallProxy(scripted.port, authorization=BASIC) as proxy:
         monkeypatch.setenv("http_proxy", f"{USER}127.0.0.1:{proxy.port}")
         url = far(scripted, "http")
-        async with TinkexService(url, allow_plain_http=True, settings=FAST) as service:
+        async with TinkexService(url, allow_http=True, settings=FAST) as service:
             await flow(service)
     assert all(f" {url}/api/v1/" in line for line in proxy.asked)
     assert len(proxy.asked) == len(scripted.requests)
@@ -197,7 +197,7 @@ async def test_a_forwarding_proxy_that_wants_a_password_is_named(
     async with SmallProxy(scripted.port, authorization="Basic other") as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"{USER}127.0.0.1:{proxy.port}")
         url = far(scripted, "http")
-        async with TinkexService(url, allow_plain_http=True, settings=ONCE) as service:
+        async with TinkexService(url, allow_http=True, settings=ONCE) as service:
             with pytest.raises(ServiceUnavailableError, match=r"the proxy http://127.*HTTP 407"):
                 await service.capabilities()
     assert len(proxy.asked) == 1
@@ -260,7 +260,7 @@ def test_which_proxy(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found = proxy_for(Address.parse(url, allow_plain_http=True))
+    found = proxy_for(Address.parse(url, allow_http=True))
     assert (str(found) if found else None) == expected
 
 

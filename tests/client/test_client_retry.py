@@ -285,7 +285,7 @@ async def test_a_name_that_does_not_resolve(
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", scripted.port))]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    address = Address.parse("http://nowhere.test", allow_plain_http=True)
+    address = Address.parse("http://nowhere.test", allow_http=True)
     scripted.on("op", OK)
     for failures in (2, 1000):
         found.clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from service_contract import check_training_service
 
@@ -21,6 +23,7 @@ from crucible_tinkex.errors import (
     SessionLostError,
 )
 from crucible_tinkex.testing import FakeBackend, FakeService, FakeTraining
+from crucible_tinkex.testing.fake_model import VOCABULARY
 
 BATCH = [
     Datum(
@@ -53,7 +56,7 @@ async def test_losses_fall_depend_on_the_rate_and_repeat() -> None:
     assert good == await losses(1e-3)
     assert good[-1] < poor[-1] < wild[-1]
     assert good == sorted(good, reverse=True)
-    assert 7.9 < good[0] < 8.1
+    assert good[0] == pytest.approx(2 * math.log(VOCABULARY))
 
 
 async def test_the_contract() -> None:

@@ -54,7 +54,7 @@ def test_an_unknown_base_is_refused_and_can_be_mended(workspace: Workspace) -> N
     result = workspace.crucible("run", "nano.toml")
     assert result.returncode == 2, result.stderr
     assert "nano" in result.stderr
-    assert "smollm2-135m" in result.stderr
+    assert "smollm2-135m-instruct" in result.stderr
     edit('base = "nan"', 'base = "nano"')(workspace.folder)
     assert workspace.crucible("plan", "nano.toml").returncode == 0
 

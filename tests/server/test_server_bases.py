@@ -14,7 +14,7 @@ from crucible_tinkex.server import bases
 
 
 def test_an_unknown_base_lists_the_known_ones(cache: Path) -> None:
-    with pytest.raises(ConfigError, match="nano, smollm2-135m"):
+    with pytest.raises(ConfigError, match="nano, smollm2-135m-instruct"):
         bases.ensure_base("gpt-9")
 
 
@@ -47,7 +47,7 @@ def test_a_family_that_would_be_trained_wrongly_is_refused(tmp_path: Path) -> No
 @pytest.mark.model
 def test_smollm_knows_the_capital_of_france(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CRUCIBLE_CACHE", raising=False)
-    base = bases.ensure_base("smollm2-135m")
+    base = bases.ensure_base("smollm2-135m-instruct")
     tokenizer = AutoTokenizer.from_pretrained(base.tokenizer_folder)
     prompt = tokenizer.encode("The capital of France is")
     assert prompt == [504, 3575, 282, 4649, 314]

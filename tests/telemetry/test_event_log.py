@@ -72,7 +72,7 @@ def test_numbers_go_on_even_when_the_wal_folder_was_deleted(
 
 
 @pytest.mark.parametrize(
-    "limits", [{"roll_rows": 20}, {"roll_bytes": 3_000}, {"roll_seconds": 15.0}]
+    "limits", [{"roll_rows": 20}, {"roll_bytes": 4_000}, {"roll_seconds": 15.0}]
 )
 def test_each_limit_rolls_by_itself(
     events_folder: Path, writer: EventWriter, limits: dict[str, float]

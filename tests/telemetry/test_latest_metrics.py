@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 
 from event_trials import Trial
 
@@ -83,3 +85,45 @@ def test_waiting_ends_with_the_wait_or_the_attempt(trial: Trial) -> None:
     latest.feed(trial.start(2, 0))
     latest.feed(wait(1, "paused_capacity"))
     assert seen() is None
+
+
+def test_equal_trials_of_two_sweeps_are_two() -> None:
+    latest = LatestMetrics()
+    one, other = Trial("t1"), Trial("t1")
+    other.writer.sweep_id = "other"
+    for event in (one.loss(1, 4, 4.0), other.start(2, 0), one.loss(1, 5, 5.0)):
+        latest.feed(event)
+    assert latest.snapshot()["t1"]["metrics"] == {"train/nll": 5.0}
+
+
+def test_a_trial_that_an_older_version_began_goes_on(trial: Trial) -> None:
+    latest = LatestMetrics()
+    for event in (trial.loss(1, 4, 4.0), trial.loss(1, 4, 0.5, "eval/nll")):
+        latest.feed(dataclasses.replace(event, sweep_id=""))
+    latest.feed(trial.start(2, 4))
+    row = latest.snapshot()["t1"]
+    assert (row["attempt"], row["metrics"]) == (2, {"train/nll": 4.0, "eval/nll": 0.5})
+
+
+def test_only_what_changed_is_told() -> None:
+    latest = LatestMetrics()
+    trials = [Trial("a"), Trial("b"), Trial("c")]
+    for t in trials:
+        latest.feed(t.loss(1, 1, 1.0))
+    seen = latest.revision
+    assert set(latest.changes(-1)) == {"a", "b", "c"}
+    assert latest.changes(seen) == {}
+    latest.feed(trials[1].loss(1, 2, 2.0))
+    assert set(latest.changes(seen)) == {"b"}
+
+
+def test_what_was_stored_goes_on(trial: Trial) -> None:
+    latest, again = LatestMetrics(), LatestMetrics()
+    events = [trial.start(1, 0), trial.loss(1, 1, 1.0), Trial("t2").loss(1, 3, 3.0)]
+    for event in events:
+        latest.feed(event)
+    again.load(json.loads(json.dumps(latest.to_json())))
+    assert again.snapshot() == latest.snapshot()
+    seen = latest.revision
+    again.feed(trial.loss(1, 2, 2.0))
+    assert set(again.changes(seen)) == {"t1"}

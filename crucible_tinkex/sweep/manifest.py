@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import platform
+import uuid
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from crucible_tinkex.preparation import PreparedSweep
 from crucible_tinkex.storage import write_atomic
+from crucible_tinkex.sweep.preparation import PreparedSweep
+from crucible_tinkex.version import VERSION
 
-PACKAGES = ("crucible-tinkex", "ray", "httpx", "pydantic", "pyarrow", "torch", "transformers")
+PACKAGES = ("ray", "httpx", "pydantic", "pyarrow", "torch", "transformers")
 
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide results; those not installed are left out."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "crucible-tinkex": VERSION}
     for package in PACKAGES:
         try:
             found[package] = version(package)
@@ -25,16 +27,17 @@ def versions() -> dict[str, str]:
 
 
 def write_manifest(prepared: PreparedSweep) -> dict[str, Any]:
-    """Write both files if the sweep is new; return the sweep's metadata."""
+    """Write both files if the sweep is new or asks for something else; return its metadata."""
+    existing = prepared.existing
     meta = {
         "sweep": prepared.name,
-        "identity": prepared.identity,
+        "sweep_id": (existing and existing.sweep_id) or f"{prepared.name}-{uuid.uuid4().hex[:8]}",
         "fingerprint": prepared.fingerprint,
-        "experiment": prepared.experiment.model_dump(mode="json"),
+        "experiment": prepared.experiment.stored(prepared.paths.root),
         "versions": versions(),
         "not_applied": prepared.experiment.not_applied(),
     }
-    if not prepared.started:
+    if existing is None or prepared.amendments:
         if prepared.source is not None:
             write_atomic(prepared.paths.experiment, prepared.source.encode())
         write_atomic(prepared.paths.resolved, json.dumps(meta, indent=2).encode())

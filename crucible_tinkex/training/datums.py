@@ -1,4 +1,4 @@
-"""From tokenised rows to the protocol's datums."""
+"""From tokenised rows to the protocol's datums, and back from its outputs to the rows' tokens."""
 
 from __future__ import annotations
 
@@ -24,8 +24,3 @@ def datum(data: TokenisedDataset, row: int) -> Datum:
 def total_weight(data: Sequence[Datum]) -> float:
     """Sum of loss weights, at least a tiny amount so that means stay finite."""
     return max(sum(sum(d.loss_fn_inputs["weights"].data) for d in data), 1e-12)
-
-
-def token_count(data: Sequence[Datum]) -> int:
-    """Input tokens, which is what a service bills."""
-    return sum(len(chunk.tokens) for d in data for chunk in d.model_input.chunks)

@@ -1,0 +1,48 @@
+"""The experiment file: one module a section, and what can be said of a whole declaration."""
+
+from crucible_tinkex.config.axes import (
+    AXIS_SECTIONS,
+    Axis,
+    AxisRange,
+    AxisValue,
+    axis_keys,
+    check_axes,
+    is_integer,
+)
+from crucible_tinkex.config.data import DataSection, EvaluationSection
+from crucible_tinkex.config.experiment import Experiment, parse_assignment
+from crucible_tinkex.config.model import NOT_APPLIED, LoraSection, ModelSection
+from crucible_tinkex.config.run import RunSection
+from crucible_tinkex.config.search import SearchSection, StoppingSection
+from crucible_tinkex.config.section import Section
+from crucible_tinkex.config.service import EMBEDDED, ServiceSection
+from crucible_tinkex.config.train import OptimizerSection, TrainSection
+
+__all__ = [  # noqa: RUF022  (in groups)
+    # the whole
+    "Experiment",
+    "parse_assignment",
+    # sections
+    "Section",
+    "DataSection",
+    "EvaluationSection",
+    "LoraSection",
+    "ModelSection",
+    "OptimizerSection",
+    "RunSection",
+    "SearchSection",
+    "ServiceSection",
+    "StoppingSection",
+    "TrainSection",
+    # axes
+    "AXIS_SECTIONS",
+    "Axis",
+    "AxisRange",
+    "AxisValue",
+    "axis_keys",
+    "check_axes",
+    "is_integer",
+    # words
+    "EMBEDDED",
+    "NOT_APPLIED",
+]

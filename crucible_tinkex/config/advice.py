@@ -1,0 +1,97 @@
+"""What a careful colleague would say about an experiment that is valid and may still be a mistake.
+
+Nothing here refuses. Each warning is one sentence that begins with the key it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from crucible_tinkex.config.axes import AxisRange
+from crucible_tinkex.config.search import SearchSection
+from crucible_tinkex.config.train import TrainSection
+from crucible_tinkex.metrics import objective
+
+if TYPE_CHECKING:
+    from crucible_tinkex.config.experiment import Experiment
+
+SAMPLED = ("random",)
+"""Strategies that draw `trials` points from the space."""
+
+
+def advise(
+    experiment: Experiment, *, rows: int | None = None, tokens: int | None = None
+) -> Iterator[str]:
+    """All warnings; those on sizes need `rows` of training, with `tokens` in all of them."""
+    for key in experiment.not_applied():
+        yield f"{key} is not applied by the Tinker API"
+    service = experiment.service
+    if service.allow_http and not (service.base_url or "http://").startswith("https://"):
+        yield "service.allow_http: the API key may cross the network in clear text"
+    yield from _on_search(experiment.search)
+    if rows is not None:
+        for train in _train_variants(experiment):
+            yield from _on_size(train, rows, tokens)
+        yield from _on_warmup(experiment, rows)
+
+
+def _on_search(search: SearchSection) -> Iterator[str]:
+    best = objective(search.metric).direction
+    if search.direction not in (None, best):
+        yield (
+            f"search.direction = {search.direction!r} calls the worst {search.metric} the best; "
+            f"leave it out for {best!r}"
+        )
+    if search.strategy in SAMPLED:
+        yield from _on_trials(search)
+    elif search.trials is not None:
+        yield f"search.trials has no effect on strategy {search.strategy!r}"
+    if search.configs and search.strategy != "list":
+        yield f"search.configs has no effect on strategy {search.strategy!r}; 'list' runs them"
+    if search.space and search.strategy == "list":
+        yield "search.space has no effect on strategy 'list', which runs search.configs"
+
+
+def _on_trials(search: SearchSection) -> Iterator[str]:
+    points = search.points
+    if search.space and points is not None and search.trials and search.trials > points:
+        yield f"search.trials = {search.trials}, but the space has only {points} points: all run"
+
+
+def _train_variants(experiment: Experiment) -> Iterator[TrainSection]:
+    """The train section with every batch size of the search; of a range, its ends."""
+    sizes = dict.fromkeys(_values(experiment.search, "train.batch_size"))
+    for size in sizes or [experiment.train.batch_size]:
+        yield experiment.train.model_copy(update={"batch_size": int(size)})
+
+
+def _values(search: SearchSection, key: str) -> list[Any]:
+    if search.strategy == "list":
+        return [config[key] for config in search.configs if key in config]
+    axis = search.space.get(key, ())
+    return [axis.low, axis.high] if isinstance(axis, AxisRange) else list(axis)
+
+
+def _on_size(train: TrainSection, rows: int, tokens: int | None) -> Iterator[str]:
+    size = train.batch_size
+    if size > rows:
+        each = f" of about {tokens * size // rows:,} tokens" if tokens else ""
+        yield (
+            f"train.batch_size = {size} is more than the {rows} training rows: "
+            f"one step{each} sees each row {size / rows:.1f} times"
+        )
+    if train.steps(rows) == 1:
+        yield (
+            f"train.batch_size = {size} makes a single step of {rows} training rows; "
+            "a smaller batch, more epochs or max_steps give more"
+        )
+
+
+def _on_warmup(experiment: Experiment, rows: int) -> Iterator[str]:
+    steps, warmup = experiment.train.steps(rows), experiment.optimizer.warmup_steps
+    if warmup >= steps:
+        yield (
+            f"optimizer.warmup_steps = {warmup} is not less than the {steps} steps of a trial: "
+            "the learning rate never leaves the warm-up"
+        )

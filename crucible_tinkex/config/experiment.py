@@ -1,0 +1,166 @@
+"""The experiment: what a researcher declares, as one validated, frozen tree of pydantic models.
+
+Guarantees: unknown keys are refused with the legal ones listed; every value is checked before any
+service is asked; the same declaration always has the same identity. It is not the place for
+secrets (the API key never enters a config) nor for anything that is measured.
+
+Paths are absolute in memory. Those of an experiment file, and of `--set`, which edits it, start
+from the file's folder; those given to Python or `--storage`, and the default storage `runs`, start
+from the current folder.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from crucible_tinkex.config.advice import advise
+from crucible_tinkex.config.data import DataSection, EvaluationSection
+from crucible_tinkex.config.identity import amendments, contradictions, trial_settings
+from crucible_tinkex.config.model import NOT_APPLIED, LoraSection, ModelSection
+from crucible_tinkex.config.problems import explain
+from crucible_tinkex.config.run import RunSection
+from crucible_tinkex.config.search import SearchSection
+from crucible_tinkex.config.section import Section, get_dotted, set_dotted
+from crucible_tinkex.config.service import ServiceSection
+from crucible_tinkex.config.storing import stored, unstored
+from crucible_tinkex.config.train import OptimizerSection, TrainSection
+from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.names import check_segment, digest
+
+
+class Experiment(Section):
+    """The whole declaration."""
+
+    name: str
+    """Of the sweep and its folder; by default that of the file."""
+    service: ServiceSection = ServiceSection()
+    model: ModelSection
+    lora: LoraSection = LoraSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    data: DataSection
+    train: TrainSection = TrainSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    search: SearchSection = SearchSection()
+    run: RunSection = Field(default_factory=RunSection)
+
+    @field_validator("name")
+    @classmethod
+    def _safe_name(cls, name: str) -> str:
+        try:
+            return check_segment(name, what="name")
+        except ConfigError as e:
+            raise ValueError(e.message) from None
+
+    @classmethod
+    def from_toml(
+        cls, path: str | Path, *, overrides: Mapping[str, Any] | None = None
+    ) -> Experiment:
+        """Read an experiment file; `overrides` are dotted keys. Raises `ConfigError`."""
+        path = Path(path)
+        raw = _read(path)
+        raw.setdefault("name", path.stem)
+        for key, value in (overrides or {}).items():
+            set_dotted(raw, key, value)
+        return cls.build(raw, source=str(path), folder=path.parent)
+
+    @classmethod
+    def build(
+        cls, raw: Mapping[str, Any], *, source: str = "experiment", folder: Path | None = None
+    ) -> Experiment:
+        """Validate plain data, whose paths start from `folder` (by default the current one).
+        Raises `ConfigError` that lists every problem."""
+        try:
+            return cls.model_validate(dict(raw), context={"folder": folder})
+        except ValidationError as e:
+            raise ConfigError(explain(e, source=source, model=cls)) from None
+
+    def stored(self, folder: Path) -> dict[str, Any]:
+        """JSON values that `loaded` reads again, wherever the sweep's `folder` is moved."""
+        return stored(self, folder)
+
+    @classmethod
+    def loaded(cls, raw: Mapping[str, Any], folder: Path, *, source: str = "") -> Experiment:
+        """The experiment of the sweep that is now in `folder`. Raises `ConfigError`."""
+        return cls.build(unstored(dict(raw), folder), source=source or str(folder))
+
+    def configured(self, values: Mapping[str, Any]) -> Experiment:
+        """The experiment of one trial: dotted keys replaced and validated, and of the search only
+        what ranks. Raises `ConfigError`."""
+        changes: dict[str, dict[str, Any]] = {}
+        for key, value in values.items():
+            section, _, name = key.partition(".")
+            changes.setdefault(section, {})[name] = value
+        sections = {name: self._changed(name, fields) for name, fields in changes.items()}
+        search = self.search
+        ranks = SearchSection(metric=search.metric, direction=search.direction, at=search.at)
+        return self.model_copy(update={**sections, "search": ranks})
+
+    def _changed(self, name: str, fields: Mapping[str, Any]) -> Section:
+        section = getattr(self, name, None)
+        if not isinstance(section, Section):
+            raise ConfigError(f"search space: there is no section {name!r}")
+        try:
+            return type(section).model_validate({**dict(section), **fields})
+        except ValidationError as e:
+            raise ConfigError(
+                explain(e, source="search space", model=type(section), section=name)
+            ) from None
+
+    def warnings(self, *, rows: int | None = None, tokens: int | None = None) -> list[str]:
+        """What is allowed and may be a mistake. `rows` and `tokens` of the training data, where
+        they are known, add warnings on sizes."""
+        return list(advise(self, rows=rows, tokens=tokens))
+
+    def trial_settings(self, *, total_steps: int, reference: bool = False) -> dict[str, Any]:
+        """See `identity.trial_settings`."""
+        return trial_settings(self, total_steps=total_steps, reference=reference)
+
+    def amendments(self, old: Experiment) -> list[str]:
+        """Dotted keys in which this differs from `old` and that a sweep may change."""
+        return amendments(self, old)
+
+    def contradictions(self, old: Experiment) -> list[str]:
+        """Dotted keys in which this differs from `old` and that a sweep may not change."""
+        return contradictions(self, old)
+
+    def identity(self, data_fingerprint: str) -> str:
+        """Equal for experiments that do the same work, wherever and however wide they run."""
+        content = self.model_dump(
+            mode="json", exclude={"name": True, "run": True}, exclude_none=True
+        )
+        content["service"] = {"base_url": self.service.base_url, "dtype": self.service.dtype}
+        content["data"] = {"fingerprint": data_fingerprint}
+        return digest(content, 16)
+
+    def not_applied(self) -> list[str]:
+        """Keys that were given and that the Tinker API cannot take."""
+        given = self.model_dump(exclude_none=True)
+        return [k for k in NOT_APPLIED if get_dotted(given, k) is not None]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        # Windows editors put a byte order mark in front.
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"no experiment file {path}") from None
+    except OSError as e:
+        raise ConfigError(f"cannot read {path}: {e.strerror}") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path} is not valid TOML: {e}") from e
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`key=value` of `--set`; the value is TOML, or a plain string if it is not."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {text!r} must have the form key=value")
+    try:
+        return key.strip(), tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value

@@ -1,0 +1,70 @@
+"""What is wrong with a declaration, in words: file, key, what is wrong, what would be right."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from crucible_tinkex.config.axes import AxisRange
+
+_MEMBERS = {"range", "values", "bool", "int", "float", "str"}
+"""Names that pydantic gives to members of a union, which are no keys."""
+
+
+def explain(
+    error: ValidationError, *, source: str, model: type[BaseModel], section: str = ""
+) -> str:
+    """Every problem of a `model` on a line of its own; `section` is where the model stands."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for detail in error.errors(include_url=False):
+        found.setdefault(_key(detail, section), []).append(detail)
+    return "\n".join(f"{source}: {_explain(k, d, model)}" for k, d in found.items())
+
+
+def _key(detail: Mapping[str, Any], section: str) -> str:
+    parts = [str(p) for p in detail["loc"] if not _is_member(p)]
+    return ".".join([section, *parts] if section else parts)
+
+
+def _is_member(part: int | str) -> bool:
+    return isinstance(part, str) and (part in _MEMBERS or "[" in part)
+
+
+def _explain(key: str, details: Sequence[Mapping[str, Any]], model: type[BaseModel]) -> str:
+    detail = details[0]
+    if detail["type"] == "extra_forbidden":
+        location = [str(p) for p in detail["loc"] if not _is_member(p)]
+        legal = _legal_keys(model, location[:-1])
+        close = difflib.get_close_matches(location[-1], legal, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"unknown key {key!r}; {hint}legal here: {', '.join(legal)}"
+    if detail["type"] == "missing":
+        return f"missing key {key!r}"
+    message = ", or ".join(dict.fromkeys(_message(d) for d in details))
+    return f"{key}: {message} (got {detail['input']!r})"
+
+
+def _message(detail: Mapping[str, Any]) -> str:
+    text: str = detail["msg"]
+    text = text.removeprefix("Value error, ").replace("Tuple should", "List should")
+    return text.replace("a valid tuple", "a list").replace("a valid dictionary", "a table")
+
+
+def _legal_keys(model: Any, location: Sequence[str]) -> list[str]:
+    inside_space = list(location[:2]) == ["search", "space"]
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return sorted(AxisRange.model_fields) if inside_space else []
+        model = _model_of(field.annotation)
+    return sorted(getattr(model, "model_fields", {}))
+
+
+def _model_of(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((a for a in get_args(annotation) if hasattr(a, "model_fields")), annotation)
+    return annotation

@@ -1,0 +1,34 @@
+"""`[run]`: how wide and where; nothing here decides a number."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from crucible_tinkex.config.section import AnchoredPath, Section
+
+DEFAULT_STORAGE = "runs"
+
+
+class RunSection(Section):
+    """How wide and where."""
+
+    executor: Literal["ray", "local"] = "ray"
+    """Session processes on Ray, or all sessions in this process (debugging, notebooks)."""
+    max_concurrent: int = Field(default=8, ge=1, le=10_000)
+    """Sessions that train at the same time."""
+    sessions_per_actor: int | Literal["auto"] = 1
+    """Sessions that share one Ray actor process; "auto" packs them on one actor per core."""
+    max_attempts: int = Field(default=5, ge=1)
+    """How often a trial is tried without progress when its actor or its session is lost."""
+    storage: AnchoredPath = Field(default_factory=lambda: os.path.abspath(DEFAULT_STORAGE))
+    """Folder of the sweeps: in a file, relative to it; by default `runs` in the current folder."""
+
+    @field_validator("sessions_per_actor")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1")
+        return value

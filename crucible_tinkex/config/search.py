@@ -1,0 +1,113 @@
+"""`[search]`: which configurations are tried, by what they are ranked, when one is stopped early.
+
+Declared and checked here; drawing configurations is `search`, stopping is the controller's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from crucible_tinkex.config.axes import AXIS_SECTIONS, Axis, AxisValue, points_of
+from crucible_tinkex.config.section import Section
+from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.metrics import Direction, objective
+
+
+class StoppingSection(Section):
+    """When a trial that lags behind is ended before its last step."""
+
+    rule: Literal["none", "halving"] = "none"
+    """`halving`: at each rung the best `1 / eta` go on (successive halving)."""
+    eta: int = Field(default=3, ge=2)
+    """How much rarer trials become, and how much longer they train, from rung to rung."""
+    first_rung: int | None = Field(default=None, ge=1)
+    """Step of the first decision; by default it follows from `eta` and the trials' steps."""
+
+
+class SearchSection(Section):
+    """Which configurations are tried and by what they are ranked."""
+
+    strategy: Literal["grid", "list", "random"] = "grid"
+    """All points of the space, those of `configs`, or `trials` points drawn from the space."""
+    trials: int | None = Field(default=None, ge=1, le=100_000)
+    """How many configurations the sampled strategies draw."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the sampled strategies."""
+    metric: str = "eval/nll"
+    """What ranks: `eval/nll`, `eval/accuracy` or `train/nll`."""
+    direction: Direction | None = None
+    """Which way is better; by default the metric's own."""
+    at: Literal["final", "best"] = "final"
+    """The step that counts: a trial's last, or its best evaluated one that has a checkpoint."""
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Every configuration runs once per seed (adapter initialisation and data order)."""
+    space: dict[str, Axis] = Field(default_factory=dict)
+    """Dotted key to a list of values or a range."""
+    configs: tuple[dict[str, AxisValue], ...] = ()
+    """The configurations of strategy `list`: tables of dotted keys."""
+    reference: bool = True
+    """Also evaluate the untrained base model, as a row to compare with."""
+    stopping: StoppingSection = StoppingSection()
+
+    @field_validator("metric")
+    @classmethod
+    def _is_objective(cls, name: str) -> str:
+        try:
+            return objective(name).name
+        except ConfigError as e:
+            raise ValueError(e.message) from None
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds) or any(s < 0 for s in seeds):
+            raise ValueError("seeds must be distinct and not negative")
+        return seeds
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _dotted_space(cls, space: Any) -> Any:
+        return _flat(space) if isinstance(space, Mapping) else space
+
+    @field_validator("configs", mode="before")
+    @classmethod
+    def _dotted_configs(cls, configs: Any) -> Any:
+        if not isinstance(configs, list | tuple):
+            return configs
+        return [_flat(c) if isinstance(c, Mapping) else c for c in configs]
+
+    @property
+    def objective_direction(self) -> Direction:
+        """Which way is better: as declared, else as the catalogue has it."""
+        return self.direction or objective(self.metric).direction or "min"
+
+    @property
+    def points(self) -> int | None:
+        """How many distinct points the space has; None if an axis is continuous."""
+        counts = [points_of(key, axis) for key, axis in self.space.items()]
+        return None if None in counts else math.prod(c for c in counts if c is not None)
+
+
+def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """TOML reads an unquoted `lora.rank = [8]` as nested tables; so does `--set`. The later wins,
+    and a table goes into the table of that key."""
+    flat: dict[str, Any] = {}
+    for key, value in _axes(tables):
+        old = flat.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            flat[key] = {**old, **value}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _axes(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in tables.items():
+        if key in AXIS_SECTIONS and isinstance(value, Mapping):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield key, value

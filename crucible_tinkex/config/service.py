@@ -1,0 +1,48 @@
+"""`[service]`: where training happens. Holds the place of the API key, never the key."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from crucible_tinkex.config.section import AnchoredPath, Section
+
+EMBEDDED = "embedded"
+
+
+class ServiceSection(Section):
+    """Where training happens."""
+
+    base_url: str | None = None
+    """`"embedded"` starts the local server; otherwise an https address. By default the environment
+    variable TINKER_BASE_URL, else hosted Tinker."""
+    allow_http: bool | tuple[str, ...] = False
+    """Permit an http address that is not this machine: `true`, or a list of the hosts it holds for.
+    The API key then crosses the network in clear text: only for a network you trust."""
+    api_key_file: AnchoredPath | None = None
+    """A file that holds the key; otherwise the environment variable TINKER_API_KEY."""
+    transport: Literal["http", "sdk"] = "http"
+    """Our own client, or the official `tinker` SDK (extra `[sdk]`)."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Embedded server: number format of the frozen base."""
+    threads: int | None = Field(default=None, ge=1)
+    """Embedded server: CPU threads (default: all cores)."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _embedded_or_url(cls, value: str | None) -> str | None:
+        if value is None or value == EMBEDDED or _is_url(value):
+            return value
+        close = difflib.get_close_matches(value.casefold(), (EMBEDDED,), n=1)
+        hint = f"did you mean {EMBEDDED!r}? " if close else ""
+        raise ValueError(f"{hint}it must be {EMBEDDED!r} or https://HOST[:PORT][/PATH]")
+
+    @property
+    def embedded(self) -> bool:
+        return self.base_url == EMBEDDED
+
+
+def _is_url(value: str) -> bool:
+    return value.strip().casefold().startswith(("http://", "https://"))

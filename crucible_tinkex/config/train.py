@@ -1,0 +1,64 @@
+"""`[optimizer]` and `[train]`: how a step learns, and how many there are."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from crucible_tinkex.config.section import Section
+from crucible_tinkex.datasets.order import total_steps
+
+DEFAULT_EPOCHS = 1.0
+
+
+class OptimizerSection(Section):
+    """AdamW as the Tinker API defines it; defaults are the official SDK's."""
+
+    learning_rate: float = Field(default=1e-4, gt=0, le=10)
+    """Peak rate."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the second moment."""
+    eps: float = Field(default=1e-12, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled decay per step, times the learning rate."""
+    grad_clip_norm: float = Field(default=0.0, ge=0)
+    """Largest global gradient norm; 0 switches clipping off. Losses are sums over tokens, so norms
+    of hundreds are usual."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate goes on after the warm-up; the other two decay to 0 at the trial's end."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the rate rises linearly to its peak."""
+
+
+class TrainSection(Section):
+    """How long and in which portions. `epochs` and `max_steps`: the smaller of those given; 1 epoch
+    if neither is."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training rows; not more than `max_steps`."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps; alone, exactly so many."""
+    batch_size: int = Field(default=8, ge=1, le=65536)
+    """Rows per step."""
+    max_length: int = Field(default=512, ge=2)
+    """Longest row in tokens."""
+    loss: Literal["cross_entropy"] = "cross_entropy"
+    """Summed over the learnt tokens of a batch."""
+    checkpoint_every: int = Field(default=50, ge=0)
+    """Steps between resumable checkpoints; the final step is always saved. 0: only the final."""
+    eval_every: int = Field(default=0, ge=0)
+    """Steps between evaluations; the final step is always evaluated. 0: only the final."""
+    submit_ahead: int = Field(default=1, ge=0, le=8)
+    """Steps that are sent before the result of an earlier one is awaited."""
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps of a trial over `rows` training rows."""
+        if self.epochs is None and self.max_steps is not None:
+            return self.max_steps
+        epochs = DEFAULT_EPOCHS if self.epochs is None else self.epochs
+        passes = total_steps(rows, epochs=epochs, batch_size=self.batch_size)
+        return passes if self.max_steps is None else min(passes, self.max_steps)

@@ -1,0 +1,46 @@
+"""The sweep's memory: trials, attempts, decisions, checkpoints and results, folded from a journal.
+
+The journal is the truth; `SweepState` is what it folds to; `Registry` is its one writer. Nothing
+here knows Ray: an actor, or the driver itself, owns a `Registry`.
+"""
+
+from crucible_tinkex.registry.records import (
+    DONE,
+    FAILED,
+    LOST,
+    PAUSED,
+    PENDING,
+    RUNNING,
+    STOPPED,
+    TERMINAL,
+    AttemptGrant,
+    CheckpointRecord,
+    Decision,
+    Spent,
+    TrialRecord,
+)
+from crucible_tinkex.registry.registry import ControlPort, Registry, RegistryPort
+from crucible_tinkex.registry.state import SweepState
+
+__all__ = [  # noqa: RUF022  (in groups)
+    # states of a trial
+    "PENDING",
+    "RUNNING",
+    "PAUSED",
+    "DONE",
+    "STOPPED",
+    "FAILED",
+    "LOST",
+    "TERMINAL",
+    # records
+    "AttemptGrant",
+    "CheckpointRecord",
+    "Decision",
+    "Spent",
+    "TrialRecord",
+    # the whole
+    "ControlPort",
+    "Registry",
+    "RegistryPort",
+    "SweepState",
+]

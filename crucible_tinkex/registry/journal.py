@@ -1,0 +1,93 @@
+"""The journal: versioned JSON records in a framed log, written by one run at a time.
+
+Each opening writes a segment of its own, whose first record (`run`) names the run, its epoch and
+how long the segment before it was. That one note does two things: what an older writer still adds
+behind it is no part of the journal, and a segment that became shorter is noticed. So two writers
+can never both be believed, also where the lock was lost (network file systems); the older one is
+told by `StaleEpochError` at its next write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crucible_tinkex.errors import CorruptLogError, StorageError
+from crucible_tinkex.storage import SegmentLog, read_segment, segment_number, segments
+
+VERSION = 2
+
+
+def read_records(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every record, oldest first. Safe while a run appends. Raises `CorruptLogError`."""
+    files = segments(folder)
+    limits = dict(limit for limit in map(_follows, files) if limit)
+    for path in files:
+        for record in read_segment(path, limit=limits.get(segment_number(path))):
+            yield _parsed(record, path)
+
+
+def _follows(path: Path) -> tuple[int, int] | None:
+    """The number and the valid length of the segment before this one, as its first record says."""
+    for record in read_segment(path):
+        follows = _parsed(record, path).get("follows")
+        return (follows[0], follows[1]) if follows else None
+    return None
+
+
+def _parsed(record: bytes, path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(record)
+    except ValueError as e:
+        raise CorruptLogError(f"{path} holds a record that is not JSON: {e}") from e
+    return found
+
+
+class JournalWriter:
+    """Appends records; calls that wait at the same time share one fsync."""
+
+    def __init__(self, folder: Path) -> None:
+        self._log = SegmentLog(folder, mark=True, fenced=True)
+        self.follows = self._log.previous
+        self._staged: list[bytes] = []
+        self._turn = asyncio.Lock()
+        self._written = 0
+        self._failure: StorageError | None = None
+        self._count = 0
+
+    def stage(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Take records that the next `flush` makes durable."""
+        self._staged += [json.dumps(r).encode() for r in records]
+        self._count += len(records)
+
+    def write(self) -> None:
+        """Make durable what is staged. After a failure nothing is ever written again: what was
+        folded and could not be remembered must not go on."""
+        if self._failure:
+            raise self._failure
+        batch, self._staged = self._staged, []
+        try:
+            if batch:
+                self._log.append(batch)
+        except StorageError as e:
+            self._failure = e
+            raise
+        self._written += len(batch)
+
+    async def flush(self) -> None:
+        """Return when all that was staged before this call is durable."""
+        wanted = self._count
+        async with self._turn:
+            if self._written < wanted or self._failure:
+                await asyncio.to_thread(self.write)
+
+    @property
+    def written(self) -> int:
+        """Records of this opening that are durable."""
+        return self._written
+
+    def close(self) -> None:
+        self._log.close()

@@ -1,0 +1,142 @@
+"""What the journal tells about: trials, attempts, decisions, checkpoints, spend.
+
+Values that cross processes are frozen; `TrialRecord` alone grows, and only inside `SweepState`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+PENDING, RUNNING, PAUSED = "pending", "running", "paused"
+DONE, STOPPED, FAILED, LOST = "done", "stopped", "failed", "lost"
+TERMINAL = (DONE, STOPPED, FAILED, LOST)
+"""done: all its steps; stopped: by a rule, a budget or a person; failed: its own fault; lost: the
+infrastructure's fault, a later run takes it up again."""
+
+DecisionKind: TypeAlias = Literal["start", "advance", "pause", "stop", "retry", "end"]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one attempt has used so far. Cumulative, so that telling it twice changes nothing."""
+
+    train_tokens: int = 0
+    """Input tokens of forward_backward."""
+    prefill_tokens: int = 0
+    """Input tokens of forward passes and sampling prompts."""
+    sample_tokens: int = 0
+    seconds: float = 0.0
+    """Wall time of the attempt."""
+
+    def __add__(self, other: Spent) -> Spent:
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return Spent(*(a + b for a, b in pairs))
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """A resumable `state` checkpoint that the service has acknowledged."""
+
+    trial_id: str
+    attempt: int
+    step: int
+    path: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The newest evaluation at or before `step`."""
+
+
+@dataclass(frozen=True)
+class AttemptGrant:
+    """The right to write for a trial, until a newer attempt is granted."""
+
+    attempt: int
+    checkpoints: tuple[CheckpointRecord, ...] = ()
+    """Where it may go on from, the newest first."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A recorded choice of the policy, with its reason in words."""
+
+    kind: DecisionKind
+    trial_id: str = ""
+    to_step: int = 0
+    """start, advance: the rung that the trial trains up to."""
+    total_steps: int = 0
+    """start, advance: all steps that it may ever be asked for, as the experiment says now."""
+    reason: str = ""
+    trial: Mapping[str, Any] | None = None
+    """start: the declared part of a trial (`declared`)."""
+    time: float = 0.0
+    """Unix seconds; for display only."""
+
+
+@dataclass
+class TrialRecord:
+    """One configuration with one seed. `values` are the dotted keys that vary."""
+
+    trial_id: str
+    index: int
+    run_name: str
+    values: dict[str, Any]
+    seed: int
+    total_steps: int
+    reference: bool = False
+    state: str = PENDING
+    attempt: int = 0
+    step: int = 0
+    """Steps whose effect is safe: the newest checkpoint's, or those of a recorded result."""
+    target: int = 0
+    """The rung that it was last told to train up to."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    metrics_step: int = -1
+    results: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Every evaluated step and its metrics."""
+    checkpoints: list[CheckpointRecord] = field(default_factory=list)
+    intents: dict[str, int] = field(default_factory=dict)
+    """Names of checkpoints that were asked for and not yet committed, and their steps."""
+    spends: dict[int, Spent] = field(default_factory=dict)
+    """Per attempt."""
+    decisions: list[Decision] = field(default_factory=list)
+    error: str | None = None
+    """Why it failed, was lost or was stopped."""
+
+    @property
+    def last_checkpoint(self) -> CheckpointRecord | None:
+        return max(self.checkpoints, key=_by_age, default=None)
+
+    @property
+    def spent(self) -> Spent:
+        return sum(self.spends.values(), Spent())
+
+    @property
+    def parked(self) -> bool:
+        """At its rung, where the policy must say how it goes on."""
+        return self.state == RUNNING and self.metrics_step >= self.target < self.total_steps
+
+    def resumable(self) -> tuple[CheckpointRecord, ...]:
+        """Its checkpoints, the newest first."""
+        return tuple(sorted(self.checkpoints, key=_by_age, reverse=True))
+
+
+def _by_age(checkpoint: CheckpointRecord) -> tuple[int, int]:
+    return checkpoint.step, checkpoint.attempt
+
+
+_DECLARED = ("trial_id", "index", "run_name", "values", "seed", "total_steps", "reference")
+
+
+def declared(trial: Any) -> dict[str, Any]:
+    """What is known of a trial (or of the plan of one) before it runs."""
+    found = {k: getattr(trial, k) for k in _DECLARED}
+    return {**found, "values": dict(found["values"])}
+
+
+def known(cls: type[T], found: Mapping[str, Any]) -> T:
+    """`cls` from those fields of a record that this version knows."""
+    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    return cls(**{k: v for k, v in found.items() if k in names})

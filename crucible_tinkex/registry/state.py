@@ -1,0 +1,221 @@
+"""`SweepState`: what a journal folds to. A pure fold: equal records give equal states.
+
+Records of older versions are understood (version 1 had neither runs nor decisions), unknown types
+and fields of newer ones are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.registry.journal import read_records
+from crucible_tinkex.registry.records import (
+    DONE,
+    PAUSED,
+    PENDING,
+    RUNNING,
+    STOPPED,
+    TERMINAL,
+    CheckpointRecord,
+    Decision,
+    Spent,
+    TrialRecord,
+    known,
+)
+
+Record = Mapping[str, Any]
+
+
+@dataclass
+class SweepState:
+    """What the journal says. `state` is pending, running, done or interrupted."""
+
+    version: int = 0
+    """Of the records that created the sweep; 0 before there are any."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    state: str = PENDING
+    trials: dict[str, TrialRecord] = field(default_factory=dict)
+    wall_s: float = 0.0
+    """Seconds spent by runs that ended in order."""
+    runs: list[str] = field(default_factory=list)
+    """Ids of all runs; the newest one's epoch is their number."""
+    amendments: list[Record] = field(default_factory=list)
+    ended: str | None = None
+    """The reason of the policy's decision to end; None while trials are still asked for."""
+    ops: set[str] = field(default_factory=set)
+    """Operations that have no other mark by which a repetition is recognised."""
+    open: dict[str, TrialRecord] = field(default_factory=dict)
+    """The trials that have not ended: what the policy looks at after every event."""
+    grants: dict[str, int] = field(default_factory=dict)
+    """Operation id of every granted attempt, and its number."""
+
+    @classmethod
+    def read(cls, paths: SweepPaths) -> SweepState:
+        """Fold a sweep's journal without owning it; works while it runs."""
+        if not paths.journal.is_dir():
+            raise ConfigError(f"no sweep at {paths.root}")
+        return cls().fold(read_records(paths.journal))
+
+    def fold(self, records: Iterable[Record]) -> SweepState:
+        for record in records:
+            self.apply(record)
+        return self
+
+    def apply(self, record: Record) -> None:
+        """Fold one record; types that this version does not know change nothing."""
+        handler = _HANDLERS.get(record["type"])
+        if handler:
+            handler(self, record)
+        if "op" in record:
+            self.ops.add(record["op"])
+
+    def _index(self, trial: TrialRecord) -> None:
+        if trial.state in TERMINAL:
+            self.open.pop(trial.trial_id, None)
+        else:
+            self.open[trial.trial_id] = trial
+
+    @property
+    def epoch(self) -> int:
+        return len(self.runs)
+
+    def trial(self, trial_id: str) -> TrialRecord:
+        try:
+            return self.trials[trial_id]
+        except KeyError:
+            raise ConfigError(f"no trial {trial_id!r} in this sweep") from None
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do, as far as the journal knows."""
+        return (self.ended is not None or self.version == 1) and not self.open
+
+    # --- records ------------------------------------------------------------------------------
+
+    def _run(self, record: Record) -> None:
+        if record["run"] not in self.runs:
+            self.runs.append(record["run"])
+            self.ended = None
+
+    def _created(self, record: Record) -> None:
+        self.meta = dict(record["meta"])
+        self.version = record.get("v", 1)
+
+    def _amended(self, record: Record) -> None:
+        self.meta = {**self.meta, **record["meta"]}
+        self.amendments.append(record)
+        self.ended = None
+
+    def _trial_added(self, record: Record) -> None:
+        trial = known(TrialRecord, record["trial"])
+        trial.target = trial.total_steps
+        self._index(self.trials.setdefault(trial.trial_id, trial))
+
+    def _decision(self, record: Record) -> None:
+        decision = known(Decision, {**record["decision"], "time": record["time"]})
+        if decision.kind == "end":
+            self.ended = decision.reason
+            return
+        if decision.trial is not None:
+            added = known(TrialRecord, decision.trial)
+            self.trials.setdefault(decision.trial_id, added)
+        trial = self.trials[decision.trial_id]
+        trial.decisions.append(replace(decision, trial=None))  # the trial knows itself
+        _DECIDED[decision.kind](trial, decision)
+        self._index(trial)
+
+    def _attempt(self, record: Record) -> None:
+        trial = self.trials[record["trial_id"]]
+        trial.attempt = record["attempt"]
+        if "grant" in record:
+            self.grants[record["grant"]] = trial.attempt
+        trial.state, trial.error = RUNNING, None
+        resume = trial.last_checkpoint
+        trial.step = resume.step if resume else 0
+        self._index(trial)
+
+    def _intent(self, record: Record) -> None:
+        self.trials[record["trial_id"]].intents[record["name"]] = record["step"]
+
+    def _checkpoint(self, record: Record) -> None:
+        checkpoint = known(CheckpointRecord, record["checkpoint"])
+        trial = self.trials[checkpoint.trial_id]
+        trial.checkpoints.append(checkpoint)
+        trial.intents.pop(checkpoint.path.rsplit("/", 1)[-1], None)
+        trial.step = max(trial.step, checkpoint.step)
+        _spend(trial, checkpoint.attempt, record)
+
+    def _checkpoint_lost(self, record: Record) -> None:
+        trial = self.trials[record["trial_id"]]
+        trial.checkpoints = [c for c in trial.checkpoints if c.path != record["path"]]
+        trial.step = trial.last_checkpoint.step if trial.last_checkpoint else 0
+
+    def _result(self, record: Record) -> None:
+        trial = self.trials[record["trial_id"]]
+        step, metrics = record["step"], dict(record["metrics"])
+        trial.step = max(trial.step, step)
+        trial.metrics, trial.metrics_step = metrics, step
+        trial.results[step] = metrics
+        _spend(trial, trial.attempt, record)
+
+    def _finished(self, record: Record) -> None:
+        trial = self.trials[record["trial_id"]]
+        trial.state, trial.error = record["state"], record["error"]
+        _spend(trial, trial.attempt, record)
+        self._index(trial)
+
+    def _sweep(self, record: Record) -> None:
+        self.state = record["state"]
+        self.wall_s += record.get("wall_s", 0.0)
+
+
+def _spend(trial: TrialRecord, attempt: int, record: Record) -> None:
+    if "spent" in record:
+        trial.spends[attempt] = known(Spent, record["spent"])
+
+
+def _go(trial: TrialRecord, decision: Decision) -> None:
+    trial.target, trial.total_steps = decision.to_step, decision.total_steps
+    if trial.state in (PAUSED, DONE, STOPPED):
+        trial.state = PENDING
+
+
+def _pause(trial: TrialRecord, decision: Decision) -> None:
+    if trial.state not in TERMINAL:
+        trial.state = PAUSED
+
+
+def _stop(trial: TrialRecord, decision: Decision) -> None:
+    if trial.state not in TERMINAL:
+        trial.state, trial.error = STOPPED, decision.reason
+
+
+def _retry(trial: TrialRecord, decision: Decision) -> None:
+    trial.state, trial.error = PENDING, None
+
+
+_DECIDED: dict[str, Callable[[TrialRecord, Decision], None]] = {
+    "start": _go,
+    "advance": _go,
+    "pause": _pause,
+    "stop": _stop,
+    "retry": _retry,
+}
+_HANDLERS: dict[str, Callable[[SweepState, Record], None]] = {
+    "run": SweepState._run,
+    "created": SweepState._created,
+    "amended": SweepState._amended,
+    "trial": SweepState._trial_added,
+    "decision": SweepState._decision,
+    "attempt": SweepState._attempt,
+    "intent": SweepState._intent,
+    "checkpoint": SweepState._checkpoint,
+    "checkpoint_lost": SweepState._checkpoint_lost,
+    "result": SweepState._result,
+    "finished": SweepState._finished,
+    "sweep": SweepState._sweep,
+}

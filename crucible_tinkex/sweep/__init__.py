@@ -1,0 +1,1 @@
+"""Many trials: the policy that decides, the controller that acts, and what people see of it."""

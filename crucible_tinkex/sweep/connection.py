@@ -1,0 +1,76 @@
+"""A service that answers, and the data in its model's tokens: found out once, handed to everybody.
+
+The driver resolves address, place of the key and transport; sessions use what it resolved and never
+read an environment of their own. The key itself stays in its file or variable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from crucible_tinkex.client.capabilities import SupportedModel
+from crucible_tinkex.client.resolved import ResolvedService
+from crucible_tinkex.datasets import load_tokenizer
+from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.runtime.embedded import EmbeddedServer
+from crucible_tinkex.sweep.preparation import PreparedSweep
+from crucible_tinkex.training.data import SweepData
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What a run trains on."""
+
+    service: ResolvedService
+    model: SupportedModel
+    data: SweepData
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    prepared: PreparedSweep, *, data_dir: Path | None = None
+) -> AsyncIterator[Connection]:
+    """Yield a `Connection`; start the embedded server if the experiment asks for it."""
+    section = prepared.experiment.service
+    server = None
+    try:
+        if section.embedded:
+            base = prepared.experiment.model.base
+            server = EmbeddedServer(
+                section, model=base, data_dir=data_dir or prepared.paths.service
+            )
+            endpoint = await server.start()
+            service = ResolvedService(endpoint.base_url, endpoint.api_key_file, section.transport)
+        else:
+            service = ResolvedService.of(
+                section.base_url,
+                api_key_file=section.api_key_file,
+                transport=section.transport,
+                allow_http=section.allow_http,
+            )
+        yield await _check(prepared, service)
+    finally:
+        if server:
+            server.stop()
+
+
+async def _check(prepared: PreparedSweep, service: ResolvedService) -> Connection:
+    """Ask what the service has, and tokenise for it."""
+    experiment = prepared.experiment
+    client = replace(service, transport="http").connect()
+    try:
+        models = (await client.capabilities()).supported_models
+    finally:
+        await client.close()
+    base = experiment.model.base
+    model = next((m for m in models if m.model_name == base), None)
+    if model is None and models:
+        names = ", ".join(m.model_name for m in models)
+        raise ConfigError(f"the service has no base model {base!r}; it has: {names}")
+    # A service that names none says whether it has this one when a trial asks for it.
+    model = model or SupportedModel(model_name=base)
+    tokenizer = experiment.model.tokenizer or model.tokenizer_id or base
+    return Connection(service, model, prepared.tokenised(load_tokenizer(tokenizer), tokenizer))

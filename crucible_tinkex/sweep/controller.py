@@ -1,0 +1,269 @@
+"""The event loop of a sweep: asks the policy, journals what it decides, then acts.
+
+Guarantees: nothing is done that was not journalled first; the controller knows only what the
+journal says, so whatever ends it, the next run goes on from there; a trial that fails, or is lost,
+stops no other; every wait ends when the sweep is asked to drain. Nothing per step passes here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crucible_tinkex.errors import CrucibleError, ServiceUnavailableError
+from crucible_tinkex.registry import (
+    DONE,
+    LOST,
+    PENDING,
+    RUNNING,
+    TERMINAL,
+    ControlPort,
+    Decision,
+    Spent,
+    SweepState,
+    TrialRecord,
+)
+from crucible_tinkex.runtime.pool import SessionPool
+from crucible_tinkex.sweep.planner import Planner
+from crucible_tinkex.sweep.policy import Policy, is_waiting
+from crucible_tinkex.sweep.ports import TelemetryPort
+from crucible_tinkex.sweep.view import Observer, SweepView, TrialView, ignore
+from crucible_tinkex.training.outcome import Outcome, Verdict
+
+INTERRUPTED = "interrupted"
+REFRESH_S = 0.5
+DRAIN_S = 30.0
+"""How long a draining sweep waits for its sessions to save; what is not saved is trained again."""
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A session answered."""
+
+    trial_id: str
+    outcome: Outcome
+
+
+class Controller:
+    """Runs one sweep once. `run` may be cancelled; the sweep can then be resumed."""
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        registry: ControlPort,
+        telemetry: TelemetryPort,
+        pool: SessionPool,
+        policy: Policy,
+        planner: Planner,
+        max_attempts: int,
+        view: SweepView,
+        observer: Observer = ignore,
+        drain_s: float = DRAIN_S,
+    ) -> None:
+        self._run_id = run_id
+        self._registry = registry
+        self._telemetry = telemetry
+        self._pool = pool
+        self._policy = policy
+        self._planner = planner
+        self._max_attempts = max_attempts
+        self._view = view
+        self._observer = observer
+        self._drain_s = drain_s
+        self._happened = asyncio.Event()
+        self._ended: list[_Ended] = []
+        self._draining = asyncio.Event()
+        self._stopped_by: CrucibleError | None = None
+        self._state = SweepState()
+        self._seen = 0
+        self._submitted: set[str] = set()
+        self._losses: dict[str, _Losses] = {}
+        self._ops = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._live: dict[str, Mapping[str, Any]] = {}
+        self._revision = 0
+
+    def outcome(self, trial_id: str, outcome: Outcome) -> None:
+        """A session answered: what the pool calls."""
+        self._ended.append(_Ended(trial_id, outcome))
+        self._happened.set()
+
+    def request_drain(self) -> None:
+        """Finish the running steps, save, and stop; the sweep can be resumed."""
+        self._draining.set()
+        self._happened.set()
+
+    async def run(self, meta: Mapping[str, Any], changed: Sequence[str] = ()) -> SweepState:
+        """Run what is left of the sweep. Raises the error that stops a whole sweep."""
+        started = time.monotonic()
+        await self._registry.create(meta)
+        if changed:
+            await self._registry.amend(meta, changed, self._op())
+        await self._registry.set_sweep(RUNNING, self._op())
+        ended = INTERRUPTED
+        try:
+            await self._train()
+            ended = DONE if self._state.complete else INTERRUPTED
+        finally:
+            await self._registry.set_sweep(ended, self._op(), time.monotonic() - started)
+            await self._sync()
+        if self._stopped_by:
+            raise self._stopped_by
+        return self._state
+
+    async def _train(self) -> None:
+        self._view.phase, self._view.training_since = "training", time.monotonic()
+        watch = asyncio.create_task(self._watch())
+        try:
+            await self._sync()
+            await self._decide(self._policy.resume(self._state))
+            await self._loop()
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+            await self._pool.close()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._sync()
+            with contextlib.suppress(CrucibleError):
+                await self._refresh()
+
+    async def _loop(self) -> None:
+        while not self._draining.is_set():
+            while decisions := self._policy.decide(self._state, slots=self._pool.capacity):
+                await self._decide(decisions)
+            self._submit()
+            if self._state.ended is not None and not self._state.open:
+                return
+            await self._next()
+        await self._drain()
+
+    async def _next(self) -> None:
+        """Wait until something happened; then know all of it."""
+        await self._happened.wait()
+        self._happened.clear()
+        ended, self._ended = self._ended, []
+        await self._sync()
+        for end in ended:
+            self._submitted.discard(end.trial_id)
+            await self._handle(end)
+        if any(end.outcome.verdict is Verdict.RETRY for end in ended):
+            await self._sync()
+
+    async def _sync(self) -> None:
+        """Fold what the journal got since the last time."""
+        changes = await self._registry.changes(self._seen)
+        self._state.fold(changes.records)
+        self._seen = changes.until
+
+    async def _decide(self, decisions: Sequence[Decision]) -> None:
+        """Journal the decisions, then act on those that end something."""
+        if not decisions:
+            return
+        await self._registry.decide(decisions, self._op())
+        await self._sync()
+        for decision in decisions:
+            if decision.kind in ("pause", "stop"):
+                state = self._state.trials[decision.trial_id].state
+                self._background(self._pool.release(decision.trial_id, state, decision.reason))
+
+    def _submit(self) -> None:
+        """Hand the pool every trial that should train and does not."""
+        for trial in self._state.open.values():
+            if trial.trial_id not in self._submitted and is_waiting(trial):
+                self._submitted.add(trial.trial_id)
+                self._pool.submit(self._planner.of(trial), trial.target)
+
+    # --- how sessions end ---------------------------------------------------------------------
+
+    async def _handle(self, end: _Ended) -> None:
+        trial = self._state.trials[end.trial_id]
+        if trial.state in TERMINAL:
+            self._losses.pop(end.trial_id, None)
+            self._planner.forget(end.trial_id)
+        if end.outcome.verdict is Verdict.STOP:
+            self._stop(end.outcome.error)
+        elif end.outcome.verdict is Verdict.RETRY:
+            await self._lost(trial, end.outcome.error)
+
+    async def _lost(self, trial: TrialRecord, error: CrucibleError | None) -> None:
+        """Try again, unless it was lost too often without progress."""
+        losses = self._losses.setdefault(trial.trial_id, _Losses())
+        if losses.again(trial.step) < self._max_attempts or self._draining.is_set():
+            return
+        if isinstance(error, ServiceUnavailableError):
+            self._stop(error)  # not this trial's trouble: nobody else could go on either
+            return
+        grant = await self._registry.start_attempt(trial.trial_id)
+        text = f"lost {losses.count} times without progress: {error}"
+        await self._registry.finish(trial.trial_id, grant.attempt, LOST, text, Spent())
+
+    def _stop(self, error: CrucibleError | None) -> None:
+        self._stopped_by = self._stopped_by or error
+        self.request_drain()
+
+    async def _drain(self) -> None:
+        """Let sessions save; those that cannot in time are left to their last checkpoints."""
+        self._view.phase = "draining: finishing the running steps and saving"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._drain_s):
+                await self._pool.drain()
+                for trial in list(self._state.open.values()):
+                    if trial.trial_id in self._submitted:
+                        if self._pool.withdraw(trial.trial_id):
+                            self._submitted.discard(trial.trial_id)
+                    elif trial.parked:
+                        await self._pool.release(trial.trial_id, PENDING, None)
+                while self._submitted:
+                    await self._next()
+
+    # --- what people see ----------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            await self._refresh()
+            await asyncio.sleep(REFRESH_S)
+
+    async def _refresh(self) -> None:
+        changes = await self._telemetry.changes(self._revision)
+        if changes is not None:
+            self._revision = changes.revision
+            self._live.update(changes.trials)
+            self._view.faults = changes.faults
+        trials = self._state.trials
+        for trial_id in [i for i in self._live if i in trials and trials[i].state in TERMINAL]:
+            del self._live[trial_id]
+        self._view.trials = [TrialView(t, self._live.get(t.trial_id, {})) for t in trials.values()]
+        self._view.planned = self._policy.planned
+        if self._view.steps_at_start is None:
+            self._view.steps_at_start = self._view.steps_done
+        self._observer(self._view)
+
+    # --- small things -------------------------------------------------------------------------
+
+    def _op(self) -> str:
+        """The name of the next operation: unique, and the same when the call is repeated."""
+        self._ops += 1
+        return f"{self._run_id}:{self._ops}"
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+@dataclass
+class _Losses:
+    """How often a trial was lost since it last got further."""
+
+    count: int = 0
+    step: int = -1
+
+    def again(self, step: int) -> int:
+        self.count = 1 if step > self.step else self.count + 1
+        self.step = max(step, self.step)
+        return self.count

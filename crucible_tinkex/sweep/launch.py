@@ -1,0 +1,242 @@
+"""From a prepared experiment to a finished sweep in one blocking call: storage, server, executor.
+
+Everything that could refuse is asked before anything is spent: the folder is locked and written
+to, journal and event log are opened, the service answers. The first SIGINT or SIGTERM drains
+(running steps finish and are saved), also while starting; the second ends the process at once.
+Either way running the same experiment goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from crucible_tinkex.errors import InterruptedSweepError
+from crucible_tinkex.events import EventWriter
+from crucible_tinkex.registry import Registry, SweepState
+from crucible_tinkex.runtime.cluster import Runtime
+from crucible_tinkex.runtime.executor import RayExecutor
+from crucible_tinkex.runtime.pool import SessionPool
+from crucible_tinkex.storage import Lock, check_writable
+from crucible_tinkex.sweep.connection import Connection, connected
+from crucible_tinkex.sweep.controller import Controller
+from crucible_tinkex.sweep.leaderboard import exit_code
+from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
+from crucible_tinkex.sweep.manifest import write_manifest
+from crucible_tinkex.sweep.ports import Executor
+from crucible_tinkex.sweep.preparation import PreparedSweep
+from crucible_tinkex.sweep.view import Observer, SweepView, ignore
+from crucible_tinkex.telemetry.recorder import Recorder
+from crucible_tinkex.telemetry.sender import BufferedSink
+from crucible_tinkex.training.host import SessionHost
+
+INTERRUPTED_CODE = 130
+NEED_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a run ended."""
+
+    state: SweepState
+    exit_code: int
+
+
+class Launch:
+    """One run of a sweep. `run` blocks; `stop` may be called from any thread."""
+
+    def __init__(
+        self,
+        prepared: PreparedSweep,
+        *,
+        address: str | None = None,
+        runtime: Runtime | None = None,
+        observer: Observer = ignore,
+    ) -> None:
+        self._prepared = prepared
+        self._address = address
+        self._runtime = runtime
+        self._observer = observer
+        self._run_id = uuid.uuid4().hex[:12]
+        self._stop: Callable[[], object] = lambda: None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.view = SweepView(prepared.name)
+
+    def run(self) -> SweepResult:
+        """Run or continue the sweep. Raises `CrucibleError`; see its `exit_code`."""
+        paths = self._prepared.paths
+        check_writable(paths.root, need_bytes=NEED_BYTES)
+        lock = Lock(paths.lock)
+        try:
+            meta = write_manifest(self._prepared)
+            finished = self._finished()
+            return finished or asyncio.run(self._start(meta))
+        finally:
+            lock.close()
+
+    def _finished(self) -> SweepResult | None:
+        """The result of a sweep in which nothing is left to do."""
+        if self._prepared.existing is None or self._prepared.amendments:
+            return None
+        state = SweepState.read(self._prepared.paths)
+        return SweepResult(state, exit_code(state)) if exit_code(state) == 0 else None
+
+    def stop(self) -> None:
+        """Drain, or give up starting."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(lambda: self._stop())
+
+    async def _start(self, meta: dict[str, Any]) -> SweepResult:
+        main = asyncio.current_task()
+        assert main is not None
+        self._loop = asyncio.get_running_loop()
+        self._stop = main.cancel
+        try:
+            with _Signals(lambda: self._stop()) as signals:
+                async with AsyncExitStack() as stack:
+                    state = await self._run(meta, stack, signals)
+        except asyncio.CancelledError:
+            raise InterruptedSweepError(
+                "interrupted while starting; run the same command to continue"
+            ) from None
+        return SweepResult(state, exit_code(state))
+
+    async def _run(
+        self, meta: dict[str, Any], stack: AsyncExitStack, signals: _Signals
+    ) -> SweepState:
+        prepared, run = self._prepared, self._prepared.experiment.run
+        self._show("starting the service and the executor")
+        service = asyncio.create_task(stack.enter_async_context(connected(prepared)))
+        try:
+            runtime = None
+            if run.executor == "ray":
+                runtime = self._runtime or await self._started(stack, signals)
+            connection = await service
+        finally:
+            service.cancel()
+        executor = await stack.enter_async_context(self._executor(meta, connection, runtime))
+        await executor.registry.create(meta)
+        await executor.telemetry.changes(0)  # opens the event log: damage shows before spending
+        policy = prepared.policy()
+        packing = executor.packing(run, policy.planned or run.max_concurrent)
+        controller: Controller
+
+        pool = SessionPool(
+            executor.launcher, packing, done=lambda *ended: controller.outcome(*ended)
+        )
+        controller = Controller(
+            run_id=self._run_id,
+            registry=executor.registry,
+            telemetry=executor.telemetry,
+            pool=pool,
+            policy=policy,
+            planner=prepared.planner,
+            max_attempts=run.max_attempts,
+            view=self.view,
+            observer=self._observer,
+        )
+        self._stop = controller.request_drain
+        return await controller.run(meta, prepared.amendments)
+
+    async def _started(self, stack: AsyncExitStack, signals: _Signals) -> Runtime:
+        runtime = await Runtime.start(self._address)
+        stack.callback(runtime.close)
+        signals.install()  # Ray has put its own handlers in place
+        return runtime
+
+    @asynccontextmanager
+    async def _executor(
+        self, meta: dict[str, Any], connection: Connection, runtime: Runtime | None
+    ) -> AsyncIterator[Executor]:
+        writer = EventWriter(meta["sweep_id"], self._prepared.fingerprint, run_id=self._run_id)
+        if runtime is None:
+            async with local_executor(self._prepared, connection, writer) as executor:
+                yield executor
+        else:
+            ray_executor = RayExecutor(
+                runtime,
+                self._prepared.paths,
+                run_id=self._run_id,
+                service=connection.service,
+                data=connection.data,
+                writer=writer,
+            )
+            try:
+                yield ray_executor
+            finally:
+                await ray_executor.close()
+
+    def _show(self, phase: str) -> None:
+        self.view.phase = phase
+        self._observer(self.view)
+
+
+@asynccontextmanager
+async def local_executor(
+    prepared: PreparedSweep, connection: Connection, writer: EventWriter
+) -> AsyncIterator[LocalExecutor]:
+    """All of it in this process."""
+    registry = Registry(prepared.paths, writer.run_id)
+    try:
+        telemetry = LocalTelemetry(Recorder(prepared.paths))
+        sink = BufferedSink(writer, telemetry.record)
+
+        def sessions() -> SessionHost:
+            return SessionHost(
+                connect=connection.service.connect,
+                registry=registry,
+                sink=sink,
+                data=connection.data,
+                sweep=prepared.name,
+            )
+
+        try:
+            yield LocalExecutor(registry, telemetry, sessions)
+        finally:
+            await sink.aclose()
+            await telemetry.close()
+    finally:
+        registry.shut()
+
+
+class _Signals:
+    """SIGINT and SIGTERM: the first calls `first`, the second ends the process. Only the main
+    thread may have handlers; elsewhere (a notebook's worker) `Launch.stop` is the way."""
+
+    NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, first: Callable[[], object]) -> None:
+        self._first = first
+        self._count = 0
+
+    def install(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            loop = asyncio.get_running_loop()
+            for number in self.NUMBERS:
+                loop.add_signal_handler(number, self._received)
+
+    def _received(self) -> None:
+        self._count += 1
+        if self._count > 1:
+            print("stopped at once; run the same command to continue", file=sys.stderr)
+            os._exit(INTERRUPTED_CODE)
+        print("draining: saving the running trials (again to stop at once)", file=sys.stderr)
+        self._first()
+
+    def __enter__(self) -> _Signals:
+        self.install()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            loop = asyncio.get_running_loop()
+            for number in self.NUMBERS:
+                loop.remove_signal_handler(number)

@@ -1,0 +1,52 @@
+"""What the controller needs of the world, and nothing of how it gets it.
+
+The registry's port is `registry.ControlPort`, the pool's hosts are `runtime.pool.Host`. An executor
+brings them together: Ray actors (`runtime.executor`) or this process (`sweep.local`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from crucible_tinkex.config import RunSection
+from crucible_tinkex.registry import ControlPort
+from crucible_tinkex.runtime.pool import HostLauncher, Packing
+
+
+class TelemetryChanges(Protocol):
+    """`telemetry.recorder.Changes`."""
+
+    @property
+    def revision(self) -> int: ...
+
+    @property
+    def trials(self) -> Mapping[str, Mapping[str, Any]]: ...
+
+    @property
+    def faults(self) -> tuple[str, ...]: ...
+
+
+class TelemetryPort(Protocol):
+    """What shows how things stand. Never decides and never blocks anything."""
+
+    async def changes(self, since: int) -> TelemetryChanges | None:
+        """What changed after a revision; None while telemetry is away."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Executor(Protocol):
+    """Where a sweep's sessions run, and what keeps its memory. Made per run."""
+
+    @property
+    def registry(self) -> ControlPort: ...
+
+    @property
+    def telemetry(self) -> TelemetryPort: ...
+
+    @property
+    def launcher(self) -> HostLauncher: ...
+
+    def packing(self, run: RunSection, sessions: int) -> Packing: ...

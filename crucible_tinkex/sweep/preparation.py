@@ -1,0 +1,189 @@
+"""What is known of a sweep before any service is asked: rows, trials, folder, amendments.
+
+`prepare` refuses bad input and changes nothing on disk. A folder that holds the sweep already is
+compared with what is asked now: what only asks for more amends it, what would make its numbers
+incomparable is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from crucible_tinkex.config import Experiment
+from crucible_tinkex.datasets import Row, Tokenizer, overlap, read_rows, tokenise
+from crucible_tinkex.errors import ConfigError, SweepExistsError
+from crucible_tinkex.names import SweepPaths, digest
+from crucible_tinkex.search.space import Values
+from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule
+from crucible_tinkex.search.strategies import configurations
+from crucible_tinkex.sweep.asking import ListedTrials
+from crucible_tinkex.sweep.planner import Planner
+from crucible_tinkex.sweep.policy import Policy
+from crucible_tinkex.training.data import SweepData
+
+
+@dataclass(frozen=True)
+class PreparedSweep:
+    """An experiment that could be run, and where its sweep lives."""
+
+    experiment: Experiment
+    paths: SweepPaths
+    train_rows: Sequence[Row]
+    eval_rows: Sequence[Row] | None
+    fingerprint: str
+    """Of the data: its content, and how it is read."""
+    configurations: Sequence[Values]
+    source: str | None
+    """Text of the experiment file, if there was one."""
+    existing: Existing | None
+    """The sweep that the folder holds already."""
+
+    @property
+    def name(self) -> str:
+        return self.paths.root.name
+
+    @property
+    def amendments(self) -> list[str]:
+        """Keys by which this run asks for something else than the sweep did."""
+        if self.existing is None:
+            return []
+        return self.experiment.amendments(self.existing.experiment)
+
+    @cached_property
+    def planner(self) -> Planner:
+        return Planner(self.experiment, rows=len(self.train_rows), fingerprint=self.fingerprint)
+
+    def policy(self) -> Policy:
+        search = self.experiment.search
+        return Policy(
+            self.planner,
+            ListedTrials(self.planner, self.configurations),
+            stopping_rule(self.experiment),
+            metric=search.metric,
+            sign=1.0 if search.objective_direction == "min" else -1.0,
+        )
+
+    def tokenised(self, tokenizer: Tokenizer, name: str) -> SweepData:
+        """The rows as tokens. Raises `DataError` for a row that does not fit."""
+        length = self.experiment.train.max_length
+        held_out = self.eval_rows
+        return SweepData(
+            train=tokenise(self.train_rows, tokenizer, max_length=length),
+            eval=None if held_out is None else tokenise(held_out, tokenizer, max_length=length),
+            fingerprint=self.fingerprint,
+            tokenizer=name,
+        )
+
+    def warnings(self) -> list[str]:
+        """What a careful colleague would mention before the run."""
+        found = self.experiment.warnings(rows=len(self.train_rows))
+        shared = overlap(self.train_rows, self.eval_rows) if self.eval_rows else 0
+        if shared:
+            found.append(f"{shared} eval rows also stand in the training file")
+        return found
+
+
+@dataclass(frozen=True)
+class Existing:
+    """What a sweep's folder says was asked for."""
+
+    experiment: Experiment
+    fingerprint: str
+    sweep_id: str | None
+    """None: version 0.1.0 made it, which had none."""
+
+    @classmethod
+    def read(cls, paths: SweepPaths) -> Existing:
+        found: dict[str, Any] = json.loads(paths.resolved.read_text())
+        experiment = Experiment.loaded(found["experiment"], folder=paths.root)
+        return cls(experiment, found["fingerprint"], found.get("sweep_id"))
+
+
+def stopping_rule(experiment: Experiment) -> StoppingRule:
+    stopping = experiment.search.stopping
+    if stopping.rule == "halving":
+        return Halving(stopping.eta, stopping.first_rung)
+    return NoStopping()
+
+
+def prepare(
+    experiment: Experiment,
+    *,
+    storage: str | None = None,
+    name: str | None = None,
+    source: str | None = None,
+) -> PreparedSweep:
+    """Check everything that can be checked here. Raises `ConfigError`, `DataError`."""
+    paths = SweepPaths.of(storage or experiment.run.storage, name or experiment.name)
+    data = experiment.data
+    train_rows = read_rows(data.train, format=data.format)
+    eval_rows = read_rows(data.eval, format=data.format) if data.eval else None
+    if eval_rows is None and experiment.search.metric.startswith("eval/"):
+        raise ConfigError(
+            f"search.metric is {experiment.search.metric!r} but data.eval names no file; "
+            'add held-out rows or use metric = "train/nll"'
+        )
+    prepared = PreparedSweep(
+        experiment=experiment,
+        paths=paths,
+        train_rows=train_rows,
+        eval_rows=eval_rows,
+        fingerprint=_fingerprint(experiment),
+        configurations=configurations(experiment),
+        source=source,
+        existing=_existing(paths),
+    )
+    if prepared.existing:
+        _refuse_other(prepared, prepared.existing)
+    return prepared
+
+
+def _fingerprint(experiment: Experiment) -> str:
+    content = [
+        hashlib.sha256(Path(f).read_bytes()).hexdigest() if f else None
+        for f in (experiment.data.train, experiment.data.eval)
+    ]
+    reading = [experiment.data.format, experiment.train.max_length, experiment.model.tokenizer]
+    return digest([content, reading], 32)
+
+
+def _existing(paths: SweepPaths) -> Existing | None:
+    """The sweep in the folder; raises `SweepExistsError` if it holds something else."""
+    root = paths.root
+    if paths.resolved.exists() and paths.journal.is_dir():
+        return Existing.read(paths)
+    if root.is_dir() and any(root.iterdir()) and not paths.lock.exists():
+        raise SweepExistsError(f"{root} exists and is not a sweep; choose another --name")
+    return None
+
+
+def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
+    """Raise `SweepExistsError` where the numbers could not be compared any more."""
+    if existing.sweep_id is None:
+        raise SweepExistsError(
+            f"sweep {prepared.name!r} was made by version 0.1.0: it can be looked at, not "
+            "continued; choose another --name"
+        )
+    changed = prepared.experiment.contradictions(existing.experiment)
+    if existing.fingerprint != prepared.fingerprint:
+        changed.append("the content of the data files, or how they are read")
+    if changed:
+        raise SweepExistsError(
+            f"sweep {prepared.name!r} exists with a different experiment "
+            f"(changed: {', '.join(changed)}); its numbers could not be compared with new ones. "
+            "Nothing was touched. Choose another --name, or undo the change to continue it"
+        )
+
+
+def load_sweep(storage: str | Path, name: str) -> Experiment:
+    """The experiment of an existing sweep, to resume it."""
+    paths = SweepPaths.of(storage, name)
+    if not paths.resolved.exists():
+        raise ConfigError(f"no sweep {name!r} in {paths.root.parent}; `crucible list` shows them")
+    return Existing.read(paths).experiment

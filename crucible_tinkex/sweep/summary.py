@@ -1,0 +1,91 @@
+"""The object that `status --json` prints, and what it is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.registry import PENDING, RUNNING, Spent, SweepState, TrialRecord
+from crucible_tinkex.storage import is_locked
+from crucible_tinkex.sweep.leaderboard import Configuration, Objective, best, configurations, ranked
+
+
+def sweep_state(state: SweepState, paths: SweepPaths) -> str:
+    """running only while a live process owns the sweep."""
+    if state.state in (RUNNING, PENDING) and not is_locked(paths.lock):
+        return "interrupted"
+    return state.state
+
+
+def summary(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
+    """Stable: keys are only ever added."""
+    objective = Objective.of(state)
+    winner = best(state)
+    spent = sum((t.spent for t in state.trials.values()), Spent())
+    return {
+        "sweep": paths.root.name,
+        "state": sweep_state(state, paths),
+        "metric": objective.metric,
+        "direction": objective.direction,
+        "at": objective.at,
+        "trials": [trial_summary(t, objective) for t in ranked(state)],
+        "configurations": [configuration_summary(c) for c in configurations(state)],
+        "best": trial_summary(winner.best_trial, objective) if winner else None,
+        "best_configuration": configuration_summary(winner) if winner else None,
+        "waiting": waits(state, paths),
+        "spent": {**asdict(spent), "wall_seconds": round(state.wall_s, 1)},
+        "runs": len(state.runs),
+    }
+
+
+def waits(state: SweepState, paths: SweepPaths) -> dict[str, dict[str, Any]]:
+    """What the service keeps trials waiting for, by trial id; nothing unless the sweep runs."""
+    if sweep_state(state, paths) != RUNNING or not paths.events.is_dir():
+        return {}
+    from crucible_tinkex.telemetry.query import waiting
+
+    return waiting(paths.events)
+
+
+def trial_summary(trial: TrialRecord, objective: Objective) -> dict[str, Any]:
+    return {
+        "id": trial.trial_id,
+        "name": trial.run_name,
+        "state": trial.state,
+        "reference": trial.reference,
+        "seed": trial.seed,
+        "config": trial.values,
+        "step": trial.step,
+        "total_steps": trial.total_steps,
+        "metrics": finite(objective.metrics(trial)),
+        "metrics_step": objective.step(trial),
+        "checkpoints": [{"step": c.step, "path": c.path} for c in trial.checkpoints],
+        "attempts": trial.attempt,
+        "error": trial.error,
+        "spent": asdict(trial.spent),
+        "decisions": [
+            {"kind": d.kind, "to_step": d.to_step, "reason": d.reason} for d in trial.decisions
+        ],
+    }
+
+
+def configuration_summary(configuration: Configuration) -> dict[str, Any]:
+    mean, spread = configuration.mean, configuration.spread
+    return {
+        "config": dict(configuration.values),
+        "reference": configuration.reference,
+        "complete": configuration.complete,
+        "n": len(configuration.done),
+        "missing_seeds": list(configuration.missing_seeds),
+        "mean": None if mean is None or not math.isfinite(mean) else mean,
+        "sd": None if spread is None or not math.isfinite(spread) else spread,
+        "trials": [t.trial_id for t in configuration.trials],
+    }
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN: what is not a number becomes null."""
+    return {k: v if math.isfinite(v) else None for k, v in metrics.items()}

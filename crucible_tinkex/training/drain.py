@@ -1,0 +1,33 @@
+"""Work that ends early when sessions are asked to drain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class DrainedError(Exception):
+    """The work was given up. Never leaves `training`."""
+
+
+async def unless_drained(
+    work: Coroutine[Any, Any, T], drain: asyncio.Event, *, grace_s: float = 0.0
+) -> T:
+    """What `work` returns or raises; `DrainedError` if that takes longer than `grace_s` from when
+    `drain` was set. Nothing of `work` runs any more when this ends."""
+    task = asyncio.ensure_future(work)
+    asked = asyncio.ensure_future(drain.wait())
+    try:
+        await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() and grace_s > 0:
+            await asyncio.wait({task}, timeout=grace_s)
+        if not task.done():
+            raise DrainedError
+        return await task
+    finally:
+        asked.cancel()
+        task.cancel()
+        await asyncio.gather(task, asked, return_exceptions=True)

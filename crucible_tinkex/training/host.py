@@ -1,0 +1,158 @@
+"""The live sessions of one sweep in one process, on one event loop.
+
+A session that reached its rung stays open (parked) until it is sent further or released; a trial
+that this host does not hold is opened from its newest checkpoint, so it may move between hosts.
+Errors leave as values (`Outcome`), judged by whose fault they are. This is the border where also
+what nobody foresaw becomes a value: it ends one trial, not the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import traceback
+from collections.abc import Callable
+
+from crucible_tinkex.client.interface import TrainingService
+from crucible_tinkex.client.watch import Observer
+from crucible_tinkex.errors import CrucibleError, TrialFailedError
+from crucible_tinkex.events import EventSink
+from crucible_tinkex.registry import DONE, FAILED, PENDING, RegistryPort
+from crucible_tinkex.training.data import SweepData
+from crucible_tinkex.training.drain import DrainedError, unless_drained
+from crucible_tinkex.training.outcome import Outcome, Verdict, judge
+from crucible_tinkex.training.plan import TrialPlan
+from crucible_tinkex.training.recipe import RecipeMaker
+from crucible_tinkex.training.reporter import Reporter
+from crucible_tinkex.training.session import Session
+from crucible_tinkex.training.sft import SupervisedRecipe
+
+log = logging.getLogger(__name__)
+
+
+class SessionHost:
+    """See the module. `connect` makes the service of one session, which tells its observer what
+    the session waits for. At most one call per trial at a time."""
+
+    def __init__(
+        self,
+        *,
+        connect: Callable[[Observer], TrainingService],
+        registry: RegistryPort,
+        sink: EventSink,
+        data: SweepData,
+        sweep: str,
+        clock: Callable[[], float] = time.perf_counter,
+        recipe: RecipeMaker = SupervisedRecipe,
+        drain_s: float = 60.0,
+    ) -> None:
+        """`drain_s`: how long a session may take to finish its step and to save when asked to
+        drain; one that waits for the service longer ends where its last checkpoint is."""
+        self._connect = connect
+        self._registry = registry
+        self._sink = sink
+        self._data = data
+        self._sweep = sweep
+        self._clock = clock
+        self._recipe = recipe
+        self._drain_s = drain_s
+        self._drain = asyncio.Event()
+        self._sessions: dict[str, Session] = {}
+
+    async def advance(self, plan: TrialPlan, to_step: int) -> Outcome:
+        """Train a trial up to `to_step`; open its session first if it has none here.
+
+        A rung that was reached before is answered from memory. At the trial's last step the session
+        is closed.
+        """
+        try:
+            return await self._advance(plan, to_step)
+        except CrucibleError as e:
+            return await self._ended(plan, e)
+        except Exception as e:
+            log.exception("trial %s failed unexpectedly", plan.run_name)
+            text = "".join(traceback.format_exception_only(e)).strip()
+            return await self._ended(plan, TrialFailedError(f"unexpected {text}"))
+
+    async def _advance(self, plan: TrialPlan, to_step: int) -> Outcome:
+        if self._drain.is_set():
+            return await self._drained(plan)
+        try:
+            session = await self._opened(plan)
+            work = session.advance(to_step)
+            progress = await unless_drained(work, self._drain, grace_s=self._drain_s)
+        except DrainedError:
+            return await self._drained(plan)
+        if progress.drained:
+            return await self._drained(plan)
+        if progress.step >= plan.total_steps:
+            await session.close(DONE)
+            del self._sessions[plan.trial_id]
+        return Outcome(Verdict.ADVANCED, progress)
+
+    async def _opened(self, plan: TrialPlan) -> Session:
+        session = self._sessions.get(plan.trial_id)
+        if session is None:
+            session = self._sessions[plan.trial_id] = self._new_session(plan)
+            await unless_drained(session.open(), self._drain)
+        return session
+
+    async def _drained(self, plan: TrialPlan) -> Outcome:
+        session = self._sessions.get(plan.trial_id)
+        if session is None:
+            return Outcome(Verdict.DRAINED)
+        progress = session.progress(drained=True)
+        await session.close(PENDING)
+        del self._sessions[plan.trial_id]
+        return Outcome(Verdict.DRAINED, progress)
+
+    async def _ended(self, plan: TrialPlan, error: CrucibleError) -> Outcome:
+        """Give the session up; tell the registry what was spent, and who is at fault."""
+        session = self._sessions.pop(plan.trial_id, None)
+        step = None if session is None else session.step + 1
+        error.with_context(sweep=self._sweep, trial=plan.run_name, step=step)
+        verdict = judge(error)
+        if session is None:
+            return Outcome(verdict, error=error)
+        if verdict is Verdict.FAILED:
+            try:
+                await session.close(FAILED, str(error))
+            except CrucibleError as e:
+                return Outcome(judge(e), error=e)
+        else:
+            with contextlib.suppress(CrucibleError):  # the first error is the one to be told
+                await session.give_up(str(error))
+        return Outcome(verdict, error=error)
+
+    def _new_session(self, plan: TrialPlan) -> Session:
+        recipe = self._recipe(plan, self._data)
+        reporter = Reporter(self._sink, plan.trial_id, recipe.epoch, self._clock)
+        return Session(
+            plan,
+            recipe,
+            service=self._connect(reporter),
+            registry=self._registry,
+            reporter=reporter,
+            drain=self._drain,
+            clock=self._clock,
+        )
+
+    async def release(self, trial_id: str, state: str, reason: str | None) -> None:
+        """Close a parked session as paused, stopped or pending; nothing if there is none."""
+        session = self._sessions.pop(trial_id, None)
+        if session is not None:
+            await session.close(state, reason)
+
+    def drain(self) -> None:
+        """Sessions that train finish their step, save, and stop; parked ones stay, to be released.
+        Trials that come later do not begin."""
+        self._drain.set()
+
+    async def aclose(self) -> None:
+        """Leave every session as it is, and deliver what telemetry still holds."""
+        sessions = list(self._sessions.values())
+        self._sessions.clear()
+        await asyncio.gather(*(session.leave(PENDING) for session in sessions))
+        await self._sink.flush()

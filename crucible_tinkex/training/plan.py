@@ -1,0 +1,47 @@
+"""A trial: one configuration with one seed, and everything a session must know to run it.
+
+The identity is a hash of what decides the numbers, so asking for the same trial twice trains once.
+What only decides how far it goes, or how often something is measured, saved or sent is no part of
+it: a trial may be asked to go further later on. Where the schedule decays, the end decides the
+learning rate of every step, and is a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from crucible_tinkex.config import Experiment
+from crucible_tinkex.names import digest
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What crosses to a session: no secret, nothing that changes. Picklable."""
+
+    trial_id: str
+    index: int
+    run_name: str
+    values: Mapping[str, Any]
+    seed: int
+    total_steps: int
+    experiment: Experiment
+    """The experiment with `values` applied."""
+    reference: bool = False
+    """The untrained base model, evaluated to compare with."""
+
+
+def trial_identity(
+    experiment: Experiment,
+    seed: int,
+    fingerprint: str,
+    *,
+    total_steps: int,
+    reference: bool = False,
+) -> str:
+    """Twelve hex digits. `fingerprint` stands for the data and for how they were read."""
+    settings = experiment.trial_settings(total_steps=total_steps, reference=reference)
+    service = {"base_url": experiment.service.base_url, "dtype": experiment.service.dtype}
+    content = {"settings": settings, "service": service, "data": fingerprint}
+    return digest(content if reference else {**content, "seed": seed})

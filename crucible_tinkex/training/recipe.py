@@ -1,0 +1,83 @@
+"""A recipe: how a step learns and what is measured, as the session sees it.
+
+A recipe is a batch source (the rows of step k are a pure function of the seed and k), an update
+(what is submitted for a step), and its measurements (after a step, and at evaluations). The session
+drives it and knows nothing of datasets or losses; `sft` is the first one. A recipe keeps no state
+that a resumed trial would miss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from crucible_tinkex.client.interface import TrainingClient
+from crucible_tinkex.client.wire import AdamParams, Datum, ForwardBackwardOutput
+from crucible_tinkex.training.data import SweepData
+from crucible_tinkex.training.plan import TrialPlan
+
+Tell: TypeAlias = Callable[[int, int], None]
+"""Takes how many requests of an evaluation are answered, and of how many."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """One step: a forward and backward pass on `batch`, then an optimizer step."""
+
+    batch: Sequence[Datum]
+    adam: AdamParams
+    weight: float
+    """What this step counts in a mean over several steps: the sum of its loss weights."""
+    loss_fn: str
+    loss_config: Mapping[str, float] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Input tokens, which is what a service bills."""
+        return sum(len(c.tokens) for d in self.batch for c in d.model_input.chunks)
+
+
+@dataclass(frozen=True)
+class Example:
+    """What an evaluation found on one row."""
+
+    example_id: str
+    nll: float | None
+    """Mean, in nats per token that is learnt; None where the service tells no logprobs."""
+    tokens: int
+    """Tokens that are learnt."""
+    correct: bool | None = None
+    text: str | None = None
+    """What the model wrote, where it was asked to."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics by tag, and the rows behind them."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    examples: Sequence[Example] = ()
+
+
+class Recipe(Protocol):
+    """One trial's way to learn."""
+
+    async def update(self, step: int, client: TrainingClient) -> Update:
+        """Step `step`, from 1. Equal for equal weights; may sample from `client` first."""
+        ...
+
+    def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
+        """Metrics of a step by tag; each must be finite, or the trial fails."""
+        ...
+
+    async def evaluate(self, client: TrainingClient, tell: Tell) -> Evaluation:
+        """Measure the weights as they are now; changes nothing on the service."""
+        ...
+
+    def epoch(self, step: int) -> int:
+        """The epoch, from 0, that step `step` belongs to."""
+        ...
+
+
+RecipeMaker: TypeAlias = Callable[[TrialPlan, SweepData], Recipe]

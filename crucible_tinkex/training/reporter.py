@@ -1,0 +1,91 @@
+"""The telemetry of one attempt: what it measures, what it waits for, which phase it is in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from crucible_tinkex.client.watch import Observer, QueueState, RequestRecord
+from crucible_tinkex.events import EventSink
+from crucible_tinkex.training.recipe import Example
+
+TRAINING, EVALUATING = "training", "evaluating"
+TOLD_EVERY_S = 2.0
+"""How often the progress of an evaluation is told."""
+
+
+class Reporter(Observer):
+    """Emits events that know where the trial stands; the session keeps `attempt` and `step`."""
+
+    def __init__(
+        self,
+        sink: EventSink,
+        trial_id: str,
+        epoch: Callable[[int], int],
+        clock: Callable[[], float],
+    ) -> None:
+        self._sink = sink
+        self._trial_id = trial_id
+        self._epoch = epoch
+        self._clock = clock
+        self._told_at = 0.0
+        self.attempt = 0
+        self.step = 0
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        self._sink.emit(
+            kind,
+            trial_id=self._trial_id,
+            attempt=self.attempt,
+            step=self.step,
+            epoch=self._epoch(self.step),
+            **fields,
+        )
+
+    def measure(self, kind: str, measured: Mapping[str, float]) -> None:
+        for name, value in measured.items():
+            self.emit(kind, name=name, value=float(value))
+
+    def examples(self, found: Sequence[Example]) -> None:
+        for example in found:
+            self.emit(
+                "example",
+                name=example.example_id,
+                value=example.nll,
+                extra={"tokens": example.tokens, "correct": example.correct, "text": example.text},
+            )
+
+    def evaluating(self, done: int, of: int) -> None:
+        """Told at the start, at the end, and now and then in between."""
+        now = self._clock()
+        if 0 < done < of and now - self._told_at < TOLD_EVERY_S:
+            return
+        self._told_at = now
+        extra = {"phase": EVALUATING, "done": done, "of": of}
+        self.emit("phase", name=EVALUATING, extra=extra)
+
+    def training(self) -> None:
+        self.emit("phase", name=TRAINING, extra={"phase": TRAINING})
+
+    async def flush(self) -> None:
+        await self._sink.flush()
+
+    def on_request(self, record: RequestRecord) -> None:
+        """Only of requests that had trouble."""
+        if record.attempts > 1 or record.error is not None:
+            self.emit(
+                "request",
+                name=f"request/{record.operation}",
+                value=record.duration_s,
+                extra={
+                    "path": record.path,
+                    "attempts": record.attempts,
+                    "queued_s": record.queued_s,
+                    "status": record.status,
+                    "error": record.error,
+                },
+            )
+
+    def on_queue_state(self, state: QueueState) -> None:
+        extra = {"reason": state.reason, "resume_at": state.resume_at}
+        self.emit("queue_state", name=state.state, extra=extra)

@@ -1,0 +1,57 @@
+"""The recipe `sft`: next-token prediction on the rows' completions, and held-out metrics of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from crucible_tinkex.client.interface import TrainingClient
+from crucible_tinkex.client.loss import loss_of
+from crucible_tinkex.client.wire import AdamParams, ForwardBackwardOutput
+from crucible_tinkex.datasets import batch_indices, epoch_of
+from crucible_tinkex.training.data import SweepData, TextDecoder
+from crucible_tinkex.training.datums import datum, total_weight
+from crucible_tinkex.training.evaluation import evaluate
+from crucible_tinkex.training.plan import TrialPlan
+from crucible_tinkex.training.recipe import Evaluation, Tell, Update
+from crucible_tinkex.training.schedule import learning_rate
+
+
+class SupervisedRecipe:
+    """A `Recipe`. `train/nll` is the mean over the batch, in nats per token that is learnt."""
+
+    def __init__(self, plan: TrialPlan, data: SweepData) -> None:
+        self._plan = plan
+        self._data = data
+        self._text = TextDecoder(data.tokenizer)
+
+    async def update(self, step: int, client: TrainingClient) -> Update:
+        train = self._plan.experiment.train
+        rows = batch_indices(
+            len(self._data.train), seed=self._plan.seed, step=step, batch_size=train.batch_size
+        )
+        batch = [datum(self._data.train, i) for i in rows]
+        return Update(batch, self._adam(step), total_weight(batch), train.loss)
+
+    def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
+        return {"train/nll": loss_of(output) / update.weight}
+
+    async def evaluate(self, client: TrainingClient, tell: Tell) -> Evaluation:
+        if self._data.eval is None:
+            return Evaluation()
+        section = self._plan.experiment.evaluation
+        return await evaluate(client, self._data.eval, section, text=self._text, tell=tell)
+
+    def epoch(self, step: int) -> int:
+        batch_size = self._plan.experiment.train.batch_size
+        return epoch_of(max(step, 1), rows=len(self._data.train), batch_size=batch_size)
+
+    def _adam(self, step: int) -> AdamParams:
+        optimizer = self._plan.experiment.optimizer
+        return AdamParams(
+            learning_rate=learning_rate(optimizer, step=step, total_steps=self._plan.total_steps),
+            beta1=optimizer.beta1,
+            beta2=optimizer.beta2,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            grad_clip_norm=optimizer.grad_clip_norm,
+        )

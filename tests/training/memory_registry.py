@@ -1,0 +1,78 @@
+"""A registry in memory for the tests of a session: fenced, and every call may be repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from crucible_tinkex.errors import StaleAttemptError
+from crucible_tinkex.registry import PENDING, RUNNING, AttemptGrant, CheckpointRecord, Spent
+
+
+@dataclass
+class Trial:
+    state: str = PENDING
+    error: str | None = None
+    attempt: int = 0
+    intents: list[tuple[int, int, str]] = field(default_factory=list)
+    checkpoints: list[CheckpointRecord] = field(default_factory=list)
+    """Committed and not lost, oldest first."""
+    lost: dict[str, str] = field(default_factory=dict)
+    """Path to reason."""
+    results: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Step to metrics."""
+    spent: dict[int, Spent] = field(default_factory=dict)
+    """Attempt to what it used."""
+
+
+class MemoryRegistry:
+    """A `RegistryPort`; `calls` lists what was asked."""
+
+    def __init__(self) -> None:
+        self.trials: dict[str, Trial] = {}
+        self.calls: list[str] = []
+
+    def trial(self, trial_id: str) -> Trial:
+        return self.trials.setdefault(trial_id, Trial())
+
+    def _current(self, call: str, trial_id: str, attempt: int) -> Trial:
+        trial = self.trial(trial_id)
+        if attempt != trial.attempt:
+            raise StaleAttemptError(f"attempt {attempt} was replaced by {trial.attempt}")
+        self.calls.append(call)
+        return trial
+
+    async def start_attempt(self, trial_id: str) -> AttemptGrant:
+        trial = self.trial(trial_id)
+        trial.attempt += 1
+        trial.state, trial.error = RUNNING, None
+        newest = sorted(trial.checkpoints, key=lambda c: (c.step, c.attempt), reverse=True)
+        return AttemptGrant(trial.attempt, tuple(newest))
+
+    async def intend_checkpoint(self, trial_id: str, attempt: int, step: int, name: str) -> None:
+        self._current("intend", trial_id, attempt).intents.append((attempt, step, name))
+
+    async def commit_checkpoint(self, checkpoint: CheckpointRecord, spent: Spent) -> None:
+        trial = self._current("commit", checkpoint.trial_id, checkpoint.attempt)
+        if checkpoint not in trial.checkpoints:
+            trial.checkpoints.append(checkpoint)
+        trial.spent[checkpoint.attempt] = spent
+
+    async def lose_checkpoint(self, trial_id: str, attempt: int, path: str, reason: str) -> None:
+        trial = self._current("lose", trial_id, attempt)
+        trial.checkpoints = [c for c in trial.checkpoints if c.path != path]
+        trial.lost[path] = reason
+
+    async def record_result(
+        self, trial_id: str, attempt: int, step: int, metrics: Mapping[str, float], spent: Spent
+    ) -> None:
+        trial = self._current("result", trial_id, attempt)
+        trial.results[step] = dict(metrics)
+        trial.spent[attempt] = spent
+
+    async def finish(
+        self, trial_id: str, attempt: int, state: str, error: str | None, spent: Spent
+    ) -> None:
+        trial = self._current("finish", trial_id, attempt)
+        trial.state, trial.error = state, error
+        trial.spent[attempt] = spent
