@@ -2,8 +2,9 @@
 
 Guarantees: when no callback is ready, the loop's time jumps to the next timer, so `asyncio.sleep`,
 `timeout`, `wait_for` and `call_later` behave as ever and take no real time; a program in which
-everything waits and nothing is scheduled raises `DeadlockError` instead of hanging. It is not for code that waits for threads, processes or sockets: the clock
-would run away from them. Code that reads `time.time()` itself takes a clock as an argument.
+everything waits and nothing is scheduled raises `DeadlockError` instead of hanging. It is not for
+code that waits for threads, processes or sockets: the clock would run away from them. Code that
+reads `time.time()` itself takes a clock as an argument.
 """
 
 from __future__ import annotations
