@@ -5,14 +5,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.datasets import Row, Tokenizer, overlap, read_rows, tokenise
+from crucible_tinkex.datasets import (
+    Row,
+    Tokenizer,
+    file_hash,
+    fingerprint,
+    overlap,
+    read_rows,
+    reading,
+    tokenise,
+)
 from crucible_tinkex.errors import ConfigError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.session import SweepData
@@ -28,7 +36,7 @@ class PreparedSweep:
     train_rows: Sequence[Row]
     eval_rows: Sequence[Row] | None
     fingerprint: str
-    """sha256 of the data files."""
+    """Of the data files and how they are read."""
     identity: str
     """Equal for equal work; a folder belongs to one identity for ever."""
     trials: Sequence[TrialPlan]
@@ -78,26 +86,29 @@ def prepare(
             f"search.metric is {experiment.search.metric!r} but data.eval names no file; "
             'add held-out rows or use metric = "train/nll"'
         )
-    fingerprint = _fingerprint([data.train, data.eval])
+    data_fingerprint = _fingerprint(experiment, train_rows)
     prepared = PreparedSweep(
         experiment=experiment,
         paths=paths,
         train_rows=train_rows,
         eval_rows=eval_rows,
-        fingerprint=fingerprint,
-        identity=experiment.identity(fingerprint),
-        trials=plan_trials(experiment, fingerprint=fingerprint, rows=len(train_rows)),
+        fingerprint=data_fingerprint,
+        identity=experiment.identity(data_fingerprint),
+        trials=plan_trials(experiment, fingerprint=data_fingerprint, rows=len(train_rows)),
         source=source,
     )
     _refuse_other(prepared)
     return prepared
 
 
-def _fingerprint(files: Sequence[str | None]) -> str:
-    content = hashlib.sha256()
-    for file in files:
-        content.update(hashlib.sha256(Path(file).read_bytes()).digest() if file else b"none")
-    return content.hexdigest()[:32]
+def _fingerprint(experiment: Experiment, rows: Sequence[Row]) -> str:
+    data = experiment.data
+    read = reading(
+        format=rows[0].format,
+        max_length=experiment.train.max_length,
+        tokenizer=experiment.model.tokenizer,
+    )
+    return fingerprint(file_hash(data.train), file_hash(data.eval) if data.eval else None, read)
 
 
 def _refuse_other(prepared: PreparedSweep) -> None:
