@@ -48,7 +48,9 @@ def plan_trials(experiment: Experiment, *, fingerprint: str, rows: int) -> list[
     """All trials of an experiment over `rows` training rows; the reference first."""
     plans: list[TrialPlan] = []
     if experiment.search.reference and experiment.data.eval is not None:
-        plans.append(_plan(experiment, {}, experiment.search.seeds[0], 0, fingerprint, None))
+        plans.append(
+            _plan(experiment.configured({}), {}, experiment.search.seeds[0], 0, fingerprint, None)
+        )
     for values in configurations(experiment):
         configured = experiment.configured(values)
         for seed in experiment.search.seeds:

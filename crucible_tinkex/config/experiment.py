@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from crucible_tinkex.config.advice import advise
 from crucible_tinkex.config.data import DataSection, EvaluationSection
@@ -37,7 +37,7 @@ class Experiment(Section):
     """The whole declaration."""
 
     name: str
-    """Of the sweep and its folder; by default that of the file."""
+    """Of the sweep and its folder; a file that gives none lends its own name."""
     service: ServiceSection = ServiceSection()
     model: ModelSection
     lora: LoraSection = LoraSection()
@@ -55,6 +55,12 @@ class Experiment(Section):
             return check_segment(name, what="name")
         except ConfigError as e:
             raise ValueError(e.message) from None
+
+    @model_validator(mode="after")
+    def _measures_its_metric(self) -> Experiment:
+        if self.search.metric == "eval/accuracy" and not self.evaluation.generate:
+            raise ValueError("search.metric 'eval/accuracy' needs evaluation.generate = true")
+        return self
 
     @classmethod
     def from_toml(
