@@ -164,6 +164,19 @@ def test_the_direction_is_the_metrics_own_unless_said(
     assert experiment(search=search).search.objective_direction == direction
 
 
+def test_a_files_direction_is_that_of_its_metric(tmp_path: Path) -> None:
+    file = _written(tmp_path)
+    bare = Experiment.from_toml(file, overrides={"search.metric": "eval/accuracy"})
+    assert bare.search.objective_direction == "max"
+    file.write_text(file.read_text() + '[search]\nmetric = "eval/nll"\ndirection = "min"\n')
+    found = Experiment.from_toml(file, overrides={"search.metric": "eval/accuracy"})
+    assert found.search.objective_direction == "max"
+    both = {"search.metric": "eval/accuracy", "search.direction": "min"}
+    asked = Experiment.from_toml(file, overrides=both)
+    assert asked.search.objective_direction == "min"
+    assert "calls the worst eval/accuracy the best" in asked.warnings()[0]
+
+
 def test_the_old_name_of_a_base_is_an_alias() -> None:
     old, new = (experiment(model={"base": f"smollm2-135m{s}"}) for s in ("", "-instruct"))
     assert old == new

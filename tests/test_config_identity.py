@@ -164,6 +164,11 @@ def test_held_out_rows_cannot_come_or_go() -> None:
     assert experiment().contradictions(without) == ["data.eval"]
 
 
+def test_saying_the_metrics_own_direction_changes_nothing() -> None:
+    said = experiment(("search.direction", "min"))
+    assert said.amendments(experiment()) == experiment().amendments(said) == []
+
+
 def test_a_removed_axis_is_named() -> None:
     new = experiment(("search.space", {"optimizer.beta1": [0.5]}))
     assert new.amendments(experiment()) == [

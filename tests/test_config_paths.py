@@ -77,11 +77,14 @@ def test_a_model_or_tokenizer_is_a_folder_beside_the_file_or_a_name(tmp_path: Pa
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/config.json").touch()
     (tmp_path / "org").mkdir()
-    mine = Experiment.from_toml(written(tmp_path, base="mine", tokenizer="mine")).model
+    file = written(tmp_path, base="mine", tokenizer="mine")
+    mine = Experiment.from_toml(file, overrides={"service.base_url": "embedded"}).model
     assert mine.base == mine.tokenizer == str(tmp_path / "mine")
+    assert Experiment.from_toml(file).model.base == "mine"  # of another service: a name
     names = Experiment.from_toml(written(tmp_path, base="org", tokenizer="a/b")).model
     assert (names.base, names.tokenizer) == ("org", "a/b")
-    long = Experiment.from_toml(written(tmp_path, base="n" * 5000)).model
+    file = written(tmp_path, base="n" * 5000)
+    long = Experiment.from_toml(file, overrides={"service.base_url": "embedded"}).model
     assert long.base == "n" * 5000
 
 
