@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from crucible_tinkex.config import AxisRange, Experiment, parse_assignment
+from crucible_tinkex.config import AxisRange, Experiment, axis_keys, parse_assignment
+from crucible_tinkex.config.section import leaves
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.schedule import learning_rate
 
@@ -34,6 +38,8 @@ def experiment(**sections: Any) -> Experiment:
         ({"lora": {"train_attn": False, "train_mlp": False}}, "at least one of"),
         ({"train": {"batch_size": 0}}, "train.batch_size"),
         ({"data": {}}, "missing key 'data.train'"),
+        ({"data": {"train": ""}}, "data.train: it must name a file"),
+        ({"run": {"storage": "a\0b"}}, "run.storage: it must name a file"),
         ({"search": {"seeds": []}}, "search.seeds"),
         ({"search": {"seeds": [1, 1]}}, "distinct"),
         ({"search": {"space": {"lora.rank": {"low": 4, "hgh": 8}}}}, "did you mean 'high'"),
@@ -229,3 +235,37 @@ def test_schedules() -> None:
     assert rates == pytest.approx([1.0, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4])
     constant = optimizer.model_copy(update={"schedule": "constant"})
     assert learning_rate(constant, step=6, total_steps=6) == 1.0
+
+
+# --- whatever is written ----------------------------------------------------------------------
+
+KEYS = [
+    *(key for key, _ in leaves(experiment(search={"space": {"lora.rank": [1]}}).model_dump())),
+    *(f"search.space.{key}" for key in axis_keys()),
+    *("search", "search.space", "search.space.lora", "search.space.lora.rank.count", "run", "name"),
+    *("search.configs.0", "search.configs.0.lora.rank", "data", "", "..", "a.b"),
+]
+VALUES = [
+    *(None, True, False, 0, -1, 1, 3, 10**30, 1.5, math.nan, math.inf, "", "x", "../..", "\0"),
+    *("s3://b/k", "random", "list", "halving", "embedded", "eval/accuracy", "linear", "x" * 5000),
+    *([], [1], [1, "a", None], ["a"], [[1]], [{}], [True, False], [0.1, 1e-3]),
+    *({}, {"low": 1, "high": 3}, {"low": 1, "high": 3, "count": 3}, {"a": {"b": 1}}),
+    *([{"lora.rank": 1}, {"lora": {"rank": 2}}], [{"lora": 3}]),
+]
+
+
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), min_size=1, max_size=3))
+def test_any_assignment_gives_an_experiment_or_a_config_error(overrides: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = _written(Path(folder))
+        file.write_text(file.read_text() + '[[search.configs]]\n"lora.rank" = 1\n')
+        try:
+            found = Experiment.from_toml(file, overrides=overrides)
+        except ConfigError as error:
+            assert any(where in str(error) for where in (str(file), *map(repr, overrides)))
+            return
+    found.warnings(rows=7, tokens=90)
+    found.trial_settings(total_steps=found.train.steps(7))
+    sweep = Path(found.run.storage if "://" not in found.run.storage else "/r") / "s"
+    assert Experiment.loaded(found.stored(sweep), sweep).contradictions(found) == []
