@@ -43,6 +43,7 @@ def loop(folder: Path, first: int) -> None:
     log = EventLog(folder, roll_rows=3 * BATCH)
     while True:
         log.append(numbered(first))
+        log.roll_if_due()
         print(first + BATCH - 1, flush=True)
         first += BATCH
 

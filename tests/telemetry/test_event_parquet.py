@@ -10,13 +10,8 @@ import pytest
 
 from crucible_tinkex.events import Event, EventWriter
 from crucible_tinkex.telemetry.log import EventLog
-from crucible_tinkex.telemetry.parquet import (
-    EVENT_SCHEMA,
-    events_to_table,
-    list_parts,
-    read_metadata,
-    table_to_events,
-)
+from crucible_tinkex.telemetry.log.parts import list_parts, load_part, metadata_of
+from crucible_tinkex.telemetry.log.schema import EVENT_SCHEMA, events_to_table, table_to_events
 
 
 def sample_events() -> list[Event]:
@@ -73,10 +68,10 @@ def test_a_part_tells_what_it_holds(events_folder: Path) -> None:
     with EventLog(events_folder) as log:
         log.append(events)
     (part,) = list_parts(events_folder, kind="evaluation")
-    about = read_metadata(part)
+    about = metadata_of(load_part(part))
     assert about["rows"] == "1"
     assert about["sweep_id"] == "sweep"
     assert about["coverage"] == f'{{"{events[0].writer}":[[1,3]]}}'
     assert about["first_time"] <= about["last_time"]
-    file = pq.ParquetFile(part)
+    file = pq.ParquetFile(part.path)
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
