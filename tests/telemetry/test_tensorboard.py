@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from event_trials import Trial
 from google.protobuf import json_format
+from tb_scalars import read_run, scalars
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins import base_plugin
@@ -36,23 +36,6 @@ def open_trial(
     view: TensorBoardView, t: Trial, *, attempt: int = 1, resumed_step: int = 0, **more: Any
 ) -> None:
     view.feed([t.start(attempt, resumed_step, hparams={**HPARAMS, **more})])
-
-
-def read_run(folder: Path) -> EventAccumulator:
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
-    return accumulator.Reload()
-
-
-def scalars(tb: Path) -> set[tuple[str, str, int, float]]:
-    found = set()
-    for run in tb.iterdir():
-        if run.is_dir():
-            accumulator = read_run(run)
-            for tag in accumulator.Tags()["scalars"]:
-                points = [(p.step, p.value) for p in accumulator.Scalars(tag)]
-                assert len(points) == len({step for step, _ in points}), f"{tag} doubles back"
-                found |= {(run.name, tag, step, value) for step, value in points}
-    return found
 
 
 def test_scalars_have_the_events_step_and_time(tmp_path: Path, trial: Trial) -> None:
