@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from crucible_tinkex.telemetry.query.sources import find_sources
+from crucible_tinkex.telemetry.query.sources import NOTHING, find_sources
 from crucible_tinkex.telemetry.query.views import (
     CHECKPOINTS_VIEW,
     REQUEST_KEYS,
@@ -63,8 +63,8 @@ def _add_rows(
     connection: duckdb.DuckDBPyConnection, folders: Sequence[Path], kinds: Collection[str] | None
 ) -> None:
     named: dict[str, list[tuple[list[str], str]]] = {"events": [], "examples": []}
-    for number, folder in enumerate(folders):
-        sources = find_sources(folder, kinds=kinds)
+    found = [find_sources(folder, kinds=kinds) for folder in folders] or [NOTHING]
+    for number, sources in enumerate(found):
         for sort, tables in (("events", sources.events), ("examples", sources.examples)):
             names = [f"{sort}_{number}_{i}" for i in range(len(tables))]
             for name, table in zip(names, tables, strict=True):

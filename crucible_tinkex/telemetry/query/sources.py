@@ -48,6 +48,9 @@ class Sources:
     """Of the rows of schema 1, which carry the id of a run in its place."""
 
 
+NOTHING = Sources((EVENT_SCHEMA.empty_table(),), (EVALUATION_SCHEMA.empty_table(),), "")
+
+
 def find_sources(folder: Path, *, kinds: Collection[str] | None = None) -> Sources:
     """`kinds`: the only ones whose parts are wanted (None: all).
 
