@@ -186,8 +186,9 @@ class EventLog:
 
     def _recover(self) -> None:
         """Finish what a killed process left, and learn what is stored."""
+        folder = self._folder
         with storage_errors(self._folder):
-            for place in (*self._folder.glob("kind=*"), evaluations_folder(self._folder)):
+            for place in (folder, *folder.glob("kind=*"), evaluations_folder(folder)):
                 for leftover in place.glob(".*.tmp"):
                     leftover.unlink(missing_ok=True)
         snapshot = read_snapshot(self._folder)
