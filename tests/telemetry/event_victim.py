@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from crucible_tinkex.events import Event
 from crucible_tinkex.telemetry.log import EventLog
 
 KINDS = ("training_step", "example")
-OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir")
+OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")
 BATCH = 20
 BEFORE = 6 * BATCH
 
@@ -94,7 +95,8 @@ def steps(root: Path) -> None:
             sys.exit(os.WEXITSTATUS(status))
 
 
-def die_before(n: int, folder: Path) -> None:
+def die_before(n: int, folder: Path) -> Callable[[], int]:
+    """Returns what counts the file operations until now."""
     seen = 0
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -105,6 +107,7 @@ def die_before(n: int, folder: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
+    return lambda: seen
 
 
 if __name__ == "__main__":

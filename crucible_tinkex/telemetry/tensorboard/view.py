@@ -13,7 +13,7 @@ thousands of runs need no file handles. One view writes a folder at a time.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,12 @@ class TensorBoardView:
         self._defined: dict[str, str] | None = None
         """The types that they name."""
 
-    def feed(self, events: Iterable[Event], *, again: bool = False) -> None:
+    def feed(self, events: Sequence[Event], *, again: bool = False) -> None:
         """Show events. Never fails: see `faults`. `again`: some may have been shown already."""
         touched: dict[str, _Run] = {}
+        for event in events:  # a late event of an older attempt may stand before
+            if event.kind == "session_start":
+                self._run(event)
         for event in events:
             if event.kind in SHOWN_KINDS:
                 if event.value is None or not event.name:
