@@ -84,7 +84,7 @@ class Controller:
         self._submitted: set[str] = set()
         self._losses: dict[str, _Losses] = {}
         self._ops = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._live: dict[str, Mapping[str, Any]] = {}
         self._revision = 0
 
@@ -250,7 +250,7 @@ class Controller:
         self._ops += 1
         return f"{self._run_id}:{self._ops}"
 
-    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _background(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

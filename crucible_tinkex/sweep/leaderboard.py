@@ -29,7 +29,7 @@ class Objective:
     @classmethod
     def of(cls, state: SweepState) -> Objective:
         search = state.meta["experiment"]["search"]
-        direction = search.get("direction") or objective(search["metric"]).direction
+        direction = search.get("direction") or objective(search["metric"]).direction or "min"
         return cls(search["metric"], direction, search.get("at", "final"))
 
     def __str__(self) -> str:

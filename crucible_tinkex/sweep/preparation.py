@@ -7,7 +7,6 @@ incomparable is refused.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.datasets import Row, Tokenizer, overlap, read_rows, tokenise
+from crucible_tinkex.datasets import (
+    Row,
+    Tokenizer,
+    file_hash,
+    fingerprint,
+    overlap,
+    read_rows,
+    reading,
+    tokenise,
+)
 from crucible_tinkex.errors import ConfigError, SweepExistsError
-from crucible_tinkex.names import SweepPaths, digest
+from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.search.space import Values
 from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule
 from crucible_tinkex.search.strategies import configurations
@@ -134,7 +142,7 @@ def prepare(
         paths=paths,
         train_rows=train_rows,
         eval_rows=eval_rows,
-        fingerprint=_fingerprint(experiment),
+        fingerprint=_fingerprint(experiment, train_rows),
         configurations=configurations(experiment),
         source=source,
         existing=_existing(paths),
@@ -144,13 +152,14 @@ def prepare(
     return prepared
 
 
-def _fingerprint(experiment: Experiment) -> str:
-    content = [
-        hashlib.sha256(Path(f).read_bytes()).hexdigest() if f else None
-        for f in (experiment.data.train, experiment.data.eval)
-    ]
-    reading = [experiment.data.format, experiment.train.max_length, experiment.model.tokenizer]
-    return digest([content, reading], 32)
+def _fingerprint(experiment: Experiment, rows: Sequence[Row]) -> str:
+    data = experiment.data
+    read = reading(
+        format=rows[0].format,
+        max_length=experiment.train.max_length,
+        tokenizer=experiment.model.tokenizer,
+    )
+    return fingerprint(file_hash(data.train), file_hash(data.eval) if data.eval else None, read)
 
 
 def _existing(paths: SweepPaths) -> Existing | None:
