@@ -20,6 +20,8 @@ from crucible_tinkex.errors import (
 from crucible_tinkex.metrics import TRAIN_WINDOW_STEPS as WINDOW
 from crucible_tinkex.registry import DONE, FAILED, PENDING, CheckpointRecord, Spent
 from crucible_tinkex.testing import batch_digest
+from crucible_tinkex.testing.clock import run_virtual
+from crucible_tinkex.training.host import HELD_S
 from crucible_tinkex.training.measurements import public
 from crucible_tinkex.training.outcome import Verdict
 from crucible_tinkex.training.recipes.datums import datum
@@ -303,22 +305,43 @@ async def test_a_drained_evaluation_is_made_up_for() -> None:
     assert bench.trial.results == whole.trial.results
 
 
-async def test_a_drain_does_not_wait_for_a_service_that_waits() -> None:
-    bench = Bench(checkpoint_every=2)
-    host = bench.host(drain_s=0.01)
-    await host.advance(bench.plan, 2)
-    bench.backend.hold("rate limit")
-    training = asyncio.create_task(host.advance(bench.plan, STEPS))
-    while not bench.sink.of_kind("queue_state"):
-        await asyncio.sleep(0)
-    host.drain()
-    outcome = await asyncio.wait_for(training, 5)
-    assert outcome.verdict is Verdict.DRAINED
-    assert outcome.progress is not None and outcome.progress.step == 2
-    assert bench.trial.state == PENDING
-    bench.backend.let_go()
-    await bench.run()
-    assert bench.trial.state == DONE
+def test_a_drain_does_not_wait_for_a_service_that_waits() -> None:
+    async def waits() -> float:
+        bench = Bench(checkpoint_every=2)
+        host = bench.host(drain_s=500.0)
+        await host.advance(bench.plan, 2)
+        bench.backend.hold("rate limit")
+        training = asyncio.create_task(host.advance(bench.plan, STEPS))
+        await asyncio.sleep(1000.0)
+        host.drain()
+        outcome = await training
+        assert outcome.verdict is Verdict.DRAINED
+        assert outcome.progress is not None and outcome.progress.step == 2
+        assert bench.trial.state == PENDING
+        bench.backend.let_go()
+        await bench.run()
+        assert bench.trial.state == DONE
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(waits()) == 1000.0 + HELD_S
+
+
+def test_a_drain_waits_for_a_step_but_not_for_ever() -> None:
+    async def waits(step_s: float) -> tuple[int, float]:
+        bench = Bench(checkpoint_every=0, submit_ahead=0)
+        bench.backend.delays = {"forward_backward": step_s}
+        host = bench.host(drain_s=30.0)
+        training = asyncio.create_task(host.advance(bench.plan, STEPS))
+        await asyncio.sleep(2.5 * step_s)
+        host.drain()
+        outcome = await training
+        assert outcome.verdict is Verdict.DRAINED
+        assert bench.trial.state == PENDING
+        saved = bench.trial.checkpoints[-1].step if bench.trial.checkpoints else 0
+        return saved, asyncio.get_running_loop().time()
+
+    assert run_virtual(waits(20.0)) == (3, 60.0)
+    assert run_virtual(waits(200.0)) == (0, 530.0)
 
 
 async def test_a_drain_ends_the_opening_and_begins_nothing() -> None:
