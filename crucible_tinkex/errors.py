@@ -127,6 +127,12 @@ class TrialFailedError(CrucibleError):
     """One trial cannot go on (for example its loss became NaN); others are not affected."""
 
 
+class InterruptedSweepError(CrucibleError):
+    """A person ended the run before it trained; the same command goes on."""
+
+    exit_code = 130
+
+
 class StaleAttemptError(CrucibleError):
     """A newer attempt of this trial exists; this one must stop and write nothing more."""
 

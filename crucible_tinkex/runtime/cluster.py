@@ -1,29 +1,191 @@
 """The connection to Ray and the actors that live on it; what a driver holds while it works.
 
-A `Runtime` may serve several sweeps one after another: its actors stay warm. All actors are owned
-by the driver (none is detached), so a driver's death leaves nothing behind. Everything that touches
-local files or the embedded server is placed on the driver's node.
+Guarantees: starting Ray never blocks the event loop, ends by a deadline and can be cancelled at
+once; what goes wrong is a `RayStartError` with Ray's reason in a line; a cluster that goes away
+during a run is a `ClusterLostError` before Ray ends the process by itself. A `Runtime` may serve
+several sweeps one after another: its actors stay warm. All actors are owned by the driver (none is
+detached), so a driver's death leaves nothing behind.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from dataclasses import dataclass
-from typing import Any
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from functools import cache
+from typing import Any, NoReturn, TypeVar
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from crucible_tinkex.config import RunSection
-from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.errors import ClusterLostError, ConfigError, CrucibleError, RayStartError
+from crucible_tinkex.runtime.placement import driver_node, session_cores, session_nodes
+from crucible_tinkex.runtime.pool import Packing
 from crucible_tinkex.runtime.registry_actor import RegistryActor
 from crucible_tinkex.runtime.session_actor import SessionActor
 from crucible_tinkex.runtime.telemetry_actor import TelemetryActor
 
+T = TypeVar("T")
+
 STORE_BYTES = 256 * 1024 * 1024
 """Ray's object store holds only the tokenised dataset."""
+START_S = 180.0
+"""Ray is up in 8 seconds on a quiet machine; a loaded one takes ten times as long."""
+PROBE_S = 5.0
+STARTS = 2
+POLL_S = 2.0
+LOST_S = 20.0
+"""A head that restarts answers again sooner; Ray ends the process after 60 seconds."""
+GRACE_S = 20.0
+ADVICE = "start one with `ray start --head`, or leave the address out to run on this machine"
+
+
+CALLS_AT_ONCE = 100_000
+"""Calls of a session actor wait for the service nearly all the time; the pool bounds them."""
+
+
+class Runtime:
+    """A cluster connection with one registry actor, one telemetry actor, and session actors."""
+
+    def __init__(self, address: str | None = None) -> None:
+        """Blocks until Ray is up. Raises `RayStartError`; `ConfigError` for an address that cannot
+        be one."""
+        self._started_ray = not ray.is_initialized()
+        connect(address)
+        self._closed = threading.Event()
+        self._lost = False
+        self._idle: dict[bool, list[ActorHandle[Any]]] = {True: [], False: []}
+        self.registry = _actor(RegistryActor, driver_node(), max_restarts=-1)
+        self.telemetry = _actor(TelemetryActor, driver_node(), max_restarts=-1)
+
+    @classmethod
+    async def start(cls, address: str | None = None, *, deadline_s: float = START_S) -> Runtime:
+        """The same, while the event loop goes on; to cancel it takes no time.
+
+        Ray is started in a thread, which stays until `close`: Linux ends a child with the *thread*
+        that started it. After a cancellation the thread ends what it has started by then; a process
+        that ends meanwhile takes it along.
+        """
+        started: Future[Runtime] = Future()
+        threading.Thread(target=cls._start, args=(address, started), daemon=True).start()
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await asyncio.wrap_future(started)
+        except TimeoutError:
+            raise RayStartError(_why(address, f"no answer within {deadline_s:.0f} s")) from None
+        finally:
+            started.cancel()
+
+    @classmethod
+    def _start(cls, address: str | None, started: Future[Runtime]) -> None:
+        """The thread of `start`."""
+        try:
+            runtime = cls(address)
+        except CrucibleError as e:
+            if started.set_running_or_notify_cancel():
+                started.set_exception(e)
+            return
+        if started.set_running_or_notify_cancel():
+            started.set_result(runtime)
+            runtime._closed.wait()
+        else:
+            runtime.close()
+
+    def packing(self, run: RunSection, sessions: int, *, reachable: bool = False) -> Packing:
+        """How `sessions` at the same time are spread over actors."""
+        slots = max(1, min(run.max_concurrent, sessions))
+        per_actor = run.sessions_per_actor
+        if per_actor == "auto":
+            per_actor = -(-slots // session_cores(reachable=reachable))
+        return Packing(slots, min(int(per_actor), slots))
+
+    def session_actor(self, *, reachable: bool) -> ActorHandle[Any]:
+        """A warm session actor if there is one, else a new one."""
+        idle = self._idle[reachable]
+        return idle.pop() if idle else self._new_actor(reachable)
+
+    def warm(self, packing: Packing, *, reachable: bool = False) -> None:
+        """Have the first session actors started before they are needed."""
+        idle = self._idle[reachable]
+        while len(idle) < min(packing.actors, self.starting_at_once(reachable=reachable)):
+            idle.append(self._new_actor(reachable))
+
+    @staticmethod
+    def _new_actor(reachable: bool) -> ActorHandle[Any]:
+        """Not restarted by Ray: the pool replaces it, and its trials become new attempts."""
+        nodes = session_nodes(reachable=reachable)
+        return _actor(SessionActor, nodes, max_restarts=0, max_concurrency=CALLS_AT_ONCE)
+
+    def keep(self, actor: ActorHandle[Any], *, reachable: bool) -> None:
+        """Give a healthy session actor back for the next sweep."""
+        self._idle[reachable].append(actor)
+
+    @staticmethod
+    def starting_at_once(*, reachable: bool) -> int:
+        """Starting an actor is a second of CPU: more than two per core only delay each other."""
+        return 2 * session_cores(reachable=reachable)
+
+    @staticmethod
+    def share(value: Any) -> ray.ObjectRef[Any]:
+        """Put a value in the object store once, for all actors."""
+        return ray.put(value)
+
+    async def watch(self, *, poll_s: float = POLL_S, lost_s: float = LOST_S) -> NoReturn:
+        """Raise `ClusterLostError` once the cluster's head has not answered for `lost_s`.
+
+        Actors still answer then, so a driver that drains at once saves what it has. Misses are
+        counted, not seconds: a driver that was stopped for a while blames nobody.
+        """
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        misses = 0
+        while misses * poll_s < lost_s:
+            await asyncio.sleep(poll_s)
+            misses = 0 if await _listens(host, int(port), poll_s) else misses + 1
+        self._lost = True
+        raise ClusterLostError(
+            f"the Ray cluster's head at {host}:{port} has not answered for {lost_s:.0f} s; what was"
+            " saved is safe: start the cluster again and run the same command to continue"
+        )
+
+    async def unless_lost(
+        self, work: Awaitable[T], *, drain: Callable[[], object], grace_s: float = GRACE_S
+    ) -> T:
+        """The result of `work`. Raises `ClusterLostError` when the cluster is lost meanwhile, after
+        `drain` was called and `work` had `grace_s` to save what it can; it is cancelled then."""
+        working = asyncio.ensure_future(work)
+        watching = asyncio.ensure_future(self.watch())
+        try:
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                drain()
+                await asyncio.wait({working}, timeout=grace_s)
+                watching.result()
+            return await working
+        finally:
+            working.cancel()
+            watching.cancel()
+            await asyncio.wait({working, watching}, timeout=1)
+
+    def close(self) -> None:
+        """End the actors; leave Ray if this runtime started it. Waits for nothing of a cluster that
+        is lost: what is left of it ends with this process."""
+        if not self._lost:
+            for actor in (self.registry, self.telemetry, *self._idle[True], *self._idle[False]):
+                ray.kill(actor)
+            if self._started_ray:
+                ray.shutdown()
+            self._closed.set()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 def connect(address: str | None) -> None:
@@ -33,111 +195,73 @@ def connect(address: str | None) -> None:
     address = address or os.environ.get("RAY_ADDRESS") or None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
-        try:
-            ray.init(address=address, **common)
-        except ConnectionError as e:
-            raise ConfigError(f"no Ray cluster answers at {address}: {e}") from e
+        _probe(address)
+        options["address"] = address
     else:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=STORE_BYTES,
-            **common,
-        )
-
-
-def driver_node() -> NodeAffinitySchedulingStrategy:
-    node_id = ray.get_runtime_context().get_node_id()
-    return NodeAffinitySchedulingStrategy(node_id, soft=False)
-
-
-@dataclass(frozen=True)
-class Packing:
-    """`slots` sessions at the same time, `per_actor` of them in a process."""
-
-    slots: int
-    per_actor: int
-
-    @property
-    def actors(self) -> int:
-        return -(-self.slots // self.per_actor)
-
-
-class Runtime:
-    """A cluster connection with one registry actor, one telemetry actor, and session actors."""
-
-    def __init__(self, address: str | None = None) -> None:
-        self._started_ray = not ray.is_initialized()
-        connect(address)
-        self.registry = _actor(RegistryActor, max_restarts=-1)
-        self.telemetry = _actor(TelemetryActor, max_restarts=-1)
-        self._idle: list[ActorHandle[Any]] = []
-
-    def session_actor(self, *, concurrency: int) -> ActorHandle[Any]:
-        """A warm session actor if there is one, else a new one."""
-        return self._idle.pop() if self._idle else self._new_actor(concurrency)
-
-    def packing(self, run: RunSection, sessions: int) -> Packing:
-        """How `sessions` at the same time are spread over actors."""
-        slots = min(run.max_concurrent, sessions)
-        per_actor = run.sessions_per_actor
-        if per_actor == "auto":
-            per_actor = -(-slots // self.cpus())
-        return Packing(slots, min(int(per_actor), slots))
-
-    def warm(self, packing: Packing) -> None:
-        """Have the first session actors started before they are needed."""
-        while len(self._idle) < min(packing.actors, self.starting_at_once()):
-            self._idle.append(self._new_actor(packing.per_actor))
-
-    @staticmethod
-    def _new_actor(concurrency: int) -> ActorHandle[Any]:
-        """Not restarted by Ray: the pool replaces it, and its trials become new attempts."""
-        return _actor(SessionActor, max_restarts=0, max_concurrency=1000 + 2 * concurrency)
-
-    def keep(self, actor: ActorHandle[Any]) -> None:
-        """Give a healthy actor back for the next sweep."""
-        self._idle.append(actor)
-
-    @staticmethod
-    def cpus() -> int:
-        """Cores of the cluster."""
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        return max(1, int(resources.get("CPU", 1)))
-
-    @classmethod
-    def starting_at_once(cls) -> int:
-        """Starting an actor is a second of CPU: more than two per core only delay each other."""
-        return 2 * cls.cpus()
-
-    @staticmethod
-    def kill(actor: ActorHandle[Any]) -> None:
-        ray.kill(actor)
-
-    @staticmethod
-    def share(value: Any) -> ray.ObjectRef[Any]:
-        """Put a value in the object store once, for all actors."""
-        return ray.put(value)
-
-    def close(self) -> None:
-        """End the actors; leave Ray if this runtime started it."""
-        for actor in (self.registry, self.telemetry, *self._idle):
-            ray.kill(actor)
-        if self._started_ray:
+        options |= {"address": "local", "include_dashboard": False}
+        options["object_store_memory"] = STORE_BYTES
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as e:  # Ray's own are of many kinds, RuntimeError among them
             ray.shutdown()
-
-    def __enter__(self) -> Runtime:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+            if not left:
+                raise RayStartError(_why(address, str(e) or repr(e))) from e
 
 
-def _actor(cls: type[Any], **options: Any) -> ActorHandle[Any]:
-    """An actor on the driver's node. Ray repeats none of its calls (`max_task_retries=0`)."""
-    placed = {"num_cpus": 0, "max_task_retries": 0, "scheduling_strategy": driver_node()}
-    remote: Any = ray.remote(cls)
-    handle: ActorHandle[Any] = remote.options(**placed, **options).remote()
+def _why(address: str | None, reason: str) -> str:
+    """Ray's reason in a line, and what to do."""
+    first = next((line.strip() for line in reason.splitlines() if line.strip()), "no reason given")
+    if address:
+        return (
+            f"cannot join the Ray cluster at {address}: {first}; give the head's own port (6379, "
+            "not the dashboard's), the same Ray and Python version, and the cluster's token"
+        )
+    place = os.environ.get("RAY_TMPDIR", "/tmp")
+    return (
+        f"Ray did not start on this machine: {first}; it needs memory, CPU and space in {place}: "
+        "see to them and run the same command again"
+    )
+
+
+def _probe(address: str) -> None:
+    """Refuse an address where nothing listens: Ray would try for minutes, and log all of it."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise ConfigError(
+            f"the Ray address {address!r} must be HOST:PORT of the head (its port 6379), or auto; "
+            "to run on a cluster from outside, use `crucible submit`"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S).close()
+    except (OSError, OverflowError) as e:
+        raise RayStartError(f"no Ray cluster answers at {address}: {e}; {ADVICE}") from None
+
+
+async def _listens(host: str, port: int, timeout_s: float) -> bool:
+    """Whether something accepts a connection there."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, writer = await asyncio.open_connection(host.strip("[]"), port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
+@cache
+def _remote(cls: Callable[..., Any]) -> Any:
+    """Made once: Ray exports a class to the cluster again for every object like this."""
+    return ray.remote(cls)
+
+
+def _actor(cls: type[Any], nodes: Any, **options: Any) -> ActorHandle[Any]:
+    """Ray repeats none of an actor's calls (`max_task_retries=0`)."""
+    placed = {"num_cpus": 0, "max_task_retries": 0, "scheduling_strategy": nodes}
+    handle: ActorHandle[Any] = _remote(cls).options(**placed, **options).remote()
     return handle

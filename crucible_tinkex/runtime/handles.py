@@ -1,83 +1,131 @@
 """Handles that hide `.remote()`: the registry and the telemetry actor as plain async objects.
 
-An actor that died is restarted by Ray within seconds; a handle repeats its call meanwhile, which
-is safe because the classes behind are idempotent. Errors of this package come through unchanged.
+Ray's errors end here (`answer`): errors of this package come through unchanged, what Ray says of a
+process becomes an error of ours with Ray's reason in a line. Ray restarts the registry and the
+telemetry actor within seconds; a handle repeats its call meanwhile, which is safe because every
+call of the classes behind may be repeated: one that is no fact but an operation carries a name that
+was made before the first try.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 
-from crucible_tinkex.errors import CrucibleError, StorageError
+from crucible_tinkex.errors import ClusterLostError, CrucibleError, StorageError
 from crucible_tinkex.events import Event
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import AttemptGrant, CheckpointRecord, SweepState, TrialRecord
+from crucible_tinkex.registry import AttemptGrant, CheckpointRecord, Decision, Spent
+from crucible_tinkex.registry.registry import Changes as RegistryChanges
+
+if TYPE_CHECKING:
+    from crucible_tinkex.telemetry.recorder import Changes
 
 RETRY_S = 60.0
 PAUSE_S = 0.2
+AWAY = (ActorDiedError, ActorUnavailableError)
+"""The actor is being restarted, or was never up."""
 
 
-async def call(remote: Callable[[], Awaitable[Any]], *, what: str, retry_s: float = RETRY_S) -> Any:
+async def answer(call: Awaitable[Any], *, lost: type[CrucibleError] = ClusterLostError) -> Any:
+    """The answer of an actor. Raises `lost` where Ray has none."""
+    try:
+        return await call
+    except RayTaskError as e:
+        if isinstance(e.cause, CrucibleError):
+            raise e.cause from None
+        raise lost(f"a worker process failed: {e.cause!r}") from e
+    except AWAY as e:
+        raise lost(f"a worker process is gone: {first_line(e)}") from e
+    except RayError as e:
+        raise lost(f"Ray failed: {first_line(e)}") from e
+
+
+def first_line(error: BaseException) -> str:
+    """What Ray says first, of the many lines that it says."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
+async def repeated(
+    remote: Callable[[], Awaitable[Any]], *, what: str, retry_s: float = RETRY_S
+) -> Any:
     """Await an actor call, repeating it while the actor is being restarted."""
     deadline = time.monotonic() + retry_s
     while True:
         try:
-            return await remote()
-        except RayTaskError as e:
-            if isinstance(e.cause, CrucibleError):
-                raise e.cause from None
-            raise
-        except (ActorDiedError, ActorUnavailableError) as e:
+            return await answer(remote())
+        except ClusterLostError as e:
+            if not isinstance(e.__cause__, AWAY):
+                raise
             if time.monotonic() > deadline:
-                raise StorageError(f"the {what} did not come back within {retry_s:.0f} s") from e
+                text = f"the {what} did not come back within {retry_s:.0f} s: {e.message}"
+                raise StorageError(text) from e
             await asyncio.sleep(PAUSE_S)
 
 
 class RegistryHandle:
-    """`RegistryPort` over the registry actor, for one sweep."""
+    """`ControlPort` over the registry actor, for one run of one sweep."""
 
-    def __init__(self, actor: ActorHandle[Any], paths: SweepPaths) -> None:
+    def __init__(self, actor: ActorHandle[Any], paths: SweepPaths, run_id: str) -> None:
         self._actor = actor
         self._paths = paths
+        self._run_id = run_id
 
     async def _call(self, method: str, *args: Any) -> Any:
-        remote = getattr(self._actor, method).remote
-        return await call(lambda: remote(self._paths, *args), what="registry actor")
-
-    async def create(self, meta: Mapping[str, Any], trials: Sequence[TrialRecord]) -> SweepState:
-        state: SweepState = await self._call("create", meta, trials)
-        return state
+        remote: Any = self._actor.call.remote
+        return await repeated(
+            lambda: remote(self._paths, self._run_id, method, args), what="registry actor"
+        )
 
     async def start_attempt(self, trial_id: str) -> AttemptGrant:
-        grant: AttemptGrant = await self._call("start_attempt", trial_id)
+        grant: AttemptGrant = await self._call("start_attempt", trial_id, uuid.uuid4().hex)
         return grant
 
-    async def commit_checkpoint(self, checkpoint: CheckpointRecord) -> None:
-        await self._call("commit_checkpoint", checkpoint)
+    async def intend_checkpoint(self, trial_id: str, attempt: int, step: int, name: str) -> None:
+        await self._call("intend_checkpoint", trial_id, attempt, step, name)
+
+    async def commit_checkpoint(self, checkpoint: CheckpointRecord, spent: Spent) -> None:
+        await self._call("commit_checkpoint", checkpoint, spent)
+
+    async def lose_checkpoint(self, trial_id: str, attempt: int, path: str, reason: str) -> None:
+        await self._call("lose_checkpoint", trial_id, attempt, path, reason)
 
     async def record_result(
-        self, trial_id: str, attempt: int, step: int, metrics: Mapping[str, float]
+        self, trial_id: str, attempt: int, step: int, metrics: Mapping[str, float], spent: Spent
     ) -> None:
-        await self._call("record_result", trial_id, attempt, step, metrics)
+        await self._call("record_result", trial_id, attempt, step, metrics, spent)
 
-    async def finish(self, trial_id: str, attempt: int, state: str, error: str | None) -> None:
-        await self._call("finish", trial_id, attempt, state, error)
+    async def finish(
+        self, trial_id: str, attempt: int, state: str, error: str | None, spent: Spent
+    ) -> None:
+        await self._call("finish", trial_id, attempt, state, error, spent)
 
-    async def set_sweep(self, state: str, *, wall_s: float = 0.0) -> None:
-        await self._call("set_sweep", state, wall_s)
+    async def create(self, meta: Mapping[str, Any]) -> None:
+        await self._call("create", meta)
 
-    async def state(self) -> SweepState:
-        state: SweepState = await self._call("state")
-        return state
+    async def amend(self, meta: Mapping[str, Any], changed: Sequence[str], op: str) -> None:
+        await self._call("amend", meta, changed, op)
+
+    async def decide(self, decisions: Sequence[Decision], op: str) -> None:
+        await self._call("decide", decisions, op)
+
+    async def set_sweep(self, state: str, op: str, wall_s: float = 0.0) -> None:
+        await self._call("set_sweep", state, op, wall_s)
+
+    async def changes(self, since: int) -> RegistryChanges:
+        found: RegistryChanges = await self._call("changes", since)
+        return found
 
     async def close(self) -> None:
-        await self._call("close")
+        remote: Any = self._actor.close.remote
+        await repeated(lambda: remote(self._paths, self._run_id), what="registry actor")
 
 
 class TelemetryHandle:
@@ -90,22 +138,19 @@ class TelemetryHandle:
     async def record(self, events: Sequence[Event]) -> int:
         """Returns when the events are durable. Raises `ConnectionError` for "send it again"."""
         try:
-            stored: int = await self._actor.record.remote(self._paths, list(events))
-        except (ActorDiedError, ActorUnavailableError) as e:
-            raise ConnectionError("the telemetry actor is being restarted") from e
-        except RayTaskError as e:
-            if isinstance(e.cause, CrucibleError):
-                raise e.cause from None
-            raise
+            stored: int = await answer(self._actor.record.remote(self._paths, list(events)))
+        except ClusterLostError as e:
+            raise ConnectionError(f"the telemetry actor is away: {e.message}") from e
         return stored
 
-    async def snapshot(self) -> dict[str, dict[str, Any]]:
-        """The newest metrics per trial; empty while the actor is being restarted."""
+    async def changes(self, since: int) -> Changes | None:
+        """What changed after a revision; None while the actor is being restarted."""
         try:
-            newest: dict[str, dict[str, Any]] = await self._actor.snapshot.remote(self._paths)
-        except (ActorDiedError, ActorUnavailableError):
-            return {}
-        return newest
+            found: Changes = await answer(self._actor.changes.remote(self._paths, since))
+        except ClusterLostError:
+            return None
+        return found
 
     async def close(self) -> None:
-        await call(lambda: self._actor.close.remote(self._paths), what="telemetry actor")
+        remote: Any = self._actor.close.remote
+        await repeated(lambda: remote(self._paths), what="telemetry actor")

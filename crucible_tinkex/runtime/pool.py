@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from crucible_tinkex.errors import CrucibleError, HostLostError, WorkerStartError
-from crucible_tinkex.runtime.outcome import Outcome, Verdict
-from crucible_tinkex.trial import TrialPlan
+from crucible_tinkex.training.outcome import Outcome, Verdict
+from crucible_tinkex.training.plan import TrialPlan
 
 T = TypeVar("T")
 
@@ -31,6 +31,8 @@ START_S = 300.0
 MAX_FAILED_STARTS = 3
 BACK_OFF_S, MOST_DOUBLINGS = 0.5, 7
 SLICES = 5
+WORTH_SHARING_S = 0.5
+"""By how much longer a back-off must be than the one that all hosts know."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Host(Protocol):
     async def ready(self) -> None:
         """Return when it is up. Raises `CrucibleError` with the reason when it cannot start."""
 
-    async def ping(self) -> None: ...
+    async def ping(self) -> float:
+        """When it may send again (Unix seconds): later than now if the service asked it to wait."""
 
     async def advance(self, plan: TrialPlan, to_step: int) -> Outcome: ...
 
@@ -283,7 +286,9 @@ class SessionPool:
         self._reconcile()
         while True:
             await asyncio.sleep(self._heartbeat_s)
-            await self._within(self._deadline_s, member.host.ping())
+            asked = await self._within(self._deadline_s, member.host.ping())
+            if asked > self._held_until + WORTH_SHARING_S:
+                await self.hold_back(asked)
 
     async def _within(self, seconds: float, call: Awaitable[T]) -> T:
         """The answer of a host, or `HostLostError`. The wait is counted in slices, because a driver

@@ -2,8 +2,9 @@
 
 Guarantees: when no callback is ready, the loop's time jumps to the next timer, so `asyncio.sleep`,
 `timeout`, `wait_for` and `call_later` behave as ever and take no real time; a program in which
-everything waits and nothing is scheduled raises `DeadlockError` instead of hanging. It is not for code that waits for threads, processes or sockets: the clock
-would run away from them. Code that reads `time.time()` itself takes a clock as an argument.
+everything waits and nothing is scheduled raises `DeadlockError` instead of hanging. It is not for
+code that waits for threads, processes or sockets: the clock would run away from them. Code that
+reads `time.time()` itself takes a clock as an argument.
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+THREAD_S = 5.0
+"""Real seconds that a worker thread may take while everything else waits."""
+MOST_S = 100_000.0
 
 
 class DeadlockError(RuntimeError):
@@ -30,8 +36,12 @@ class _Jump(selectors.SelectSelector):
         if ready:
             return ready
         if timeout is None:
+            if ready := super().select(THREAD_S):  # a worker thread may still answer
+                return ready
             raise DeadlockError("all tasks wait and nothing is scheduled")
         self.now += max(timeout, 0.0)
+        if self.now > MOST_S:
+            raise DeadlockError(f"nothing came to an end within {MOST_S:.0f} s of virtual time")
         return []
 
 

@@ -9,9 +9,9 @@ from itertools import chain, repeat
 from typing import Any
 
 from crucible_tinkex.errors import CrucibleError, HostLostError, WorkerStartError
-from crucible_tinkex.runtime.outcome import Outcome, Verdict
+from crucible_tinkex.training.outcome import Outcome, Verdict
 from crucible_tinkex.runtime.pool import Packing, SessionPool
-from crucible_tinkex.session import Progress
+from crucible_tinkex.training.outcome import Progress
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,9 @@ class ScriptedHost:
             return
         raise HostLostError("the process died")
 
-    async def ping(self) -> None:
+    async def ping(self) -> float:
         await self._takes(0.001)
+        return 0.0
 
     async def advance(self, plan: Plan, to_step: int) -> Outcome:
         self.heard.append(("advance", plan.trial_id))
@@ -97,6 +98,7 @@ class ScriptedHost:
 
     async def drain(self) -> None:
         await self._takes(0.001)
+        return 0.0
         self.heard.append(("drain", None))
 
     async def hold_back(self, until: float) -> None:
