@@ -77,7 +77,7 @@ async def test_a_well_trained_model_is_judged_without_decoding() -> None:
 
 async def test_rows_add_up_to_the_mean() -> None:
     found = await measured(await trained(FakeBackend(), 5))
-    assert [e.example_id for e in found.examples[:2]] == ["00000", "00001"]
+    assert [e.example_id for e in found.examples[:2]] == ["00001", "00002"]
     assert {e.tokens for e in found.examples} == {3}
     losses = [e.nll * e.tokens for e in found.examples if e.nll is not None]
     tokens = sum(e.tokens for e in found.examples)
@@ -192,7 +192,7 @@ async def test_a_whole_evaluation_becomes_events() -> None:
     done = [p["done"] for p in phases[:-1]]
     assert done == sorted(done)
     examples = bench.sink.of_kind("example")
-    assert [e["name"] for e in examples] == [f"{i:05d}" for i in range(100)]
+    assert [e["name"] for e in examples] == [f"{i:05d}" for i in range(1, 101)]
     assert {e["step"] for e in examples} == {10}
     correct = sum(e["extra"]["correct"] for e in examples)
     assert correct / 100 == bench.trial.results[10]["eval/accuracy"]
