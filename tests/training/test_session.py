@@ -18,7 +18,7 @@ from crucible_tinkex.errors import (
     SessionLostError,
 )
 from crucible_tinkex.metrics import TRAIN_WINDOW_STEPS as WINDOW
-from crucible_tinkex.registry import DONE, FAILED, PENDING, CheckpointRecord, Spent
+from crucible_tinkex.registry import DONE, FAILED, PENDING, CheckpointRecord
 from crucible_tinkex.testing import batch_digest
 from crucible_tinkex.testing.clock import run_virtual
 from crucible_tinkex.training.host import HELD_S
@@ -147,13 +147,8 @@ async def test_an_advance_that_was_reached_before_does_nothing() -> None:
 
 async def test_a_finished_trial_that_was_not_told_so_trains_nothing_more() -> None:
     bench = Bench()
-
-    async def refuse(*args: Any) -> None:
-        raise ServiceUnavailableError("away")
-
-    finish, bench.registry.finish = bench.registry.finish, refuse  # type: ignore[method-assign]
+    bench.registry.fail("finish", ServiceUnavailableError("away"))
     assert (await bench.run()).verdict is Verdict.RETRY
-    bench.registry.finish = finish  # type: ignore[method-assign]
     before = bench.backend.calls.count("optim_step")
     await bench.run()
     assert bench.backend.calls.count("optim_step") == before
@@ -165,25 +160,19 @@ async def test_a_finished_trial_that_was_not_told_so_trains_nothing_more() -> No
 
 async def test_a_checkpoint_is_announced_saved_made_durable_and_committed() -> None:
     bench = Bench(checkpoint_every=3)
-    order: list[tuple[str, int]] = []
-    intend, commit = bench.registry.intend_checkpoint, bench.registry.commit_checkpoint
+    order: list[tuple[str, str]] = []
 
-    async def intending(trial_id: str, attempt: int, step: int, name: str) -> None:
-        assert not any(path.endswith(name) for path in bench.backend.checkpoints)
-        order.append(("intend", step))
-        await intend(trial_id, attempt, step, name)
+    def watch(call: str, subject: str) -> None:
+        saved = {path.rsplit("/", 1)[1] for path in bench.backend.checkpoints}
+        name = subject.rsplit("/", 1)[-1]
+        assert (name in saved) is (call == "commit")
+        assert call == "intend" or bench.sink.durable == len(bench.sink.events)
+        order.append((call, name[-2:]))
 
-    async def committing(checkpoint: CheckpointRecord, spent: Spent) -> None:
-        assert checkpoint.path in bench.backend.checkpoints
-        assert bench.sink.durable == len(bench.sink.events)
-        order.append(("commit", checkpoint.step))
-        await commit(checkpoint, spent)
-
-    bench.registry.intend_checkpoint = intending  # type: ignore[method-assign]
-    bench.registry.commit_checkpoint = committing  # type: ignore[method-assign]
+    bench.registry.watch = watch
     await bench.run()
-    steps = [3, 6, 9, 10]
-    assert order == [(phase, step) for step in steps for phase in ("intend", "commit")]
+    steps = ["03", "06", "09", "10"]
+    assert order == [(call, step) for step in steps for call in ("intend", "commit")]
 
 
 @pytest.mark.parametrize("trouble", ["forget", "damage"])
