@@ -14,6 +14,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 
 from crucible_tinkex.client.interface import TrainingService
 from crucible_tinkex.client.watch import Observer
@@ -28,6 +29,9 @@ from crucible_tinkex.training.recipes.recipe import RecipeMaker
 from crucible_tinkex.training.recipes.sft import SupervisedRecipe
 from crucible_tinkex.training.reporter import Reporter
 from crucible_tinkex.training.session import Session
+
+HELD_S = 2.0
+"""How long a draining session waits for a service that just now lets nothing through."""
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +50,11 @@ class SessionHost:
         sweep: str,
         clock: Callable[[], float] = time.perf_counter,
         recipe: RecipeMaker = SupervisedRecipe,
-        drain_s: float = 60.0,
+        drain_s: float = 20.0,
     ) -> None:
         """`drain_s`: how long a session may take to finish its step and to save when asked to
-        drain; one that waits for the service longer ends where its last checkpoint is."""
+        drain. One that takes longer, or that the service keeps waiting then (`HELD_S`), ends where
+        its last checkpoint is."""
         self._connect = connect
         self._registry = registry
         self._sink = sink
@@ -81,8 +86,8 @@ class SessionHost:
             return await self._drained(plan)
         try:
             session = await self._opened(plan)
-            work = session.advance(to_step)
-            progress = await unless_drained(work, self._drain, grace_s=self._drain_s)
+            grace = partial(self._grace_s, session)
+            progress = await unless_drained(session.advance(to_step), self._drain, grace=grace)
         except DrainedError:
             return await self._drained(plan)
         if progress.drained:
@@ -98,6 +103,9 @@ class SessionHost:
             session = self._sessions[plan.trial_id] = self._new_session(plan)
             await unless_drained(session.open(), self._drain)
         return session
+
+    def _grace_s(self, session: Session) -> float:
+        return min(HELD_S, self._drain_s) if session.is_held else self._drain_s
 
     async def _drained(self, plan: TrialPlan) -> Outcome:
         session = self._sessions.get(plan.trial_id)

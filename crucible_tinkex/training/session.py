@@ -92,6 +92,11 @@ class Session:
         """Steps whose results are known."""
         return self._report.step
 
+    @property
+    def is_held(self) -> bool:
+        """The service keeps it waiting."""
+        return self._report.is_held
+
     # --- its beginning -------------------------------------------------------------------------
 
     async def open(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from crucible_tinkex.errors import StaleAttemptError
@@ -31,6 +31,8 @@ class MemoryRegistry:
     def __init__(self) -> None:
         self.trials: dict[str, Trial] = {}
         self.calls: list[str] = []
+        self.watch: Callable[[str, str], None] = lambda call, subject: None
+        """Hears of each call about a checkpoint: its name, or its path, is the subject."""
         self._failures: dict[tuple[str, int], Exception] = {}
 
     def fail(self, call: str, error: Exception, *, nth: int = 1) -> None:
@@ -61,10 +63,13 @@ class MemoryRegistry:
         return AttemptGrant(trial.attempt, tuple(newest))
 
     async def intend_checkpoint(self, trial_id: str, attempt: int, step: int, name: str) -> None:
-        self._current("intend", trial_id, attempt).intents.append((attempt, step, name))
+        trial = self._current("intend", trial_id, attempt)
+        self.watch("intend", name)
+        trial.intents.append((attempt, step, name))
 
     async def commit_checkpoint(self, checkpoint: CheckpointRecord, spent: Spent) -> None:
         trial = self._current("commit", checkpoint.trial_id, checkpoint.attempt)
+        self.watch("commit", checkpoint.path)
         if checkpoint not in trial.checkpoints:
             trial.checkpoints.append(checkpoint)
         trial.spent[checkpoint.attempt] = spent

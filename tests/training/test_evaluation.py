@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +17,12 @@ from crucible_tinkex.config import EvaluationSection
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import OperationFailedError
 from crucible_tinkex.testing import FakeBackend, FakeService, FakeTraining
-from crucible_tinkex.training.data import SweepData
+from crucible_tinkex.training.data import SweepData, decoded
 from crucible_tinkex.training.outcome import Verdict
 from crucible_tinkex.training.recipes.datums import datum
 from crucible_tinkex.training.recipes.evaluation import IN_FLIGHT, bounded, certainty, evaluate
-from crucible_tinkex.training.recipes.recipe import Evaluation
+from crucible_tinkex.training.recipes.recipe import Evaluation, Tell
+from crucible_tinkex.training.recipes.sft import SupervisedRecipe
 
 EVAL = dataset([*counting(60), *([7, 8, 9, t, t + 1, t] for t in range(40))])
 TRAIN = dataset(counting(30))
@@ -77,7 +79,7 @@ async def test_a_well_trained_model_is_judged_without_decoding() -> None:
 
 async def test_rows_add_up_to_the_mean() -> None:
     found = await measured(await trained(FakeBackend(), 5))
-    assert [e.example_id for e in found.examples[:2]] == ["00000", "00001"]
+    assert [e.example_id for e in found.examples[:2]] == ["00001", "00002"]
     assert {e.tokens for e in found.examples} == {3}
     losses = [e.nll * e.tokens for e in found.examples if e.nll is not None]
     tokens = sum(e.tokens for e in found.examples)
@@ -192,7 +194,7 @@ async def test_a_whole_evaluation_becomes_events() -> None:
     done = [p["done"] for p in phases[:-1]]
     assert done == sorted(done)
     examples = bench.sink.of_kind("example")
-    assert [e["name"] for e in examples] == [f"{i:05d}" for i in range(100)]
+    assert [e["name"] for e in examples] == [f"{i:05d}" for i in range(1, 101)]
     assert {e["step"] for e in examples} == {10}
     correct = sum(e["extra"]["correct"] for e in examples)
     assert correct / 100 == bench.trial.results[10]["eval/accuracy"]
@@ -209,19 +211,20 @@ async def test_progress_is_told_now_and_then() -> None:
     assert 10 < len(told) <= 2000 * 0.25 / 2.0 + 3  # the clock moves by 0.25 a look
 
 
+class NoNumber(SupervisedRecipe):
+    """A recipe whose evaluation overflows."""
+
+    async def evaluate(self, client: TrainingClient, tell: Tell) -> Evaluation:
+        return Evaluation({"eval/nll": math.nan})
+
+
 async def test_an_evaluation_that_is_no_number_fails_the_trial() -> None:
     bench = Bench(checkpoint_every=0)
-    host = bench.host()
-    await host.advance(bench.plan, 1)
-    client: Any = host._sessions[bench.plan.trial_id]._client
-
-    real = client._client.forward
-
-    def broken(data: Any, **options: Any) -> Any:
-        object.__setattr__(client._client.weights, "excess", float("nan"))
-        return real(data, **options)
-
-    client._client.forward = broken
-    outcome = await host.advance(bench.plan, 2)
+    outcome = await bench.host(recipe=NoNumber).advance(bench.plan, 2)
     assert outcome.verdict is Verdict.FAILED
     assert "eval/nll became nan at step 2" in str(outcome.error)
+    assert bench.trial.results == {}
+
+
+def test_text_that_cannot_be_decoded_is_left_out(tmp_path: Path) -> None:
+    assert decoded(str(tmp_path / "gone"), [[1, 2], [3]]) == [None, None]

@@ -163,11 +163,7 @@ async def test_a_trial_that_fails_before_its_attempt_is_told_so() -> None:
 
 async def test_our_own_storage_stops_the_sweep() -> None:
     bench = Bench()
-
-    async def full() -> None:
-        raise StorageError("no space left")
-
-    bench.sink.flush = full  # type: ignore[method-assign]
+    bench.sink.error = StorageError("no space left")
     outcome = await bench.host().advance(bench.plan, STEPS)
     assert outcome.verdict is Verdict.STOP
     assert bench.trial.checkpoints == []

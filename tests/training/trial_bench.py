@@ -27,12 +27,16 @@ class ListSink:
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
         self.durable = 0
+        self.error: Exception | None = None
+        """What `flush` raises."""
 
     def emit(self, kind: str, **fields: Any) -> None:
         assert kind in KINDS
         self.events.append({"kind": kind, **fields})
 
     async def flush(self) -> None:
+        if self.error is not None:
+            raise self.error
         self.durable = len(self.events)
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:

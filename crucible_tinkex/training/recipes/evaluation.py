@@ -194,9 +194,4 @@ def _example(
     if logprobs is not None and weight:
         pairs = zip(weights, logprobs, strict=True)
         nll = -math.fsum(w * logprob for w, logprob in pairs if w) / weight
-    return Example(example_id(data, row), nll, round(weight), right, text)
-
-
-def example_id(data: TokenisedDataset, row: int) -> str:
-    """Stands for the row in every evaluation."""
-    return f"{row:05d}"
+    return Example(data.example_id(row), nll, round(weight), right, text)
