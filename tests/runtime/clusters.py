@@ -11,15 +11,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-from ray.cluster_utils import Cluster
 
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
 
+HERE = Path(__file__).parent
 EXPERIMENT = """
 name = "nano"
 [service]
@@ -83,10 +84,9 @@ def write_experiment(folder: Path, *, url: str, key: Path, steps: int) -> Path:
 
 
 def start_driver(file: Path, storage: Path, *address: str) -> subprocess.Popen[str]:
-    driver = Path(__file__).parent / "drive_sweep.py"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TINKER_"))}
     return subprocess.Popen(
-        [sys.executable, str(driver), str(file), str(storage), *address],
+        [sys.executable, str(HERE / "drive_sweep.py"), str(file), str(storage), *address],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -113,20 +113,31 @@ def results(sweep: Path) -> dict[str, Any]:
     return {t.trial_id: (t.state, t.step, t.metrics) for t in state.trials.values()}
 
 
-def session_actors(node: Any) -> list[psutil.Process]:
-    """The session actors that a node of a `Cluster` holds now."""
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    return [p for p in raylet.children(recursive=True) if "SessionActor" in " ".join(p.cmdline())]
+@dataclass(frozen=True)
+class RayCluster:
+    """Nodes of two cores each, on this machine."""
+
+    address: str
+    raylets: list[psutil.Process]
+    """The head's first."""
+    head: psutil.Process
+    """Ray's global control service."""
 
 
 @contextmanager
-def cluster(nodes: int) -> Iterator[Cluster]:
-    """A head and more nodes, of two cores each."""
-    small = {"num_cpus": 2, "object_store_memory": 80 << 20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args=small)
-    try:
-        for _ in range(nodes - 1):
-            made.add_node(num_cpus=2, object_store_memory=80 << 20)
-        yield made
-    finally:
-        made.shutdown()
+def cluster(nodes: int) -> Iterator[RayCluster]:
+    """A cluster of this test alone."""
+    command = [sys.executable, str(HERE / "ray_cluster.py"), str(nodes)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        found = json.loads(process.stdout.readline())
+        raylets = [psutil.Process(pid) for pid in found["raylets"]]
+        yield RayCluster(found["address"], raylets, psutil.Process(found["head"]))
+
+
+def session_actors(raylet: psutil.Process) -> int:
+    """How many session actors a node holds now."""
+    children = raylet.children(recursive=True)
+    return sum("SessionActor" in " ".join(p.cmdline()) for p in children)

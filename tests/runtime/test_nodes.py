@@ -16,7 +16,7 @@ from clusters import (
 )
 
 pytestmark = pytest.mark.ray
-STEPS = 400
+STEPS = 160
 
 
 def test_sessions_run_on_every_node_and_outlive_one(tmp_path: Path) -> None:
@@ -26,10 +26,9 @@ def test_sessions_run_on_every_node_and_outlive_one(tmp_path: Path) -> None:
         try:
             sweep = tmp_path / "runs" / "nano"
             wait_for_checkpoints(sweep, 4, driver)
-            used = {n: session_actors(n) for n in ray_cluster.list_all_nodes()}
-            assert sum(bool(actors) for actors in used.values()) >= 2, used
-            victim = next(n for n in ray_cluster.worker_nodes if used[n])
-            ray_cluster.remove_node(victim, allow_graceful=False)
+            used = {node: session_actors(node) for node in ray_cluster.raylets}
+            assert sum(count > 0 for count in used.values()) >= 2, used
+            next(node for node in ray_cluster.raylets[1:] if used[node]).kill()
             _, err = driver.communicate(timeout=150)
             assert driver.returncode == 0, err
         finally:
