@@ -16,7 +16,6 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from functools import cache
 from typing import Any, NoReturn, TypeVar
 
 import ray
@@ -254,14 +253,14 @@ async def _listens(host: str, port: int, timeout_s: float) -> bool:
     return True
 
 
-@cache
-def _remote(cls: Callable[..., Any]) -> Any:
-    """Made once: Ray exports a class to the cluster again for every object like this."""
-    return ray.remote(cls)
+_REMOTE: dict[type[Any], Any] = {
+    c: ray.remote(c) for c in (RegistryActor, TelemetryActor, SessionActor)
+}
+"""Made once: Ray exports a class to the cluster again for every object like this."""
 
 
 def _actor(cls: type[Any], nodes: Any, **options: Any) -> ActorHandle[Any]:
     """Ray repeats none of an actor's calls (`max_task_retries=0`)."""
     placed = {"num_cpus": 0, "max_task_retries": 0, "scheduling_strategy": nodes}
-    handle: ActorHandle[Any] = _remote(cls).options(**placed, **options).remote()
+    handle: ActorHandle[Any] = _REMOTE[cls].options(**placed, **options).remote()
     return handle

@@ -9,9 +9,8 @@ from itertools import chain, repeat
 from typing import Any
 
 from crucible_tinkex.errors import CrucibleError, HostLostError, WorkerStartError
-from crucible_tinkex.training.outcome import Outcome, Verdict
 from crucible_tinkex.runtime.pool import Packing, SessionPool
-from crucible_tinkex.training.outcome import Progress
+from crucible_tinkex.training.outcome import Outcome, Progress, Verdict
 
 
 @dataclass(frozen=True)

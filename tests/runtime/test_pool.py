@@ -12,8 +12,8 @@ import pytest
 from scripted_hosts import Plan, Script, ScriptedLauncher, make_pool
 
 from crucible_tinkex.errors import HostLostError, WorkerStartError
-from crucible_tinkex.training.outcome import Outcome, Verdict
 from crucible_tinkex.testing.clock import DeadlockError, run_virtual
+from crucible_tinkex.training.outcome import Outcome, Verdict
 
 
 def virtually(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:

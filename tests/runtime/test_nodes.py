@@ -1,0 +1,41 @@
+"""Sessions on every node of a cluster; a node that dies in the middle; a head that dies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from clusters import (
+    cluster,
+    results,
+    service,
+    session_actors,
+    start_driver,
+    wait_for_checkpoints,
+    write_experiment,
+)
+
+pytestmark = pytest.mark.ray
+STEPS = 160
+
+
+def test_sessions_run_on_every_node_and_outlive_one(tmp_path: Path) -> None:
+    with service(tmp_path) as (url, key), cluster(3) as ray_cluster:
+        file = write_experiment(tmp_path, url=url, key=key, steps=STEPS)
+        driver = start_driver(file, tmp_path / "runs", ray_cluster.address)
+        try:
+            sweep = tmp_path / "runs" / "nano"
+            wait_for_checkpoints(sweep, 4, driver)
+            used = {node: session_actors(node) for node in ray_cluster.raylets}
+            assert sum(count > 0 for count in used.values()) >= 2, used
+            next(node for node in ray_cluster.raylets[1:] if used[node]).kill()
+            _, err = driver.communicate(timeout=150)
+            assert driver.returncode == 0, err
+        finally:
+            driver.kill()
+            driver.communicate()
+        alone = start_driver(file, tmp_path / "alone")
+        _, err = alone.communicate(timeout=100)
+        assert alone.returncode == 0, err
+    assert results(sweep) == results(tmp_path / "alone" / "nano")
+    assert {state for state, _, _ in results(sweep).values()} == {"done"}
