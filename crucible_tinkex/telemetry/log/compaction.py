@@ -32,25 +32,25 @@ FULL_BYTES = 16 * 1024 * 1024
 """A part of this size is left alone."""
 
 
-def compact(folder: Path, *, through: int) -> int:
+def compact(folder: Path, *, through: int, full_bytes: int = FULL_BYTES) -> int:
     """Merge what is due among the parts of segments up to `through`; return the parts written."""
     parts = [part for part in list_parts(folder) if part.last <= through]
     written = 0
     for _, of_kind in groupby(sorted(parts, key=lambda p: (p.kind, p.first)), lambda p: p.kind):
-        for group in _due(list(of_kind)):
+        for group in _due(list(of_kind), full_bytes):
             _merge(folder, group)
             written += 1
     return written
 
 
-def _due(parts: Sequence[Part]) -> Iterator[list[Part]]:
+def _due(parts: Sequence[Part], full_bytes: int) -> Iterator[list[Part]]:
     """Which neighbours become one."""
     old = [part for part in parts if part.crc is None]
     if old:
-        yield from _filled(old)
+        yield from _filled(old, full_bytes)
         return
     sizes = [part.size for part in parts]
-    small = next((i + 1 for i in reversed(range(len(sizes))) if sizes[i] >= FULL_BYTES), 0)
+    small = next((i + 1 for i in reversed(range(len(sizes))) if sizes[i] >= full_bytes), 0)
     if len(parts) - small < FANOUT:
         return
     for start in range(small, len(parts) - 1):
@@ -59,10 +59,10 @@ def _due(parts: Sequence[Part]) -> Iterator[list[Part]]:
             return
 
 
-def _filled(parts: Sequence[Part]) -> Iterator[list[Part]]:
+def _filled(parts: Sequence[Part], full_bytes: int) -> Iterator[list[Part]]:
     group: list[Part] = []
     for part in parts:
-        if group and sum(p.size for p in group) + part.size > FULL_BYTES:
+        if group and sum(p.size for p in group) + part.size > full_bytes:
             yield group
             group = []
         group.append(part)

@@ -50,6 +50,7 @@ def connect(
     given = dict(tables or {})
     with duckdb.connect(":memory:") as connection:
         connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET enable_progress_bar = false")
         _add_rows(connection, [folders] if isinstance(folders, Path) else list(folders), kinds)
         for name, table in given.items():
             connection.register(name, table)
