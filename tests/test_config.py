@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from crucible_tinkex.config import AxisRange, Experiment, axis_keys, parse_assignment
 from crucible_tinkex.config.section import leaves
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.training.recipes.schedule import learning_rate
 
 BASE: dict[str, Any] = {

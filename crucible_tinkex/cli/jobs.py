@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crucible_tinkex.cli.running import read_experiment
-from crucible_tinkex.preparation import prepare
 from crucible_tinkex.runtime.jobs import SubmittedJob, submit_job
+from crucible_tinkex.sweep.preparation import prepare
 
 
 def submit_file(

@@ -128,7 +128,9 @@ class Launch:
         await executor.registry.create(meta)
         await executor.telemetry.changes(0)  # opens the event log: damage shows before spending
         policy = prepared.policy()
-        packing = executor.packing(run, policy.planned or run.max_concurrent)
+        packing = executor.packing(run, policy.planned)
+        self.view.steps_each = prepared.planner.steps
+        self.view.eval_every = prepared.experiment.train.eval_every
         controller: Controller
 
         pool = SessionPool(
@@ -146,7 +148,10 @@ class Launch:
             observer=self._observer,
         )
         self._stop = controller.request_drain
-        return await controller.run(meta, prepared.amendments)
+        work = controller.run(meta, prepared.amendments)
+        if runtime is None:
+            return await work
+        return await runtime.unless_lost(work, drain=controller.request_drain)
 
     async def _started(self, stack: AsyncExitStack, signals: _Signals) -> Runtime:
         runtime = await Runtime.start(self._address)
