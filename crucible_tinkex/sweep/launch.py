@@ -144,7 +144,10 @@ class Launch:
             observer=self._observer,
         )
         self._stop = controller.request_drain
-        return await controller.run(meta, prepared.amendments)
+        work = controller.run(meta, prepared.amendments)
+        if runtime is None:
+            return await work
+        return await runtime.unless_lost(work, drain=controller.request_drain)
 
     async def _started(self, stack: AsyncExitStack, signals: _Signals) -> Runtime:
         runtime = await Runtime.start(self._address)
