@@ -68,13 +68,6 @@ def test_bad_values_are_refused_with_the_key(sections: dict[str, Any], message: 
     assert e.value.exit_code == 2
 
 
-def test_identity_is_of_the_work_not_of_the_place() -> None:
-    same = experiment(name="other", run={"max_concurrent": 1, "storage": "elsewhere"})
-    assert same.identity("d") == experiment().identity("d")
-    assert experiment().identity("d") != experiment().identity("other data")
-    assert experiment(train={"epochs": 2}).identity("d") != experiment().identity("d")
-
-
 def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no experiment file"):
         Experiment.from_toml(tmp_path / "none.toml")
