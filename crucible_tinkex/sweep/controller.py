@@ -137,8 +137,8 @@ class Controller:
             while decisions := self._policy.decide(self._state, slots=self._pool.capacity):
                 await self._decide(decisions)
             self._submit()
-            if self._state.ended is not None and not self._state.open:
-                return
+            if self._state.ended is not None and not self._state.open and not self._submitted:
+                return  # a trial is done in the journal before its session has left the service
             await self._next()
         await self._drain()
 
