@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Literal, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -33,8 +34,7 @@ class Spent:
     """Wall time of the attempt."""
 
     def __add__(self, other: Spent) -> Spent:
-        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return Spent(*(a + b for a, b in pairs))
+        return Spent(**{name: value + vars(other)[name] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -138,5 +138,10 @@ def declared(trial: Any) -> dict[str, Any]:
 
 def known(cls: type[T], found: Mapping[str, Any]) -> T:
     """`cls` from those fields of a record that this version knows."""
-    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    names = _names(cls)
     return cls(**{k: v for k, v in found.items() if k in names})
+
+
+@cache
+def _names(cls: type) -> frozenset[str]:
+    return frozenset(f.name for f in fields(cls))

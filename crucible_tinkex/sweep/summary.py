@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from crucible_tinkex.names import SweepPaths
@@ -36,7 +35,7 @@ def summary(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
         "best": trial_summary(winner.best_trial, objective) if winner else None,
         "best_configuration": configuration_summary(winner) if winner else None,
         "waiting": waits(state, paths),
-        "spent": {**asdict(spent), "wall_seconds": round(state.wall_s, 1)},
+        "spent": {**vars(spent), "wall_seconds": round(state.wall_s, 1)},
         "runs": len(state.runs),
     }
 
@@ -65,7 +64,7 @@ def trial_summary(trial: TrialRecord, objective: Objective) -> dict[str, Any]:
         "checkpoints": [{"step": c.step, "path": c.path} for c in trial.checkpoints],
         "attempts": trial.attempt,
         "error": trial.error,
-        "spent": asdict(trial.spent),
+        "spent": {**vars(trial.spent)},
         "decisions": [
             {"kind": d.kind, "to_step": d.to_step, "reason": d.reason} for d in trial.decisions
         ],
