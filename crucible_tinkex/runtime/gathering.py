@@ -47,13 +47,11 @@ class Gathering:
         return [(call, answer) for call, answer in batch if not answer.done()]
 
     async def _answer(self, batch: Sequence[tuple[Call, asyncio.Future[Any]]]) -> None:
-        sent = asyncio.ensure_future(self._send([call for call, _ in batch]))
-        try:
-            await asyncio.wait({sent})
-        finally:
-            sent.cancel()
-        error = sent.exception()
-        found = [copy(error) for _ in batch] if error else sent.result()
+        calls = [call for call, _ in batch]
+        found: Any
+        (found,) = await asyncio.gather(self._send(calls), return_exceptions=True)
+        if isinstance(found, BaseException):
+            found = [copy(found) for _ in batch]
         for (_, answer), value in zip(batch, found, strict=True):
             if answer.done():
                 continue
