@@ -148,9 +148,12 @@ class Recorder:
 
     def faults(self) -> tuple[str, ...]:
         """What is wrong, in a sentence each."""
-        missing = (f"{name} of the event log is gone" for name in self._log.missing)
-        roll = (f"events stay in the write-ahead log: {e}" for e in [self._log.roll_error] if e)
-        return (*missing, *roll, *self._view.faults())
+        faults = [f"{name} of the event log is gone" for name in self._log.missing]
+        if self._log.roll_error:
+            faults.append(f"events stay in the write-ahead log: {self._log.roll_error}")
+        if self._log.merge_error:
+            faults.append(f"parts of the event log stay small: {self._log.merge_error}")
+        return (*faults, *self._view.faults())
 
     def close(self) -> None:
         """Store all; doing it twice does no harm."""
