@@ -91,8 +91,8 @@ def read_wal(path: Path) -> list[pa.RecordBatch]:
 
 
 def _check_end(path: Path, end: int) -> None:
-    """Raise `CorruptLogError` if what lies beyond `end` only looks torn: a whole record whose length
-    claims more than there is."""
+    """Raise `CorruptLogError` if what lies beyond `end` only looks torn: a whole record, but its
+    length claims more than there is."""
     with storage_errors(path):
         rest = memoryview(path.read_bytes())[end:]
     while len(rest) > _FRAME.size:
