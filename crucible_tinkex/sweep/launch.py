@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from crucible_tinkex.errors import InterruptedSweepError
 from crucible_tinkex.events import EventWriter
-from crucible_tinkex.registry import Registry, SweepState
+from crucible_tinkex.registry import LOST, Registry, SweepState
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.executor import RayExecutor
 from crucible_tinkex.runtime.pool import SessionPool
@@ -89,7 +89,8 @@ class Launch:
         if self._prepared.existing is None or self._prepared.amendments:
             return None
         state = SweepState.read(self._prepared.paths)
-        return SweepResult(state, exit_code(state)) if exit_code(state) == 0 else None
+        lost = any(t.state == LOST for t in state.trials.values())
+        return SweepResult(state, exit_code(state)) if state.complete and not lost else None
 
     def stop(self) -> None:
         """Drain, or give up starting."""
