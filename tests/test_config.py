@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from crucible_tinkex.config import AxisRange, Experiment, axis_keys, parse_assignment
 from crucible_tinkex.config.section import leaves
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.training.recipes.schedule import learning_rate
 
 BASE: dict[str, Any] = {
@@ -67,13 +66,6 @@ def test_bad_values_are_refused_with_the_key(sections: dict[str, Any], message: 
     with pytest.raises(ConfigError, match=message) as e:
         experiment(**sections)
     assert e.value.exit_code == 2
-
-
-def test_identity_is_of_the_work_not_of_the_place() -> None:
-    same = experiment(name="other", run={"max_concurrent": 1, "storage": "elsewhere"})
-    assert same.identity("d") == experiment().identity("d")
-    assert experiment().identity("d") != experiment().identity("other data")
-    assert experiment(train={"epochs": 2}).identity("d") != experiment().identity("d")
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crucible_tinkex.cli.running import read_experiment
-from crucible_tinkex.preparation import prepare
 from crucible_tinkex.runtime.jobs import SubmittedJob, submit_job
+from crucible_tinkex.sweep.preparation import prepare
 
 
 def submit_file(
@@ -30,7 +30,9 @@ def submit_file(
     job = submit_job(address, sweep=prepared.name, arguments=arguments)
     verb = "submitted" if job.is_new else "already running"
     print(
-        f"{verb}: {job.submission_id} (stop it: ray job stop {job.submission_id})", file=sys.stderr
+        f"{verb}: {job.submission_id} "
+        f"(stop it: ray job stop {job.submission_id} --address {address})",
+        file=sys.stderr,
     )
     if not wait:
         print(job.submission_id)

@@ -30,7 +30,7 @@ from crucible_tinkex.config.service import ServiceSection
 from crucible_tinkex.config.storing import stored, unstored
 from crucible_tinkex.config.train import OptimizerSection, TrainSection
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.names import check_segment, digest
+from crucible_tinkex.names import check_segment
 
 
 class Experiment(Section):
@@ -143,15 +143,6 @@ class Experiment(Section):
     def contradictions(self, old: Experiment) -> list[str]:
         """Dotted keys in which this differs from `old` and that a sweep may not change."""
         return contradictions(self, old)
-
-    def identity(self, data_fingerprint: str) -> str:
-        """Equal for experiments that do the same work, wherever and however wide they run."""
-        content = self.model_dump(
-            mode="json", exclude={"name": True, "run": True}, exclude_none=True
-        )
-        content["service"] = {"base_url": self.service.base_url, "dtype": self.service.dtype}
-        content["data"] = {"fingerprint": data_fingerprint}
-        return digest(content, 16)
 
     def not_applied(self) -> list[str]:
         """Keys that were given and that the Tinker API cannot take."""

@@ -238,9 +238,8 @@ class Controller:
         for trial_id in [i for i in self._live if i in trials and trials[i].state in TERMINAL]:
             del self._live[trial_id]
         self._view.trials = [TrialView(t, self._live.get(t.trial_id, {})) for t in trials.values()]
-        self._view.planned = self._policy.planned
-        if self._view.steps_at_start is None:
-            self._view.steps_at_start = self._view.steps_done
+        self._view.planned, self._view.slots = self._policy.planned, self._pool.capacity
+        self._view.measure()
         self._observer(self._view)
 
     # --- small things -------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from crucible_tinkex.errors import InterruptedSweepError
 from crucible_tinkex.events import EventWriter
-from crucible_tinkex.registry import Registry, SweepState
+from crucible_tinkex.registry import LOST, Registry, SweepState
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.executor import RayExecutor
 from crucible_tinkex.runtime.pool import SessionPool
@@ -89,7 +89,8 @@ class Launch:
         if self._prepared.existing is None or self._prepared.amendments:
             return None
         state = SweepState.read(self._prepared.paths)
-        return SweepResult(state, exit_code(state)) if exit_code(state) == 0 else None
+        lost = any(t.state == LOST for t in state.trials.values())
+        return SweepResult(state, exit_code(state)) if state.complete and not lost else None
 
     def stop(self) -> None:
         """Drain, or give up starting."""
@@ -128,7 +129,9 @@ class Launch:
         await executor.registry.create(meta)
         await executor.telemetry.changes(0)  # opens the event log: damage shows before spending
         policy = prepared.policy()
-        packing = executor.packing(run, policy.planned or run.max_concurrent)
+        packing = executor.packing(run, policy.planned)
+        self.view.steps_each = prepared.planner.steps
+        self.view.eval_every = prepared.experiment.train.eval_every
         controller: Controller
 
         pool = SessionPool(
@@ -146,7 +149,10 @@ class Launch:
             observer=self._observer,
         )
         self._stop = controller.request_drain
-        return await controller.run(meta, prepared.amendments)
+        work = controller.run(meta, prepared.amendments)
+        if runtime is None:
+            return await work
+        return await runtime.unless_lost(work, drain=controller.request_drain)
 
     async def _started(self, stack: AsyncExitStack, signals: _Signals) -> Runtime:
         runtime = await Runtime.start(self._address)

@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from crucible_tinkex.config import Experiment
+from crucible_tinkex.client.address import Address
+from crucible_tinkex.config import EMBEDDED, Experiment, ServiceSection
 from crucible_tinkex.datasets import (
     Row,
     Tokenizer,
@@ -46,6 +47,8 @@ class PreparedSweep:
     eval_rows: Sequence[Row] | None
     fingerprint: str
     """Of the data: its content, and how it is read."""
+    service: str
+    """`embedded`, or the address that sessions will be given."""
     configurations: Sequence[Values]
     source: str | None
     """Text of the experiment file, if there was one."""
@@ -103,6 +106,7 @@ class Existing:
 
     experiment: Experiment
     fingerprint: str
+    service: str
     sweep_id: str | None
     """None: version 0.1.0 made it, which had none."""
 
@@ -110,7 +114,8 @@ class Existing:
     def read(cls, paths: SweepPaths) -> Existing:
         found: dict[str, Any] = json.loads(paths.resolved.read_text())
         experiment = Experiment.loaded(found["experiment"], folder=paths.root)
-        return cls(experiment, found["fingerprint"], found.get("sweep_id"))
+        service = found.get("service", EMBEDDED)
+        return cls(experiment, found["fingerprint"], service, found.get("sweep_id"))
 
 
 def stopping_rule(experiment: Experiment) -> StoppingRule:
@@ -143,6 +148,7 @@ def prepare(
         train_rows=train_rows,
         eval_rows=eval_rows,
         fingerprint=_fingerprint(experiment, train_rows),
+        service=_address(experiment.service),
         configurations=configurations(experiment),
         source=source,
         existing=_existing(paths),
@@ -160,6 +166,12 @@ def _fingerprint(experiment: Experiment, rows: Sequence[Row]) -> str:
         tokenizer=experiment.model.tokenizer,
     )
     return fingerprint(file_hash(data.train), file_hash(data.eval) if data.eval else None, read)
+
+
+def _address(service: ServiceSection) -> str:
+    if service.embedded:
+        return EMBEDDED
+    return str(Address.parse(service.base_url, allow_http=service.allow_http))
 
 
 def _existing(paths: SweepPaths) -> Existing | None:
@@ -180,6 +192,8 @@ def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
             "continued; choose another --name"
         )
     changed = prepared.experiment.contradictions(existing.experiment)
+    if existing.service != prepared.service and "service.base_url" not in changed:
+        changed.append(f"the service, {existing.service} until now")
     if existing.fingerprint != prepared.fingerprint:
         changed.append("the content of the data files, or how they are read")
     if changed:

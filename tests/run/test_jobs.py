@@ -2,67 +2,34 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from nano_sweeps import Workspace, make_workspace, wait_for_checkpoints
+from ray_head import Head, ray_head
 
-pytestmark = pytest.mark.ray
-BIN = Path(sys.executable).parent
+from crucible_tinkex.runtime.jobs import attempt_number
 
-
-@dataclass(frozen=True)
-class Head:
-    """A Ray head of this test alone."""
-
-    address: str
-    environment: dict[str, str]
-
-    def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(BIN / "ray"), *arguments],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+SUBMIT = """
+import sys
+from crucible_tinkex.errors import CrucibleError
+from crucible_tinkex.runtime.jobs import submit_job
+try:
+    job = submit_job(sys.argv[1], sweep=sys.argv[2], arguments=sys.argv[3:])
+except CrucibleError as e:
+    sys.exit(f"{type(e).__name__}: {e}")
+print(job.submission_id)
+"""
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """`ray start --head`, in a folder and on ports of its own, its jobs finding our python."""
-    dashboard = free_port()
-    folder = tmp_path_factory.mktemp("r")
-    environment = {
-        **os.environ,
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_TMPDIR": str(folder),
-    }
-    environment.pop("RAY_ADDRESS", None)
-    head = Head(f"http://127.0.0.1:{dashboard}", environment)
-    ports = ["--port", str(free_port()), "--dashboard-port", str(dashboard)]
-    ports += ["--dashboard-agent-listen-port", str(free_port())]
-    started = head.ray("start", "--head", *ports, "--disable-usage-stats")
-    assert started.returncode == 0, started.stdout + started.stderr
-    yield head
-    stopped = head.ray("stop", "--force")
-    assert stopped.returncode == 0, stopped.stderr
+    with ray_head(tmp_path_factory.mktemp("r")) as started:
+        yield started
 
 
 def submit(workspace: Workspace, head: Head, *options: str) -> subprocess.CompletedProcess[str]:
@@ -78,6 +45,59 @@ def submit(workspace: Workspace, head: Head, *options: str) -> subprocess.Comple
     )
 
 
+def submit_command(
+    environment: dict[str, str], address: str, sweep: str, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", SUBMIT, address, sweep, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_an_attempt_belongs_to_one_sweep() -> None:
+    assert attempt_number("a-a001", "a") == 1
+    assert attempt_number("a-a1234", "a") == 1234
+    assert attempt_number("a-b-a001", "a") is None, "another sweep's, whose name begins alike"
+    assert attempt_number("a-b-a001", "a-b") == 1
+    assert attempt_number("a-a001-a002", "a") is None
+    assert attempt_number("aXa001", "a.") is None
+
+
+@pytest.mark.ray
+def test_the_address_that_was_asked_for_is_used(head: Head) -> None:
+    elsewhere = {"RAY_ADDRESS": "127.0.0.1:1", "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:2"}
+    first = submit_command(head.environment | elsewhere, head.address, "a-b", "--help")
+    assert first.stdout.strip() == "a-b-a001", first.stderr
+    other = submit_command(head.environment, head.address, "a", "--help")
+    assert other.stdout.strip() == "a-a001", "the sweep a-b is another"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("token", [None, "/nonexistent/token"])
+def test_a_token_that_is_missing_is_named(head: Head, token: str | None) -> None:
+    environment = head.without_token
+    if token:
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}
+    refused = submit_command(environment, head.address, "a", "--help")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("AuthenticationError"), refused.stderr
+    assert "RAY_AUTH_MODE=token" in refused.stderr and "RAY_AUTH_TOKEN_PATH" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.ray
+def test_an_address_without_a_dashboard_is_named(head: Head) -> None:
+    nobody = submit_command(head.environment, "http://127.0.0.1:9", "a", "--help")
+    assert nobody.stderr.startswith("ServiceUnavailableError: no Ray dashboard answers at http://")
+    wrong = submit_command(head.environment, "127.0.0.1:8265", "a", "--help")
+    assert wrong.stderr.startswith("ConfigError: --address '127.0.0.1:8265'")
+
+
+@pytest.mark.ray
 def test_a_job_is_stopped_and_goes_on(tmp_path: Path, head: Head) -> None:
     workspace = make_workspace(tmp_path, steps=120)  # long enough to be stopped in the middle
     first = submit(workspace, head, "--no-wait")
@@ -106,6 +126,7 @@ def test_a_job_is_stopped_and_goes_on(tmp_path: Path, head: Head) -> None:
     assert max(t["attempts"] for t in status["trials"]) == 2
 
 
+@pytest.mark.ray
 def test_ray_job_submit_runs_the_command_itself(workspace: Workspace, head: Head) -> None:
     command = ["python", "-m", "crucible_tinkex", "run", str(workspace.file), "--json"]
     command += ["--storage", str(workspace.folder / "runs")]
