@@ -132,6 +132,7 @@ class Launch:
         packing = executor.packing(run, policy.planned)
         self.view.steps_each = prepared.planner.steps
         self.view.eval_every = prepared.experiment.train.eval_every
+        self.view.evaluates = prepared.eval_rows is not None
         controller: Controller
 
         pool = SessionPool(

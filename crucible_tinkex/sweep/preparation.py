@@ -61,10 +61,12 @@ class PreparedSweep:
 
     @property
     def amendments(self) -> list[str]:
-        """Keys by which this run asks for something else than the sweep did."""
+        """Keys by which this run asks for something else than the sweep did; how wide it runs is
+        nobody's business but its own."""
         if self.existing is None:
             return []
-        return self.experiment.amendments(self.existing.experiment)
+        changed = self.experiment.amendments(self.existing.experiment)
+        return [key for key in changed if not key.startswith("run.")]
 
     @cached_property
     def planner(self) -> Planner:
