@@ -1,5 +1,6 @@
-"""`make bench`: all benchmarks but `sessions`, which takes six minutes and 8 GB, or those named:
-`python -m benchmarks engine sampling server sessions client overhead`."""
+"""`make bench`: all benchmarks but `sessions`, which takes six minutes and 8 GB, and `telemetry`,
+which takes five, or those named:
+`python -m benchmarks engine sampling server sessions client telemetry overhead`."""
 
 from __future__ import annotations
 
@@ -8,7 +9,15 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-from benchmarks import client_cost, engine_speed, overhead, sampling_speed, server_cost, sessions
+from benchmarks import (
+    client_cost,
+    engine_speed,
+    overhead,
+    sampling_speed,
+    server_cost,
+    sessions,
+    telemetry,
+)
 from crucible_tinkex.server.bases import known_bases
 
 
@@ -34,9 +43,10 @@ BENCHMARKS: Mapping[str, Callable[[], Iterator[str]]] = {
     "server": _one(server_cost.run),
     "sessions": _one(sessions.run),
     "client": _one(lambda: client_cost.table(client_cost.run())),
+    "telemetry": _one(telemetry.run),
     "overhead": _one(lambda: overhead.table(overhead.run())),
 }
-ONLY_IF_NAMED = {"sessions"}
+ONLY_IF_NAMED = {"sessions", "telemetry"}
 
 
 def main(names: list[str]) -> None:

@@ -1,22 +1,30 @@
-"""The Python interface: run an experiment and look at what came out."""
+"""The Python interface: run an experiment, follow it, and look at what came out.
+
+`run` blocks; `start` gives a handle at once. Both work from a script, a thread, and where an event
+loop runs already (a notebook): the sweep has a loop of its own.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.launch import launch
-from crucible_tinkex.leaderboard import best, ranked, summary, trial_summary
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.preparation import load_sweep, prepare
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.runtime.cluster import Runtime
-from crucible_tinkex.sweep import Observer, ignore
-from crucible_tinkex.telemetry.query import query, read_events
+from crucible_tinkex.sweep.launch import Launch
+from crucible_tinkex.sweep.leaderboard import Objective, best, ranked
+from crucible_tinkex.sweep.preparation import load_sweep, prepare
+from crucible_tinkex.sweep.summary import summary, trial_summary
+from crucible_tinkex.sweep.tables import query_tables
+from crucible_tinkex.sweep.view import Observer, SweepView, ignore
+from crucible_tinkex.telemetry.query import query, read_evaluations, read_events
 
 
 @dataclass(frozen=True)
@@ -31,22 +39,29 @@ class Sweep:
     def name(self) -> str:
         return self.paths.root.name
 
+    @property
+    def _state(self) -> SweepState:
+        return SweepState.read(self.paths)
+
     def status(self) -> dict[str, Any]:
         """What `crucible status --json` prints."""
-        return summary(SweepState.read(self.paths), self.paths)
+        return summary(self._state, self.paths)
 
     def best(self) -> dict[str, Any] | None:
-        """The best trial of the best configuration, or None while nothing has finished."""
-        winner = best(SweepState.read(self.paths))
-        return trial_summary(winner) if winner else None
+        """The best trial of the best configuration, or None while none is complete."""
+        state = self._state
+        winner = best(state)
+        return trial_summary(winner.best_trial, Objective.of(state)) if winner else None
 
     def leaderboard(self) -> pa.Table:
-        """One row per trial, the best first: what varied, seed, state, step, metrics."""
+        """One row per trial, the best first: id, what varied, seed, state, step, metrics."""
+        state = self._state
+        objective = Objective.of(state)
         rows = []
-        for trial in ranked(SweepState.read(self.paths)):
-            fixed = {"trial": trial.run_name, "reference": trial.reference, "seed": trial.seed}
-            where = {"state": trial.state, "step": trial.step}
-            rows.append({**fixed, **trial.values, **where, **trial.metrics})
+        for trial in ranked(state):
+            fixed = {"trial_id": trial.trial_id, "trial": trial.run_name, "seed": trial.seed}
+            where = {"reference": trial.reference, "state": trial.state, "step": trial.step}
+            rows.append({**fixed, **trial.values, **where, **objective.metrics(trial)})
         columns = list(dict.fromkeys(k for row in rows for k in row))
         return pa.table({c: [row.get(c) for row in rows] for c in columns})
 
@@ -64,9 +79,67 @@ class Sweep:
             self.paths.events, kind=kind, trial_id=trial_id, name=name, since=since, until=until
         )
 
+    def evaluations(self, *, trial_id: str | None = None, step: int | None = None) -> pa.Table:
+        """What every held-out row got: example, nll, tokens, whether it was right, its text."""
+        return read_evaluations(self.paths.events, trial_id=trial_id, step=step)
+
     def query(self, sql: str) -> pa.Table:
-        """DuckDB SQL over the table `events`."""
-        return query(self.paths.events, sql)
+        """DuckDB SQL over `events`, `steps`, `evaluations`, `trials`, `checkpoints`, `requests`."""
+        return query(self.paths.events, sql, tables=query_tables(self._state))
+
+
+class RunningSweep:
+    """A sweep that trains in the background of this process."""
+
+    def __init__(self, launch: Launch, paths: SweepPaths) -> None:
+        self._launch = launch
+        self._paths = paths
+        worker = ThreadPoolExecutor(1, thread_name_prefix=f"sweep {paths.root.name}")
+        self._result = worker.submit(launch.run)
+        worker.shutdown(wait=False)
+
+    @property
+    def view(self) -> SweepView:
+        """As it was at the last refresh, twice a second."""
+        return self._launch.view
+
+    @property
+    def running(self) -> bool:
+        return not self._result.done()
+
+    def status(self) -> dict[str, Any]:
+        """What `crucible status --json` prints."""
+        return Sweep(self._paths).status()
+
+    def stop(self) -> None:
+        """Finish the running steps, save, and end; `wait` tells when. Running it again goes on."""
+        self._launch.stop()
+
+    def wait(self, timeout_s: float | None = None) -> Sweep:
+        """Block until it ends; raise what ended it. Raises `TimeoutError`. Ctrl-C stops the sweep
+        in order, then raises `KeyboardInterrupt`."""
+        try:
+            return Sweep(self._paths, self._result.result(timeout_s).exit_code)
+        except KeyboardInterrupt:
+            self.stop()
+            wait([self._result])
+            raise
+
+
+def start(
+    experiment: Experiment,
+    *,
+    storage: str | None = None,
+    name: str | None = None,
+    address: str | None = None,
+    runtime: Runtime | None = None,
+    executor: Literal["ray", "local"] | None = None,
+    observer: Observer = ignore,
+) -> RunningSweep:
+    """Run an experiment, or continue its sweep, in the background. What is wrong with it is raised
+    here, before anything starts. `observer` is called from the sweep's thread."""
+    launch, paths = _launch(experiment, storage, name, address, runtime, executor, observer)
+    return RunningSweep(launch, paths)
 
 
 def run(
@@ -76,15 +149,42 @@ def run(
     name: str | None = None,
     address: str | None = None,
     runtime: Runtime | None = None,
+    executor: Literal["ray", "local"] | None = None,
     observer: Observer = ignore,
 ) -> Sweep:
     """Run an experiment, or continue its sweep; blocks until it ends or is interrupted.
 
-    A `Runtime` that is passed in keeps its actors warm from sweep to sweep.
+    `executor` "local" trains in this process, without Ray. A `Runtime` that is passed in keeps its
+    actors warm from sweep to sweep.
     """
+    launch, paths = _launch(experiment, storage, name, address, runtime, executor, observer)
+    if _has_loop():
+        return RunningSweep(launch, paths).wait()
+    return Sweep(paths, launch.run().exit_code)
+
+
+def _launch(
+    experiment: Experiment,
+    storage: str | None,
+    name: str | None,
+    address: str | None,
+    runtime: Runtime | None,
+    executor: Literal["ray", "local"] | None,
+    observer: Observer,
+) -> tuple[Launch, SweepPaths]:
     prepared = prepare(experiment, storage=storage, name=name)
-    result = launch(prepared, address=address, runtime=runtime, observer=observer)
-    return Sweep(prepared.paths, result.exit_code)
+    launch = Launch(
+        prepared, address=address, runtime=runtime, executor=executor, observer=observer
+    )
+    return launch, prepared.paths
+
+
+def _has_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def open_sweep(name: str, *, storage: str = "runs") -> Sweep:

@@ -40,7 +40,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("runtime",),
     "httpx": ("client.transport",),
     "httpcore": ("client.connections",),
-    "pyarrow": ("telemetry", "api"),
+    "pyarrow": ("telemetry", "sweep.tables", "api"),
     "tensorboardX": ("telemetry.tensorboard",),
     "duckdb": ("telemetry.query",),
     "optuna": ("search",),
@@ -54,7 +54,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "typer": ("cli",),
     "rich": ("cli",),
 }
-BORDERS = {"training.host", "server.engine"}
+BORDERS = {"training.host", "runtime.cluster", "server.engine"}
 """Modules in which a broad except is the border between strangers' errors and ours."""
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from crucible_tinkex.config import Experiment, parse_assignment
+from crucible_tinkex.config import AxisRange, Experiment, axis_keys, parse_assignment
+from crucible_tinkex.config.section import leaves
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.search.strategies import configurations
-from crucible_tinkex.training.schedule import learning_rate
+from crucible_tinkex.training.recipes.schedule import learning_rate
 
 BASE: dict[str, Any] = {
     "name": "e",
@@ -35,101 +38,34 @@ def experiment(**sections: Any) -> Experiment:
         ({"lora": {"train_attn": False, "train_mlp": False}}, "at least one of"),
         ({"train": {"batch_size": 0}}, "train.batch_size"),
         ({"data": {}}, "missing key 'data.train'"),
+        ({"data": {"train": ""}}, "data.train: it must name a file"),
+        ({"run": {"storage": "a\0b"}}, "run.storage: it must name a file"),
         ({"search": {"seeds": []}}, "search.seeds"),
         ({"search": {"seeds": [1, 1]}}, "distinct"),
         ({"search": {"space": {"lora.rank": {"low": 4, "hgh": 8}}}}, "did you mean 'high'"),
         ({"search": {"space": {"lora.rank": {"low": 8, "high": 4}}}}, "must be below high"),
         ({"name": "../etc"}, "name"),
-        ({"run": {"sessions_per_actor": 0}}, "at least 1"),
+        ({"run": {"sessions_per_actor": 0}}, "sessions_per_actor: .*at least 1"),
+        ({"run": {"executor": "rey"}}, "run.executor: .*'ray' or 'local'"),
+        ({"search": {"metric": "eval/acc"}}, "search.metric: .*did you mean 'eval/accuracy'"),
+        ({"search": {"metric": "perf/step_s"}}, "cannot rank trials; choose one of eval/nll"),
+        ({"search": {"metric": "eval/accuracy"}, "evaluation": {"generate": False}}, "generate ="),
+        ({"search": {"at": "last"}}, "search.at: .*'final' or 'best'"),
+        ({"search": {"stopping": {"rule": "halving", "eta": 1}}}, "search.stopping.eta: .*2"),
+        ({"search": {"stopping": {"first_rung": 0}}}, "search.stopping.first_rung: .*1"),
+        ({"search": {"stopping": {"rul": "none"}}}, "did you mean 'rule'"),
+        ({"search": {"space": {"lora.rank": 8}}}, "search.space.lora.rank: .* be a list .*got 8"),
+        ({"search": {"seeds": 3}}, "search.seeds: .* be a list .*got 3"),
+        ({"search": {"space": 3}}, "search.space: .* be a table"),
+        ({"service": {"base_url": "embeded"}}, "service.base_url: did you mean 'embedded'"),
+        ({"service": {"base_url": "tinker.example"}}, "base_url: it must be 'embedded' or https"),
+        ({"service": {"allow_http": 3}}, "service.allow_http: .*boolean.*, or .*list"),
     ],
 )
 def test_bad_values_are_refused_with_the_key(sections: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as e:
         experiment(**sections)
     assert e.value.exit_code == 2
-
-
-@pytest.mark.parametrize(
-    ("search", "message"),
-    [
-        ({"space": {"lora.rank": []}}, "no values, so the grid is empty"),
-        ({"space": {"lora.rnk": [1]}}, "did you mean 'lora.rank'"),
-        ({"space": {"lora.alpha": [1.0]}}, "the Tinker API does not apply it"),
-        ({"space": {"optimizer.learning_rate": [1e-3, 0.0]}}, "greater than 0"),
-        ({"space": {"optimizer.learning_rate": {"low": 1e-5, "high": 1e-2}}}, "needs 'count'"),
-        ({"space": {"lora.seed": list(range(400)), "lora.rank": list(range(1, 400))}}, "at most"),
-        ({"strategy": "random", "space": {"lora.rank": [1]}}, "needs search.trials"),
-        ({"strategy": "random", "trials": 3}, "needs a search.space"),
-        ({"strategy": "list"}, "needs search.configs"),
-        ({"strategy": "list", "configs": [{"lora.rnk": 1}]}, "unknown axis"),
-    ],
-)
-def test_impossible_searches_are_refused(search: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        configurations(experiment(search=search))
-
-
-def test_grid_is_the_product_with_exact_ends() -> None:
-    space = {
-        "lora.rank": [4, 16],
-        "optimizer.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True, "count": 4},
-    }
-    points = configurations(experiment(search={"space": space}))
-    assert len(points) == 8
-    assert [p["optimizer.learning_rate"] for p in points[:4]] == [1e-5, 1e-4, 1e-3, 1e-2]
-
-
-def test_integer_axes_are_rounded_and_deduplicated() -> None:
-    space = {"lora.rank": {"low": 1, "high": 3, "count": 9}}
-    points = configurations(experiment(search={"space": space}))
-    assert [p["lora.rank"] for p in points] == [1, 2, 3]
-
-
-def test_random_draws_are_seeded_and_inside_the_space() -> None:
-    space = {
-        "lora.rank": {"low": 2, "high": 64, "log": True},
-        "optimizer.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},
-        "optimizer.schedule": ["linear", "cosine"],
-    }
-
-    def draw(seed: int) -> list[dict[str, Any]]:
-        search = {"strategy": "random", "trials": 20, "seed": seed, "space": space}
-        return configurations(experiment(search=search))
-
-    points = draw(1)
-    assert points == draw(1) != draw(2)
-    assert all(2 <= p["lora.rank"] <= 64 and isinstance(p["lora.rank"], int) for p in points)
-    assert {p["optimizer.schedule"] for p in points} == {"linear", "cosine"}
-
-
-def test_listed_configurations_run_once_each() -> None:
-    configs = [{"lora.rank": 1}, {"lora.rank": 2}, {"lora.rank": 1}]
-    points = configurations(experiment(search={"strategy": "list", "configs": configs}))
-    assert points == [{"lora.rank": 1}, {"lora.rank": 2}]
-
-
-def test_identity_is_of_the_work_not_of_the_place() -> None:
-    same = experiment(name="other", run={"max_concurrent": 1, "storage": "elsewhere"})
-    assert same.identity("d") == experiment().identity("d")
-    assert experiment().identity("d") != experiment().identity("other data")
-    assert experiment(train={"epochs": 2}).identity("d") != experiment().identity("d")
-
-
-def test_file_paths_are_relative_to_the_file(tmp_path: Path) -> None:
-    file = tmp_path / "exp.toml"
-    file.write_text('[model]\nbase = "nano"\n[data]\ntrain = "data/x.jsonl"\n')
-    found = Experiment.from_toml(file, overrides={"optimizer.learning_rate": 0.5})
-    assert found.name == "exp"
-    assert found.data.train == str(tmp_path / "data" / "x.jsonl")
-    assert found.optimizer.learning_rate == 0.5
-
-
-def test_a_tokenizer_is_a_folder_beside_the_file_or_a_name_on_the_hub(tmp_path: Path) -> None:
-    file = tmp_path / "exp.toml"
-    (tmp_path / "mine").mkdir()
-    for given, expected in (("mine", str(tmp_path / "mine")), ("org/name", "org/name")):
-        file.write_text(f'[model]\nbase = "b"\ntokenizer = "{given}"\n[data]\ntrain = "x.jsonl"\n')
-        assert Experiment.from_toml(file).model.tokenizer == expected
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
@@ -162,6 +98,119 @@ def test_assignments(text: str, expected: tuple[str, Any]) -> None:
     assert parse_assignment(text) == expected
 
 
+def test_a_byte_order_mark_in_front_of_the_file_is_read_over(tmp_path: Path) -> None:
+    file = _written(tmp_path)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert Experiment.from_toml(file).name == "x"
+
+
+def test_overrides_reach_into_the_search(tmp_path: Path) -> None:
+    file = _written(tmp_path)
+    text = '[search.space]\n"lora.rank" = [4, 16]\noptimizer.beta1 = { low = 0.5, high = 0.9 }\n'
+    file.write_text(file.read_text() + text)
+    overrides = {
+        "search.space.lora.rank": [8],
+        "search.space.optimizer.beta1.count": 3,
+        "search.space.lora.seed": [1, 2],
+        "search.metric": "eval/accuracy",
+    }
+    search = Experiment.from_toml(file, overrides=overrides).search
+    assert search.space["lora.rank"] == (8,)
+    assert search.space["optimizer.beta1"] == AxisRange(low=0.5, high=0.9, count=3)
+    assert search.space["lora.seed"] == (1, 2)
+    assert search.objective_direction == "max"
+    with pytest.raises(ConfigError, match="did you mean 'count'"):
+        Experiment.from_toml(file, overrides={"search.space.optimizer.beta1.cuont": 3})
+
+
+def test_overrides_reach_into_listed_configurations(tmp_path: Path) -> None:
+    file = _written(tmp_path)
+    file.write_text(file.read_text() + '[[search.configs]]\n"lora.rank" = 4\nlora.seed = 1\n')
+    found = Experiment.from_toml(file, overrides={"search.configs.0.lora.rank": 8})
+    assert found.search.configs == ({"lora.rank": 8, "lora.seed": 1},)
+    for key in ("search.configs.1.lora.rank", "search.configs.x"):
+        with pytest.raises(ConfigError, match="must be a position, 0 to 0"):
+            Experiment.from_toml(file, overrides={key: 8})
+
+
+@pytest.mark.parametrize(
+    ("train", "steps"),
+    [
+        ({}, 19),
+        ({"max_steps": 1000}, 1000),
+        ({"epochs": 2}, 38),
+        ({"epochs": 2, "max_steps": 1000}, 38),
+        ({"epochs": 2, "max_steps": 20}, 20),
+        ({"epochs": 0.5}, 10),
+    ],
+)
+def test_steps_are_what_was_asked_for(train: dict[str, Any], steps: int) -> None:
+    assert experiment(train=train).train.steps(150) == steps
+
+
+@pytest.mark.parametrize(
+    ("search", "direction"),
+    [
+        ({}, "min"),
+        ({"metric": "eval/accuracy"}, "max"),
+        ({"metric": "train/nll"}, "min"),
+        ({"metric": "eval/accuracy", "direction": "min"}, "min"),
+    ],
+)
+def test_the_direction_is_the_metrics_own_unless_said(
+    search: dict[str, Any], direction: str
+) -> None:
+    assert experiment(search=search).search.objective_direction == direction
+
+
+def test_a_files_direction_is_that_of_its_metric(tmp_path: Path) -> None:
+    file = _written(tmp_path)
+    bare = Experiment.from_toml(file, overrides={"search.metric": "eval/accuracy"})
+    assert bare.search.objective_direction == "max"
+    file.write_text(file.read_text() + '[search]\nmetric = "eval/nll"\ndirection = "min"\n')
+    found = Experiment.from_toml(file, overrides={"search.metric": "eval/accuracy"})
+    assert found.search.objective_direction == "max"
+    both = {"search.metric": "eval/accuracy", "search.direction": "min"}
+    asked = Experiment.from_toml(file, overrides=both)
+    assert asked.search.objective_direction == "min"
+    assert "calls the worst eval/accuracy the best" in asked.warnings()[0]
+
+
+def test_the_old_name_of_a_base_is_an_alias() -> None:
+    old, new = (experiment(model={"base": f"smollm2-135m{s}"}) for s in ("", "-instruct"))
+    assert old == new
+    assert old.model.base == "smollm2-135m-instruct"
+
+
+def test_a_trials_experiment_has_its_values_and_no_search() -> None:
+    space = {"lora.rank": [4, 16], "train.batch_size": [1, 2]}
+    search = {"metric": "eval/accuracy", "direction": "min", "at": "best", "space": space}
+    whole = experiment(search={**search, "seeds": [1, 2], "configs": [{"lora.rank": 1}]})
+    trial = whole.configured({"lora.rank": 16, "train.batch_size": 2})
+    assert (trial.lora.rank, trial.train.batch_size) == (16, 2)
+    assert trial.search.model_dump(exclude_defaults=True) == {
+        "metric": "eval/accuracy",
+        "direction": "min",
+        "at": "best",
+    }
+    assert whole.lora.rank == 8
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lora.rank": 0}, "search space: lora.rank: .*greater than or equal to 1"),
+        ({"lora.rnk": 1}, "unknown key 'lora.rnk'; did you mean 'rank'"),
+        ({"lora.train_attn": False, "lora.train_mlp": False}, "at least one of"),
+        ({"nothing.x": 1}, "no section 'nothing'"),
+        ({"configured": 1}, "no section 'configured'"),
+    ],
+)
+def test_values_that_no_trial_can_have(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        experiment().configured(values)
+
+
 def test_not_applied_settings_are_accepted_and_reported() -> None:
     found = experiment(lora={"alpha": 16.0, "target_modules": ["q_proj"]})
     assert found.not_applied() == ["lora.alpha", "lora.target_modules"]
@@ -179,3 +228,37 @@ def test_schedules() -> None:
     assert rates == pytest.approx([1.0, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4])
     constant = optimizer.model_copy(update={"schedule": "constant"})
     assert learning_rate(constant, step=6, total_steps=6) == 1.0
+
+
+# --- whatever is written ----------------------------------------------------------------------
+
+KEYS = [
+    *(key for key, _ in leaves(experiment(search={"space": {"lora.rank": [1]}}).model_dump())),
+    *(f"search.space.{key}" for key in axis_keys()),
+    *("search", "search.space", "search.space.lora", "search.space.lora.rank.count", "run", "name"),
+    *("search.configs.0", "search.configs.0.lora.rank", "data", "", "..", "a.b"),
+]
+VALUES = [
+    *(None, True, False, 0, -1, 1, 3, 10**30, 1.5, math.nan, math.inf, "", "x", "../..", "\0"),
+    *("s3://b/k", "random", "list", "halving", "embedded", "eval/accuracy", "linear", "x" * 5000),
+    *([], [1], [1, "a", None], ["a"], [[1]], [{}], [True, False], [0.1, 1e-3]),
+    *({}, {"low": 1, "high": 3}, {"low": 1, "high": 3, "count": 3}, {"a": {"b": 1}}),
+    *([{"lora.rank": 1}, {"lora": {"rank": 2}}], [{"lora": 3}]),
+]
+
+
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), min_size=1, max_size=3))
+def test_any_assignment_gives_an_experiment_or_a_config_error(overrides: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = _written(Path(folder))
+        file.write_text(file.read_text() + '[[search.configs]]\n"lora.rank" = 1\n')
+        try:
+            found = Experiment.from_toml(file, overrides=overrides)
+        except ConfigError as error:
+            assert any(where in str(error) for where in (str(file), *map(repr, overrides)))
+            return
+    found.warnings(rows=7, tokens=90)
+    found.trial_settings(total_steps=found.train.steps(7))
+    sweep = Path(found.run.storage if "://" not in found.run.storage else "/r") / "s"
+    assert Experiment.loaded(found.stored(sweep), sweep).contradictions(found) == []

@@ -30,9 +30,12 @@ from crucible_tinkex.datasets import (
     Tokenizer,
     batch_indices,
     epoch_of,
+    file_hash,
+    fingerprint,
     load_tokenizer,
     overlap,
     read_rows,
+    reading,
     tokenise,
     total_steps,
 )
@@ -598,3 +601,71 @@ def test_formats_are_exactly_these() -> None:
     for name in names:
         with pytest.raises(DataError, match="no such file"):
             read_rows("nowhere.jsonl", format=name)
+
+
+# --- identity --------------------------------------------------------------------------------
+
+
+def test_a_row_is_called_by_its_id_or_its_line(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    ids = ["a", 7, None, True, 1.5, "", "a", "x" * 200, "tab\t", "\ud800", "00003", ["l"], "größe"]
+    path = tmp_path / "rows.jsonl"
+    rows = [{"id": id, "text": "t"} for id in ids]
+    path.write_text("\n\n".join(json.dumps(row) for row in rows))  # blank lines count as lines
+    data = tokenise(read_rows(path), tokenizer)
+    names = [data.example_id(i) for i in range(len(data))]
+    assert names[:7] == ["a", "7", "00005", "00007", "00009", "00011", "a#00013"]
+    assert names[7:] == ["00015", "tab", "00019", "00003", "00023", "größe"]
+    assert len(set(names)) == len(names)
+    with pytest.raises(IndexError):
+        data.example_id(13)
+    assert data.fingerprint == tokenise([Text("", 1, "t")] * 13, tokenizer).fingerprint
+
+
+def test_ids_cost_little_and_travel_without_a_copy(tokenizer: Tokenizer) -> None:
+    data = tokenise([Text("", i, "abc") for i in range(1000)], tokenizer)
+    assert data.ids.nbytes + data.id_offsets.nbytes < 14_000
+    buffers: list[pickle.PickleBuffer] = []
+    copy = pickle.loads(  # noqa: S301
+        pickle.dumps(data, protocol=5, buffer_callback=buffers.append), buffers=buffers
+    )
+    assert np.shares_memory(copy.ids, data.ids)
+    assert copy.example_id(999) == "00999"
+
+
+def test_the_fingerprint_of_the_data_is_of_content_and_reading(tmp_path: Path) -> None:
+    for name, text in (("a", "1"), ("copy", "1"), ("b", "2")):
+        (tmp_path / name).write_text(text)
+    a, copy, b = (file_hash(tmp_path / name) for name in ("a", "copy", "b"))
+    read = reading(format="text", max_length=64, tokenizer=None)
+    assert fingerprint(a, None, read) == fingerprint(copy, None, read)
+    others = [
+        fingerprint(b, None, read),
+        fingerprint(a, b, read),
+        fingerprint(b, a, read),
+        fingerprint(a, None, {**read, "format": "chat"}),
+        fingerprint(a, None, {**read, "max_length": 65}),
+        fingerprint(a, None, {**read, "tokenizer": "org/name"}),
+    ]
+    assert len({fingerprint(a, None, read), *others}) == 7
+    with pytest.raises(DataError, match=r"none\.jsonl: the file cannot be read: No such file"):
+        file_hash(tmp_path / "none.jsonl")
+
+
+def test_a_tokenizer_folder_counts_by_its_files(tmp_path: Path) -> None:
+    def read(folder: Path) -> dict[str, object]:
+        return reading(format="text", max_length=64, tokenizer=str(folder))
+
+    for name in ("one", "moved"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text("{}")
+    one, moved = tmp_path / "one", tmp_path / "moved"
+    assert read(one) == read(moved) == read(one / "tokenizer.json")
+    (moved / "chat_template.jinja").write_text("{{ messages }}")
+    assert read(one) != read(moved)
+
+
+def test_a_row_knows_its_format(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "t"}')
+    assert read_rows(path)[0].format == "text"
+    assert (Chat.format, PromptCompletion.format) == ("chat", "prompt_completion")

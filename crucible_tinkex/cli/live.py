@@ -12,27 +12,21 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from crucible_tinkex.cli.tables import plain_console, wait_lines
-from crucible_tinkex.leaderboard import Objective
-from crucible_tinkex.registry import DONE, FAILED, RUNNING, TERMINAL
-from crucible_tinkex.sweep import SweepView, TrialView
+from crucible_tinkex.cli.tables import plain_console, plain_table, wait_lines
+from crucible_tinkex.registry import DONE, FAILED, LOST, PAUSED, RUNNING, STOPPED
+from crucible_tinkex.sweep.leaderboard import Objective
+from crucible_tinkex.sweep.view import SweepView, TrialView
 
-STYLES = {DONE: "green", FAILED: "bold red", RUNNING: "cyan"}
+STYLES = {
+    DONE: "green",
+    STOPPED: "yellow",
+    PAUSED: "yellow",
+    FAILED: "bold red",
+    LOST: "red",
+    RUNNING: "cyan",
+}
 PLAIN_EVERY_S = 10.0
 SHOWN_REASONS = 3
-
-
-def eta_s(view: SweepView) -> float | None:
-    """Seconds left, from the steps done since training began here; None while unknown."""
-    total = sum(t.record.total_steps for t in view.trials)
-    done = sum(t.record.total_steps if _ended(t) else t.step for t in view.trials)
-    if view.steps_at_start is None or done <= view.steps_at_start or not view.training_s:
-        return None
-    return (total - done) * view.training_s / (done - view.steps_at_start)
-
-
-def _ended(trial: TrialView) -> bool:
-    return trial.record.state in TERMINAL
 
 
 def _waits(view: SweepView) -> list[str]:
@@ -52,8 +46,8 @@ class LiveTable:
     Until there are trials, phases are plain lines: the server's download has the screen.
     """
 
-    def __init__(self, metric: str, direction: str) -> None:
-        self._objective = Objective(metric, direction)
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
         self._console = plain_console(stderr=True)
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
         self._phase = ""
@@ -76,23 +70,27 @@ class LiveTable:
             self._phase = view.phase
 
     def _head(self, view: SweepView) -> Text:
-        ended = sum(_ended(t) for t in view.trials)
         parts = [f"{view.name}: {view.phase}", f"elapsed {duration(view.elapsed_s)}"]
         if view.trials:
-            parts.insert(1, f"{ended} of {len(view.trials)} trials done")
-            left = eta_s(view)
+            parts.insert(1, f"{_ended(view)} of {view.total_trials} trials done")
+            left = view.eta_s
             parts.append(f"ETA {duration(left)}" if left is not None else "ETA -")
+        parts += view.faults
         return Text(" | ".join(parts), style="bold")
 
     def _table(self, view: SweepView) -> Table:
-        table = Table(expand=False)
-        for column in ("trial", "step", "", "train/nll", self._objective.metric, "tokens/s"):
+        narrow = self._console.width < 100
+        table = plain_table(expand=False)
+        for column in ("trial", "step", "", "train/nll", self._objective.metric):
             table.add_column(column, justify="right" if column else "left", no_wrap=True)
         table.columns[0].justify = "left"
+        table.columns[0].overflow = "ellipsis"
+        if not narrow:
+            table.add_column("tokens/s", justify="right", no_wrap=True)
         table.add_column("state", no_wrap=True)
         for trial in self._visible(view):
-            table.add_row(*self._row(trial))
-        hidden = len(view.trials) - len(table.rows)
+            table.add_row(*self._row(trial, narrow=narrow))
+        hidden = view.total_trials - len(table.rows)
         if hidden > 0:
             table.caption = f"and {hidden} more"
         return table
@@ -111,21 +109,36 @@ class LiveTable:
         )
         return order[:room]
 
-    def _row(self, trial: TrialView) -> list[str | Text | ProgressBar]:
+    def _row(self, trial: TrialView, *, narrow: bool) -> list[str | Text | ProgressBar]:
         record = trial.record
-        name = "base model" if record.reference else record.run_name
-        state = trial.waiting["state"] if trial.waiting else record.state
-        style = "yellow" if trial.waiting else STYLES.get(record.state, "")
-        state = state if record.attempt <= 1 else f"{state} (try {record.attempt})"
-        return [
-            name,
+        width = 8 if narrow else 12
+        cells: list[str | Text | ProgressBar] = [
+            "base model" if record.reference else record.run_name,
             f"{trial.step}/{record.total_steps}",
-            ProgressBar(total=max(1, record.total_steps), completed=trial.step, width=12),
+            ProgressBar(total=max(1, record.total_steps), completed=trial.step, width=width),
             number(trial.metric("train/nll")),
             number(trial.metric(self._objective.metric)),
-            number(trial.metric("perf/tokens_per_s"), digits=0),
-            Text(state, style=style),
         ]
+        if not narrow:
+            cells.append(number(trial.metric("perf/tokens_per_s"), digits=0))
+        return [*cells, Text(_doing(trial), style=_style(trial))]
+
+
+def _doing(trial: TrialView) -> str:
+    """What the trial does now, in a word or two."""
+    record, phase = trial.record, trial.phase
+    state = str(trial.waiting["state"]) if trial.waiting else record.state
+    if phase.get("phase") == "evaluating":
+        state = f"eval {phase.get('done', 0)}/{phase.get('of', 0)}"
+    return state if record.attempt <= 1 else f"{state} (try {record.attempt})"
+
+
+def _style(trial: TrialView) -> str:
+    return "yellow" if trial.waiting else STYLES.get(trial.record.state, "")
+
+
+def _ended(view: SweepView) -> int:
+    return sum(t.ended for t in view.trials)
 
 
 def number(value: float | None, *, digits: int = 4) -> str:
@@ -157,11 +170,11 @@ class PlainProgress:
         self._phase, self._waits, self._next = view.phase, waits, now + PLAIN_EVERY_S
         line = f"[{duration(view.elapsed_s)}] {view.name}: {view.phase}"
         if view.trials:
-            ended = sum(_ended(t) for t in view.trials)
-            steps = sum(t.step for t in view.trials)
-            total = sum(t.record.total_steps for t in view.trials)
-            line += f", {ended} of {len(view.trials)} trials, {steps} of {total} steps"
-            left = eta_s(view)
+            line += f", {_ended(view)} of {view.total_trials} trials"
+            line += f", {view.steps_done} of {view.steps_total} steps"
+            evaluating = sum(t.phase.get("phase") == "evaluating" for t in view.trials)
+            line += f", {evaluating} evaluating" if evaluating else ""
+            left = view.eta_s
             line += f", ETA {duration(left)}" if left is not None else ""
             line += "".join(f"; {wait}" for wait in waits[:SHOWN_REASONS])
         print(line, file=sys.stderr, flush=True)

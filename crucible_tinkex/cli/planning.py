@@ -12,9 +12,9 @@ from typing import Any
 
 from crucible_tinkex.cli.running import read_experiment
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.preparation import PreparedSweep, prepare
-from crucible_tinkex.session import SweepData
-from crucible_tinkex.sweep import connected
+from crucible_tinkex.sweep.connection import connected
+from crucible_tinkex.sweep.preparation import PreparedSweep, prepare
+from crucible_tinkex.training.data import SweepData
 
 
 def plan_file(
@@ -51,24 +51,29 @@ async def _tokenised(prepared: PreparedSweep) -> SweepData:
 
 
 def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
-    """Trials, steps and tokens of the sweep."""
-    experiment = prepared.experiment
-    trained = [t for t in prepared.trials if not t.reference]
-    steps = sum(t.total_steps for t in trained)
+    """Trials, steps and tokens of the sweep, if every trial is trained to its end."""
+    experiment, planner = prepared.experiment, prepared.planner
+    seeds = experiment.search.seeds
+    plans = [planner.plan(values, seeds[0]) for values in prepared.configurations]
     row_tokens = data.train.positions / len(data.train)
-    batch_rows = sum(t.total_steps * t.experiment.train.batch_size for t in trained)
+    batch_rows = sum(p.total_steps * p.experiment.train.batch_size for p in plans)
     return {
         "sweep": prepared.name,
         "folder": str(prepared.paths.root),
-        "state": "exists; would continue" if prepared.started else "new",
+        "state": _state(prepared),
         "base_model": experiment.model.base,
         "train_rows": len(data.train),
         "eval_rows": len(data.eval) if data.eval else 0,
-        "trials": len(prepared.trials),
-        "steps": steps,
-        "train_tokens": round(batch_rows * row_tokens),
-        "configurations": [
-            dict(v) for v in {tuple(t.values.items()): t.values for t in trained}.values()
-        ],
+        "trials": prepared.policy().planned,
+        "steps": len(seeds) * sum(p.total_steps for p in plans),
+        "train_tokens": round(len(seeds) * batch_rows * row_tokens),
+        "configurations": [dict(values) for values in prepared.configurations],
         "warnings": prepared.warnings(),
     }
+
+
+def _state(prepared: PreparedSweep) -> str:
+    if prepared.existing is None:
+        return "new"
+    changed = ", ".join(prepared.amendments)
+    return f"exists; would amend {changed}" if changed else "exists; would continue"

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from crucible_tinkex.cli.tables import leaderboard_table, print_table, verdict, wait_lines
 from crucible_tinkex.errors import ConfigError, CorruptLogError
-from crucible_tinkex.leaderboard import summary, sweep_state, waits
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import TERMINAL, SweepState
+from crucible_tinkex.sweep.summary import summary, sweep_state, waits
 
 
 def _existing(sweep: str, storage: str) -> SweepPaths:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crucible_tinkex.config import Experiment, parse_assignment
-from crucible_tinkex.preparation import PreparedSweep, load_sweep, prepare
+from crucible_tinkex.sweep.preparation import PreparedSweep, load_sweep, prepare
 
 
 def read_experiment(file: Path, assignments: Sequence[str]) -> tuple[Experiment, str]:

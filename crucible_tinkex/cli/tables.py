@@ -51,9 +51,7 @@ def leaderboard_table(state: SweepState, *, width: int = 80) -> Table:
         others.pop()
 
 
-def _leaderboard(
-    state: SweepState, rows: Sequence[Configuration], metrics: Sequence[str]
-) -> Table:
+def _leaderboard(state: SweepState, rows: Sequence[Configuration], metrics: Sequence[str]) -> Table:
     axes = short_keys(dict.fromkeys(k for c in rows for k in c.values))
     seeded = any(len(c.trials) > 1 for c in rows)
     table = plain_table(title=f"{state.meta['sweep']}: by {Objective.of(state)}")

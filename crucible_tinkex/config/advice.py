@@ -61,9 +61,11 @@ def _on_trials(search: SearchSection) -> Iterator[str]:
 
 def _train_variants(experiment: Experiment) -> Iterator[TrainSection]:
     """The train section with every batch size of the search; of a range, its ends."""
-    sizes = dict.fromkeys(_values(experiment.search, "train.batch_size"))
-    for size in sizes or [experiment.train.batch_size]:
-        yield experiment.train.model_copy(update={"batch_size": int(size)})
+    varied = dict.fromkeys(_values(experiment.search, "train.batch_size"))
+    # Others are refused when the points are drawn.
+    sizes = [int(v) for v in varied if isinstance(v, int | float) and v >= 1]
+    for size in sizes if varied else [experiment.train.batch_size]:
+        yield experiment.train.model_copy(update={"batch_size": size})
 
 
 def _values(search: SearchSection, key: str) -> list[Any]:

@@ -16,28 +16,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from crucible_tinkex.config.advice import advise
 from crucible_tinkex.config.data import DataSection, EvaluationSection
 from crucible_tinkex.config.identity import amendments, contradictions, trial_settings
-from crucible_tinkex.config.model import NOT_APPLIED, LoraSection, ModelSection
+from crucible_tinkex.config.model import NOT_APPLIED, LoraSection, ModelSection, folder_beside
 from crucible_tinkex.config.problems import explain
 from crucible_tinkex.config.run import RunSection
-from crucible_tinkex.config.search import SearchSection
-from crucible_tinkex.config.section import Section, get_dotted, set_dotted
+from crucible_tinkex.config.search import DEFAULT_METRIC, SearchSection
+from crucible_tinkex.config.section import Section, anchor_of, get_dotted, set_dotted
 from crucible_tinkex.config.service import ServiceSection
 from crucible_tinkex.config.storing import stored, unstored
 from crucible_tinkex.config.train import OptimizerSection, TrainSection
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.names import check_segment, digest
+from crucible_tinkex.names import check_segment
 
 
 class Experiment(Section):
     """The whole declaration."""
 
     name: str
-    """Of the sweep and its folder; by default that of the file."""
+    """Of the sweep and its folder; a file that gives none lends its own name."""
     service: ServiceSection = ServiceSection()
     model: ModelSection
     lora: LoraSection = LoraSection()
@@ -56,6 +56,23 @@ class Experiment(Section):
         except ConfigError as e:
             raise ValueError(e.message) from None
 
+    @field_validator("model")
+    @classmethod
+    def _folder_of_base(cls, model: ModelSection, info: ValidationInfo) -> ModelSection:
+        # Only the embedded server loads folders: elsewhere `org/name` is a name, also where a
+        # folder of that name lies beside the file.
+        service = info.data.get("service")
+        if service is None or not service.embedded:
+            return model
+        folder = folder_beside(model.base, anchor_of(info), holding="config.json")
+        return model.model_copy(update={"base": folder}) if folder else model
+
+    @model_validator(mode="after")
+    def _measures_its_metric(self) -> Experiment:
+        if self.search.metric == "eval/accuracy" and not self.evaluation.generate:
+            raise ValueError("search.metric 'eval/accuracy' needs evaluation.generate = true")
+        return self
+
     @classmethod
     def from_toml(
         cls, path: str | Path, *, overrides: Mapping[str, Any] | None = None
@@ -64,8 +81,7 @@ class Experiment(Section):
         path = Path(path)
         raw = _read(path)
         raw.setdefault("name", path.stem)
-        for key, value in (overrides or {}).items():
-            set_dotted(raw, key, value)
+        _override(raw, overrides or {})
         return cls.build(raw, source=str(path), folder=path.parent)
 
     @classmethod
@@ -128,15 +144,6 @@ class Experiment(Section):
         """Dotted keys in which this differs from `old` and that a sweep may not change."""
         return contradictions(self, old)
 
-    def identity(self, data_fingerprint: str) -> str:
-        """Equal for experiments that do the same work, wherever and however wide they run."""
-        content = self.model_dump(
-            mode="json", exclude={"name": True, "run": True}, exclude_none=True
-        )
-        content["service"] = {"base_url": self.service.base_url, "dtype": self.service.dtype}
-        content["data"] = {"fingerprint": data_fingerprint}
-        return digest(content, 16)
-
     def not_applied(self) -> list[str]:
         """Keys that were given and that the Tinker API cannot take."""
         given = self.model_dump(exclude_none=True)
@@ -153,6 +160,16 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}: {e.strerror}") from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path} is not valid TOML: {e}") from e
+
+
+def _override(raw: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    search = raw.get("search")
+    metric = overrides.get("search.metric")
+    if isinstance(search, dict) and metric not in (None, search.get("metric", DEFAULT_METRIC)):
+        # The direction that the file gives is that of the file's metric.
+        search.pop("direction", None)
+    for key, value in overrides.items():
+        set_dotted(raw, key, value)
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -87,4 +87,5 @@ _ABSENT = object()
 
 
 def _settings(experiment: Experiment) -> Mapping[str, Any]:
-    return dict(leaves(experiment.model_dump(mode="json")))
+    settings = dict(leaves(experiment.model_dump(mode="json")))
+    return {**settings, "search.direction": experiment.search.objective_direction}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -18,25 +19,26 @@ class ModelSection(Section):
 
     base: str = Field(min_length=1)
     """Name of the base model, known to the service. Embedded server: `nano` (tiny, for tests),
-    `smollm2-135m-instruct`, or a Hugging Face model folder, relative to the experiment file."""
+    `smollm2-135m-instruct` (SmolLM2-135M-Instruct, dequantised from Q4_1), or a Hugging Face model
+    folder, relative to the experiment file."""
     tokenizer: str | None = None
     """A folder, relative to the experiment file, or a name on the hub; by default the service's,
     and that of the base where the service names none."""
 
     @field_validator("base")
     @classmethod
-    def _canonical(cls, value: str, info: ValidationInfo) -> str:
-        return base_name(_folder_beside(value, info, holding="config.json") or value)
+    def _canonical(cls, value: str) -> str:
+        return base_name(value)
 
     @field_validator("tokenizer")
     @classmethod
     def _folder_or_name(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return value and (_folder_beside(value, info) or value)
+        return value and (folder_beside(value, anchor_of(info)) or value)
 
 
-def _folder_beside(value: str, info: ValidationInfo, *, holding: str = "") -> str | None:
-    """The absolute path, if it is a folder (with that file); what is none is a name elsewhere."""
-    path = anchored(value, anchor_of(info))
+def folder_beside(value: str, start: Path, *, holding: str = "") -> str | None:
+    """The absolute path, if there is such a folder (with that file); None for a mere name."""
+    path = anchored(value, start)
     return path if os.path.exists(os.path.join(path, holding)) else None
 
 

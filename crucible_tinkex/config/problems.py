@@ -45,7 +45,7 @@ def _explain(key: str, details: Sequence[Mapping[str, Any]], model: type[BaseMod
     if detail["type"] == "missing":
         return f"missing key {key!r}"
     message = ", or ".join(dict.fromkeys(_message(d) for d in details))
-    return f"{key}: {message} (got {detail['input']!r})"
+    return f"{key}: {message} (got {detail['input']!r})" if key else message
 
 
 def _message(detail: Mapping[str, Any]) -> str:

@@ -16,6 +16,8 @@ from crucible_tinkex.config.section import Section
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import Direction, objective
 
+DEFAULT_METRIC = "eval/nll"
+
 
 class StoppingSection(Section):
     """When a trial that lags behind is ended before its last step."""
@@ -37,7 +39,7 @@ class SearchSection(Section):
     """How many configurations the sampled strategies draw."""
     seed: int = Field(default=0, ge=0)
     """Seed of the sampled strategies."""
-    metric: str = "eval/nll"
+    metric: str = DEFAULT_METRIC
     """What ranks: `eval/nll`, `eval/accuracy` or `train/nll`."""
     direction: Direction | None = None
     """Which way is better; by default the metric's own."""

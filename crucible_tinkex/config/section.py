@@ -35,6 +35,8 @@ def anchor_of(info: ValidationInfo) -> Path:
 
 
 def _anchor(value: str, info: ValidationInfo) -> str:
+    if not value or "\0" in value:
+        raise ValueError("it must name a file or folder")
     return anchored(value, anchor_of(info))
 
 
@@ -62,7 +64,8 @@ def _child(node: Any, part: str, key: str) -> Any:
 
 def _check_container(node: Any, part: str, key: str) -> None:
     if isinstance(node, list) and not (part.isdecimal() and int(part) < len(node)):
-        raise ConfigError(f"{key!r}: {part!r} must be a position, 0 to {len(node) - 1}")
+        legal = f"0 to {len(node) - 1}" if node else "and the list is empty"
+        raise ConfigError(f"{key!r}: {part!r} must be a position, {legal}")
 
 
 def get_dotted(raw: Mapping[str, Any], key: str) -> Any:

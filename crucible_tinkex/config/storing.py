@@ -46,10 +46,10 @@ def unstored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     for key in _PATHS:
         value = get_dotted(raw, key)
         if isinstance(value, str) and not os.path.isabs(value):
-            places = [Path(start, value) for start in (folder, former)]
-            found = next((p for p in places if p.exists()), None)
+            # Normalised, because the sweep's former folder may be gone.
+            places = [os.path.abspath(Path(start, value)) for start in (folder, former)]
+            found = next((p for p in places if os.path.exists(p)), None)
             if found is not None or key != "model.tokenizer":
                 section, name = key.split(".")
-                path = os.path.abspath(found or places[0])
-                raw[section] = {**raw[section], name: path}
+                raw[section] = {**raw[section], name: found or places[0]}
     return raw

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from crucible_tinkex.datasets.fingerprint import file_hash, fingerprint, reading
 from crucible_tinkex.datasets.order import batch_indices, epoch_of, total_steps
 from crucible_tinkex.datasets.rows import (
     Chat,
@@ -40,6 +41,10 @@ __all__ = [  # noqa: RUF022  (in groups)
     "Tokenizer",
     "load_tokenizer",
     "tokenise",
+    # identity
+    "file_hash",
+    "fingerprint",
+    "reading",
     # order
     "batch_indices",
     "epoch_of",

@@ -1,9 +1,9 @@
 """Rows of a dataset file, read and checked before anything is trained.
 
 Reads JSON Lines (`.jsonl`), the same gzipped (`.jsonl.gz`), and a JSON array (`.json`, `.json.gz`),
-in three formats: `prompt_completion`, `text` and `chat`. Keys beyond those of the format are
-ignored, so that rows may carry ids and notes. Every fault is a `DataError` that names the file, the
-line, what is wrong and what to do.
+in three formats: `prompt_completion`, `text` and `chat`. `id` names a row in what is measured of
+it; other keys beyond those of the format are ignored, so that rows may carry notes. Every fault is
+a `DataError` that names the file, the line, what is wrong and what to do.
 
 It does not tokenise, does not resolve a path against the experiment file (the caller does), and
 does not download.
@@ -16,9 +16,9 @@ import json
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 from crucible_tinkex.errors import DataError
 
@@ -29,6 +29,7 @@ _KEYS: dict[Format, tuple[str, ...]] = {
     "text": ("text",),
     "chat": ("messages",),
 }
+MAX_ID_LENGTH = 128
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _FORMATS_HELP = (
     'a row is {"prompt": ..., "completion": ...}, {"text": ...} or '
@@ -47,8 +48,16 @@ class Message(NamedTuple):
 class Row(ABC):
     """One row and where it came from: `line` counts lines, or the items of a `.json` array."""
 
+    format: ClassVar[Format]
     path: str
     line: int
+    id: str | None = field(default=None, kw_only=True)
+    """As the file gives it, if it is fit for one: text or a whole number, printable, not long."""
+
+    @property
+    def example_id(self) -> str:
+        """What the row is called in per-example results: its id, else its line (`00012`)."""
+        return self.id or f"{self.line:05d}"
 
     @property
     def where(self) -> str:
@@ -64,6 +73,7 @@ class Row(ABC):
 class PromptCompletion(Row):
     """A prompt, which is given, and a completion, which is learnt."""
 
+    format = "prompt_completion"
     prompt: str
     completion: str
 
@@ -76,6 +86,7 @@ class PromptCompletion(Row):
 class Text(Row):
     """A text, all of which is learnt."""
 
+    format = "text"
     text: str
 
     @property
@@ -87,6 +98,7 @@ class Text(Row):
 class Chat(Row):
     """A conversation that ends with an assistant's turn; the assistant's turns are learnt."""
 
+    format = "chat"
     messages: tuple[Message, ...]
 
     @property
@@ -244,13 +256,21 @@ def _check_keys(value: dict[str, Any], format: Format, where: str) -> None:
 
 
 def _row(value: dict[str, Any], format: Format, path: str, line: int) -> Row:
-    where = _where(path, line)
+    where, id = _where(path, line), _id(value.get("id"))
     if format == "chat":
-        return Chat(path, line, _messages(value["messages"], where))
+        return Chat(path, line, _messages(value["messages"], where), id=id)
     if format == "text":
-        return Text(path, line, _text(value["text"], "'text'", where))
+        return Text(path, line, _text(value["text"], "'text'", where), id=id)
     prompt = _text(value["prompt"], "'prompt'", where, fix='use format text: {"text": ...}')
-    return PromptCompletion(path, line, prompt, _text(value["completion"], "'completion'", where))
+    completion = _text(value["completion"], "'completion'", where)
+    return PromptCompletion(path, line, prompt, completion, id=id)
+
+
+def _id(value: Any) -> str | None:
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        return None
+    text = str(value).strip()
+    return text if len(text) <= MAX_ID_LENGTH and text.isprintable() and text else None
 
 
 def _messages(value: Any, where: str) -> tuple[Message, ...]:

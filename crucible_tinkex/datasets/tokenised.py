@@ -1,6 +1,6 @@
 """A dataset as flat arrays of token ids, made once and shared by all sessions without a copy.
 
-Four NumPy arrays hold everything, read-only, so that Ray's object store maps them into every
+Six NumPy arrays hold everything, read-only, so that Ray's object store maps them into every
 process. A row is its prompt, then what is learnt, then the end-of-sequence token, which is learnt
 too. Prompt and completion are encoded apart and joined: the ids of the prompt are the same in
 training and when the model is asked to complete it.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -56,7 +56,11 @@ class TokenisedDataset:
     has_prompts: bool
     """Whether every row has something to complete (plain text has not)."""
     fingerprint: str
-    """SHA-256 of the arrays: the same rows under the same tokenizer, in the same order."""
+    """SHA-256 of the tokens: the same rows under the same tokenizer, in the same order."""
+    ids: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    """The examples' ids in UTF-8, one after the other."""
+    id_offsets: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """As `offsets`; empty if the examples have no ids but their positions, from 1."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -100,6 +104,14 @@ class TokenisedDataset:
         learnt = [t for t, m in zip(tokens[length:], mask[length:], strict=True) if m]
         return learnt[:-1] if learnt and learnt[-1] == self.eos_id else learnt
 
+    def example_id(self, i: int) -> str:
+        """The id of row i in per-example results: that of the file, else its line; no two rows
+        have the same. `IndexError` outside `0 <= i < len`."""
+        self._span(i)
+        if not len(self.id_offsets):
+            return f"{i + 1:05d}"
+        return bytes(self.ids[self.id_offsets[i] : self.id_offsets[i + 1]]).decode()
+
     def _span(self, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")
@@ -128,6 +140,7 @@ def tokenise(
         ]
     return _pack(
         examples,
+        ids=_distinct_ids(rows),
         eos_id=tokenizer.eos_id,
         truncated=truncated,
         has_prompts=not any(isinstance(row, Text) for row in rows),
@@ -198,17 +211,37 @@ def _join(parts: Iterable[tuple[list[int], bool]]) -> _Example:
     return _Example(tokens, mask, prompt_length)
 
 
+def _distinct_ids(rows: Iterable[Row]) -> list[bytes]:
+    """An id that occurs again is followed by its line."""
+    ids: dict[str, None] = {}
+    for row in rows:
+        id = row.example_id
+        ids[f"{id}#{row.line:05d}" if id in ids else id] = None
+    return [id.encode() for id in ids]
+
+
+def _offsets(lengths: Sequence[int]) -> npt.NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
 def _pack(
-    examples: Sequence[_Example], *, eos_id: int, truncated: int, has_prompts: bool
+    examples: Sequence[_Example],
+    *,
+    ids: Sequence[bytes],
+    eos_id: int,
+    truncated: int,
+    has_prompts: bool,
 ) -> TokenisedDataset:
-    offsets = np.zeros(len(examples) + 1, dtype=np.int64)
-    np.cumsum([len(example.tokens) for example in examples], out=offsets[1:])
+    offsets = _offsets([len(example.tokens) for example in examples])
     tokens = np.fromiter((t for e in examples for t in e.tokens), np.int32, count=offsets[-1])
     mask = np.fromiter((m for e in examples for m in e.mask), np.uint8, count=offsets[-1])
     prompt_lengths = np.array([example.prompt_length for example in examples], dtype=np.int32)
+    names = np.frombuffer(b"".join(ids), np.uint8)
+    name_offsets = _offsets([len(id) for id in ids])
+    for array in (tokens, mask, offsets, prompt_lengths, names, name_offsets):
+        array.setflags(write=False)
     sha = hashlib.sha256()
     for array in (tokens, mask, offsets, prompt_lengths):
-        array.setflags(write=False)
         # The same bytes on a big-endian machine.
         sha.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return TokenisedDataset(
@@ -216,6 +249,8 @@ def _pack(
         mask=mask,
         offsets=offsets,
         prompt_lengths=prompt_lengths,
+        ids=names,
+        id_offsets=name_offsets,
         eos_id=eos_id,
         truncated=truncated,
         has_prompts=has_prompts,

@@ -1,7 +1,8 @@
 """The telemetry actor: `Recorder` behind Ray, opened per sweep on first use like the registry's.
 
-Whoever receives a handle of this actor imports this module, so `Recorder`, with Arrow, DuckDB and
-TensorBoard behind it, is imported only where it is used.
+Its methods run at the same time, so that batches of many processes share an fsync. Whoever receives
+a handle of this actor imports this module, so `Recorder`, with Arrow, DuckDB and TensorBoard behind
+it, is imported only where it is used.
 """
 
 from __future__ import annotations
@@ -14,34 +15,40 @@ from crucible_tinkex.events import Event
 from crucible_tinkex.names import SweepPaths
 
 if TYPE_CHECKING:
-    from crucible_tinkex.telemetry.recorder import Changes, Recorder
+    from crucible_tinkex.telemetry.group_commit import GroupCommit
+    from crucible_tinkex.telemetry.recorder import Changes
 
 
 class TelemetryActor:
     """Owns the event logs and TensorBoard views of the sweeps that run on this cluster."""
 
     def __init__(self) -> None:
-        self._open: dict[SweepPaths, Recorder] = {}
+        self._open: dict[SweepPaths, GroupCommit] = {}
 
-    def _recorder(self, paths: SweepPaths) -> Recorder:
+    def _recorder(self, paths: SweepPaths) -> GroupCommit:
         if paths not in self._open:
+            from crucible_tinkex.telemetry.group_commit import GroupCommit
             from crucible_tinkex.telemetry.recorder import Recorder
 
-            self._open[paths] = Recorder(paths)
+            self._open[paths] = GroupCommit(lambda: Recorder(paths))
         return self._open[paths]
 
-    def record(self, paths: SweepPaths, events: Sequence[Event]) -> int:
-        return self._recorder(paths).record(events)
+    async def open(self, paths: SweepPaths) -> None:
+        """Raises what is wrong with the sweep's event log, before anything is spent."""
+        await self._recorder(paths).open()
 
-    def snapshot(self, paths: SweepPaths) -> dict[str, dict[str, Any]]:
-        return self._recorder(paths).snapshot()
+    async def record(self, paths: SweepPaths, events: Sequence[Event]) -> int:
+        return await self._recorder(paths).record(events)
 
-    def changes(self, paths: SweepPaths, since: int) -> Changes:
-        return self._recorder(paths).changes(since)
+    async def changes(self, paths: SweepPaths, since: int) -> Changes:
+        return await self._recorder(paths).changes(since)
 
-    def close(self, paths: SweepPaths) -> None:
+    async def snapshot(self, paths: SweepPaths) -> dict[str, dict[str, Any]]:
+        return (await self._recorder(paths).changes(-1)).trials
+
+    async def close(self, paths: SweepPaths) -> None:
         if paths in self._open:
-            self._open.pop(paths).close()
+            await self._open.pop(paths).close()
 
-    def pid(self) -> int:
+    async def pid(self) -> int:
         return os.getpid()

@@ -84,7 +84,7 @@ class Controller:
         self._submitted: set[str] = set()
         self._losses: dict[str, _Losses] = {}
         self._ops = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._live: dict[str, Mapping[str, Any]] = {}
         self._revision = 0
 
@@ -238,9 +238,8 @@ class Controller:
         for trial_id in [i for i in self._live if i in trials and trials[i].state in TERMINAL]:
             del self._live[trial_id]
         self._view.trials = [TrialView(t, self._live.get(t.trial_id, {})) for t in trials.values()]
-        self._view.planned = self._policy.planned
-        if self._view.steps_at_start is None:
-            self._view.steps_at_start = self._view.steps_done
+        self._view.planned, self._view.slots = self._policy.planned, self._pool.capacity
+        self._view.measure()
         self._observer(self._view)
 
     # --- small things -------------------------------------------------------------------------
@@ -250,7 +249,7 @@ class Controller:
         self._ops += 1
         return f"{self._run_id}:{self._ops}"
 
-    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _background(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from crucible_tinkex.errors import InterruptedSweepError
 from crucible_tinkex.events import EventWriter
@@ -59,9 +59,11 @@ class Launch:
         *,
         address: str | None = None,
         runtime: Runtime | None = None,
+        executor: Literal["ray", "local"] | None = None,
         observer: Observer = ignore,
     ) -> None:
         self._prepared = prepared
+        self._kind = executor or prepared.experiment.run.executor
         self._address = address
         self._runtime = runtime
         self._observer = observer
@@ -117,7 +119,7 @@ class Launch:
         service = asyncio.create_task(stack.enter_async_context(connected(prepared)))
         try:
             runtime = None
-            if run.executor == "ray":
+            if self._kind == "ray":
                 runtime = self._runtime or await self._started(stack, signals)
             connection = await service
         finally:
@@ -126,7 +128,9 @@ class Launch:
         await executor.registry.create(meta)
         await executor.telemetry.changes(0)  # opens the event log: damage shows before spending
         policy = prepared.policy()
-        packing = executor.packing(run, policy.planned or run.max_concurrent)
+        packing = executor.packing(run, policy.planned)
+        self.view.steps_each = prepared.planner.steps
+        self.view.eval_every = prepared.experiment.train.eval_every
         controller: Controller
 
         pool = SessionPool(

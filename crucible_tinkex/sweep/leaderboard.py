@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from crucible_tinkex.config import Experiment
 from crucible_tinkex.metrics import objective
 from crucible_tinkex.registry import DONE, FAILED, LOST, RUNNING, SweepState, TrialRecord
 
@@ -29,8 +30,13 @@ class Objective:
     @classmethod
     def of(cls, state: SweepState) -> Objective:
         search = state.meta["experiment"]["search"]
-        direction = search.get("direction") or objective(search["metric"]).direction
+        direction = search.get("direction") or objective(search["metric"]).direction or "min"
         return cls(search["metric"], direction, search.get("at", "final"))
+
+    @classmethod
+    def asked(cls, experiment: Experiment) -> Objective:
+        search = experiment.search
+        return cls(search.metric, search.objective_direction, search.at)
 
     def __str__(self) -> str:
         step = "last step" if self.at == "final" else "best step with a checkpoint"

@@ -33,6 +33,7 @@ def write_manifest(prepared: PreparedSweep) -> dict[str, Any]:
         "sweep": prepared.name,
         "sweep_id": (existing and existing.sweep_id) or f"{prepared.name}-{uuid.uuid4().hex[:8]}",
         "fingerprint": prepared.fingerprint,
+        "service": prepared.service,
         "experiment": prepared.experiment.stored(prepared.paths.root),
         "versions": versions(),
         "not_applied": prepared.experiment.not_applied(),

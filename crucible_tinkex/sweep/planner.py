@@ -29,6 +29,11 @@ class Planner:
         """Whether the untrained base is a trial, too."""
         return self.experiment.search.reference and self.experiment.data.eval is not None
 
+    @property
+    def steps(self) -> int:
+        """Of a trial of the experiment as declared."""
+        return self.experiment.train.steps(self._rows)
+
     def plan(
         self, values: Mapping[str, Any], seed: int, *, index: int = 0, reference: bool = False
     ) -> TrialPlan:

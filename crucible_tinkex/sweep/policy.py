@@ -31,8 +31,8 @@ class Asker(Protocol):
     """Where new trials come from."""
 
     @property
-    def planned(self) -> int | None:
-        """How many trials there will be in all; None if that is decided on the way."""
+    def planned(self) -> int:
+        """How many trials there will be in all, or at most."""
         ...
 
     def ask(self, state: SweepState, count: int) -> list[TrialPlan]: ...
@@ -54,7 +54,7 @@ class Policy:
         self._sign = sign
 
     @property
-    def planned(self) -> int | None:
+    def planned(self) -> int:
         return self._asker.planned
 
     def resume(self, state: SweepState) -> list[Decision]:

@@ -7,7 +7,6 @@ incomparable is refused.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +14,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from crucible_tinkex.config import Experiment
-from crucible_tinkex.datasets import Row, Tokenizer, overlap, read_rows, tokenise
+from crucible_tinkex.client.address import Address
+from crucible_tinkex.config import EMBEDDED, Experiment, ServiceSection
+from crucible_tinkex.datasets import (
+    Row,
+    Tokenizer,
+    file_hash,
+    fingerprint,
+    overlap,
+    read_rows,
+    reading,
+    tokenise,
+)
 from crucible_tinkex.errors import ConfigError, SweepExistsError
-from crucible_tinkex.names import SweepPaths, digest
+from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.search.space import Values
 from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule
 from crucible_tinkex.search.strategies import configurations
@@ -38,6 +47,8 @@ class PreparedSweep:
     eval_rows: Sequence[Row] | None
     fingerprint: str
     """Of the data: its content, and how it is read."""
+    service: str
+    """`embedded`, or the address that sessions will be given."""
     configurations: Sequence[Values]
     source: str | None
     """Text of the experiment file, if there was one."""
@@ -95,6 +106,7 @@ class Existing:
 
     experiment: Experiment
     fingerprint: str
+    service: str
     sweep_id: str | None
     """None: version 0.1.0 made it, which had none."""
 
@@ -102,7 +114,8 @@ class Existing:
     def read(cls, paths: SweepPaths) -> Existing:
         found: dict[str, Any] = json.loads(paths.resolved.read_text())
         experiment = Experiment.loaded(found["experiment"], folder=paths.root)
-        return cls(experiment, found["fingerprint"], found.get("sweep_id"))
+        service = found.get("service", EMBEDDED)
+        return cls(experiment, found["fingerprint"], service, found.get("sweep_id"))
 
 
 def stopping_rule(experiment: Experiment) -> StoppingRule:
@@ -134,7 +147,8 @@ def prepare(
         paths=paths,
         train_rows=train_rows,
         eval_rows=eval_rows,
-        fingerprint=_fingerprint(experiment),
+        fingerprint=_fingerprint(experiment, train_rows),
+        service=_address(experiment.service),
         configurations=configurations(experiment),
         source=source,
         existing=_existing(paths),
@@ -144,13 +158,20 @@ def prepare(
     return prepared
 
 
-def _fingerprint(experiment: Experiment) -> str:
-    content = [
-        hashlib.sha256(Path(f).read_bytes()).hexdigest() if f else None
-        for f in (experiment.data.train, experiment.data.eval)
-    ]
-    reading = [experiment.data.format, experiment.train.max_length, experiment.model.tokenizer]
-    return digest([content, reading], 32)
+def _fingerprint(experiment: Experiment, rows: Sequence[Row]) -> str:
+    data = experiment.data
+    read = reading(
+        format=rows[0].format,
+        max_length=experiment.train.max_length,
+        tokenizer=experiment.model.tokenizer,
+    )
+    return fingerprint(file_hash(data.train), file_hash(data.eval) if data.eval else None, read)
+
+
+def _address(service: ServiceSection) -> str:
+    if service.embedded:
+        return EMBEDDED
+    return str(Address.parse(service.base_url, allow_http=service.allow_http))
 
 
 def _existing(paths: SweepPaths) -> Existing | None:
@@ -171,6 +192,8 @@ def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
             "continued; choose another --name"
         )
     changed = prepared.experiment.contradictions(existing.experiment)
+    if existing.service != prepared.service and "service.base_url" not in changed:
+        changed.append(f"the service, {existing.service} until now")
     if existing.fingerprint != prepared.fingerprint:
         changed.append("the content of the data files, or how they are read")
     if changed:

@@ -49,16 +49,20 @@ class SweepView:
     name: str
     phase: str = "starting"
     trials: Sequence[TrialView] = ()
-    planned: int | None = None
-    """How many trials there will be; None if the search decides on the way."""
+    planned: int = 0
+    """How many trials there will be in all, or at most."""
     steps_each: int = 0
     """Steps of a trial that has not been asked for yet."""
     faults: Sequence[str] = ()
     """Views (TensorBoard) that are behind."""
     started: float = field(default_factory=time.monotonic)
+    eval_every: int = 0
+    slots: int = 1
+    """Sessions at the same time."""
+    step_s: float = 0.0
+    """A session's seconds per step, as measured last; 0 while unknown."""
+    eval_s: float = 0.0
     training_since: float | None = None
-    steps_at_start: int | None = None
-    """Steps that an earlier run had done, for an honest estimate of the time left."""
 
     @property
     def elapsed_s(self) -> float:
@@ -71,7 +75,7 @@ class SweepView:
 
     @property
     def total_trials(self) -> int:
-        return max(self.planned or 0, len(self.trials))
+        return max(self.planned, len(self.trials))
 
     @property
     def steps_done(self) -> int:
@@ -82,6 +86,34 @@ class SweepView:
     def steps_total(self) -> int:
         to_come = self.total_trials - len(self.trials)
         return sum(t.record.total_steps for t in self.trials) + to_come * self.steps_each
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left: what sessions still have to step and to evaluate, shared by the slots."""
+        if not self.step_s or not self.trials:
+            return None
+        to_come = self.total_trials - len(self.trials)
+        open_trials = [t for t in self.trials if not t.ended]
+        steps = sum(t.record.total_steps - t.step for t in open_trials) + to_come * self.steps_each
+        evaluations = sum(self._evaluations_left(t.record) for t in open_trials)
+        evaluations += to_come * self._evaluations(self.steps_each)
+        busy = max(1, min(self.slots, len(open_trials) + to_come))
+        return (steps * self.step_s + evaluations * self.eval_s) / busy
+
+    def _evaluations_left(self, trial: TrialRecord) -> int:
+        return max(0, self._evaluations(trial.total_steps) - len(trial.results))
+
+    def _evaluations(self, steps: int) -> int:
+        """How often a trial of so many steps is evaluated: the last step always is."""
+        return -(-steps // self.eval_every) if self.eval_every and steps else 1
+
+    def measure(self) -> None:
+        """Take the speeds from what the trials report now."""
+        for name in ("step_s", "eval_s"):
+            found = [t.metric(f"perf/{name}") for t in self.trials if t.live]
+            values = [v for v in found if v is not None]
+            if values:
+                setattr(self, name, sum(values) / len(values))
 
 
 Observer = Callable[[SweepView], None]

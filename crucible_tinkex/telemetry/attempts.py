@@ -9,7 +9,14 @@ from __future__ import annotations
 
 import json
 
-CURVE_KINDS = ("training_step", "optimizer_step", "evaluation", "sample", "checkpoint_saved")
+CURVE_KINDS = (
+    "training_step",
+    "optimizer_step",
+    "evaluation",
+    "example",
+    "sample",
+    "checkpoint_saved",
+)
 """Kinds that describe a state of the model. The others tell what happened, which stays true."""
 
 

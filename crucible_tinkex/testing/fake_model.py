@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from crucible_tinkex.client.wire import Datum, LoraConfig
 
@@ -22,6 +23,22 @@ VOCABULARY = 264
 """That of the base `nano`. The untrained loss is ln 264 = 5.58 nats per token."""
 
 Pair = tuple[int, int]
+
+
+class FakeRow(NamedTuple):
+    """What the fake takes of a datum, by value."""
+
+    pairs: tuple[Pair, ...]
+    """Each input token with its target."""
+    weights: tuple[float, ...]
+
+    @classmethod
+    def of(cls, datum: Datum) -> FakeRow:
+        targets = datum.loss_fn_inputs["target_tokens"].data
+        given = datum.loss_fn_inputs.get("weights")
+        weights = [1.0] * len(targets) if given is None else given.data
+        pairs = zip(datum.model_input.tokens(), map(int, targets), strict=True)
+        return cls(tuple(pairs), tuple(map(float, weights)))
 
 
 @dataclass(frozen=True)
@@ -43,9 +60,9 @@ class FakeWeights:
         known = self.seen.get((before, token), 0.0) / max(self.totals.get(before, 0.0), 1e-12)
         return math.log(share * known + (1 - share) / VOCABULARY) - self.excess
 
-    def logprobs(self, row: Datum) -> list[float]:
+    def logprobs(self, row: FakeRow) -> list[float]:
         """Of the row's targets."""
-        return [self.logprob(*pair) for pair in _pairs(row)]
+        return [self.logprob(before, token) for before, token in row.pairs]
 
     def stepped(self, pairs: Mapping[Pair, float], rate: float) -> FakeWeights:
         """After an optimizer step on what `pairs_of` found in a batch."""
@@ -80,32 +97,23 @@ class FakeWeights:
         return (1 - floor) * total / (1 + total)
 
 
-def pairs_of(rows: Sequence[Datum]) -> dict[Pair, float]:
+def pairs_of(rows: Sequence[FakeRow]) -> dict[Pair, float]:
     """What a batch has to teach: its pairs of tokens by the sum of their loss weights."""
     pairs: dict[Pair, float] = {}
     for row in rows:
-        for pair, weight in zip(_pairs(row), weights_of(row), strict=True):
+        for pair, weight in zip(row.pairs, row.weights, strict=True):
             if weight:
                 pairs[pair] = pairs.get(pair, 0.0) + abs(weight)
     return pairs
 
 
-def weights_of(row: Datum) -> list[float]:
-    weights = row.loss_fn_inputs.get("weights")
-    if weights is None:
-        return [1.0] * len(row.loss_fn_inputs["target_tokens"].data)
-    return [float(weight) for weight in weights.data]
+def batch_digest(data: Sequence[Datum]) -> str:
+    """Names a batch by its tokens, targets and weights, as the ledger does."""
+    return rows_digest([FakeRow.of(datum) for datum in data])
 
 
-def _pairs(row: Datum) -> Iterator[Pair]:
-    targets = row.loss_fn_inputs["target_tokens"].data
-    return zip(row.model_input.tokens(), map(int, targets), strict=True)
-
-
-def batch_digest(rows: Sequence[Datum]) -> str:
-    """Names a batch by its tokens, targets and weights."""
-    content = [(r.model_input.tokens(), list(_pairs(r)), weights_of(r)) for r in rows]
-    return hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()
+def rows_digest(rows: Sequence[FakeRow]) -> str:
+    return hashlib.blake2b(repr(list(map(tuple, rows))).encode(), digest_size=8).hexdigest()
 
 
 def uniform(*parts: int) -> float:

@@ -40,11 +40,11 @@ from crucible_tinkex.errors import ConfigError, RequestRejectedError, SessionLos
 from crucible_tinkex.names import TinkerPath, check_segment, model_id_of
 from crucible_tinkex.testing.fake_backend import Effect, FakeBackend
 from crucible_tinkex.testing.fake_model import (
+    FakeRow,
     FakeWeights,
-    batch_digest,
     pairs_of,
+    rows_digest,
     uniform,
-    weights_of,
 )
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class FakeTraining:
         self.weights = weights
         self._service = service
         self._backend = service.backend
-        self._gradient: list[Datum] | None = None
+        self._gradient: list[FakeRow] | None = None
         self._turn = asyncio.Lock()
         self._seqs = itertools.count(1)
         self._lost: SessionLostError | None = None
@@ -160,18 +160,18 @@ class FakeTraining:
         loss_fn: str = "cross_entropy",
         loss_fn_config: Mapping[str, float] | None = None,
     ) -> Awaitable[ForwardBackwardOutput]:
-        rows = _copied(data)
+        rows = _rows(data)
         return self._submit("forward_backward", lambda: self._learn(rows), rows)
 
     def forward_backward_custom(
         self, data: Sequence[Datum], loss_fn: CustomLoss
     ) -> Awaitable[ForwardBackwardOutput]:
         """Calls `loss_fn`, and takes any gradient for a good one."""
-        rows = _copied(data)
+        rows, copied = _rows(data), [datum.model_copy(deep=True) for datum in data]
 
         def effect() -> ForwardBackwardOutput:
             output = _output(rows, self.weights)
-            weighed = client.custom_loss.weigh(rows, output, loss_fn)
+            weighed = client.custom_loss.weigh(copied, output, loss_fn)
             self._learn(rows)
             return client.custom_loss.reported(output, weighed)
 
@@ -184,7 +184,7 @@ class FakeTraining:
         loss_fn: str = "cross_entropy",
         loss_fn_config: Mapping[str, float] | None = None,
     ) -> Awaitable[ForwardBackwardOutput]:
-        rows = _copied(data)
+        rows = _rows(data)
         return self._submit("forward", lambda: _output(rows, self.weights), rows)
 
     def optim_step(self, params: AdamParams) -> Awaitable[OptimStepResponse]:
@@ -227,7 +227,7 @@ class FakeTraining:
             model_name=base_model,
         )
 
-    def _learn(self, rows: Sequence[Datum]) -> ForwardBackwardOutput:
+    def _learn(self, rows: Sequence[FakeRow]) -> ForwardBackwardOutput:
         self._gradient = [*(self._gradient or ()), *rows]
         return _output(rows, self.weights)
 
@@ -241,7 +241,7 @@ class FakeTraining:
         self,
         operation: str,
         effect: Callable[[], T],
-        rows: Sequence[Datum] = (),
+        rows: Sequence[FakeRow] = (),
         *,
         name: str = "",
     ) -> Pending[T]:
@@ -251,8 +251,8 @@ class FakeTraining:
 
         def entered() -> T:
             result = effect()
-            what = batch_digest(rows) if rows else name
-            tokens = sum(len(row.model_input.tokens()) for row in rows)
+            what = rows_digest(rows) if rows else name
+            tokens = sum(len(row.pairs) for row in rows)
             self._backend.ledger.append(Effect(self.model_id, operation, seq, what, tokens))
             return result
 
@@ -334,17 +334,17 @@ class FakeSampling:
         return SampledSequence(stop_reason=reason, tokens=tokens, logprobs=logprobs)
 
 
-def _copied(data: Sequence[Datum]) -> list[Datum]:
+def _rows(data: Sequence[Datum]) -> list[FakeRow]:
     if not data:
         raise ConfigError("a batch needs at least one row")
-    return [datum.model_copy(deep=True) for datum in data]
+    return [FakeRow.of(datum) for datum in data]
 
 
-def _output(rows: Sequence[Datum], weights: FakeWeights) -> ForwardBackwardOutput:
+def _output(rows: Sequence[FakeRow], weights: FakeWeights) -> ForwardBackwardOutput:
     outputs, total = [], 0.0
     for row in rows:
         logprobs = weights.logprobs(row)
-        total -= math.fsum(w * p for w, p in zip(weights_of(row), logprobs, strict=True))
+        total -= math.fsum(w * p for w, p in zip(row.weights, logprobs, strict=True))
         tensor = TensorData(data=logprobs, dtype="float32", shape=[len(logprobs)])
         outputs.append({"logprobs": tensor})
     return ForwardBackwardOutput(loss_fn_outputs=outputs, metrics={"loss:sum": total})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import crucible_tinkex.datasets as datasets
@@ -12,6 +13,8 @@ from crucible_tinkex.errors import CrucibleError
 
 if TYPE_CHECKING:
     from crucible_tinkex.datasets import TokenisedDataset, Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,27 +29,20 @@ class SweepData:
     """What `load_tokenizer` takes; loaded only when text must be decoded."""
 
 
-class TextDecoder:
-    """Turns tokens into text, for people to read. Loads its tokenizer at the first use.
+def decoded(tokenizer: str, sequences: Sequence[Sequence[int]]) -> list[str | None]:
+    """The text of tokens, for people to read; loads the tokenizer at the first use (0.1 s).
 
     Nothing depends on the text: where the tokenizer cannot be had (its folder lies on another
     node, the hub is out of reach), there is none.
     """
+    loaded = _loaded(tokenizer)
+    return [None if loaded is None else loaded.decode(tokens) for tokens in sequences]
 
-    def __init__(self, tokenizer: str | None) -> None:
-        self._name = tokenizer
-        self._loading: asyncio.Task[Tokenizer | None] | None = None
 
-    async def text(self, tokens: Sequence[int]) -> str | None:
-        if self._loading is None:
-            self._loading = asyncio.create_task(asyncio.to_thread(self._load))
-        tokenizer = await asyncio.shield(self._loading)
-        return None if tokenizer is None else tokenizer.decode(tokens)
-
-    def _load(self) -> Tokenizer | None:
-        if self._name is None:
-            return None
-        try:
-            return datasets.load_tokenizer(self._name)
-        except CrucibleError:
-            return None
+@lru_cache(maxsize=4)
+def _loaded(name: str) -> Tokenizer | None:
+    try:
+        return datasets.load_tokenizer(name)
+    except CrucibleError as error:
+        log.info("texts of evaluations are not kept: %s", error)
+        return None

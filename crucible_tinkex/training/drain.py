@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -13,16 +13,20 @@ class DrainedError(Exception):
     """The work was given up. Never leaves `training`."""
 
 
+def at_once() -> float:
+    return 0.0
+
+
 async def unless_drained(
-    work: Coroutine[Any, Any, T], drain: asyncio.Event, *, grace_s: float = 0.0
+    work: Coroutine[Any, Any, T], drain: asyncio.Event, *, grace: Callable[[], float] = at_once
 ) -> T:
-    """What `work` returns or raises; `DrainedError` if that takes longer than `grace_s` from when
-    `drain` was set. Nothing of `work` runs any more when this ends."""
+    """What `work` returns or raises; `DrainedError` if that takes longer than `grace()` seconds
+    from when `drain` was set. Nothing of `work` runs any more when this ends."""
     task = asyncio.ensure_future(work)
     asked = asyncio.ensure_future(drain.wait())
     try:
         await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done() and grace_s > 0:
+        if not task.done() and (grace_s := grace()) > 0:
             await asyncio.wait({task}, timeout=grace_s)
         if not task.done():
             raise DrainedError

@@ -14,20 +14,24 @@ import logging
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 
 from crucible_tinkex.client.interface import TrainingService
 from crucible_tinkex.client.watch import Observer
 from crucible_tinkex.errors import CrucibleError, TrialFailedError
 from crucible_tinkex.events import EventSink
-from crucible_tinkex.registry import DONE, FAILED, PENDING, RegistryPort
+from crucible_tinkex.registry import DONE, FAILED, PENDING, RegistryPort, Spent
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.drain import DrainedError, unless_drained
 from crucible_tinkex.training.outcome import Outcome, Verdict, judge
 from crucible_tinkex.training.plan import TrialPlan
-from crucible_tinkex.training.recipe import RecipeMaker
+from crucible_tinkex.training.recipes.recipe import RecipeMaker
+from crucible_tinkex.training.recipes.sft import SupervisedRecipe
 from crucible_tinkex.training.reporter import Reporter
 from crucible_tinkex.training.session import Session
-from crucible_tinkex.training.sft import SupervisedRecipe
+
+HELD_S = 2.0
+"""How long a draining session waits for a service that just now lets nothing through."""
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +50,11 @@ class SessionHost:
         sweep: str,
         clock: Callable[[], float] = time.perf_counter,
         recipe: RecipeMaker = SupervisedRecipe,
-        drain_s: float = 60.0,
+        drain_s: float = 20.0,
     ) -> None:
         """`drain_s`: how long a session may take to finish its step and to save when asked to
-        drain; one that waits for the service longer ends where its last checkpoint is."""
+        drain. One that takes longer, or that the service keeps waiting then (`HELD_S`), ends where
+        its last checkpoint is."""
         self._connect = connect
         self._registry = registry
         self._sink = sink
@@ -81,8 +86,8 @@ class SessionHost:
             return await self._drained(plan)
         try:
             session = await self._opened(plan)
-            work = session.advance(to_step)
-            progress = await unless_drained(work, self._drain, grace_s=self._drain_s)
+            grace = partial(self._grace_s, session)
+            progress = await unless_drained(session.advance(to_step), self._drain, grace=grace)
         except DrainedError:
             return await self._drained(plan)
         if progress.drained:
@@ -99,6 +104,9 @@ class SessionHost:
             await unless_drained(session.open(), self._drain)
         return session
 
+    def _grace_s(self, session: Session) -> float:
+        return min(HELD_S, self._drain_s) if session.is_held else self._drain_s
+
     async def _drained(self, plan: TrialPlan) -> Outcome:
         session = self._sessions.get(plan.trial_id)
         if session is None:
@@ -114,17 +122,23 @@ class SessionHost:
         step = None if session is None else session.step + 1
         error.with_context(sweep=self._sweep, trial=plan.run_name, step=step)
         verdict = judge(error)
-        if session is None:
-            return Outcome(verdict, error=error)
-        if verdict is Verdict.FAILED:
-            try:
-                await session.close(FAILED, str(error))
-            except CrucibleError as e:
-                return Outcome(judge(e), error=e)
-        else:
-            with contextlib.suppress(CrucibleError):  # the first error is the one to be told
-                await session.give_up(str(error))
+        try:
+            if verdict is Verdict.FAILED:
+                await self._fail(plan, session, str(error))
+            elif session is not None:
+                with contextlib.suppress(CrucibleError):  # the first error is the one to be told
+                    await session.give_up(str(error))
+        except CrucibleError as e:
+            return Outcome(judge(e), error=e)
         return Outcome(verdict, error=error)
+
+    async def _fail(self, plan: TrialPlan, session: Session | None, error: str) -> None:
+        """A trial that failed before it began has failed all the same."""
+        if session is not None:
+            await session.close(FAILED, error)
+        if session is None or not session.attempt:
+            grant = await self._registry.start_attempt(plan.trial_id)
+            await self._registry.finish(plan.trial_id, grant.attempt, FAILED, error, Spent())
 
     def _new_session(self, plan: TrialPlan) -> Session:
         recipe = self._recipe(plan, self._data)

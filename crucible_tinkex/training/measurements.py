@@ -1,9 +1,9 @@
 """What a trial has measured so far: the newest evaluation, and means over its newest steps.
 
 The loss of one step is the loss of one batch, too noisy to rank trials by; so the result of a trial
-has the mean over its last `WINDOW` steps, weighted by what each step learnt from. A checkpoint
-carries the window, as numbers below `resume/` beside its metrics, and a resumed trial goes on with
-the very same means. Keys below `resume/` are for nobody else (`public`).
+has the mean over its last `TRAIN_WINDOW_STEPS` steps, weighted by what each step learnt from. A
+checkpoint carries the window, as numbers below `resume/` beside its metrics, and a resumed trial
+goes on with the very same means. Keys below `resume/` are for nobody else (`public`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import math
 from collections import deque
 from collections.abc import Mapping
 
-WINDOW = 10
-"""Steps."""
+from crucible_tinkex.metrics import TRAIN_WINDOW_STEPS
+
 _CARRIED = "resume/"
 _EVALUATED = f"{_CARRIED}evaluated_step"
 
@@ -24,7 +24,7 @@ class Measurements:
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
         self.evaluated_step = -1
-        self._window: deque[dict[str, float]] = deque(maxlen=WINDOW)
+        self._window: deque[dict[str, float]] = deque(maxlen=TRAIN_WINDOW_STEPS)
 
     def stepped(self, measured: Mapping[str, float], weight: float) -> None:
         self._window.append({**measured, "": weight})

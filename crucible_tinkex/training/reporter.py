@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from crucible_tinkex.client.watch import Observer, QueueState, RequestRecord
+from crucible_tinkex.client.watch import ACTIVE, Observer, QueueState, RequestRecord
 from crucible_tinkex.events import EventSink
-from crucible_tinkex.training.recipe import Example
+from crucible_tinkex.training.recipes.recipe import Example
 
 TRAINING, EVALUATING = "training", "evaluating"
 TOLD_EVERY_S = 2.0
@@ -31,6 +31,8 @@ class Reporter(Observer):
         self._told_at = 0.0
         self.attempt = 0
         self.step = 0
+        self.is_held = False
+        """The service lets nothing through."""
 
     def emit(self, kind: str, **fields: Any) -> None:
         self._sink.emit(
@@ -87,5 +89,6 @@ class Reporter(Observer):
             )
 
     def on_queue_state(self, state: QueueState) -> None:
+        self.is_held = state.state != ACTIVE.state
         extra = {"reason": state.reason, "resume_at": state.resume_at}
         self.emit("queue_state", name=state.state, extra=extra)

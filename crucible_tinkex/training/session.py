@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
@@ -35,7 +35,7 @@ from crucible_tinkex.training.measurements import Measurements
 from crucible_tinkex.training.meter import Meter, MeteredTraining
 from crucible_tinkex.training.outcome import Progress, speaks_of_checkpoint
 from crucible_tinkex.training.plan import TrialPlan
-from crucible_tinkex.training.recipe import Recipe, Update
+from crucible_tinkex.training.recipes.recipe import Recipe, Update
 from crucible_tinkex.training.reporter import Reporter
 
 _END_REASONS: dict[str, EndReason] = {DONE: "success", STOPPED: "success", FAILED: "errored"}
@@ -91,6 +91,11 @@ class Session:
     def step(self) -> int:
         """Steps whose results are known."""
         return self._report.step
+
+    @property
+    def is_held(self) -> bool:
+        """The service keeps it waiting."""
+        return self._report.is_held
 
     # --- its beginning -------------------------------------------------------------------------
 
@@ -220,10 +225,13 @@ class Session:
         told = {f"optim/{k.replace(':', '_')}": v for k, v in (optim.metrics or {}).items()}
         self._report.measure("optimizer_step", told)
         self._found.stepped(measured, step.update.weight)
+        self._check_finite(measured)
+
+    def _check_finite(self, measured: Mapping[str, float]) -> None:
         for name, value in measured.items():
             if not math.isfinite(value):
                 raise TrialFailedError(
-                    f"{name} became {value} at step {step.number}; try a lower learning rate"
+                    f"{name} became {value} at step {self.step}; try a lower learning rate"
                 )
 
     # --- milestones ----------------------------------------------------------------------------
@@ -240,7 +248,8 @@ class Session:
     def _owes_evaluation(self, to_step: int) -> bool:
         every = self._plan.experiment.train.eval_every
         is_due = every > 0 and self.step > 0 and self.step % every == 0
-        return (is_due or self.step == to_step) and self._found.evaluated_step != self.step
+        is_missing = is_due and self._found.evaluated_step != self.step
+        return is_missing or self.step >= to_step > self._found.evaluated_step
 
     def _is_checkpoint_due(self, to_step: int) -> bool:
         every = self._plan.experiment.train.checkpoint_every
@@ -265,6 +274,7 @@ class Session:
             self._report.measure("evaluation", {"perf/eval_s": self._clock() - started})
             self._report.examples(found.examples)
             self._report.training()
+        self._check_finite(found.metrics)
         self._found.evaluated(self.step, found.metrics)
         await self._registry.record_result(
             self._plan.trial_id,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import pytest
 from service_contract import check_training_service
 
 from crucible_tinkex.client import TrainingService
+from crucible_tinkex.client.watch import Observer, QueueState
 from crucible_tinkex.client.wire import (
     AdamParams,
     Datum,
@@ -22,7 +24,14 @@ from crucible_tinkex.errors import (
     RequestRejectedError,
     SessionLostError,
 )
-from crucible_tinkex.testing import FakeBackend, FakeService, FakeTraining
+from crucible_tinkex.testing import (
+    Effect,
+    FakeBackend,
+    FakeService,
+    FakeTraining,
+    batch_digest,
+)
+from crucible_tinkex.testing.clock import run_virtual
 from crucible_tinkex.testing.fake_model import VOCABULARY
 
 BATCH = [
@@ -96,6 +105,134 @@ async def test_planned_failures() -> None:
     with pytest.raises(SessionLostError):
         await model.save_state("late")
     assert backend.calls.count("forward_backward") == 4
+
+
+async def test_an_answer_may_be_lost_after_the_work_is_done() -> None:
+    backend = FakeBackend()
+    model = await FakeService(backend).create_training(base_model="nano", lora=LoraConfig(rank=4))
+    await train(model, 1)
+    backend.fail("optim_step", SessionLostError("gone"), nth=2, after_effect=True)
+    await train(model, 1)
+    with pytest.raises(SessionLostError):
+        await train(model, 1)
+    assert [e.operation for e in backend.ledger].count("optim_step") == 3
+    assert model.weights.step == 3
+
+
+async def test_the_ledger_lists_what_was_done() -> None:
+    backend = FakeBackend()
+    service = FakeService(backend)
+    model = await service.create_training(base_model="nano", lora=LoraConfig(rank=4))
+    backend.fail("forward", OperationFailedError("no"))
+    with pytest.raises(OperationFailedError):
+        await model.forward(BATCH)
+    await train(model, 1)
+    path = await model.save_state("s")
+    await (await model.sampler()).sample([1, 2, 3], SamplingParams(max_tokens=5), num_samples=2)
+    assert backend.ledger == [
+        Effect(model.model_id, "forward_backward", 2, batch_digest(BATCH), tokens=3),
+        Effect(model.model_id, "optim_step", 3),
+        Effect(model.model_id, "save_state", 4, "s"),
+        Effect(model.model_id, "training_sampler", 5),
+        Effect("", "sample", 0, tokens=3, sampled=10),
+    ]
+    assert path in backend.checkpoints
+
+
+def row(tokens: list[int]) -> Datum:
+    return Datum(
+        model_input=ModelInput.from_tokens(tokens[:-1]),
+        loss_fn_inputs={"target_tokens": TensorData(data=tokens[1:], dtype="int64")},
+    )
+
+
+async def test_training_lowers_the_loss_of_similar_rows_and_of_no_others() -> None:
+    model = await FakeService().create_training(base_model="nano", lora=LoraConfig(rank=4))
+    same, similar, other = row([5, 6, 7, 8]), row([9, 6, 7, 3]), row([20, 21, 22, 23])
+
+    async def losses() -> list[float]:
+        outputs = [await model.forward([r]) for r in (same, similar, other)]
+        return [o.metrics["loss:sum"] for o in outputs]
+
+    before = await losses()
+    await model.forward_backward([same])
+    await model.optim_step(AdamParams(learning_rate=1e-3))
+    after = await losses()
+    assert after[0] < after[1] < before[1] == pytest.approx(before[0])
+    assert after[2] == before[2]
+
+
+async def test_probabilities_add_up_and_greedy_takes_the_largest() -> None:
+    model = await FakeService().create_training(base_model="nano", lora=LoraConfig(rank=4))
+    for tokens in ([1, 2], [1, 2], [1, 3]):
+        await model.forward_backward([row(tokens)])
+        await model.optim_step(AdamParams(learning_rate=1e-3))
+    shares = [math.exp(model.weights.logprob(1, t)) for t in range(VOCABULARY)]
+    assert sum(shares) == pytest.approx(1.0)
+    assert max(range(VOCABULARY), key=shares.__getitem__) == 2
+    sampler = await model.sampler()
+    greedy = await sampler.sample([1], SamplingParams(max_tokens=1, temperature=0.0))
+    assert greedy.sequences[0].tokens == [2]
+    drawn = await sampler.sample([1], SamplingParams(max_tokens=1, seed=3), num_samples=2000)
+    counts = [sum(s.tokens == [t] for s in drawn.sequences) / 2000 for t in (2, 3)]
+    assert counts == [pytest.approx(shares[t], abs=0.04) for t in (2, 3)]
+
+
+async def test_ranks_and_seeds_have_floors_of_their_own() -> None:
+    found = []
+    for rank, seed in ((2, 0), (2, 1), (16, 0)):
+        lora = LoraConfig(rank=rank, seed=seed)
+        model = await FakeService().create_training(base_model="nano", lora=lora)
+        found.append((await train(model, 200))[-1])
+    assert len(set(found)) == 3
+    assert found[2] < min(found[:2])
+
+
+async def test_checkpoints_may_go_or_be_damaged() -> None:
+    backend = FakeBackend()
+    model = await FakeService(backend).create_training(base_model="nano", lora=LoraConfig(rank=4))
+    gone, damaged = await model.save_state("a"), await model.save_state("b")
+    backend.forget(gone)
+    backend.damage(damaged)
+    with pytest.raises(RequestRejectedError, match="no checkpoint"):
+        await FakeService(backend).create_training_from_state(gone)
+    with pytest.raises(OperationFailedError, match="damaged"):
+        await FakeService(backend).create_training_from_state(damaged)
+
+
+class Told(Observer):
+    def __init__(self) -> None:
+        self.states: list[str] = []
+
+    def on_queue_state(self, state: QueueState) -> None:
+        self.states.append(state.state)
+
+
+async def test_a_service_that_holds_says_so() -> None:
+    backend, told = FakeBackend(), Told()
+    service = FakeService(backend, observer=told)
+    model = await service.create_training(base_model="nano", lora=LoraConfig(rank=4))
+    backend.hold("slow down")
+    step = model.optim_step(AdamParams())
+    await asyncio.sleep(0.01)
+    assert told.states == ["paused_rate_limit"]
+    assert (backend.calls, backend.in_flight["optim_step"]) == (["create_training"], 1)
+    backend.let_go()
+    await step
+    assert told.states == ["paused_rate_limit", "active"]
+    assert backend.in_flight["optim_step"] == 0
+
+
+def test_delays_are_of_the_loops_clock() -> None:
+    async def waits() -> float:
+        backend = FakeBackend(delay_s=3600.0, delays={"save_state": 60.0})
+        service = FakeService(backend)
+        model = await service.create_training(base_model="nano", lora=LoraConfig(rank=4))
+        await train(model, 1)
+        await model.save_state("s")
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(waits()) == 2 * 3600.0 + 60.0
 
 
 async def test_a_step_without_a_gradient_changes_nothing() -> None:

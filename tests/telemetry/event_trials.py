@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from crucible_tinkex.events import Event, EventWriter
 
 
@@ -10,7 +12,7 @@ class Trial:
         self.trial_id = trial_id
         self.writer = EventWriter("sweep", "experiment")
 
-    def start(self, attempt: int, resumed_step: int) -> Event:
+    def start(self, attempt: int, resumed_step: int, **extra: Any) -> Event:
         return self.writer.event(
             "session_start",
             trial_id=self.trial_id,
@@ -21,6 +23,7 @@ class Trial:
                 "run_name": f"run-{self.trial_id}",
                 "hparams": {"optimizer.learning_rate": 0.01, "lora.rank": 8},
                 "config": {"name": "x"},
+                **extra,
             },
         )
 

@@ -1,30 +1,34 @@
 """A process made to be killed; `test_event_crash` starts it.
 
-`loop FOLDER FIRST`: append batches for ever, rolling all the time; after each acknowledgement print
-the last number of the batch. `steps FOLDER`: one child per file operation of the log, killed just
-before that operation, with what was acknowledged in `FOLDER/<n>.acknowledged`.
+`loop FOLDER FIRST`: append batches for ever, rolling and merging all the time; after each
+acknowledgement print the last number of the batch. `steps FOLDER`: one child per file operation of
+the log, killed just before that operation, with what was acknowledged in `FOLDER/<n>.acknowledged`;
+each begins with the many parts that `FOLDER/before/` has.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from crucible_tinkex.events import Event
 from crucible_tinkex.telemetry.log import EventLog
 
-KINDS = ("training_step", "evaluation", "sample")
-OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir")
+KINDS = ("training_step", "example")
+OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")
 BATCH = 20
+BEFORE = 6 * BATCH
 
 
 def numbered(first: int, count: int = BATCH) -> list[Event]:
     return [
         Event(
-            kind=KINDS[seq % 3],
+            kind=KINDS[seq % 2],
             sweep_id="s",
             experiment_id="e",
             writer="w",
@@ -43,28 +47,44 @@ def loop(folder: Path, first: int) -> None:
     log = EventLog(folder, roll_rows=3 * BATCH)
     while True:
         log.append(numbered(first))
+        log.roll_if_due()
         print(first + BATCH - 1, flush=True)
         first += BATCH
 
 
+def prepare(folder: Path) -> None:
+    """So many parts that the next but one makes the log merge them."""
+    with EventLog(folder / "events") as log:
+        for first in range(1, BEFORE, BATCH):
+            log.append(numbered(first))
+            log.roll(state)
+
+
+def state() -> dict[str, int]:
+    return {"of the owner": 1}
+
+
 def scenario(folder: Path, acknowledged: Path) -> None:
-    log = EventLog(folder)
-    for first in (1, 21):
+    log = EventLog(folder / "events")
+    for first in (BEFORE + 1, BEFORE + 21):
         log.append(numbered(first))
         with acknowledged.open("a") as f:
             f.write(f"{first + BATCH - 1}\n")
-    log.roll()
-    log.close()
-    log = EventLog(folder)
-    log.append(numbered(41))
+        log.roll(state)
+    log.close(state)
+    log = EventLog(folder / "events")
+    log.append(numbered(BEFORE + 41))
     with acknowledged.open("a") as f:
-        f.write("60\n")
+        f.write(f"{BEFORE + 60}\n")
     log.close()
 
 
 def steps(root: Path) -> None:
+    prepare(root / "before")
+    shutil.copytree(root / "before", root / "warm")
     scenario(root / "warm", root / "warm.up")  # what a process does only once costs 0.2 s
-    for n in range(1, 200):
+    for n in range(1, 400):
+        shutil.copytree(root / "before", root / f"{n}")
         child = os.fork()
         if child == 0:
             die_before(n, root / f"{n}")
@@ -75,7 +95,8 @@ def steps(root: Path) -> None:
             sys.exit(os.WEXITSTATUS(status))
 
 
-def die_before(n: int, folder: Path) -> None:
+def die_before(n: int, folder: Path) -> Callable[[], int]:
+    """Returns what counts the file operations until now."""
     seen = 0
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -86,6 +107,7 @@ def die_before(n: int, folder: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
+    return lambda: seen
 
 
 if __name__ == "__main__":

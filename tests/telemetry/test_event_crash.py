@@ -11,15 +11,19 @@ from collections import Counter
 from pathlib import Path
 
 import event_victim as victim
-import pyarrow.dataset as ds
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from crucible_tinkex.telemetry.log import EventLog
-from crucible_tinkex.telemetry.query import read_events
-from crucible_tinkex.telemetry.wal import wal_folder
+from crucible_tinkex.telemetry.log.parts import all_parts, evaluations_folder, list_parts
+from crucible_tinkex.telemetry.log.wal import wal_folder
+from crucible_tinkex.telemetry.query import query
+
+SEQUENCE = "SELECT seq FROM events_all UNION ALL SELECT seq FROM evaluations_all"
 
 
 def stored(folder: Path) -> list[int]:
-    numbers: list[int] = read_events(folder, all_attempts=True)["seq"].to_pylist()
+    numbers: list[int] = query(folder, SEQUENCE)["seq"].to_pylist()
     return sorted(numbers)
 
 
@@ -56,24 +60,26 @@ def test_killed_before_each_file_operation(tmp_path: Path) -> None:
     subprocess.run([sys.executable, victim.__file__, "steps", str(tmp_path)], check=True)
     notes = sorted(tmp_path.glob("*.acknowledged"))
     points = [int(note.stem) for note in notes]
-    assert len(points) > 15
-    during_roll = 0
+    assert len(points) > 50
+    during_roll = during_merge = 0
     for point, note in zip(points, notes, strict=True):
-        folder = tmp_path / f"{point}"
+        folder = tmp_path / f"{point}" / "events"
         last = int(note.read_text().split()[-1])
         numbers = stored(folder)
         assert max(Counter(numbers).values()) == 1, f"doubled when killed before {point}"
         assert numbers[:last] == list(range(1, last + 1)), f"lost when killed before {point}"
-        parts = {path.name for path in folder.glob("kind=*/*.parquet")}
-        segments = {f"part-{path.stem}.parquet" for path in wal_folder(folder).glob("*.log")}
+        parts = {f"{part.last:06d}" for part in list_parts(folder)}
+        segments = {path.stem for path in wal_folder(folder).glob("*.log")}
         during_roll += bool(parts & segments)
+        during_merge += len(all_parts(folder)) > len(list_parts(folder))
         with EventLog(folder) as log:  # the sender repeats everything
-            for first in (1, 21, 41):
-                log.append(victim.numbered(first))
-        rolled = ds.dataset(folder, partitioning="hive").to_table(columns=["seq"])
-        numbers = sorted(rolled["seq"].to_pylist())
-        assert numbers == list(range(1, 61)), f"after recovery from {point}"
+            log.append(victim.numbered(1, victim.BEFORE + 60))
+        rolled = [pq.read_table(f, columns=["seq"]) for f in (folder, evaluations_folder(folder))]
+        numbers = sorted(pa.concat_tables(rolled)["seq"].to_pylist())
+        assert numbers == list(range(1, victim.BEFORE + 61)), f"after recovery from {point}"
+        assert not list(folder.parent.rglob(".*.tmp"))
     assert during_roll >= 4, "no kill fell between a Parquet rename and the segment's removal"
+    assert during_merge >= 6, "no kill fell between a merge and the removal of its sources"
 
 
 def test_a_torn_last_record_costs_only_what_was_not_acknowledged(tmp_path: Path) -> None:
@@ -89,13 +95,13 @@ def cut_at_every_place(tmp_path: Path, original: Path, log: EventLog) -> None:
     log.append(victim.numbered(21))
     size = segment.stat().st_size
     for cut in range(acknowledged, size, (size - acknowledged) // 8):
-        folder = tmp_path / f"cut{cut}"
+        folder = tmp_path / f"cut{cut}" / "events"
         shutil.copytree(original, folder)
         with open(wal_folder(folder) / segment.name, "r+b") as f:
             f.truncate(cut)
         assert stored(folder) == list(range(1, 21))
         with EventLog(folder) as recovered:
-            assert recovered.append(victim.numbered(21)) == 20
+            assert recovered.append(victim.numbered(21)) == [victim.numbered(21)]
         assert stored(folder) == list(range(1, 41))
 
 

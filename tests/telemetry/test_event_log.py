@@ -8,9 +8,9 @@ import pytest
 from crucible_tinkex.errors import CorruptLogError, StorageError, SweepBusyError
 from crucible_tinkex.events import Event, EventWriter
 from crucible_tinkex.telemetry.log import EventLog
-from crucible_tinkex.telemetry.parquet import list_parts
+from crucible_tinkex.telemetry.log.parts import list_parts
+from crucible_tinkex.telemetry.log.wal import wal_folder
 from crucible_tinkex.telemetry.query import read_events
-from crucible_tinkex.telemetry.wal import wal_folder
 
 
 def batch(writer: EventWriter, size: int = 10) -> list[Event]:
@@ -36,13 +36,13 @@ def test_a_repeated_batch_is_stored_once_also_after_a_restart(
 ) -> None:
     first, second = batch(writer), batch(writer)
     with EventLog(events_folder) as log:
-        assert log.append(first) == 10
-        assert log.append(first) == 0
+        assert log.append(first) == [first]
+        assert log.append(first, first) == [[], []]
         log.roll()
-        assert log.append(first) == 0
-        assert log.append([*first[5:], *second[:3], second[0]]) == 3
+        assert log.append(first) == [[]]
+        assert log.append([*first[5:], *second[:3], second[0]]) == [second[:3]]
     with EventLog(events_folder) as log:
-        assert log.append([*first, *second]) == 7
+        assert log.append([*first, *second]) == [second[3:]]
     assert stored_ids(events_folder) == expected(first, second)
 
 
@@ -81,9 +81,11 @@ def test_each_limit_rolls_by_itself(
     with EventLog(events_folder, clock=lambda: now, **limits) as log:  # type: ignore[arg-type]
         log.append(batch(writer))
         now = 10.0
+        assert not log.roll_if_due()
         assert not list_parts(events_folder)
         now = 20.0
         log.append(batch(writer))
+        assert log.roll_if_due()
         assert len(list_parts(events_folder)) == 2  # one of each kind
 
 
@@ -117,11 +119,13 @@ def test_a_roll_that_fails_keeps_the_events_and_is_tried_again(
     log = EventLog(events_folder, roll_rows=10)
     obstacle = events_folder / "kind=evaluation"
     obstacle.write_text("a file where a folder must be")
-    assert log.append(first) == 10  # acknowledged all the same
+    log.append(first)
+    assert not log.roll_if_due()
     assert log.roll_error is not None
     obstacle.unlink()
     assert stored_ids(events_folder) == expected(first)
-    assert log.append(second) == 10
+    log.append(second)
+    assert log.roll_if_due()
     assert log.roll_error is None
     assert stored_ids(events_folder) == expected(first, second)
     log.close()

@@ -4,19 +4,16 @@ import math
 from pathlib import Path
 
 import duckdb
+import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
 from crucible_tinkex.events import Event, EventWriter
 from crucible_tinkex.telemetry.log import EventLog
-from crucible_tinkex.telemetry.parquet import (
-    EVENT_SCHEMA,
-    events_to_table,
-    list_parts,
-    read_metadata,
-    table_to_events,
-)
+from crucible_tinkex.telemetry.log.parts import list_parts, load_part, metadata_of
+from crucible_tinkex.telemetry.log.schema import EVENT_SCHEMA, events_to_table, table_to_events
 
 
 def sample_events() -> list[Event]:
@@ -57,8 +54,16 @@ def test_other_readers_see_the_parts_as_a_hive_data_set(events_folder: Path) -> 
     (events_folder / "kind=evaluation" / ".part-000009.parquet.1.tmp").write_bytes(b"torn")
     ids = sorted(e.event_id for e in events)
 
-    arrow = ds.dataset(events_folder, partitioning="hive").to_table()
-    assert sorted(arrow["event_id"].to_pylist()) == ids
+    with EventLog(events_folder):  # which has a write-ahead log and a snapshot beside the parts
+        for table in (
+            ds.dataset(events_folder, partitioning="hive").to_table(),
+            ds.dataset(events_folder).to_table(),
+            pq.read_table(events_folder),
+            pa.Table.from_pandas(pd.read_parquet(events_folder)),
+        ):
+            assert sorted(table["event_id"].to_pylist()) == ids
+    kinds = pq.read_table(events_folder)["kind"].to_pylist()
+    assert set(kinds) == {"training_step", "evaluation", "trial_state"}
     pattern = f"{events_folder}/kind=*/*.parquet"
     rows = duckdb.sql(
         f"SELECT event_id, kind, value FROM read_parquet('{pattern}', hive_partitioning=true)"
@@ -73,10 +78,11 @@ def test_a_part_tells_what_it_holds(events_folder: Path) -> None:
     with EventLog(events_folder) as log:
         log.append(events)
     (part,) = list_parts(events_folder, kind="evaluation")
-    about = read_metadata(part)
+    about = metadata_of(load_part(part))
     assert about["rows"] == "1"
+    assert about["kind"] == "evaluation"
     assert about["sweep_id"] == "sweep"
     assert about["coverage"] == f'{{"{events[0].writer}":[[1,3]]}}'
     assert about["first_time"] <= about["last_time"]
-    file = pq.ParquetFile(part)
+    file = pq.ParquetFile(part.path)
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"

@@ -9,7 +9,7 @@ from event_trials import Trial
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.events import Event
 from crucible_tinkex.telemetry.log import EventLog
-from crucible_tinkex.telemetry.parquet import EVENT_SCHEMA
+from crucible_tinkex.telemetry.log.schema import EVENT_SCHEMA
 from crucible_tinkex.telemetry.query import query, read_events, scan_events
 
 
@@ -165,8 +165,8 @@ def test_sql_can_only_read_the_events(tmp_path: Path, sql: str) -> None:
 
 
 def test_bad_sql_is_explained_in_duckdbs_words(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r'(?s)column "steps" not found.*"step"'):
-        query(tmp_path, "SELECT steps FROM events")
+    with pytest.raises(ConfigError, match=r'(?s)column "stepp" not found.*"step"'):
+        query(tmp_path, "SELECT stepp FROM events")
     with pytest.raises(ConfigError, match="syntax error"):
         query(tmp_path, "SELEKT 1")
 

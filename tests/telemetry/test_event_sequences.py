@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_tinkex.telemetry.sequences import SequenceSet
+from crucible_tinkex.telemetry.log.sequences import SequenceSet
 
 NUMBERS = st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 25)), max_size=60)
 

@@ -6,6 +6,7 @@ from event_trials import Trial
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.telemetry.log.parts import list_parts
 from crucible_tinkex.telemetry.query import read_events
 from crucible_tinkex.telemetry.recorder import Recorder
 
@@ -51,3 +52,59 @@ def test_tensorboard_trouble_does_not_lose_an_event(tmp_path: Path, trial: Trial
     assert recorder.record([trial.start(1, 0), trial.loss(1, 1, 1.0)]) == 2
     recorder.close()
     assert read_events(paths.events).num_rows == 2
+
+
+def test_opening_reads_no_old_event(tmp_path: Path, trial: Trial) -> None:
+    paths = SweepPaths.of(tmp_path, "s")
+    recorder = Recorder(paths, roll_rows=3)
+    batches = [[trial.loss(1, step, 1.0 / step) for step in (n, n + 1)] for n in range(1, 11, 2)]
+    for batch in [[trial.start(1, 0)], *batches]:
+        recorder.record(batch)
+    before = recorder.changes(-1)
+    recorder.close()
+    old = {part.path: part.path.read_bytes() for part in list_parts(paths.events)}
+    assert len(old) > 3
+    for path, data in old.items():  # of the same size, and nothing that could be read
+        path.write_bytes(b"x" * len(data))
+
+    again = Recorder(paths)
+    assert again.changes(-1) == before
+    assert again.changes(before.revision).trials == {}
+    assert again.record(batches[0]) == 0  # it knows what it has
+    assert again.record([trial.loss(1, 11, 0.5)]) == 1
+    assert again.changes(before.revision).trials["t1"]["metrics"] == {"train/nll": 0.5}
+    for path, data in old.items():
+        path.write_bytes(data)
+    again.close()
+    assert read_events(paths.events).num_rows == 12
+    assert len(points(paths)) == 11
+
+
+def test_a_view_that_was_behind_is_made_anew(tmp_path: Path, trial: Trial) -> None:
+    paths = SweepPaths.of(tmp_path, "s")
+    recorder = Recorder(paths, roll_rows=6)
+    recorder.record([trial.start(1, 0), trial.loss(1, 1, 1.0)])
+    (file,) = (paths.tensorboard / "run-t1").glob("*.crucible")
+    file.unlink()
+    file.mkdir()
+    recorder.record([trial.loss(1, 2, 2.0)])
+    assert "run-t1" in recorder.changes(-1).faults[0]
+    recorder.record([trial.loss(1, 3, 3.0), trial.loss(1, 4, 4.0), trial.loss(1, 5, 5.0)])
+    assert recorder.changes(-1).faults == ()  # the roll was an occasion
+    recorder.record([trial.loss(1, 6, 6.0)])
+    assert points(paths) == [(step, float(step)) for step in range(1, 7)]
+    recorder.close()
+
+
+def test_a_view_that_is_behind_is_remembered(tmp_path: Path, trial: Trial) -> None:
+    paths = SweepPaths.of(tmp_path, "s")
+    paths.root.mkdir(parents=True)
+    paths.tensorboard.write_text("a file where a folder must be")
+    recorder = Recorder(paths)
+    recorder.record([trial.start(1, 0), trial.loss(1, 1, 1.0)])
+    recorder.close()
+    paths.tensorboard.unlink()
+    recorder = Recorder(paths)
+    assert recorder.faults() == ()
+    recorder.close()
+    assert points(paths) == [(1, 1.0)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from crucible_tinkex.errors import StaleAttemptError
@@ -31,6 +31,18 @@ class MemoryRegistry:
     def __init__(self) -> None:
         self.trials: dict[str, Trial] = {}
         self.calls: list[str] = []
+        self.watch: Callable[[str, str], None] = lambda call, subject: None
+        """Hears of each call about a checkpoint: its name, or its path, is the subject."""
+        self._failures: dict[tuple[str, int], Exception] = {}
+
+    def fail(self, call: str, error: Exception, *, nth: int = 1) -> None:
+        """Let the `nth` call fail before it does anything."""
+        self._failures[call, nth] = error
+
+    def _called(self, call: str) -> None:
+        self.calls.append(call)
+        if error := self._failures.get((call, self.calls.count(call))):
+            raise error
 
     def trial(self, trial_id: str) -> Trial:
         return self.trials.setdefault(trial_id, Trial())
@@ -39,10 +51,11 @@ class MemoryRegistry:
         trial = self.trial(trial_id)
         if attempt != trial.attempt:
             raise StaleAttemptError(f"attempt {attempt} was replaced by {trial.attempt}")
-        self.calls.append(call)
+        self._called(call)
         return trial
 
     async def start_attempt(self, trial_id: str) -> AttemptGrant:
+        self._called("start")
         trial = self.trial(trial_id)
         trial.attempt += 1
         trial.state, trial.error = RUNNING, None
@@ -50,10 +63,13 @@ class MemoryRegistry:
         return AttemptGrant(trial.attempt, tuple(newest))
 
     async def intend_checkpoint(self, trial_id: str, attempt: int, step: int, name: str) -> None:
-        self._current("intend", trial_id, attempt).intents.append((attempt, step, name))
+        trial = self._current("intend", trial_id, attempt)
+        self.watch("intend", name)
+        trial.intents.append((attempt, step, name))
 
     async def commit_checkpoint(self, checkpoint: CheckpointRecord, spent: Spent) -> None:
         trial = self._current("commit", checkpoint.trial_id, checkpoint.attempt)
+        self.watch("commit", checkpoint.path)
         if checkpoint not in trial.checkpoints:
             trial.checkpoints.append(checkpoint)
         trial.spent[checkpoint.attempt] = spent

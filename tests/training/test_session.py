@@ -17,11 +17,14 @@ from crucible_tinkex.errors import (
     ServiceUnavailableError,
     SessionLostError,
 )
-from crucible_tinkex.registry import DONE, FAILED, PENDING, CheckpointRecord, Spent
+from crucible_tinkex.metrics import TRAIN_WINDOW_STEPS as WINDOW
+from crucible_tinkex.registry import DONE, FAILED, PENDING, CheckpointRecord
 from crucible_tinkex.testing import batch_digest
-from crucible_tinkex.training.datums import datum
-from crucible_tinkex.training.measurements import WINDOW, public
+from crucible_tinkex.testing.clock import run_virtual
+from crucible_tinkex.training.host import HELD_S
+from crucible_tinkex.training.measurements import public
 from crucible_tinkex.training.outcome import Verdict
+from crucible_tinkex.training.recipes.datums import datum
 
 
 async def test_a_whole_trial() -> None:
@@ -144,13 +147,8 @@ async def test_an_advance_that_was_reached_before_does_nothing() -> None:
 
 async def test_a_finished_trial_that_was_not_told_so_trains_nothing_more() -> None:
     bench = Bench()
-
-    async def refuse(*args: Any) -> None:
-        raise ServiceUnavailableError("away")
-
-    finish, bench.registry.finish = bench.registry.finish, refuse  # type: ignore[method-assign]
+    bench.registry.fail("finish", ServiceUnavailableError("away"))
     assert (await bench.run()).verdict is Verdict.RETRY
-    bench.registry.finish = finish  # type: ignore[method-assign]
     before = bench.backend.calls.count("optim_step")
     await bench.run()
     assert bench.backend.calls.count("optim_step") == before
@@ -162,25 +160,19 @@ async def test_a_finished_trial_that_was_not_told_so_trains_nothing_more() -> No
 
 async def test_a_checkpoint_is_announced_saved_made_durable_and_committed() -> None:
     bench = Bench(checkpoint_every=3)
-    order: list[tuple[str, int]] = []
-    intend, commit = bench.registry.intend_checkpoint, bench.registry.commit_checkpoint
+    order: list[tuple[str, str]] = []
 
-    async def intending(trial_id: str, attempt: int, step: int, name: str) -> None:
-        assert not any(path.endswith(name) for path in bench.backend.checkpoints)
-        order.append(("intend", step))
-        await intend(trial_id, attempt, step, name)
+    def watch(call: str, subject: str) -> None:
+        saved = {path.rsplit("/", 1)[1] for path in bench.backend.checkpoints}
+        name = subject.rsplit("/", 1)[-1]
+        assert (name in saved) is (call == "commit")
+        assert call == "intend" or bench.sink.durable == len(bench.sink.events)
+        order.append((call, name[-2:]))
 
-    async def committing(checkpoint: CheckpointRecord, spent: Spent) -> None:
-        assert checkpoint.path in bench.backend.checkpoints
-        assert bench.sink.durable == len(bench.sink.events)
-        order.append(("commit", checkpoint.step))
-        await commit(checkpoint, spent)
-
-    bench.registry.intend_checkpoint = intending  # type: ignore[method-assign]
-    bench.registry.commit_checkpoint = committing  # type: ignore[method-assign]
+    bench.registry.watch = watch
     await bench.run()
-    steps = [3, 6, 9, 10]
-    assert order == [(phase, step) for step in steps for phase in ("intend", "commit")]
+    steps = ["03", "06", "09", "10"]
+    assert order == [(call, step) for step in steps for call in ("intend", "commit")]
 
 
 @pytest.mark.parametrize("trouble", ["forget", "damage"])
@@ -302,22 +294,43 @@ async def test_a_drained_evaluation_is_made_up_for() -> None:
     assert bench.trial.results == whole.trial.results
 
 
-async def test_a_drain_does_not_wait_for_a_service_that_waits() -> None:
-    bench = Bench(checkpoint_every=2)
-    host = bench.host(drain_s=0.01)
-    await host.advance(bench.plan, 2)
-    bench.backend.hold("rate limit")
-    training = asyncio.create_task(host.advance(bench.plan, STEPS))
-    while not bench.sink.of_kind("queue_state"):
-        await asyncio.sleep(0)
-    host.drain()
-    outcome = await asyncio.wait_for(training, 5)
-    assert outcome.verdict is Verdict.DRAINED
-    assert outcome.progress is not None and outcome.progress.step == 2
-    assert bench.trial.state == PENDING
-    bench.backend.let_go()
-    await bench.run()
-    assert bench.trial.state == DONE
+def test_a_drain_does_not_wait_for_a_service_that_waits() -> None:
+    async def waits() -> float:
+        bench = Bench(checkpoint_every=2)
+        host = bench.host(drain_s=500.0)
+        await host.advance(bench.plan, 2)
+        bench.backend.hold("rate limit")
+        training = asyncio.create_task(host.advance(bench.plan, STEPS))
+        await asyncio.sleep(1000.0)
+        host.drain()
+        outcome = await training
+        assert outcome.verdict is Verdict.DRAINED
+        assert outcome.progress is not None and outcome.progress.step == 2
+        assert bench.trial.state == PENDING
+        bench.backend.let_go()
+        await bench.run()
+        assert bench.trial.state == DONE
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(waits()) == 1000.0 + HELD_S
+
+
+def test_a_drain_waits_for_a_step_but_not_for_ever() -> None:
+    async def waits(step_s: float) -> tuple[int, float]:
+        bench = Bench(checkpoint_every=0, submit_ahead=0)
+        bench.backend.delays = {"forward_backward": step_s}
+        host = bench.host(drain_s=30.0)
+        training = asyncio.create_task(host.advance(bench.plan, STEPS))
+        await asyncio.sleep(2.5 * step_s)
+        host.drain()
+        outcome = await training
+        assert outcome.verdict is Verdict.DRAINED
+        assert bench.trial.state == PENDING
+        saved = bench.trial.checkpoints[-1].step if bench.trial.checkpoints else 0
+        return saved, asyncio.get_running_loop().time()
+
+    assert run_virtual(waits(20.0)) == (3, 60.0)
+    assert run_virtual(waits(200.0)) == (0, 530.0)
 
 
 async def test_a_drain_ends_the_opening_and_begins_nothing() -> None:

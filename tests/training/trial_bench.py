@@ -27,12 +27,16 @@ class ListSink:
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
         self.durable = 0
+        self.error: Exception | None = None
+        """What `flush` raises."""
 
     def emit(self, kind: str, **fields: Any) -> None:
         assert kind in KINDS
         self.events.append({"kind": kind, **fields})
 
     async def flush(self) -> None:
+        if self.error is not None:
+            raise self.error
         self.durable = len(self.events)
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
@@ -79,7 +83,9 @@ def make_plan(*, reference: bool = False, seed: int = 0, index: int = 0, **train
     }
     experiment = Experiment.build(declared)
     return TrialPlan(
-        trial_id=trial_identity(experiment, seed, "f", reference=reference),
+        trial_id=trial_identity(
+            experiment, seed, "f", total_steps=0 if reference else STEPS, reference=reference
+        ),
         index=index,
         run_name=f"run-{index}-{seed}",
         values={},

@@ -8,12 +8,12 @@ from crucible_tinkex.client.interface import TrainingClient
 from crucible_tinkex.client.loss import loss_of
 from crucible_tinkex.client.wire import AdamParams, ForwardBackwardOutput
 from crucible_tinkex.datasets import batch_indices, epoch_of
-from crucible_tinkex.training.data import SweepData, TextDecoder
-from crucible_tinkex.training.datums import datum, total_weight
-from crucible_tinkex.training.evaluation import evaluate
+from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.plan import TrialPlan
-from crucible_tinkex.training.recipe import Evaluation, Tell, Update
-from crucible_tinkex.training.schedule import learning_rate
+from crucible_tinkex.training.recipes.datums import datum, total_weight
+from crucible_tinkex.training.recipes.evaluation import evaluate
+from crucible_tinkex.training.recipes.recipe import Evaluation, Tell, Update
+from crucible_tinkex.training.recipes.schedule import learning_rate
 
 
 class SupervisedRecipe:
@@ -22,7 +22,6 @@ class SupervisedRecipe:
     def __init__(self, plan: TrialPlan, data: SweepData) -> None:
         self._plan = plan
         self._data = data
-        self._text = TextDecoder(data.tokenizer)
 
     async def update(self, step: int, client: TrainingClient) -> Update:
         train = self._plan.experiment.train
@@ -39,7 +38,9 @@ class SupervisedRecipe:
         if self._data.eval is None:
             return Evaluation()
         section = self._plan.experiment.evaluation
-        return await evaluate(client, self._data.eval, section, text=self._text, tell=tell)
+        return await evaluate(
+            client, self._data.eval, section, tokenizer=self._data.tokenizer, tell=tell
+        )
 
     def epoch(self, step: int) -> int:
         batch_size = self._plan.experiment.train.batch_size

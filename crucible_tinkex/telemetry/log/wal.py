@@ -24,7 +24,7 @@ from crucible_tinkex.storage import (
     segments,
     storage_errors,
 )
-from crucible_tinkex.telemetry.parquet import RAW_SCHEMA, events_to_batch
+from crucible_tinkex.telemetry.log.schema import RAW_SCHEMA, events_to_batch
 
 MAX_BATCH_ROWS = 20_000  # keeps a record far below storage.MAX_RECORD_BYTES
 
@@ -77,7 +77,7 @@ def read_wal(path: Path) -> list[pa.RecordBatch]:
             return []
         schema = pa.ipc.read_schema(pa.py_buffer(first))
         return [_conform(pa.ipc.read_record_batch(pa.py_buffer(r), schema)) for r in records]
-    except pa.ArrowInvalid as e:
+    except (pa.ArrowException, OSError) as e:
         raise CorruptLogError(f"{path} holds a record that is not an Arrow message: {e}") from e
     except CorruptLogError:
         raise

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 from crucible_tinkex.client.interface import SamplingClient, TrainingClient
@@ -22,9 +23,9 @@ from crucible_tinkex.client.loss import cross_entropy
 from crucible_tinkex.client.wire import Datum, ForwardBackwardOutput, SamplingParams, TensorData
 from crucible_tinkex.config import EvaluationSection
 from crucible_tinkex.datasets import TokenisedDataset
-from crucible_tinkex.training.data import TextDecoder
-from crucible_tinkex.training.datums import datum, total_weight
-from crucible_tinkex.training.recipe import Evaluation, Example, Tell
+from crucible_tinkex.training.data import decoded
+from crucible_tinkex.training.recipes.datums import datum, total_weight
+from crucible_tinkex.training.recipes.recipe import Evaluation, Example, Tell
 
 T = TypeVar("T")
 
@@ -43,62 +44,88 @@ async def evaluate(
     data: TokenisedDataset,
     config: EvaluationSection,
     *,
-    text: TextDecoder,
+    tokenizer: str | None,
     tell: Tell,
 ) -> Evaluation:
     """Evaluate on the first `max_rows` rows of `data`; `tell` hears of rows that are finished."""
     rows = range(min(len(data), config.max_rows or len(data)))
-    generates = config.generate and data.has_prompts
-    scored = await _forward(client, data, rows)
-    metrics = {"eval/nll": scored.loss / scored.weight}
-    right = {i: certainty(data, i, scored.logprobs[i]) for i in rows} if generates else {}
-    open_rows = [i for i, known in right.items() if known is None]
-    finished = len(rows) - len(open_rows)
-    tell(finished, len(rows))
-    texts: dict[int, str | None] = {}
-    if open_rows:
-        sampler = await client.sampler()
-
-        async def decode(row: int) -> None:
-            nonlocal finished
-            right[row], tokens = await _written(sampler, data, row)
-            texts[row] = await text.text(tokens)
-            finished += 1
-            tell(finished, len(rows))
-
-        await _bounded([lambda i=i: decode(i) for i in open_rows])  # type: ignore[misc]
-    if generates:
-        metrics["eval/accuracy"] = sum(bool(known) for known in right.values()) / len(rows)
+    work = _Work(client, data, rows, generates=config.generate and data.has_prompts, tell=tell)
+    metrics = {"eval/nll": await work.score()}
+    if work.generates:
+        await work.decode()
+        metrics["eval/accuracy"] = sum(bool(work.right[i]) for i in rows) / len(rows)
+    texts = await _texts(tokenizer, work.written)
     return Evaluation(
         metrics,
-        [_example(data, i, scored.logprobs[i], right.get(i), texts.get(i)) for i in rows],
+        [_example(data, i, work.logprobs[i], work.right[i], texts.get(i)) for i in rows],
     )
 
 
-class _Scores:
-    """The summed loss of all rows, and the logprobs of each row's targets where they are told."""
+class _Work:
+    """What is known of every row so far."""
 
-    def __init__(self) -> None:
-        self.loss = 0.0
-        self.weight = 0.0
+    def __init__(
+        self,
+        client: TrainingClient,
+        data: TokenisedDataset,
+        rows: range,
+        *,
+        generates: bool,
+        tell: Tell,
+    ) -> None:
+        self._client = client
+        self._data = data
+        self._rows = rows
+        self._tell = tell
+        self._finished = 0
+        self.generates = generates
         self.logprobs: dict[int, list[float] | None] = {}
+        """Of the row's targets, where the service tells them."""
+        self.right: dict[int, bool | None] = {}
+        self.written: dict[int, list[int]] = {}
+        """What was decoded."""
 
+    def _finish(self, rows: int) -> None:
+        self._finished += rows
+        if rows:
+            self._tell(self._finished, len(self._rows))
 
-async def _forward(client: TrainingClient, data: TokenisedDataset, rows: range) -> _Scores:
-    """Rows of like length share a request: less padding."""
-    by_length = sorted(rows, key=lambda i: int(data.lengths[i]))
-    numbers = [
-        by_length[start : start + ROWS_PER_REQUEST]
-        for start in range(0, len(by_length), ROWS_PER_REQUEST)
-    ]
-    chunks = [[datum(data, i) for i in chunk] for chunk in numbers]
-    outputs = await _bounded([lambda c=c: client.forward(c) for c in chunks])  # type: ignore[misc]
-    scores = _Scores()
-    scores.loss = sum(cross_entropy(o, chunk) for o, chunk in zip(outputs, chunks, strict=True))
-    scores.weight = sum(total_weight(chunk) for chunk in chunks)
-    for chunk, batch, output in zip(numbers, chunks, outputs, strict=True):
-        scores.logprobs |= zip(chunk, _logprobs(batch, output), strict=True)
-    return scores
+    async def score(self) -> float:
+        """The mean loss. Rows of like length share a request: less padding."""
+        self._tell(0, len(self._rows))
+        by_length = sorted(self._rows, key=lambda i: int(self._data.lengths[i]))
+        chunks = [
+            by_length[start : start + ROWS_PER_REQUEST]
+            for start in range(0, len(by_length), ROWS_PER_REQUEST)
+        ]
+        scored = await bounded([partial(self._score, chunk) for chunk in chunks])
+        return sum(loss for loss, _ in scored) / sum(weight for _, weight in scored)
+
+    async def _score(self, rows: Sequence[int]) -> tuple[float, float]:
+        batch = [datum(self._data, i) for i in rows]
+        output = await self._client.forward(batch)
+        self.logprobs |= zip(rows, _logprobs(batch, output), strict=True)
+        for i in rows:
+            known = certainty(self._data, i, self.logprobs[i]) if self.generates else None
+            self.right[i] = known
+        undecided = sum(self.right[i] is None for i in rows) if self.generates else 0
+        self._finish(len(rows) - undecided)
+        return cross_entropy(output, batch), total_weight(batch)
+
+    async def decode(self) -> None:
+        """Let the model write where the probabilities do not tell what it would write."""
+        undecided = [i for i in self._rows if self.right[i] is None]
+        if undecided:
+            sampler = await self._client.sampler()
+            await bounded([partial(self._decode, sampler, i) for i in undecided])
+
+    async def _decode(self, sampler: SamplingClient, row: int) -> None:
+        expected = self._data.completion(row)
+        params = SamplingParams(max_tokens=len(expected), temperature=0.0)
+        response = await sampler.sample(self._data.prompt(row), params)
+        tokens = response.sequences[0].tokens
+        self.right[row], self.written[row] = tokens[: len(expected)] == expected, tokens
+        self._finish(1)
 
 
 def _logprobs(batch: Sequence[Datum], output: ForwardBackwardOutput) -> list[list[float] | None]:
@@ -113,8 +140,9 @@ def _whole(tensor: TensorData | None, length: int) -> list[float] | None:
     return list(tensor.data)
 
 
-async def _bounded(calls: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
-    """The results in order. The first failure cancels the others, and is raised."""
+async def bounded(calls: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
+    """The results in order, of at most `IN_FLIGHT` calls at once. The first failure cancels the
+    others, and is raised when they have ended."""
     slots = asyncio.Semaphore(IN_FLIGHT)
 
     async def called(call: Callable[[], Awaitable[T]]) -> T:
@@ -146,15 +174,11 @@ def certainty(data: TokenisedDataset, row: int, logprobs: Sequence[float] | None
     return False if any(logprob < IMPOSSIBLE for logprob in found) else None
 
 
-async def _written(
-    sampler: SamplingClient, data: TokenisedDataset, row: int
-) -> tuple[bool, list[int]]:
-    """Whether the greedy continuation begins with the completion, and the continuation."""
-    expected = data.completion(row)
-    params = SamplingParams(max_tokens=len(expected), temperature=0.0)
-    response = await sampler.sample(data.prompt(row), params)
-    tokens = response.sequences[0].tokens
-    return tokens[: len(expected)] == expected, tokens
+async def _texts(tokenizer: str | None, written: Mapping[int, list[int]]) -> dict[int, str | None]:
+    if tokenizer is None or not written:
+        return {}
+    texts = await asyncio.to_thread(decoded, tokenizer, list(written.values()))
+    return dict(zip(written, texts, strict=True))
 
 
 def _example(
@@ -170,9 +194,4 @@ def _example(
     if logprobs is not None and weight:
         pairs = zip(weights, logprobs, strict=True)
         nll = -math.fsum(w * logprob for w, logprob in pairs if w) / weight
-    return Example(example_id(data, row), nll, round(weight), right, text)
-
-
-def example_id(data: TokenisedDataset, row: int) -> str:
-    """Stands for the row in every evaluation."""
-    return f"{row:05d}"
+    return Example(data.example_id(row), nll, round(weight), right, text)

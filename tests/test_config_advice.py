@@ -1,0 +1,69 @@
+"""Warnings: what may be a mistake is said, and a sound experiment is left in peace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from crucible_tinkex.config import Experiment
+
+BASE: dict[str, Any] = {"name": "e", "model": {"base": "nano"}, "data": {"train": "train.jsonl"}}
+RANKS = {"lora.rank": [1, 2, 4]}
+
+
+def warnings(rows: int | None = None, tokens: int | None = None, **sections: Any) -> list[str]:
+    return Experiment.build({**BASE, **sections}).warnings(rows=rows, tokens=tokens)
+
+
+def test_a_sound_experiment_is_left_in_peace() -> None:
+    space = {**RANKS, "train.batch_size": [8, 16]}
+    assert warnings(480, 9_000, search={"space": space}, train={"max_steps": 16}) == []
+    draws = {"strategy": "random", "trials": 3, "space": RANKS}
+    assert warnings(480, search=draws, service={"base_url": "https://h"}) == []
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"lora": {"alpha": 16.0}}, "lora.alpha is not applied"),
+        ({"service": {"allow_http": True}}, "key may cross the network in clear text"),
+        (
+            {"search": {"metric": "eval/accuracy", "direction": "min"}},
+            "calls the worst eval/accuracy the best; leave it out for 'max'",
+        ),
+        (
+            {"search": {"strategy": "random", "trials": 5, "space": RANKS}},
+            "search.trials = 5, but the space has only 3 points: all run",
+        ),
+        ({"search": {"trials": 5}}, "search.trials has no effect on strategy 'grid'"),
+        ({"search": {"configs": [{"lora.rank": 1}]}}, "search.configs has no effect"),
+        (
+            {"search": {"strategy": "list", "configs": [{}], "space": RANKS}},
+            "search.space has no effect",
+        ),
+        ({"optimizer": {"warmup_steps": 19}}, "never leaves the warm-up"),
+    ],
+)
+def test_what_may_be_a_mistake_is_said(sections: dict[str, Any], words: str) -> None:
+    (found,) = warnings(150, **sections)
+    assert words in found
+
+
+def test_a_batch_larger_than_the_data_is_said_with_its_tokens() -> None:
+    found = warnings(150, 8_874, train={"batch_size": 4096})
+    assert "4096 is more than the 150 training rows: one step of about 242,319 tokens" in found[0]
+    assert "27.3 times" in found[0]
+    assert "a single step" in found[1]
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"space": {"train.batch_size": [8, 200]}},
+        {"space": {"train.batch_size": {"low": 8, "high": 200, "count": 2}}},
+        {"strategy": "list", "configs": [{"train.batch_size": 8}, {"train.batch_size": 200}]},
+    ],
+)
+def test_every_batch_size_of_the_search_is_looked_at(search: dict[str, Any]) -> None:
+    assert "train.batch_size = 200 is more than the 150" in warnings(150, search=search)[0]

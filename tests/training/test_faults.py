@@ -1,0 +1,98 @@
+"""Whatever fails, whenever, before or after it took effect: the next attempt ends the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+from trial_bench import STEPS, Bench
+
+from crucible_tinkex.errors import (
+    OperationFailedError,
+    ServiceUnavailableError,
+    SessionLostError,
+)
+from crucible_tinkex.registry import DONE
+from crucible_tinkex.training.measurements import public
+from crucible_tinkex.training.outcome import Verdict
+
+OPTIONS = {"checkpoint_every": 3, "eval_every": 4, "submit_ahead": 2}
+OPERATIONS = {
+    "create_training": 1,
+    "forward_backward": STEPS,
+    "optim_step": STEPS,
+    "forward": 3,
+    "training_sampler": 2,
+    "sample": 4,
+    "save_state": 4,
+}
+"""How often an undisturbed trial does each, at least."""
+CASES = [
+    (operation, nth, after)
+    for operation, count in OPERATIONS.items()
+    for nth in range(1, count + 1)
+    for after in (False, True)
+]
+ERRORS = (
+    SessionLostError("gone"),
+    ServiceUnavailableError("away", status=503),
+    OperationFailedError("no space left", category="server"),
+)
+
+
+RUNGS = (4, 7, STEPS)
+
+
+async def climb(bench: Bench) -> None:
+    """Rung by rung as a controller does: one that was not reached is asked for again."""
+    host = bench.host()
+    for rung in RUNGS:
+        for _ in range(3):
+            outcome = await host.advance(bench.plan, rung)
+            if outcome.verdict is Verdict.ADVANCED:
+                break
+            assert outcome.verdict is Verdict.RETRY
+    assert bench.trial.state == DONE
+    await host.aclose()
+
+
+@pytest.fixture(scope="module")
+def whole() -> Bench:
+    """The undisturbed trial."""
+    bench = Bench(**OPTIONS)
+    asyncio.run(climb(bench))
+    return bench
+
+
+@pytest.mark.parametrize(("operation", "nth", "after"), CASES)
+async def test_any_failure_leads_to_the_same_end(
+    whole: Bench, operation: str, nth: int, after: bool
+) -> None:
+    error = ERRORS[(nth + after) % len(ERRORS)]
+    bench = Bench(**OPTIONS)
+    bench.backend.fail(operation, error, nth=nth, after_effect=after)
+    await climb(bench)
+    assert Counter(bench.backend.calls)[operation] >= nth, "the fault never came"
+    assert bench.trial.attempt == 2
+    assert bench.trial.results == whole.trial.results
+    for name in ("train/nll", "eval/nll", "eval/accuracy", "optim/lr"):
+        assert bench.sink.curve(name) == whole.sink.curve(name)
+    # Every committed checkpoint is there, was announced, and holds the weights of its step.
+    announced = {(step, name) for _, step, name in bench.trial.intents}
+    for checkpoint in bench.trial.checkpoints:
+        weights = bench.backend.checkpoints[checkpoint.path]
+        assert weights.step == checkpoint.step
+        assert (checkpoint.step, checkpoint.path.rsplit("/", 1)[1]) in announced
+    final, expected = bench.trial.checkpoints[-1], whole.trial.checkpoints[-1]
+    assert bench.backend.checkpoints[final.path] == whole.backend.checkpoints[expected.path]
+    assert public(final.metrics) == public(expected.metrics)
+
+
+@pytest.mark.parametrize("call", ["start", "intend", "commit", "result", "finish"])
+@pytest.mark.parametrize("nth", [1, 2, 3])
+async def test_a_registry_that_fails_once_loses_nothing(whole: Bench, call: str, nth: int) -> None:
+    bench = Bench(**OPTIONS)
+    bench.registry.fail(call, ServiceUnavailableError("the registry's actor died"), nth=nth)
+    await climb(bench)
+    assert bench.trial.results == whole.trial.results
