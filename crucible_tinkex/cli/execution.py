@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json as json_module
-import shlex
 import sys
 
+from crucible_tinkex.cli.hints import sweep_arguments
 from crucible_tinkex.cli.live import LiveTable, PlainProgress
-from crucible_tinkex.cli.tables import leaderboard_table, print_table, verdict
-from crucible_tinkex.config.run import DEFAULT_STORAGE
-from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.cli.tables import print_leaderboard, verdict
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.sweep.launch import Launch
 from crucible_tinkex.sweep.leaderboard import Objective
@@ -43,19 +41,10 @@ def _is_live(quiet: bool) -> bool:
 
 
 def _print_result(state: SweepState, prepared: PreparedSweep) -> None:
-    print_table(leaderboard_table(state))
+    print_leaderboard(state)
     print(verdict(state))
-    where = command_arguments(prepared.paths)
+    where = sweep_arguments(prepared.paths)
     left = prepared.policy().planned - (len(state.trials) - len(state.open))
     if state.open or state.ended is None:
         print(f"\ninterrupted with {left} trials to go; continue: crucible resume {where}")
     print(f"\nresults: {prepared.paths.root}\nlook:    crucible tb {where}")
-
-
-def command_arguments(paths: SweepPaths) -> str:
-    """How to name a sweep on the command line, from the current folder."""
-    storage = paths.root.parent
-    name = shlex.quote(paths.root.name)
-    if storage == SweepPaths.of(DEFAULT_STORAGE, paths.root.name).root.parent:
-        return name
-    return f"{name} --storage {shlex.quote(str(storage))}"

@@ -12,19 +12,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from crucible_tinkex.cli.tables import plain_console, plain_table, wait_lines
-from crucible_tinkex.registry import DONE, FAILED, LOST, PAUSED, RUNNING, STOPPED
+from crucible_tinkex.cli.tables import STYLES, plain_console, plain_table, wait_lines
+from crucible_tinkex.registry import RUNNING
 from crucible_tinkex.sweep.leaderboard import Objective
 from crucible_tinkex.sweep.view import SweepView, TrialView
 
-STYLES = {
-    DONE: "green",
-    STOPPED: "yellow",
-    PAUSED: "yellow",
-    FAILED: "bold red",
-    LOST: "red",
-    RUNNING: "cyan",
-}
 PLAIN_EVERY_S = 10.0
 SHOWN_REASONS = 3
 
@@ -38,6 +30,14 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _eta(view: SweepView) -> str:
+    """Empty while nothing is known; says what it leaves out."""
+    left = view.eta_s
+    if left is None:
+        return ""
+    return f"ETA {duration(left)}{' + evaluations' if view.evaluations_unknown else ''}"
 
 
 class LiveTable:
@@ -73,8 +73,7 @@ class LiveTable:
         parts = [f"{view.name}: {view.phase}", f"elapsed {duration(view.elapsed_s)}"]
         if view.trials:
             parts.insert(1, f"{_ended(view)} of {view.total_trials} trials done")
-            left = view.eta_s
-            parts.append(f"ETA {duration(left)}" if left is not None else "ETA -")
+            parts.append(_eta(view) or "ETA -")
         parts += view.faults
         return Text(" | ".join(parts), style="bold")
 
@@ -111,7 +110,7 @@ class LiveTable:
 
     def _row(self, trial: TrialView, *, narrow: bool) -> list[str | Text | ProgressBar]:
         record = trial.record
-        width = 8 if narrow else 12
+        width = 6 if narrow else 12
         cells: list[str | Text | ProgressBar] = [
             "base model" if record.reference else record.run_name,
             f"{trial.step}/{record.total_steps}",
@@ -174,7 +173,7 @@ class PlainProgress:
             line += f", {view.steps_done} of {view.steps_total} steps"
             evaluating = sum(t.phase.get("phase") == "evaluating" for t in view.trials)
             line += f", {evaluating} evaluating" if evaluating else ""
-            left = view.eta_s
-            line += f", ETA {duration(left)}" if left is not None else ""
+            eta = _eta(view)
+            line += f", {eta}" if eta else ""
             line += "".join(f"; {wait}" for wait in waits[:SHOWN_REASONS])
         print(line, file=sys.stderr, flush=True)

@@ -26,11 +26,12 @@ from crucible_tinkex.datasets import (
     reading,
     tokenise,
 )
-from crucible_tinkex.errors import ConfigError, SweepExistsError
+from crucible_tinkex.errors import ConfigError, CorruptLogError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.search.space import Values
 from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule
 from crucible_tinkex.search.strategies import configurations
+from crucible_tinkex.storage import storage_errors
 from crucible_tinkex.sweep.asking import ListedTrials
 from crucible_tinkex.sweep.planner import Planner
 from crucible_tinkex.sweep.policy import Policy
@@ -102,6 +103,21 @@ class PreparedSweep:
         return found
 
 
+def read_resolved(paths: SweepPaths) -> dict[str, Any]:
+    """What `manifest` wrote. Raises `CorruptLogError` if it is no longer that."""
+    with storage_errors(paths.resolved):
+        text = paths.resolved.read_bytes()
+    try:
+        found: dict[str, Any] = json.loads(text)
+        return {
+            **found,
+            "experiment": dict(found["experiment"]),
+            "fingerprint": found["fingerprint"],
+        }
+    except (ValueError, TypeError, KeyError) as e:
+        raise CorruptLogError(f"{paths.resolved} is damaged: {e!r}; restore it") from e
+
+
 @dataclass(frozen=True)
 class Existing:
     """What a sweep's folder says was asked for."""
@@ -114,7 +130,7 @@ class Existing:
 
     @classmethod
     def read(cls, paths: SweepPaths) -> Existing:
-        found: dict[str, Any] = json.loads(paths.resolved.read_text())
+        found = read_resolved(paths)
         experiment = Experiment.loaded(found["experiment"], folder=paths.root)
         service = found.get("service", EMBEDDED)
         return cls(experiment, found["fingerprint"], service, found.get("sweep_id"))

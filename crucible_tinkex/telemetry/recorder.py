@@ -27,6 +27,7 @@ from crucible_tinkex.telemetry.latest import LatestMetrics
 from crucible_tinkex.telemetry.log import EventLog
 from crucible_tinkex.telemetry.log.parts import EXAMPLE, read_events_part
 from crucible_tinkex.telemetry.log.schema import table_to_events
+from crucible_tinkex.telemetry.log.snapshot import read_snapshot
 from crucible_tinkex.telemetry.query import scan_events
 from crucible_tinkex.telemetry.tensorboard import TensorBoardView
 
@@ -179,3 +180,13 @@ def rebuild_tensorboard(paths: SweepPaths) -> tuple[str, ...]:
     faults = recorder.faults()
     recorder.close()
     return faults
+
+
+def stored_faults(paths: SweepPaths) -> tuple[str, ...]:
+    """What was wrong with the views when the log was last rolled; takes no lock."""
+    snapshot = read_snapshot(paths.events)
+    if snapshot is None or "tensorboard" not in snapshot.state:
+        return ()
+    view = TensorBoardView(paths.tensorboard)
+    view.load(snapshot.state["tensorboard"])
+    return view.faults()

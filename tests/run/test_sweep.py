@@ -83,7 +83,8 @@ def test_commands_that_look(finished: FinishedRun) -> None:
 
 def test_the_folder_says_what_was_run(finished: FinishedRun) -> None:
     sweep = finished.workspace.sweep()
-    assert (sweep / "experiment.toml").read_text() == finished.workspace.file.read_text()
+    again = Experiment.from_toml(sweep / "experiment.toml")
+    assert again == Experiment.from_toml(finished.workspace.file)
     resolved = json.loads((sweep / "resolved.json").read_text())
     assert resolved["experiment"]["lora"]["rank"] == 8
     assert resolved["versions"]["ray"]
