@@ -28,6 +28,7 @@ from crucible_tinkex.datasets import (
 )
 from crucible_tinkex.errors import ConfigError, CorruptLogError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.registry import SweepState
 from crucible_tinkex.search.space import Values
 from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule
 from crucible_tinkex.search.strategies import configurations
@@ -120,7 +121,8 @@ def read_resolved(paths: SweepPaths) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Existing:
-    """What a sweep's folder says was asked for."""
+    """What a sweep was asked for until now: as its journal has it, or its folder before there is a
+    journal."""
 
     experiment: Experiment
     fingerprint: str
@@ -130,7 +132,7 @@ class Existing:
 
     @classmethod
     def read(cls, paths: SweepPaths) -> Existing:
-        found = read_resolved(paths)
+        found = SweepState.read(paths).meta or read_resolved(paths)
         experiment = Experiment.loaded(found["experiment"], folder=paths.root)
         service = found.get("service", EMBEDDED)
         return cls(experiment, found["fingerprint"], service, found.get("sweep_id"))
@@ -227,4 +229,4 @@ def load_sweep(storage: str | Path, name: str) -> Experiment:
     paths = SweepPaths.of(storage, name)
     if not paths.resolved.exists():
         raise ConfigError(f"no sweep {name!r} in {paths.root.parent}; `crucible list` shows them")
-    return Existing.read(paths).experiment
+    return Experiment.loaded(read_resolved(paths)["experiment"], folder=paths.root)

@@ -12,6 +12,7 @@ import pytest
 
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError, SweepExistsError
+from crucible_tinkex.registry import Registry
 from crucible_tinkex.sweep.manifest import write_manifest
 from crucible_tinkex.sweep.preparation import PreparedSweep, load_sweep, prepare
 
@@ -145,3 +146,15 @@ def test_a_folder_that_is_no_sweep_is_left_alone(make: Make, tmp_path: Path) -> 
     with pytest.raises(SweepExistsError, match="is not a sweep"):
         prepare(make())
     assert thesis.read_text() == "precious"
+
+
+async def test_an_amendment_counts_once_the_journal_has_it(make: Make) -> None:
+    first = begun(make())
+    more = prepare(make(search={"seeds": [0, 1]}))
+    meta = write_manifest(more)  # and the run ended before its journal was opened
+    registry = Registry(first.paths, "run-1")
+    await registry.create({**meta, "experiment": first.experiment.stored(first.paths.root)})
+    assert prepare(load_sweep(first.paths.root.parent, "s")).amendments == ["search.seeds"]
+    await registry.amend(meta, ["search.seeds"], "op")
+    assert prepare(load_sweep(first.paths.root.parent, "s")).amendments == []
+    registry.shut()
