@@ -31,7 +31,7 @@ def versions() -> dict[str, str]:
 def write_manifest(prepared: PreparedSweep) -> dict[str, Any]:
     """Write both files if the sweep is new or asks for something else; return its metadata."""
     existing = prepared.existing
-    meta = {
+    meta: dict[str, Any] = {
         "sweep": prepared.name,
         "sweep_id": (existing and existing.sweep_id) or f"{prepared.name}-{uuid.uuid4().hex[:8]}",
         "fingerprint": prepared.fingerprint,

@@ -135,7 +135,7 @@ def test_a_sweep_is_loaded_from_any_folder_also_a_moved_one(
 
 def test_a_sweep_of_version_0_1_0_is_read_and_not_continued(make: Make, tmp_path: Path) -> None:
     shutil.copytree(ASSET, tmp_path / "runs" / "s")
-    with pytest.raises(SweepExistsError, match="made by version 0.1.0"):
+    with pytest.raises(SweepExistsError, match=r"made by version 0\.1\.0"):
         prepare(make())
 
 
