@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,6 @@ from local_sweeps import MortalHost, NoSink, NoTelemetry, make_data, make_experi
 from crucible_tinkex.client.watch import Observer
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import (
-    ConfigError,
     CrucibleError,
     HostLostError,
     OperationFailedError,
@@ -305,9 +304,9 @@ class World:
                 host.die()
         await asyncio.wait({work})
         driver.registry.shut()
+        error = None if work.cancelled() else work.exception()
         if driver.dead:
             return HostLostError("killed")
-        error = work.exception()
         if error and not isinstance(error, CrucibleError):
             raise error
         return error  # type: ignore[return-value]
@@ -418,20 +417,10 @@ class World:
 
 
 def play(folder: Path, seed: int) -> World:
-    """A whole life: up to four disturbed runs, then undisturbed ones until nothing is left."""
+    """Up to three runs that are disturbed, and amended in between."""
     world = World(folder, seed)
     for _ in range(world.rng.randrange(1, 4)):
         world.run(schedule=Schedule.drawn(world.rng))
         if world.rng.random() < 0.4:
             world.amend()
     return world
-
-
-def finishing(world: World) -> Iterator[tuple[SweepState, Exception | None]]:
-    """Undisturbed runs until one has nothing left to do; the states before them."""
-    for _ in range(2):
-        before = world.state
-        yield before, world.run()
-
-
-__all__ = ["ConfigError", "World", "finishing", "play"]
