@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Literal, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -138,5 +139,11 @@ def declared(trial: Any) -> dict[str, Any]:
 
 def known(cls: type[T], found: Mapping[str, Any]) -> T:
     """`cls` from those fields of a record that this version knows."""
-    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    names = _names(cls)
     return cls(**{k: v for k, v in found.items() if k in names})
+
+
+@cache
+def _names(cls: type[Any]) -> frozenset[str]:
+    """A journal asks for them at every record."""
+    return frozenset(f.name for f in fields(cls))

@@ -82,6 +82,7 @@ class Controller:
         self._state = SweepState()
         self._seen = 0
         self._submitted: set[str] = set()
+        self._releasing: set[str] = set()
         self._losses: dict[str, _Losses] = {}
         self._ops = 0
         self._tasks: set[asyncio.Task[object]] = set()
@@ -134,13 +135,17 @@ class Controller:
 
     async def _loop(self) -> None:
         while not self._draining.is_set():
-            while decisions := self._policy.decide(self._state, slots=self._pool.capacity):
+            while decisions := self._decisions():
                 await self._decide(decisions)
             self._submit()
-            if self._state.ended is not None and not self._state.open:
+            if self._state.ended is not None and not self._state.open and not self._releasing:
                 return
             await self._next()
         await self._drain()
+
+    def _decisions(self) -> list[Decision]:
+        answering = self._submitted | self._releasing
+        return self._policy.decide(self._state, slots=self._pool.capacity, answering=answering)
 
     async def _next(self) -> None:
         """Wait until something happened; then know all of it."""
@@ -168,8 +173,17 @@ class Controller:
         await self._sync()
         for decision in decisions:
             if decision.kind in ("pause", "stop"):
-                state = self._state.trials[decision.trial_id].state
-                self._background(self._pool.release(decision.trial_id, state, decision.reason))
+                self._releasing.add(decision.trial_id)
+                self._background(self._release(decision))
+
+    async def _release(self, decision: Decision) -> None:
+        """Close the session of a trial that was paused or stopped. Only then may it go on."""
+        state = self._state.trials[decision.trial_id].state
+        try:
+            await self._pool.release(decision.trial_id, state, decision.reason)
+        finally:
+            self._releasing.discard(decision.trial_id)
+            self._happened.set()
 
     def _submit(self) -> None:
         """Hand the pool every trial that should train and does not."""
@@ -212,14 +226,11 @@ class Controller:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._drain_s):
                 await self._pool.drain()
-                for trial in list(self._state.open.values()):
-                    if trial.trial_id in self._submitted:
-                        if self._pool.withdraw(trial.trial_id):
-                            self._submitted.discard(trial.trial_id)
-                    elif trial.parked:
-                        await self._pool.release(trial.trial_id, PENDING, None)
-                while self._submitted:
+                self._submitted -= {i for i in self._submitted if self._pool.withdraw(i)}
+                while self._submitted or self._releasing:
                     await self._next()
+                parked = [t.trial_id for t in self._state.open.values() if t.parked]
+                await asyncio.gather(*(self._pool.release(i, PENDING, None) for i in parked))
 
     # --- what people see ----------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ that is resumed decides the same again, and every choice can be explained from t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from crucible_tinkex.registry import (
@@ -59,25 +59,30 @@ class Policy:
 
     def resume(self, state: SweepState) -> list[Decision]:
         """What a new run takes up again: trials that were lost, and those that are now asked for
-        more steps than they have done."""
+        another number of steps, whether they are done or on their way."""
         return [d for t in state.trials.values() for d in self._taken_up(t)]
 
     def _taken_up(self, trial: TrialRecord) -> Iterator[Decision]:
         if trial.state == LOST:
             yield Decision("retry", trial.trial_id, reason="a new run tries what was lost again")
-        elif trial.state == DONE and not trial.reference:
-            goal = self._planner.of(trial).total_steps
+        if trial.reference or not (trial.state in (DONE, LOST) or is_waiting(trial)):
+            return
+        goal = self._planner.of(trial).total_steps
+        if trial.state == DONE:
             self._planner.forget(trial.trial_id)
-            if goal > trial.step:
-                yield self._advance(trial, trial.step, goal, f"asked for {goal} steps now")
+        if goal > trial.step if trial.state == DONE else goal != trial.total_steps:
+            yield self._advance(trial, trial.step, goal, f"asked for {goal} steps now")
 
-    def decide(self, state: SweepState, *, slots: int) -> list[Decision]:
-        """`slots`: sessions that may be open at the same time."""
+    def decide(
+        self, state: SweepState, *, slots: int, answering: Collection[str] = ()
+    ) -> list[Decision]:
+        """`slots`: sessions that may be open at the same time. `answering`: trials whose sessions
+        are in the middle of something; nothing is decided on them, whatever the journal has."""
         busy = [t for t in state.open.values() if t.state != PAUSED]
         free = max(0, slots - len(busy))
         new = self._asker.ask(state, free + 1)
         crowded = bool(new) or len(busy) > slots
-        judged = list(self._judged(state, more=bool(new), crowded=crowded))
+        judged = list(self._judged(state, answering, more=bool(new), crowded=crowded))
         room = free + sum(_room(state.trials[d.trial_id], d) for d in judged)
         started = [self._start(p) for p in new[: max(0, room)]]
         decisions = judged + started
@@ -101,14 +106,17 @@ class Policy:
 
     # --- rungs --------------------------------------------------------------------------------
 
-    def _judged(self, state: SweepState, *, more: bool, crowded: bool) -> Iterator[Decision]:
+    def _judged(
+        self, state: SweepState, answering: Collection[str], *, more: bool, crowded: bool
+    ) -> Iterator[Decision]:
         """Decisions on the trials that stand at a rung; one that must wait keeps its slot unless
         another trial needs it (`crowded`)."""
-        standing = [t for t in state.open.values() if t.parked or t.state == PAUSED]
-        rungs = {t.target for t in standing}
-        tables = {rung: self._losses(state, rung) for rung in rungs}
-        climbing = [t.target for t in state.open.values() if not t.parked and t.state != PAUSED]
-        lowest = min(climbing, default=math.inf)
+        standing, climbing = [], []
+        for trial in state.open.values():
+            at_rung = trial.parked or trial.state == PAUSED
+            (standing if at_rung and trial.trial_id not in answering else climbing).append(trial)
+        tables = {rung: self._losses(state, rung) for rung in {t.target for t in standing}}
+        lowest = min((t.target for t in climbing), default=math.inf)
         for trial in standing:
             final = not more and lowest > trial.target and not self._below(standing, trial)
             table = tables[trial.target]
