@@ -138,14 +138,20 @@ class Controller:
             while decisions := self._decisions():
                 await self._decide(decisions)
             self._submit()
-            if self._state.ended is not None and not self._state.open and not self._releasing:
+            if self._state.ended is not None and not self._state.open and not self._answering:
                 return
             await self._next()
         await self._drain()
 
     def _decisions(self) -> list[Decision]:
-        answering = self._submitted | self._releasing
-        return self._policy.decide(self._state, slots=self._pool.capacity, answering=answering)
+        slots = self._pool.capacity
+        return self._policy.decide(self._state, slots=slots, answering=self._answering)
+
+    @property
+    def _answering(self) -> set[str]:
+        """Trials whose sessions have not answered yet. One that is done in the journal may not
+        have left the service."""
+        return self._submitted | self._releasing
 
     async def _next(self) -> None:
         """Wait until something happened; then know all of it."""
@@ -227,7 +233,7 @@ class Controller:
             async with asyncio.timeout(self._drain_s):
                 await self._pool.drain()
                 self._submitted -= {i for i in self._submitted if self._pool.withdraw(i)}
-                while self._submitted or self._releasing:
+                while self._answering:
                     await self._next()
                 parked = [t.trial_id for t in self._state.open.values() if t.parked]
                 await asyncio.gather(*(self._pool.release(i, PENDING, None) for i in parked))
