@@ -153,6 +153,7 @@ class Bench:
         self.runs = 0
         self.controller: Controller | None = None
         self.view = SweepView("s")
+        self.retry: Sequence[str] = ()
 
     @property
     def state(self) -> SweepState:
@@ -211,6 +212,7 @@ class Bench:
             planner=planner,
             max_attempts=max_attempts,
             view=self.view,
+            retry=self.retry,
         )
         work = asyncio.ensure_future(controller.run(self.meta(), changed))
         beside = asyncio.ensure_future(meanwhile(self)) if meanwhile else None
