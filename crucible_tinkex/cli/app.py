@@ -15,7 +15,6 @@ from typing import Annotated, Literal
 import typer
 
 from crucible_tinkex.errors import CrucibleError, StorageError
-from crucible_tinkex.storage.files import reason
 from crucible_tinkex.version import VERSION
 
 app = typer.Typer(
@@ -101,6 +100,26 @@ def resume(
 
     where = storage or DEFAULT_STORAGE
     raise typer.Exit(resume_sweep(sweep, storage=where, address=address, json=json, quiet=quiet))
+
+
+@app.command()
+def retry(
+    sweep: Sweep,
+    trials: Annotated[
+        list[str] | None,
+        typer.Argument(help="Ids, names or numbers (default: all that failed or were lost)."),
+    ] = None,
+    storage: Storage = None,
+    address: Address = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Continue a sweep, and try its failed and lost trials again."""
+    from crucible_tinkex.cli.running import retry_trials
+
+    where = storage or DEFAULT_STORAGE
+    code = retry_trials(sweep, trials or [], storage=where, address=address, json=json, quiet=quiet)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -231,6 +250,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         sys.exit(0)
     except OSError as e:  # what the system refuses, where nobody could say it better
+        from crucible_tinkex.storage.files import reason
+
         print(f"error: {e.filename or 'the system'}: {reason(e)}", file=sys.stderr)
         sys.exit(StorageError.exit_code)
     except KeyboardInterrupt:

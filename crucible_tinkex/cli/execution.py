@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json as json_module
 import sys
+from collections.abc import Sequence
 
 from crucible_tinkex.cli.hints import sweep_arguments
 from crucible_tinkex.cli.live import LiveTable, PlainProgress
@@ -16,8 +17,15 @@ from crucible_tinkex.sweep.preparation import PreparedSweep
 from crucible_tinkex.sweep.summary import summary
 
 
-def execute(prepared: PreparedSweep, *, address: str | None, json: bool, quiet: bool) -> int:
-    """Returns the exit code."""
+def execute(
+    prepared: PreparedSweep,
+    *,
+    address: str | None,
+    json: bool,
+    quiet: bool,
+    retry: Sequence[str] = (),
+) -> int:
+    """Run it, with the failed trials `retry` taken up again. Returns the exit code."""
     for warning in prepared.warnings():
         print(f"warning: {warning}", file=sys.stderr)
     if prepared.amendments:
@@ -28,7 +36,7 @@ def execute(prepared: PreparedSweep, *, address: str | None, json: bool, quiet: 
         else PlainProgress(quiet=quiet) as progress,
         contextlib.redirect_stdout(sys.stderr),  # where Ray's own messages belong
     ):
-        result = Launch(prepared, address=address, observer=progress.show).run()
+        result = Launch(prepared, address=address, observer=progress.show, retry=retry).run()
     if json:
         print(json_module.dumps(summary(result.state, prepared.paths)))
     else:

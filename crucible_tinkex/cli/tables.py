@@ -77,7 +77,7 @@ def _leaderboard(
     one_column: bool = False,
 ) -> Table:
     axes = short_keys(dict.fromkeys(k for c in rows for k in c.values))
-    seeded = any(len(c.trials) + len(c.missing_seeds) > 1 for c in rows)
+    seeded = any(len({*(t.seed for t in c.trials), *c.missing_seeds}) > 1 for c in rows)
     table = plain_table(title=f"{state.meta['sweep']}: by {Objective.of(state)}")
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("trial", justify="right", no_wrap=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +63,10 @@ class Controller:
         max_attempts: int,
         view: SweepView,
         observer: Observer = ignore,
+        retry: Collection[str] = (),
         drain_s: float = DRAIN_S,
     ) -> None:
+        """`retry`: failed trials to take up again."""
         self._run_id = run_id
         self._registry = registry
         self._telemetry = telemetry
@@ -74,6 +76,7 @@ class Controller:
         self._max_attempts = max_attempts
         self._view = view
         self._observer = observer
+        self._retry = retry
         self._drain_s = drain_s
         self._happened = asyncio.Event()
         self._ended: list[_Ended] = []
@@ -122,7 +125,7 @@ class Controller:
         watch = asyncio.create_task(self._watch())
         try:
             await self._sync()
-            await self._decide(self._policy.resume(self._state))
+            await self._decide(self._policy.resume(self._state, retry=self._retry))
             await self._loop()
         finally:
             watch.cancel()

@@ -8,8 +8,13 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from crucible_tinkex.registry import RUNNING, TERMINAL, TrialRecord
+from crucible_tinkex.registry import PENDING, RUNNING, TERMINAL, TrialRecord
 from crucible_tinkex.training.reporter import EVALUATING
+
+TELLING_SHARE = 0.05
+"""Of an evaluation: before, its requests may still wait for those of others."""
+SMOOTHING = 0.1
+"""How much of a new measurement counts at a refresh, of which there are two a second."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +30,28 @@ class TrialView:
         return self.record.state in TERMINAL
 
     @property
+    def attempt(self) -> int:
+        return max(self.record.attempt, int(self.live.get("attempt", 0)))
+
+    @property
+    def state(self) -> str:
+        """That of the record, which learns that an attempt began when the next thing happens."""
+        began = self.record.state == PENDING and self.attempt > self.record.attempt
+        return RUNNING if began else self.record.state
+
+    @property
     def step(self) -> int:
         return max(self.record.step, int(self.live.get("step", 0)))
 
     @property
     def waiting(self) -> Mapping[str, Any] | None:
         """What the service keeps it waiting for: `state`, `reason`, `resume_at`."""
-        return self.live.get("waiting") if self.record.state == RUNNING else None
+        return self.live.get("waiting") if self.state == RUNNING else None
 
     @property
     def phase(self) -> Mapping[str, Any]:
         """`phase` (training, evaluating), and how far it is: `done`, `of`, after `s` seconds."""
-        return self.live.get("phase") or {} if self.record.state == RUNNING else {}
+        return self.live.get("phase") or {} if self.state == RUNNING else {}
 
     @property
     def evaluated(self) -> float:
@@ -46,10 +61,10 @@ class TrialView:
         return phase["done"] / phase["of"] if is_evaluating else 0.0
 
     @property
-    def eval_s(self) -> float | None:
-        """Seconds of a whole evaluation: the one in progress, else the last; None: unknown."""
+    def expected_eval_s(self) -> float | None:
+        """Seconds of the evaluation in progress, by its pace so far; None: too early to say."""
         share = self.evaluated
-        return self.phase["s"] / share if 0 < share < 1 else self.metric("perf/eval_s")
+        return self.phase["s"] / share if TELLING_SHARE <= share < 1 else None
 
     def metric(self, name: str) -> float | None:
         """The newest value: telemetry first, then what the registry remembers of earlier runs."""
@@ -80,6 +95,8 @@ class SweepView:
     evaluates: bool = True
     """Whether there are held-out rows."""
     training_since: float | None = None
+    _evaluated: bool = False
+    """Whether `eval_s` is of whole evaluations, not of the pace of one in progress."""
 
     @property
     def elapsed_s(self) -> float:
@@ -138,9 +155,19 @@ class SweepView:
         """Take the speeds from what the trials report now."""
         live = [t for t in self.trials if t.live]
         steps = [v for t in live if (v := t.metric("perf/step_s")) is not None]
-        evaluations = [v for t in live if (v := t.eval_s) is not None]
-        self.step_s = fmean(steps) if steps else self.step_s
-        self.eval_s = fmean(evaluations) if evaluations else self.eval_s
+        evaluations = [v for t in live if (v := t.metric("perf/eval_s")) is not None]
+        if not evaluations and not self._evaluated:
+            evaluations = [v for t in live if (v := t.expected_eval_s) is not None]
+        self._evaluated = self._evaluated or any(t.metric("perf/eval_s") for t in live)
+        self.step_s = _smoothed(self.step_s, steps)
+        self.eval_s = _smoothed(self.eval_s, evaluations)
+
+
+def _smoothed(before: float, values: Sequence[float]) -> float:
+    """Follows the mean of `values` slowly, so that an estimate does not jump."""
+    if not values or not before:
+        return fmean(values) if values else before
+    return before + SMOOTHING * (fmean(values) - before)
 
 
 Observer = Callable[[SweepView], None]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from crucible_tinkex.registry import DONE, RUNNING, TrialRecord
+from crucible_tinkex.registry import DONE, PENDING, RUNNING, TrialRecord
 from crucible_tinkex.sweep.view import SweepView, TrialView
 
 
@@ -45,6 +45,14 @@ def test_an_evaluation_in_progress_counts_by_what_is_left_of_it() -> None:
     assert view.eta_s == pytest.approx(10.0)
 
 
+def test_whole_evaluations_say_more_than_the_pace_of_one_that_waits_for_others() -> None:
+    waiting = {"phase": "evaluating", "done": 1, "of": 1000, "s": 50.0}
+    view = view_of(make_trial(10, metrics=FAST, phase=waiting))
+    assert (view.eval_s, view.evaluations_unknown) == (0.0, True)
+    view = view_of(make_trial(10, metrics=KNOWN, phase={**waiting, "done": 100}))
+    assert view.eval_s == 20.0
+
+
 def test_it_says_when_evaluations_are_not_in_it() -> None:
     view = view_of(make_trial(4, metrics=FAST))
     assert (view.eta_s, view.evaluations_unknown) == (6.0, True)
@@ -62,3 +70,18 @@ def test_trials_that_ended_need_nothing_and_those_not_asked_for_yet_all() -> Non
     view = view_of(make_trial(3, state=DONE), make_trial(10, metrics=KNOWN))
     view.planned = 4
     assert view.eta_s == 20 + 2 * 30
+
+
+def test_an_attempt_that_began_is_running_before_the_record_knows() -> None:
+    phase = {"phase": "evaluating", "done": 1, "of": 2, "s": 1.0}
+    trial = make_trial(0, state=PENDING, attempt=1, phase=phase)
+    assert (trial.state, trial.phase["done"]) == (RUNNING, 1)
+    assert make_trial(0, state=PENDING).state == PENDING
+    assert make_trial(0, state=DONE, attempt=1).state == DONE
+
+
+def test_an_estimate_does_not_jump_with_one_measurement() -> None:
+    view = view_of(make_trial(0, metrics=KNOWN))
+    view.trials = [make_trial(0, metrics={**KNOWN, "perf/step_s": 11.0})]
+    view.measure()
+    assert view.step_s == pytest.approx(2.0)
