@@ -19,7 +19,7 @@ from crucible_tinkex.sweep.summary import summary, sweep_state, waits
 
 def _existing(sweep: str, storage: str) -> SweepPaths:
     paths = SweepPaths.of(storage, sweep)
-    if not paths.journal.is_dir():
+    if not paths.journal.is_dir() and not paths.resolved.exists():
         raise ConfigError(f"no sweep {sweep!r} in {paths.root.parent}; `crucible list` shows them")
     return paths
 
