@@ -115,7 +115,8 @@ class Policy:
     ) -> Iterator[Decision]:
         """Decisions on the trials that stand at a rung; one that must wait keeps its slot unless
         another trial needs it (`crowded`)."""
-        standing, climbing = [], []
+        standing: list[TrialRecord] = []
+        climbing: list[TrialRecord] = []
         for trial in state.open.values():
             at_rung = trial.parked or trial.state == PAUSED
             (standing if at_rung and trial.trial_id not in answering else climbing).append(trial)
