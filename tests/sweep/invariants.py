@@ -114,8 +114,15 @@ def _acknowledged(world: World, state: SweepState, records: Sequence[Mapping[str
         elif method in ("decide", "set_sweep", "amend"):
             op = args[1] if method != "amend" else args[2]
             assert op in state.ops, f"I11: {method} {op} is forgotten"
-    attempts = Counter((r["trial_id"], r["attempt"]) for r in records if r["type"] == "attempt")
-    assert max(attempts.values(), default=1) == 1, "I11: an attempt was granted twice"
+    attempts: dict[str, int] = {}
+    for record in records:
+        if record["type"] == "attempt":
+            trial_id, attempt = record["trial_id"], record["attempt"]
+            assert attempt > attempts.get(trial_id, 0), "I11: an attempt was granted twice"
+            attempts[trial_id] = attempt
+        elif record["type"] == "checkpoint":
+            saved_by = record["checkpoint"]
+            assert saved_by["attempt"] == attempts[saved_by["trial_id"]], "I11: an old attempt saved"
 
 
 def _spend(world: World, state: SweepState) -> None:
