@@ -3,85 +3,88 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.overhead_modes import STEPS
+from benchmarks.child_server import started
 from benchmarks.process_tree import ProcessTree
-from benchmarks.standin import STEP_S
+from benchmarks.workload import Workload
 
 MODES = ("ours-16", "ours-1", "tune")
-IDEAL_S = STEPS * STEP_S
+LOAD = Workload()
 SETTLE_S = 10.0
 """Ray's processes go on dying for a while after their driver."""
 
 
-def measure(mode: str) -> dict[str, float]:
-    """Run one mode against a fresh stand-in."""
-    with tempfile.TemporaryDirectory() as folder:
-        service_folder = Path(folder) / "service"
-        service_folder.mkdir()
-        service = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.standin", str(service_folder)],
-            stdin=subprocess.PIPE,
-        )
-        ready = service_folder / "ready.json"
-        while not ready.exists():
-            if service.poll() is not None:
-                raise RuntimeError("the stand-in did not start")
-            time.sleep(0.05)
-        started = time.perf_counter()
-        command = [sys.executable, "-m", "benchmarks.overhead_modes", mode, str(ready), folder]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, **quiet)
-        with ProcessTree(process.pid) as tree, ProcessTree(service.pid) as service_tree:
-            process.wait()
-        total_s = time.perf_counter() - started
-        assert service.stdin
-        service.stdin.close()
-        service.wait()
+@dataclass(frozen=True)
+class Measured:
+    """One mode in a process of its own, against a fresh stand-in."""
+
+    found: dict[str, float]
+    cpu_of: dict[str, float]
+    """CPU seconds by who used them; `service` is the stand-in."""
+    peak_mb: float
+    load: float = field(default_factory=lambda: os.getloadavg()[0])
+    """What the machine had to do in the last minute, this included."""
+
+    @property
+    def cpu_s(self) -> float:
+        return sum(seconds for name, seconds in self.cpu_of.items() if name != "service")
+
+
+def measure(mode: str, load: Workload, folder: Path) -> Measured:
+    """Run one mode; the sweeps lie in `folder` afterwards."""
+    with started("benchmarks.standin", str(load.step_s)) as service:
+        ready = folder / "endpoint.json"
+        endpoint = {"base_url": service.base_url, "api_key_file": service.api_key_file}
+        ready.write_text(json.dumps(endpoint))
+        arguments = [mode, str(ready), str(folder), load.to_json()]
+        command = [sys.executable, "-m", "benchmarks.overhead_modes", *arguments]
+        with open(folder / "output.txt", "w") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output)
+            with ProcessTree(process.pid) as tree:
+                process.wait()
         if process.returncode:
-            raise RuntimeError(f"{mode} ended with {process.returncode}")
-        found: dict[str, float] = json.loads((Path(folder) / "result.json").read_text())
-    return {
-        **found,
-        "total_s": total_s,
-        "cpu_s": tree.cpu_s,
-        "peak_mb": tree.peak_mb,
-        "service_cpu_s": service_tree.cpu_s,
-    }
+            text = (folder / "output.txt").read_text()[-2000:]
+            raise RuntimeError(f"{mode} ended with {process.returncode}: {text}")
+        found: dict[str, float] = json.loads((folder / "result.json").read_text())
+        return Measured(found, {**tree.cpu_of, "service": service.cpu_s()}, tree.peak_mb)
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
+def table(results: dict[str, Measured]) -> str:
     """Markdown: seconds, and how often the ideal."""
     lines = [
-        f"64 trials x {STEPS} steps of {STEP_S} s (ideal {IDEAL_S:.1f} s); Ray started before:",
+        f"{LOAD}; Ray started before:",
         "",
-        "| | from cold | x ideal | on warm actors | x ideal | CPU s | peak MB |",
-        "|---|---|---|---|---|---|---|",
+        "| | from cold | x ideal | on warm actors | x ideal | CPU s | peak MB | machine's load |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for mode, r in results.items():
-        warm = r.get("warm_s")
+        cold, warm = r.found["cold_s"], r.found.get("warm_s")
         cells = [
             mode,
-            f"{r['cold_s']:.1f} s",
-            f"{r['cold_s'] / IDEAL_S:.2f}",
+            f"{cold:.1f} s",
+            f"{cold / LOAD.ideal_s:.2f}",
             f"{warm:.1f} s" if warm else "-",
-            f"{warm / IDEAL_S:.2f}" if warm else "-",
-            f"{r['cpu_s']:.0f}",
-            f"{r['peak_mb']:.0f}",
+            f"{warm / LOAD.ideal_s:.2f}" if warm else "-",
+            f"{r.cpu_s:.0f}",
+            f"{r.peak_mb:.0f}",
+            f"{r.load:.1f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def run() -> dict[str, dict[str, float]]:
+def run() -> dict[str, Measured]:
     results = {}
     for mode in MODES:
         print(f"measuring {mode} ...", file=sys.stderr, flush=True)
-        results[mode] = measure(mode)
+        with tempfile.TemporaryDirectory() as folder:
+            results[mode] = measure(mode, LOAD, Path(folder))
         time.sleep(SETTLE_S)
     return results

@@ -1,7 +1,8 @@
-"""One way to drive 64 trials x 20 steps against the stand-in, in a process of its own.
+"""One way to drive a workload against the stand-in, in a process of its own.
 
-`python -m benchmarks.overhead_modes MODE READY_FILE FOLDER` writes FOLDER/result.json. Modes:
-`ours-1`, `ours-16` (sessions per actor), `tune` (Ray Tune, function trainable, same client).
+`python -m benchmarks.overhead_modes MODE READY_FILE FOLDER WORKLOAD` writes FOLDER/result.json.
+Modes: `ours-1`, `ours-16` (sessions per actor), each followed by a second sweep on the warm actors;
+`once-16` without the second one; `tune` (Ray Tune, function trainable, same client).
 """
 
 from __future__ import annotations
@@ -15,51 +16,81 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-TRIALS, STEPS, ROWS = 64, 20, 8
-RATES = [1e-5 * 1.1**i for i in range(TRIALS)]
+import psutil
+
+from benchmarks.workload import Workload
+
+ROWS = 8
 TEXT = "the quick brown fox jumps over the lazy dog"
+SETTLED = 200
+"""Trials after which everything that is bounded has its size."""
 
 
-def main(mode: str, ready_file: str, folder: str) -> dict[str, float]:
+def main(mode: str, ready_file: str, folder: str, workload: str) -> dict[str, float]:
     endpoint = json.loads(Path(ready_file).read_text())
+    load = Workload.from_json(workload)
     if mode == "tune":
-        return tune(endpoint, Path(folder))
-    return ours(endpoint, Path(folder), per_actor=int(mode.removeprefix("ours-")))
+        return tune(endpoint, Path(folder), load)
+    kind, per_actor = mode.split("-")
+    names = ("bench", "again") if kind == "ours" else ("bench",)
+    return ours(endpoint, Path(folder), load, int(per_actor), names)
 
 
-def ours(endpoint: dict[str, str], folder: Path, *, per_actor: int) -> dict[str, float]:
-    """A cold sweep, then a second one on the warm actors."""
+class _Memory:
+    """Watches the driver's resident memory as the sweep goes on."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self.settled_mb = self.most_mb = 0.0
+
+    def __call__(self, view: Any) -> None:
+        now_mb = self._process.memory_info().rss / 2**20
+        if not self.settled_mb and sum(t.ended for t in view.trials) >= SETTLED:
+            self.settled_mb = now_mb
+        self.most_mb = max(self.most_mb, now_mb)
+
+
+def ours(
+    endpoint: dict[str, str], folder: Path, load: Workload, per_actor: int, names: tuple[str, ...]
+) -> dict[str, float]:
+    """A cold sweep, then others on the warm actors."""
     import crucible_tinkex as ct
 
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": f"{TEXT} {i}"}) + "\n" for i in range(160)))
+    settings = {"max_steps": load.steps, "epochs": 100, "batch_size": ROWS, "checkpoint_every": 0}
     experiment = ct.Experiment.build(
         {
             "name": "bench",
             "service": {k: endpoint[k] for k in ("base_url", "api_key_file")},
             "model": {"base": "nano"},
             "data": {"train": str(rows)},
-            "train": {"max_steps": STEPS, "epochs": 100, "batch_size": ROWS, "checkpoint_every": 0},
-            "search": {"metric": "train/nll", "space": {"optimizer.learning_rate": RATES}},
-            "run": {"max_concurrent": TRIALS, "sessions_per_actor": per_actor},
+            "train": settings,
+            "search": {"metric": "train/nll", "space": {"optimizer.learning_rate": load.rates}},
+            "run": {"max_concurrent": load.at_once, "sessions_per_actor": per_actor},
         }
     )
     started = time.perf_counter()
+    seconds, memory = [], _Memory()
     with ct.Runtime() as runtime:
-        connected = time.perf_counter()
-        first = ct.run(experiment, storage=str(folder), runtime=runtime)
-        between = time.perf_counter()
-        second = ct.run(experiment, storage=str(folder), name="again", runtime=runtime)
-        ended = time.perf_counter()
-    assert first.exit_code == second.exit_code == 0
+        ray_s = time.perf_counter() - started
+        for name in names:
+            started = time.perf_counter()
+            sweep = ct.run(
+                experiment, storage=str(folder), name=name, runtime=runtime, observer=memory
+            )
+            assert sweep.exit_code == 0
+            seconds.append(time.perf_counter() - started)
     return {
-        "ray_s": connected - started,
-        "cold_s": between - connected,
-        "warm_s": ended - between,
+        "ray_s": ray_s,
+        "cold_s": seconds[0],
+        "warm_s": seconds[-1] if len(seconds) > 1 else 0.0,
+        "settled_mb": memory.settled_mb,
+        "most_mb": memory.most_mb,
     }
 
 
-def tune(endpoint: dict[str, str], folder: Path) -> dict[str, float]:
+def tune(endpoint: dict[str, str], folder: Path, load: Workload) -> dict[str, float]:
     """The same trials under Ray Tune with its defaults."""
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     import ray
@@ -70,22 +101,22 @@ def tune(endpoint: dict[str, str], folder: Path) -> dict[str, float]:
     connected = time.perf_counter()
 
     def trainable(config: dict[str, Any]) -> None:
-        asyncio.run(_trial(config, endpoint))
+        asyncio.run(_trial(config, endpoint, load.steps))
 
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(trainable, {"cpu": 0.001}),
-        param_space={"lr": ray_tune.grid_search(RATES)},
-        tune_config=ray_tune.TuneConfig(max_concurrent_trials=TRIALS),
+        param_space={"lr": ray_tune.grid_search(load.rates)},
+        tune_config=ray_tune.TuneConfig(max_concurrent_trials=load.at_once),
         run_config=ray_tune.RunConfig(storage_path=str(folder), name="tune", verbose=0),
     )
     results = tuner.fit()
     ended = time.perf_counter()
-    assert len(results) == TRIALS
+    assert len(results) == load.trials
     assert not results.errors
     return {"ray_s": connected - started, "cold_s": ended - connected}
 
 
-async def _trial(config: dict[str, Any], endpoint: dict[str, str]) -> None:
+async def _trial(config: dict[str, Any], endpoint: dict[str, str], steps: int) -> None:
     """The loop of a session, with a report to Tune per step."""
     from ray import tune as ray_tune
 
@@ -109,11 +140,11 @@ async def _trial(config: dict[str, Any], endpoint: dict[str, str]) -> None:
     service = TinkexService(endpoint["base_url"], api_key_file=endpoint["api_key_file"])
     training = await service.create_training(base_model="nano", lora=LoraConfig(rank=8))
     pending: deque[tuple[Any, Any]] = deque()
-    for step in range(STEPS + 1):
-        if step < STEPS:
+    for step in range(steps + 1):
+        if step < steps:
             backward = training.forward_backward([row] * ROWS)
             pending.append((backward, training.optim_step(AdamParams(learning_rate=config["lr"]))))
-        if len(pending) > 1 or step == STEPS:
+        if len(pending) > 1 or step == steps:
             backward, optim = pending.popleft()
             loss = (await backward).metrics["loss:sum"]
             await optim

@@ -24,6 +24,7 @@ class ProcessTree:
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
         self._cpu: dict[int, float] = {}
+        self._titles: dict[int, str] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self.peak_mb = 0.0
@@ -32,6 +33,15 @@ class ProcessTree:
     def cpu_s(self) -> float:
         return sum(self._cpu.values())
 
+    @property
+    def cpu_of(self) -> dict[str, float]:
+        """CPU seconds by who used them: `driver` (the root), an actor's class, `other`."""
+        found: dict[str, float] = {}
+        for pid, seconds in self._cpu.items():
+            name = "driver" if pid == self._root.pid else _role(self._titles[pid])
+            found[name] = found.get(name, 0.0) + seconds
+        return found
+
     def _sample(self) -> None:
         next_memory = 0.0
         while not self._stop.wait(CPU_EVERY_S):
@@ -39,6 +49,7 @@ class ProcessTree:
             for process in processes:
                 with contextlib.suppress(psutil.Error):
                     times = process.cpu_times()
+                    self._titles[process.pid] = " ".join(process.cmdline()[:1])
                     self._cpu[process.pid] = times.user + times.system
             if time.monotonic() >= next_memory:
                 self.peak_mb = max(self.peak_mb, sum(_pss_mb(p.pid) for p in processes))
@@ -57,6 +68,12 @@ class ProcessTree:
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._thread.join()
+
+
+def _role(title: str) -> str:
+    """Of a process of Ray, which names its workers `ray::Class` or `ray::Class.method`."""
+    kind = title.removeprefix("ray::").split(".")[0] if title.startswith("ray::") else ""
+    return kind if kind.endswith("Actor") else "other"
 
 
 def _pss_mb(pid: int) -> float:

@@ -1,8 +1,9 @@
 """A stand-in service: our server's HTTP app over an engine that only waits.
 
-Each forward_backward takes 0.2 s, models never wait for each other, and nothing is trained: what
-remains is the cost of whoever drives it. Run: `python -m benchmarks.standin FOLDER`; it writes
-`ready.json` there and ends when its standard input closes.
+Each forward_backward takes `STEP_S`, or the seconds given; models never wait for each other, and
+nothing is trained: what remains is the cost of whoever drives it. Run: `python -m
+benchmarks.standin FOLDER [SECONDS]`; it writes `ready.json` there and ends when its standard input
+closes.
 """
 
 from __future__ import annotations
@@ -45,14 +46,15 @@ KEY = "tml-standin"
 class WaitingEngine:
     """Answers every operation after its time has passed, in order per model."""
 
-    def __init__(self, base: BaseInfo) -> None:
+    def __init__(self, base: BaseInfo, step_s: float = STEP_S) -> None:
         self.base = base
+        self._step_s = step_s
         self._free_at: dict[str, float] = {}
 
     def submit(self, operation: Operation, done: Callable[[Outcome], None]) -> None:
         loop = asyncio.get_running_loop()
         model_id = getattr(operation, "model_id", "")
-        seconds = STEP_S if isinstance(operation, ForwardBackward) else 0.0
+        seconds = self._step_s if isinstance(operation, ForwardBackward) else 0.0
         at = max(loop.time(), self._free_at.get(model_id, 0.0)) + seconds
         self._free_at[model_id] = at
         loop.call_at(at, lambda: done(answer(operation)))
@@ -98,4 +100,5 @@ def _end_with_stdin() -> None:
 
 
 if __name__ == "__main__":
-    serve_standin(Path(sys.argv[1]), WaitingEngine)
+    step_s = float(sys.argv[2]) if len(sys.argv) > 2 else STEP_S
+    serve_standin(Path(sys.argv[1]), lambda base: WaitingEngine(base, step_s))

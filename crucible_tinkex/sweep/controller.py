@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +63,10 @@ class Controller:
         max_attempts: int,
         view: SweepView,
         observer: Observer = ignore,
+        retry: Collection[str] = (),
         drain_s: float = DRAIN_S,
     ) -> None:
+        """`retry`: failed trials to take up again."""
         self._run_id = run_id
         self._registry = registry
         self._telemetry = telemetry
@@ -74,6 +76,7 @@ class Controller:
         self._max_attempts = max_attempts
         self._view = view
         self._observer = observer
+        self._retry = retry
         self._drain_s = drain_s
         self._happened = asyncio.Event()
         self._ended: list[_Ended] = []
@@ -122,7 +125,7 @@ class Controller:
         watch = asyncio.create_task(self._watch())
         try:
             await self._sync()
-            await self._decide(self._policy.resume(self._state))
+            await self._decide(self._policy.resume(self._state, retry=self._retry))
             await self._loop()
         finally:
             watch.cancel()
@@ -138,14 +141,20 @@ class Controller:
             while decisions := self._decisions():
                 await self._decide(decisions)
             self._submit()
-            if self._state.ended is not None and not self._state.open and not self._releasing:
+            if self._state.ended is not None and not self._state.open and not self._answering:
                 return
             await self._next()
         await self._drain()
 
     def _decisions(self) -> list[Decision]:
-        answering = self._submitted | self._releasing
-        return self._policy.decide(self._state, slots=self._pool.capacity, answering=answering)
+        slots = self._pool.capacity
+        return self._policy.decide(self._state, slots=slots, answering=self._answering)
+
+    @property
+    def _answering(self) -> set[str]:
+        """Trials whose sessions have not answered yet. One that is done in the journal may not
+        have left the service."""
+        return self._submitted | self._releasing
 
     async def _next(self) -> None:
         """Wait until something happened; then know all of it."""
@@ -227,7 +236,7 @@ class Controller:
             async with asyncio.timeout(self._drain_s):
                 await self._pool.drain()
                 self._submitted -= {i for i in self._submitted if self._pool.withdraw(i)}
-                while self._submitted or self._releasing:
+                while self._answering:
                     await self._next()
                 parked = [t.trial_id for t in self._state.open.values() if t.parked]
                 await asyncio.gather(*(self._pool.release(i, PENDING, None) for i in parked))

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -61,7 +61,10 @@ class Launch:
         runtime: Runtime | None = None,
         executor: Literal["ray", "local"] | None = None,
         observer: Observer = ignore,
+        retry: Collection[str] = (),
     ) -> None:
+        """`retry`: failed trials to take up again, by id."""
+        self._retry = retry
         self._prepared = prepared
         self._kind = executor or prepared.experiment.run.executor
         self._address = address
@@ -132,6 +135,7 @@ class Launch:
         packing = executor.packing(run, policy.planned)
         self.view.steps_each = prepared.planner.steps
         self.view.eval_every = prepared.experiment.train.eval_every
+        self.view.evaluates = prepared.eval_rows is not None
         controller: Controller
 
         pool = SessionPool(
@@ -147,6 +151,7 @@ class Launch:
             max_attempts=run.max_attempts,
             view=self.view,
             observer=self._observer,
+            retry=self._retry,
         )
         self._stop = controller.request_drain
         work = controller.run(meta, prepared.amendments)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from crucible_tinkex.registry import (
     DONE,
+    FAILED,
     LOST,
     PAUSED,
     PENDING,
@@ -57,13 +58,16 @@ class Policy:
     def planned(self) -> int:
         return self._asker.planned
 
-    def resume(self, state: SweepState) -> list[Decision]:
-        """What a new run takes up again: trials that were lost, and those that are now asked for
-        another number of steps, whether they are done or on their way."""
-        return [d for t in state.trials.values() for d in self._taken_up(t)]
+    def resume(self, state: SweepState, *, retry: Collection[str] = ()) -> list[Decision]:
+        """What a new run takes up again: trials that were lost, those that failed and are in
+        `retry`, and those that are now asked for another number of steps, whether they are done
+        or on their way."""
+        return [d for t in state.trials.values() for d in self._taken_up(t, retry)]
 
-    def _taken_up(self, trial: TrialRecord) -> Iterator[Decision]:
-        if trial.state == LOST:
+    def _taken_up(self, trial: TrialRecord, retry: Collection[str]) -> Iterator[Decision]:
+        if trial.state == FAILED and trial.trial_id in retry:
+            yield Decision("retry", trial.trial_id, reason="a person asked to try it again")
+        elif trial.state == LOST:
             yield Decision("retry", trial.trial_id, reason="a new run tries what was lost again")
         if trial.reference or not (trial.state in (DONE, LOST) or is_waiting(trial)):
             return

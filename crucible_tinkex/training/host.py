@@ -94,7 +94,7 @@ class SessionHost:
             return await self._drained(plan)
         if progress.step >= plan.total_steps:
             await session.close(DONE)
-            del self._sessions[plan.trial_id]
+            self._sessions.pop(plan.trial_id, None)  # `aclose` may have been faster
         return Outcome(Verdict.ADVANCED, progress)
 
     async def _opened(self, plan: TrialPlan) -> Session:
@@ -113,7 +113,7 @@ class SessionHost:
             return Outcome(Verdict.DRAINED)
         progress = session.progress(drained=True)
         await session.close(PENDING)
-        del self._sessions[plan.trial_id]
+        self._sessions.pop(plan.trial_id, None)
         return Outcome(Verdict.DRAINED, progress)
 
     async def _ended(self, plan: TrialPlan, error: CrucibleError) -> Outcome:

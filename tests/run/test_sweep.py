@@ -11,6 +11,8 @@ import pytest
 from nano_sweeps import STEPS, FinishedRun, Workspace, outcome
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from crucible_tinkex.config import Experiment
+
 pytestmark = pytest.mark.ray
 TAGS = {"train/nll", "eval/nll", "eval/accuracy", "perf/tokens_per_s", "optim/lr"}
 
@@ -83,7 +85,10 @@ def test_commands_that_look(finished: FinishedRun) -> None:
 
 def test_the_folder_says_what_was_run(finished: FinishedRun) -> None:
     sweep = finished.workspace.sweep()
-    assert (sweep / "experiment.toml").read_text() == finished.workspace.file.read_text()
+    again = Experiment.from_toml(sweep / "experiment.toml")
+    asked = Experiment.from_toml(finished.workspace.file)
+    assert again.model_copy(update={"run": asked.run}) == asked
+    assert again.run.storage == str(sweep.parent)
     resolved = json.loads((sweep / "resolved.json").read_text())
     assert resolved["experiment"]["lora"]["rank"] == 8
     assert resolved["versions"]["ray"]

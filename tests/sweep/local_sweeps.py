@@ -160,6 +160,7 @@ class Bench:
         self.runs = 0
         self.controller: Controller | None = None
         self.view = SweepView("s")
+        self.retry: Sequence[str] = ()
 
     @property
     def state(self) -> SweepState:
@@ -218,6 +219,7 @@ class Bench:
             planner=planner,
             max_attempts=max_attempts,
             view=self.view,
+            retry=self.retry,
         )
         work = asyncio.ensure_future(controller.run(self.meta(), changed))
         beside = asyncio.ensure_future(meanwhile(self)) if meanwhile else None

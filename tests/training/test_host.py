@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from trial_bench import STEPS, Bench, make_plan
 
-from crucible_tinkex.client.interface import TrainingClient
+from crucible_tinkex.client.interface import EndReason, TrainingClient
 from crucible_tinkex.client.wire import ForwardBackwardOutput
 from crucible_tinkex.errors import (
     AuthenticationError,
@@ -17,6 +17,7 @@ from crucible_tinkex.errors import (
     StorageError,
 )
 from crucible_tinkex.registry import DONE, FAILED, PAUSED, PENDING, RUNNING, STOPPED
+from crucible_tinkex.testing import FakeService
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.outcome import Verdict
 from crucible_tinkex.training.plan import TrialPlan
@@ -73,6 +74,26 @@ async def test_leaving_keeps_the_registry_as_it_is() -> None:
     assert bench.backend.ends == ["interrupted"]
     assert bench.trial.state == RUNNING
     assert bench.sink.durable == len(bench.sink.events)
+
+
+async def test_leaving_while_a_session_closes_does_not_fail_its_trial() -> None:
+    """The registry calls a trial done before its session has left the service."""
+    bench = Bench()
+    host = bench.host(connect=lambda observer: LateService(bench.backend, observer=observer))
+    advancing = asyncio.ensure_future(host.advance(bench.plan, STEPS))
+    while bench.trial.state != DONE:
+        await asyncio.sleep(0)
+    await host.aclose()
+    assert (await advancing).verdict is Verdict.ADVANCED
+    assert (bench.trial.state, bench.trial.attempt) == (DONE, 1)
+
+
+class LateService(FakeService):
+    """Takes its time to say goodbye."""
+
+    async def close(self, *, reason: EndReason = "success", detail: str | None = None) -> None:
+        await asyncio.sleep(0.01)
+        await super().close(reason=reason, detail=detail)
 
 
 async def test_drain_leaves_parked_sessions_to_the_caller() -> None:
