@@ -6,6 +6,7 @@ and fields of newer ones are passed over.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -55,10 +56,14 @@ class SweepState:
 
     @classmethod
     def read(cls, paths: SweepPaths) -> SweepState:
-        """Fold a sweep's journal without owning it; works while it runs."""
-        if not paths.journal.is_dir():
+        """Fold a sweep's journal without owning it; works while it runs, and while it starts: then
+        its folder says what it will be."""
+        if not paths.journal.is_dir() and not paths.resolved.exists():
             raise ConfigError(f"no sweep at {paths.root}")
-        return cls().fold(read_records(paths.journal))
+        state = cls().fold(read_records(paths.journal))
+        if not state.meta and paths.resolved.exists():
+            state.meta = json.loads(paths.resolved.read_text())
+        return state
 
     def fold(self, records: Iterable[Record]) -> SweepState:
         for record in records:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crucible_tinkex.errors import CrucibleError, ServiceUnavailableError
+from crucible_tinkex.errors import CrucibleError, ServiceStorageError, ServiceUnavailableError
 from crucible_tinkex.registry import (
     DONE,
     LOST,
@@ -218,7 +218,7 @@ class Controller:
         losses = self._losses.setdefault(trial.trial_id, _Losses())
         if losses.again(trial.step) < self._max_attempts or self._draining.is_set():
             return
-        if isinstance(error, ServiceUnavailableError):
+        if isinstance(error, ServiceUnavailableError | ServiceStorageError):
             self._stop(error)  # not this trial's trouble: nobody else could go on either
             return
         grant = await self._registry.start_attempt(trial.trial_id)

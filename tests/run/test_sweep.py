@@ -8,6 +8,7 @@ from pathlib import Path
 import duckdb
 import pyarrow.dataset as ds
 import pytest
+from curves import of_events, of_tensorboard
 from nano_sweeps import STEPS, FinishedRun, Workspace, outcome
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -63,6 +64,12 @@ def test_tensorboard_reads_every_run(finished: FinishedRun) -> None:
         accumulator.Reload()
         assert set(accumulator.Tags()["scalars"]) >= TAGS
         assert [e.step for e in accumulator.Scalars("train/nll")] == list(range(1, STEPS + 1))
+
+
+def test_tensorboard_draws_what_the_events_say(finished: FinishedRun) -> None:
+    sweep = finished.workspace.sweep()
+    everything = ("",)
+    assert of_tensorboard(sweep, everything) == of_events(sweep, everything)
 
 
 def test_a_finished_sweep_is_not_run_again(finished: FinishedRun) -> None:

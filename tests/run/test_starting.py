@@ -1,0 +1,141 @@
+"""What goes wrong before the first step: Ray that hangs or dies, workers that cannot start, an
+environment that says something else. Each ends soon, in a named error, and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from broken_workers import CANNOT_TRAIN, DIES, ELSEWHERE, workers_that
+from nano_sweeps import FinishedRun, Workspace, processes
+
+from crucible_tinkex.registry import SweepState
+from crucible_tinkex.sweep.leaderboard import exit_code
+
+Reap = Callable[[subprocess.Popen[str]], None]
+
+
+def ray_process(driver: subprocess.Popen[str], name: str) -> psutil.Process:
+    """A process of Ray's below the driver, as soon as it is there."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert driver.poll() is None, driver.communicate()
+        for process in processes(driver.pid):
+            try:
+                if process.exe().endswith(name):
+                    return process
+            except psutil.Error:
+                continue
+        time.sleep(0.005)
+    raise AssertionError(f"no {name}")
+
+
+@pytest.mark.ray
+def test_while_ray_hangs_status_answers_and_ctrl_c_ends_it(
+    workspace: Workspace, reap: Reap
+) -> None:
+    driver = workspace.start("run", "nano.toml")
+    reap(driver)
+    head = ray_process(driver, "gcs_server")
+    head.suspend()
+    status = workspace.status()
+    assert status["state"] == "pending"
+    assert status["trials"] == []
+    assert workspace.crucible("status", "nano").returncode == 0
+    second = workspace.crucible("run", "nano.toml")
+    assert second.returncode == 2
+    assert f"in use by process {driver.pid}" in second.stderr
+    below = processes(driver.pid)
+    began = time.monotonic()
+    driver.send_signal(signal.SIGINT)
+    _, err = driver.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert driver.returncode == 130, err
+    assert "interrupted while starting" in err
+    assert "Traceback" not in err
+    head.resume()
+    _, alive = psutil.wait_procs(below, timeout=30)
+    assert not [p for p in alive if "serve" in " ".join(p.cmdline())]
+
+
+@pytest.mark.ray
+def test_ray_that_dies_while_starting_is_started_again_once(
+    workspace: Workspace, reap: Reap
+) -> None:
+    driver = workspace.start("run", "nano.toml", "--quiet")
+    reap(driver)
+    for _ in range(2):
+        head = ray_process(driver, "gcs_server")
+        head.kill()
+        psutil.wait_procs([head], timeout=10)
+    _, err = driver.communicate(timeout=150)
+    assert driver.returncode == 4, err
+    assert "Ray did not start on this machine" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [(CANNOT_TRAIN, "libtrain.so.1"), (DIES, "worker")],
+    ids=["sessions", "all"],
+)
+def test_workers_that_cannot_start_end_in_an_error_with_the_reason(
+    workspace: Workspace, tmp_path: Path, reap: Reap, action: str, message: str
+) -> None:
+    driver = workspace.start("run", "nano.toml", "--quiet", extra=workers_that(tmp_path, action))
+    reap(driver)
+    _, err = driver.communicate(timeout=150)
+    assert driver.returncode == 4, err
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.ray
+def test_sessions_train_on_the_service_that_the_driver_checked(
+    workspace: Workspace, finished: FinishedRun, tmp_path: Path
+) -> None:
+    """The address comes from the driver's environment; that of its workers says another."""
+    with subprocess.Popen(
+        [
+            *workspace.command("serve", "--model", "nano", "--dtype", "fp32", "--threads", "1"),
+            "--port",
+            "0",
+            "--data-dir",
+            str(tmp_path / "data"),
+            "--exit-with-parent",
+            "--ready-file",
+            str(tmp_path / "ready.json"),
+        ],
+        stdin=subprocess.PIPE,
+    ) as server:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "ready.json").exists():
+            assert server.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        ready = json.loads((tmp_path / "ready.json").read_text())
+        text = workspace.file.read_text().replace(
+            'base_url = "embedded"\ndtype = "fp32"\nthreads = 1\n', ""
+        )
+        workspace.file.write_text(text)
+        key = Path(ready["api_key_file"]).read_text().strip()
+        extra = {**workers_that(tmp_path, ELSEWHERE), "TINKER_BASE_URL": ready["base_url"]}
+        result = workspace.crucible(
+            "run", "nano.toml", "--json", "--quiet", extra={**extra, "TINKER_API_KEY": key}
+        )
+        assert server.stdin is not None
+        server.stdin.close()
+    assert result.returncode == 0, result.stderr
+    found = {t["name"]: t["metrics"] for t in json.loads(result.stdout)["trials"]}
+    assert found == {t["name"]: t["metrics"] for t in finished.summary["trials"]}
+
+
+def test_a_sweep_that_ended_before_its_first_record_is_not_done() -> None:
+    assert exit_code(SweepState()) == 130
