@@ -117,7 +117,8 @@ class TrialRecord:
     @property
     def parked(self) -> bool:
         """At its rung, where the policy must say how it goes on."""
-        return self.state == RUNNING and self.metrics_step >= self.target < self.total_steps
+        at_rung = self.target in self.results and self.target < self.total_steps
+        return self.state == RUNNING and at_rung
 
     def resumable(self) -> tuple[CheckpointRecord, ...]:
         """Its checkpoints, the newest first."""

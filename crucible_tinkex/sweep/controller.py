@@ -90,6 +90,7 @@ class Controller:
         self._ops = 0
         self._tasks: set[asyncio.Task[object]] = set()
         self._live: dict[str, Mapping[str, Any]] = {}
+        self._views: dict[str, TrialView] = {}
         self._revision = 0
 
     def outcome(self, trial_id: str, outcome: Outcome) -> None:
@@ -196,7 +197,7 @@ class Controller:
 
     def _submit(self) -> None:
         """Hand the pool every trial that should train and does not."""
-        for trial in self._state.open.values():
+        for trial in self._state.active.values():
             if trial.trial_id not in self._submitted and is_waiting(trial):
                 self._submitted.add(trial.trial_id)
                 self._pool.submit(self._planner.of(trial), trial.target)
@@ -238,7 +239,7 @@ class Controller:
                 self._submitted -= {i for i in self._submitted if self._pool.withdraw(i)}
                 while self._answering:
                     await self._next()
-                parked = [t.trial_id for t in self._state.open.values() if t.parked]
+                parked = [t.trial_id for t in self._state.active.values() if t.parked]
                 await asyncio.gather(*(self._pool.release(i, PENDING, None) for i in parked))
 
     # --- what people see ----------------------------------------------------------------------
@@ -255,11 +256,17 @@ class Controller:
             self._live.update(changes.trials)
             self._view.faults = changes.faults
         trials = self._state.trials
-        for trial_id in [i for i in self._live if i in trials and trials[i].state in TERMINAL]:
+        ended = [i for i in self._live if i in trials and trials[i].state in TERMINAL]
+        for trial_id in (*list(trials)[len(self._views) :], *self._live):
+            if trial_id in trials:
+                live = self._live[trial_id] if trial_id in self._live else {}
+                self._views[trial_id] = TrialView(trials[trial_id], live)
+        for trial_id in ended:
             del self._live[trial_id]
-        self._view.trials = [TrialView(t, self._live.get(t.trial_id, {})) for t in trials.values()]
+            self._views[trial_id] = TrialView(trials[trial_id], {})
+        self._view.trials = list(self._views.values())
         self._view.planned, self._view.slots = self._policy.planned, self._pool.capacity
-        self._view.measure()
+        self._view.measure([self._views[i] for i in self._live if i in self._views])
         self._observer(self._view)
 
     # --- small things -------------------------------------------------------------------------

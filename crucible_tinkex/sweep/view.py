@@ -151,9 +151,10 @@ class SweepView:
             return 0
         return -(-steps // self.eval_every) if self.eval_every and steps else 1
 
-    def measure(self) -> None:
-        """Take the speeds from what the trials report now."""
-        live = [t for t in self.trials if t.live]
+    def measure(self, live: Sequence[TrialView] | None = None) -> None:
+        """Take the speeds from what the trials report now. `live`: those that report anything, so
+        that a long sweep need not be searched for them."""
+        live = [t for t in self.trials if t.live] if live is None else live
         steps = [v for t in live if (v := t.metric("perf/step_s")) is not None]
         evaluations = [v for t in live if (v := t.metric("perf/eval_s")) is not None]
         if not evaluations and not self._evaluated:
