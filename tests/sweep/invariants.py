@@ -82,8 +82,9 @@ def _trial(world: World, trial: TrialRecord) -> None:
         if checkpoint.path in world.backend.gone:
             continue
         assert checkpoint.path in world.backend.checkpoints, f"I4: {checkpoint.path}"
-        found, wanted = world.backend.checkpoints[checkpoint.path], oracle(
-            rank, trial.seed, checkpoint.step
+        found, wanted = (
+            world.backend.checkpoints[checkpoint.path],
+            oracle(rank, trial.seed, checkpoint.step),
         )
         same = (found.step, found.seen, found.totals) == (wanted.step, wanted.seen, wanted.totals)
         assert same, f"I1: {checkpoint.path} is not what {checkpoint.step} steps give"
@@ -163,9 +164,7 @@ def _winner(world: World, state: SweepState) -> None:
     assert winner and winner.values["lora.rank"] == min(world.asked.ranks, key=mean), "I5: winner"
 
 
-def check_nothing_repeated(
-    world: World, before: SweepState, after: SweepState, steps: int
-) -> None:
+def check_nothing_repeated(world: World, before: SweepState, after: SweepState, steps: int) -> None:
     """An undisturbed run trains each step that is missing once, and none that is safe."""
     if world.asked.halving:
         return
@@ -174,7 +173,9 @@ def check_nothing_repeated(
         if trial.reference or trial.state != DONE:
             continue
         old = before.trials.get(trial.trial_id)
-        usable = [c.step for c in old.checkpoints if c.path not in world.backend.gone] if old else []
+        usable = (
+            [c.step for c in old.checkpoints if c.path not in world.backend.gone] if old else []
+        )
         done = old is not None and old.state == DONE and old.total_steps >= trial.total_steps
         missing += 0 if done else trial.total_steps - max(usable, default=0)
     failed = sum(t.state == FAILED for t in after.trials.values())
