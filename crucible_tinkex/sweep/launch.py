@@ -9,6 +9,7 @@ Either way running the same experiment goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -73,6 +74,7 @@ class Launch:
         self._run_id = uuid.uuid4().hex[:12]
         self._stop: Callable[[], object] = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = False
         self.view = SweepView(prepared.name)
 
     def run(self) -> SweepResult:
@@ -96,15 +98,19 @@ class Launch:
         return SweepResult(state, exit_code(state)) if state.complete and not lost else None
 
     def stop(self) -> None:
-        """Drain, or give up starting."""
+        """Drain, or give up starting; before `run` it gives up as soon as it begins."""
+        self._stopping = True
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(lambda: self._stop())
+            with contextlib.suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(lambda: self._stop())
 
     async def _start(self, meta: dict[str, Any]) -> SweepResult:
         main = asyncio.current_task()
         assert main is not None
         self._loop = asyncio.get_running_loop()
         self._stop = main.cancel
+        if self._stopping:
+            main.cancel()
         try:
             with _Signals(lambda: self._stop()) as signals:
                 async with AsyncExitStack() as stack:
