@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any, Protocol
 
 KINDS = (
@@ -60,6 +61,13 @@ class Event:
     @property
     def event_id(self) -> str:
         return f"{self.writer}:{self.seq}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As its values: pickling field by field costs several times as much."""
+        return Event, _values(self)
+
+
+_values = attrgetter(*(f.name for f in fields(Event)))
 
 
 class EventSink(Protocol):

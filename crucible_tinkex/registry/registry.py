@@ -146,8 +146,8 @@ class Registry:
     async def commit_checkpoint(self, checkpoint: CheckpointRecord, spent: Spent) -> None:
         trial = self._current(checkpoint.trial_id, checkpoint.attempt)
         if all(c.path != checkpoint.path for c in trial.checkpoints):
-            record = {"type": "checkpoint", "checkpoint": asdict(checkpoint)}
-            self._stage({**record, "spent": asdict(spent)})
+            record = {"type": "checkpoint", "checkpoint": {**vars(checkpoint)}}
+            self._stage({**record, "spent": {**vars(spent)}})
         await self._journal.flush()
 
     async def lose_checkpoint(self, trial_id: str, attempt: int, path: str, reason: str) -> None:
@@ -163,7 +163,7 @@ class Registry:
         trial = self._current(trial_id, attempt)
         if not (trial.metrics_step == step and str(trial.metrics) == str(dict(metrics))):
             record = {"type": "result", "trial_id": trial_id, "step": step}
-            self._stage({**record, "metrics": dict(metrics), "spent": asdict(spent)})
+            self._stage({**record, "metrics": dict(metrics), "spent": {**vars(spent)}})
         await self._journal.flush()
 
     async def finish(
@@ -172,7 +172,7 @@ class Registry:
         trial = self._current(trial_id, attempt)
         if (trial.state, trial.error, trial.spends.get(attempt)) != (state, error, spent):
             record = {"type": "finished", "trial_id": trial_id, "state": state, "error": error}
-            self._stage({**record, "spent": asdict(spent)})
+            self._stage({**record, "spent": {**vars(spent)}})
         await self._journal.flush()
 
     def _current(self, trial_id: str, attempt: int) -> TrialRecord:

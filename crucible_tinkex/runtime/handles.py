@@ -24,6 +24,7 @@ from crucible_tinkex.events import Event
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import AttemptGrant, CheckpointRecord, Decision, Spent
 from crucible_tinkex.registry.registry import Changes as RegistryChanges
+from crucible_tinkex.runtime.gathering import Call, Gathering
 
 if TYPE_CHECKING:
     from crucible_tinkex.telemetry.recorder import Changes
@@ -74,18 +75,29 @@ async def repeated(
 
 
 class RegistryHandle:
-    """`ControlPort` over the registry actor, for one run of one sweep."""
+    """`ControlPort` over the registry actor, for one run of one sweep. The sessions of a process
+    share one, and their calls travel together (`gathering`)."""
 
     def __init__(self, actor: ActorHandle[Any], paths: SweepPaths, run_id: str) -> None:
         self._actor = actor
         self._paths = paths
         self._run_id = run_id
+        self._gathering = Gathering(self._send)
+
+    async def _send(self, calls: Sequence[Call]) -> Sequence[Any]:
+        remote: Any = self._actor.calls.remote
+        found: Sequence[Any] = await repeated(
+            lambda: remote(self._paths, self._run_id, calls), what="registry actor"
+        )
+        return found
 
     async def _call(self, method: str, *args: Any) -> Any:
-        remote: Any = self._actor.call.remote
-        return await repeated(
-            lambda: remote(self._paths, self._run_id, method, args), what="registry actor"
-        )
+        try:
+            return await self._gathering.call(method, *args)
+        except (CrucibleError, asyncio.CancelledError):
+            raise
+        except Exception as e:
+            raise ClusterLostError(f"the registry failed: {e!r}") from e
 
     async def start_attempt(self, trial_id: str) -> AttemptGrant:
         grant: AttemptGrant = await self._call("start_attempt", trial_id, uuid.uuid4().hex)

@@ -8,12 +8,14 @@ harmless. A run that was followed by a newer one is refused (`StaleEpochError`).
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Registry
+from crucible_tinkex.runtime.gathering import Call
 
 
 class RegistryActor:
@@ -22,11 +24,14 @@ class RegistryActor:
     def __init__(self) -> None:
         self._open: dict[tuple[SweepPaths, str], Registry] = {}
 
-    async def call(self, paths: SweepPaths, run_id: str, method: str, args: Sequence[Any]) -> Any:
-        """A method of the run's `Registry`, by name."""
+    async def calls(self, paths: SweepPaths, run_id: str, calls: Sequence[Call]) -> list[Any]:
+        """Methods of the run's `Registry`, by name, begun in this order; they share an fsync. What
+        one raises is its answer."""
         if (paths, run_id) not in self._open:
             self._open[paths, run_id] = Registry(paths, run_id)
-        return await getattr(self._open[paths, run_id], method)(*args)
+        registry = self._open[paths, run_id]
+        work = (getattr(registry, method)(*args) for method, args in calls)
+        return await asyncio.gather(*work, return_exceptions=True)
 
     async def close(self, paths: SweepPaths, run_id: str) -> None:
         """Give the journal free; nothing if it is not open here."""

@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from crucible_tinkex.errors import CrucibleError, ServiceStorageError, ServiceUnavailableError
@@ -91,6 +92,7 @@ class Controller:
         self._tasks: set[asyncio.Task[object]] = set()
         self._live: dict[str, Mapping[str, Any]] = {}
         self._views: dict[str, TrialView] = {}
+        """Of every trial, in the state's order; only what is live is made anew."""
         self._revision = 0
 
     def outcome(self, trial_id: str, outcome: Outcome) -> None:
@@ -251,19 +253,19 @@ class Controller:
 
     async def _refresh(self) -> None:
         changes = await self._telemetry.changes(self._revision)
+        trials = self._state.trials
+        for trial in islice(trials.values(), len(self._views), None):
+            self._views[trial.trial_id] = TrialView(trial, {})
         if changes is not None:
             self._revision = changes.revision
             self._live.update(changes.trials)
             self._view.faults = changes.faults
-        trials = self._state.trials
-        ended = [i for i in self._live if i in trials and trials[i].state in TERMINAL]
-        for trial_id in (*list(trials)[len(self._views) :], *self._live):
-            if trial_id in trials:
-                live = self._live[trial_id] if trial_id in self._live else {}
-                self._views[trial_id] = TrialView(trials[trial_id], live)
-        for trial_id in ended:
-            del self._live[trial_id]
-            self._views[trial_id] = TrialView(trials[trial_id], {})
+        for trial_id in self._live.keys() & trials.keys():
+            trial, live = trials[trial_id], self._live[trial_id]
+            if trial.state in TERMINAL:
+                del self._live[trial_id]
+                live = {}
+            self._views[trial_id] = TrialView(trial, live)
         self._view.trials = list(self._views.values())
         self._view.planned, self._view.slots = self._policy.planned, self._pool.capacity
         self._view.measure([self._views[i] for i in self._live if i in self._views])

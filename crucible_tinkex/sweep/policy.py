@@ -147,16 +147,20 @@ class Policy:
     ) -> list[tuple[TrialRecord, Verdict, str]]:
         """Verdicts on those that are paused at a rung, up to the first that must wait: no other is
         better than that one."""
-        taken, judged = [], []
+        taken: dict[str, TrialRecord] = {}
+        judged: list[tuple[TrialRecord, Verdict, str]] = []
         while trial := rung.take_paused(state):
-            taken.append(trial)
-            if trial.trial_id not in answering:
-                judged.append((trial, *self._verdict(rung, trial, final=final)))
-                if judged[-1][1] == "wait":
-                    break
-        for trial in dict.fromkeys(t.trial_id for t in taken):
-            rung.give_back(state.trials[trial])
-        return list({t.trial_id: (t, v, r) for t, v, r in judged}.values())
+            if trial.trial_id in taken or trial.trial_id in answering:
+                taken[trial.trial_id] = trial
+                continue
+            taken[trial.trial_id] = trial
+            verdict, reason = self._verdict(rung, trial, final=final)
+            judged.append((trial, verdict, reason))
+            if verdict == "wait":
+                break
+        for left in taken.values():
+            rung.give_back(left)
+        return judged
 
     def _verdict(self, rung: Rung, trial: TrialRecord, *, final: bool) -> tuple[Verdict, str]:
         place, of = rung.place(trial), len(rung)
