@@ -188,5 +188,8 @@ def stored_faults(paths: SweepPaths) -> tuple[str, ...]:
     if snapshot is None or "tensorboard" not in snapshot.state:
         return ()
     view = TensorBoardView(paths.tensorboard)
-    view.load(snapshot.state["tensorboard"])
+    try:
+        view.load(snapshot.state["tensorboard"])
+    except (KeyError, TypeError, ValueError):  # another version's: it may be shown, not continued
+        return ()
     return view.faults()
