@@ -35,7 +35,7 @@ from crucible_tinkex.errors import (
     ServiceError,
     ServiceUnavailableError,
 )
-from crucible_tinkex.preparation import prepare
+from crucible_tinkex.sweep.preparation import prepare
 from crucible_tinkex.sweep import connected, ignore
 
 LORA = LoraConfig(rank=2)
