@@ -140,7 +140,7 @@ def declared(trial: Any) -> dict[str, Any]:
 
 def known(cls: type[T], found: Mapping[str, Any]) -> T:
     """`cls` from those fields of a record that this version knows."""
-    names = _names(cls)
+    names = _names(cls)  # type: ignore[arg-type]
     return cls(**{k: v for k, v in found.items() if k in names})
 
 
