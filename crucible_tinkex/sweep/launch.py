@@ -129,6 +129,8 @@ class Launch:
         service = asyncio.create_task(stack.enter_async_context(connected(prepared)))
         try:
             runtime = None
+            if not prepared.experiment.service.embedded:
+                await service  # what it refuses shows at once, without waiting for Ray
             if self._kind == "ray":
                 runtime = self._runtime or await self._started(stack, signals)
             connection = await service

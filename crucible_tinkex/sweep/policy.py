@@ -85,10 +85,9 @@ class Policy:
     ) -> list[Decision]:
         """`slots`: sessions that may be open at the same time. `answering`: trials whose sessions
         are in the middle of something; nothing is decided on them, whatever the journal has."""
-        busy = len(state.active)
-        free = max(0, slots - busy)
-        new = self._asker.ask(state, free + 1)
-        crowded = bool(new) or busy > slots
+        free = slots - len(state.active)  # below 0: some that were promoted wait for a slot
+        new = self._asker.ask(state, max(0, free) + 1)
+        crowded = bool(new) or free < 0
         judged = list(self._judged(state, answering, more=bool(new), crowded=crowded))
         room = free + sum(_room(state.trials[d.trial_id], d) for d in judged)
         started = [self._start(p) for p in new[: max(0, room)]]

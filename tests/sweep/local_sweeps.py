@@ -98,10 +98,12 @@ class MortalHost:
     sessions: SessionHost
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     calls: set[asyncio.Task[Any]] = field(default_factory=set)
+    cut: bool = False
 
     def die(self, *, silently: bool = False) -> None:
         self.gone.set()
-        for call in () if silently else self.calls:
+        self.cut = self.cut or silently
+        for call in () if self.cut else self.calls:
             call.cancel()
 
     async def _alive(self, work: Any) -> Any:

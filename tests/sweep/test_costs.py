@@ -21,7 +21,7 @@ from crucible_tinkex.registry.journal import read_records
 from crucible_tinkex.testing import FakeBackend
 
 ROOMS = ("/sweep/", "/registry/", "/search/", "/runtime/pool")
-FEW, MANY = 40, 240
+FEW, MANY = 20, 120
 GROWTH = 1.5
 HALVING = {"rule": "halving", "eta": 3, "first_rung": 1}
 
@@ -95,10 +95,10 @@ def test_a_trial_costs_the_same_in_a_long_sweep(folder: Path, stopping: dict[str
 
 def test_memory_grows_only_by_what_is_known_of_a_trial(folder: Path) -> None:
     """From the 100th trial to the last: what the driver and the registry keep of a trial."""
-    trials, held = 600, []
+    trials, held = 300, []
 
     async def weigh(running: Bench) -> None:
-            for mark in (100, trials - 20):
+        for mark in (100, trials - 20):
             while len(running.controller._state.trials) < mark:  # type: ignore[union-attr]
                 await asyncio.sleep(0.5)
             held.append(tracemalloc.get_traced_memory()[0])
@@ -120,5 +120,3 @@ class _Nothing(list[Any]):
 
     def append(self, _: object) -> None:
         return None
-
-
