@@ -13,6 +13,7 @@ from pathlib import Path
 
 from crucible_tinkex.client.capabilities import SupportedModel
 from crucible_tinkex.client.resolved import ResolvedService
+from crucible_tinkex.config import ServiceSection
 from crucible_tinkex.datasets import load_tokenizer
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.runtime.embedded import EmbeddedServer
@@ -27,6 +28,20 @@ class Connection:
     service: ResolvedService
     model: SupportedModel
     data: SweepData
+
+
+def is_reachable(section: ServiceSection) -> bool:
+    """Whether other machines than this one reach the service. Raises `ConfigError`."""
+    return not section.embedded and not _resolved(section).is_local
+
+
+def _resolved(section: ServiceSection) -> ResolvedService:
+    return ResolvedService.of(
+        section.base_url,
+        api_key_file=section.api_key_file,
+        transport=section.transport,
+        allow_http=section.allow_http,
+    )
 
 
 @contextlib.asynccontextmanager
@@ -45,12 +60,7 @@ async def connected(
             endpoint = await server.start()
             service = ResolvedService(endpoint.base_url, endpoint.api_key_file, section.transport)
         else:
-            service = ResolvedService.of(
-                section.base_url,
-                api_key_file=section.api_key_file,
-                transport=section.transport,
-                allow_http=section.allow_http,
-            )
+            service = _resolved(section)
         yield await _check(prepared, service)
     finally:
         if server:

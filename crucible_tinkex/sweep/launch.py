@@ -27,7 +27,7 @@ from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.executor import RayExecutor
 from crucible_tinkex.runtime.pool import SessionPool
 from crucible_tinkex.storage import Lock, check_writable
-from crucible_tinkex.sweep.connection import Connection, connected
+from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
 from crucible_tinkex.sweep.leaderboard import exit_code
 from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
@@ -133,6 +133,7 @@ class Launch:
                 await service  # what it refuses shows at once, without waiting for Ray
             if self._kind == "ray":
                 runtime = self._runtime or await self._started(stack, signals)
+                self._warm(runtime)
             connection = await service
         finally:
             service.cancel()
@@ -172,6 +173,14 @@ class Launch:
         stack.callback(runtime.close)
         signals.install()  # Ray has put its own handlers in place
         return runtime
+
+    def _warm(self, runtime: Runtime) -> None:
+        """Have processes for sessions start while the service does."""
+        experiment = self._prepared.experiment
+        reachable = is_reachable(experiment.service)
+        sessions = self._prepared.policy().planned
+        packing = runtime.packing(experiment.run, sessions, reachable=reachable)
+        runtime.warm(packing, reachable=reachable)
 
     @asynccontextmanager
     async def _executor(
