@@ -48,9 +48,12 @@ async def answer(call: Awaitable[Any], *, lost: type[CrucibleError] = ClusterLos
 
 
 def first_line(error: BaseException) -> str:
-    """What Ray says first, of the many lines that it says."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)
+    """The line that says why, of the many that Ray says: the first, or, of an actor whose own
+    module or constructor failed, the end of the traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if "creation task" in lines[0] else lines[0]
 
 
 async def repeated(
