@@ -47,13 +47,9 @@ class Gathering:
         return [(call, answer) for call, answer in batch if not answer.done()]
 
     async def _answer(self, batch: Sequence[tuple[Call, asyncio.Future[Any]]]) -> None:
-        sent = asyncio.ensure_future(self._send([call for call, _ in batch]))
-        try:
-            await asyncio.wait({sent})
-        finally:
-            sent.cancel()
-        error = sent.exception()
-        found = [copy(error) for _ in batch] if error else sent.result()
+        calls = [call for call, _ in batch]
+        (sent,) = await asyncio.gather(self._send(calls), return_exceptions=True)
+        found = [copy(sent) for _ in batch] if isinstance(sent, BaseException) else sent
         for (_, answer), value in zip(batch, found, strict=True):
             if answer.done():
                 continue

@@ -5,8 +5,10 @@ environment that says something else. Each ends soon, in a named error, and leav
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from broken_workers import CANNOT_TRAIN, DIES, ELSEWHERE, workers_that
-from nano_sweeps import FinishedRun, Workspace, processes
+from nano_sweeps import Workspace, processes
 
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.sweep.leaderboard import exit_code
@@ -82,59 +84,77 @@ def test_ray_that_dies_while_starting_is_started_again_once(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    ("action", "message"),
-    [(CANNOT_TRAIN, "libtrain.so.1"), (DIES, "worker")],
-    ids=["sessions", "all"],
-)
-def test_workers_that_cannot_start_end_in_an_error_with_the_reason(
-    workspace: Workspace, tmp_path: Path, reap: Reap, action: str, message: str
+def test_sessions_that_cannot_start_end_in_an_error_with_the_reason(
+    workspace: Workspace, tmp_path: Path, reap: Reap
 ) -> None:
-    driver = workspace.start("run", "nano.toml", "--quiet", extra=workers_that(tmp_path, action))
+    broken = workers_that(tmp_path, CANNOT_TRAIN)
+    driver = workspace.start("run", "nano.toml", "--quiet", extra=broken)
     reap(driver)
     _, err = driver.communicate(timeout=150)
     assert driver.returncode == 4, err
-    assert message in err
+    assert "no worker process could be started (3 times)" in err
+    assert "libtrain.so.1" in err
     assert "Traceback" not in err
+
+
+READY = """
+import asyncio
+from crucible_tinkex.errors import WorkerStartError
+from crucible_tinkex.runtime.cluster import Runtime
+
+async def main():
+    with await Runtime.start() as runtime:
+        try:
+            await runtime.ready(deadline_s=5)
+        except WorkerStartError as e:
+            print(e)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.ray
+def test_ray_whose_workers_all_die_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", READY],
+        env={**os.environ, **workers_that(tmp_path, DIES)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "no worker process of Ray came up within 5 s" in result.stdout
 
 
 @pytest.mark.ray
 def test_sessions_train_on_the_service_that_the_driver_checked(
-    workspace: Workspace, finished: FinishedRun, tmp_path: Path
+    workspace: Workspace, tmp_path: Path, reap: Reap
 ) -> None:
     """The address comes from the driver's environment; that of its workers says another."""
-    with subprocess.Popen(
-        [
-            *workspace.command("serve", "--model", "nano", "--dtype", "fp32", "--threads", "1"),
-            "--port",
-            "0",
-            "--data-dir",
-            str(tmp_path / "data"),
-            "--exit-with-parent",
-            "--ready-file",
-            str(tmp_path / "ready.json"),
-        ],
+    server = workspace.start(
+        *("serve", "--model", "nano", "--dtype", "fp32", "--threads", "1", "--port", "0"),
+        *("--data-dir", str(tmp_path / "data"), "--exit-with-parent"),
+        *("--ready-file", str(tmp_path / "ready.json")),
         stdin=subprocess.PIPE,
-    ) as server:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "ready.json").exists():
-            assert server.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        ready = json.loads((tmp_path / "ready.json").read_text())
-        text = workspace.file.read_text().replace(
-            'base_url = "embedded"\ndtype = "fp32"\nthreads = 1\n', ""
-        )
-        workspace.file.write_text(text)
-        key = Path(ready["api_key_file"]).read_text().strip()
-        extra = {**workers_that(tmp_path, ELSEWHERE), "TINKER_BASE_URL": ready["base_url"]}
-        result = workspace.crucible(
-            "run", "nano.toml", "--json", "--quiet", extra={**extra, "TINKER_API_KEY": key}
-        )
-        assert server.stdin is not None
-        server.stdin.close()
+    )
+    reap(server)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ready.json").exists():
+        assert server.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    ready = json.loads((tmp_path / "ready.json").read_text())
+    hosted = workspace.file.read_text().replace('base_url = "embedded"\n', "")
+    workspace.file.write_text(hosted.replace('dtype = "fp32"\nthreads = 1\n', ""))
+    environment = {
+        **workers_that(tmp_path, ELSEWHERE),
+        "TINKER_BASE_URL": ready["base_url"],
+        "TINKER_API_KEY": Path(ready["api_key_file"]).read_text().strip(),
+    }
+    one = ("--set", 'search.space={"lora.rank" = [8]}', "--set", "train.max_steps=2")
+    result = workspace.crucible("run", "nano.toml", "--json", "--quiet", *one, extra=environment)
     assert result.returncode == 0, result.stderr
-    found = {t["name"]: t["metrics"] for t in json.loads(result.stdout)["trials"]}
-    assert found == {t["name"]: t["metrics"] for t in finished.summary["trials"]}
+    assert {t["state"] for t in json.loads(result.stdout)["trials"]} == {"done"}
+    assert any((tmp_path / "data" / "checkpoints").rglob("manifest.json"))
 
 
 def test_a_sweep_that_ended_before_its_first_record_is_not_done() -> None:
