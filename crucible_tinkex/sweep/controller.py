@@ -259,7 +259,7 @@ class Controller:
         ended = [i for i in self._live if i in trials and trials[i].state in TERMINAL]
         for trial_id in (*list(trials)[len(self._views) :], *self._live):
             if trial_id in trials:
-                live = self._live[trial_id] if trial_id in self._live else {}
+                live = self._live.get(trial_id, {})
                 self._views[trial_id] = TrialView(trials[trial_id], live)
         for trial_id in ended:
             del self._live[trial_id]
