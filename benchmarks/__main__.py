@@ -1,6 +1,6 @@
 """`make bench`: all benchmarks but `sessions`, which takes six minutes and 8 GB, and `telemetry`,
 which takes five, or those named:
-`python -m benchmarks engine sampling server sessions client telemetry overhead`."""
+`python -m benchmarks engine sampling server sessions client telemetry overhead throughput scale`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from benchmarks import (
     engine_speed,
     overhead,
     sampling_speed,
+    scale,
     server_cost,
     sessions,
     telemetry,
+    throughput,
 )
 from crucible_tinkex.server.bases import known_bases
 
@@ -28,6 +30,11 @@ def _engine() -> Iterator[str]:
 
 def _sampling() -> Iterator[str]:
     yield sampling_speed.table([sampling_speed.run(base) for base in known_bases()])
+
+
+def _scale() -> Iterator[str]:
+    yield scale.journals()
+    yield scale.growth()
 
 
 def _one(make: Callable[[], str]) -> Callable[[], Iterator[str]]:
@@ -45,6 +52,8 @@ BENCHMARKS: Mapping[str, Callable[[], Iterator[str]]] = {
     "client": _one(lambda: client_cost.table(client_cost.run())),
     "telemetry": _one(telemetry.run),
     "overhead": _one(lambda: overhead.table(overhead.run())),
+    "throughput": _one(lambda: throughput.table(throughput.run())),
+    "scale": _scale,
 }
 ONLY_IF_NAMED = {"sessions", "telemetry"}
 

@@ -34,8 +34,7 @@ class Spent:
     """Wall time of the attempt."""
 
     def __add__(self, other: Spent) -> Spent:
-        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return Spent(*(a + b for a, b in pairs))
+        return Spent(**{name: value + vars(other)[name] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -140,11 +139,19 @@ def declared(trial: Any) -> dict[str, Any]:
 
 def known(cls: type[T], found: Mapping[str, Any]) -> T:
     """`cls` from those fields of a record that this version knows."""
+<<<<<<< HEAD
     names = _names(cls)  # type: ignore[arg-type]  # a class is hashable
+=======
+    names = _names(cls)
+>>>>>>> bench
     return cls(**{k: v for k, v in found.items() if k in names})
 
 
 @cache
+<<<<<<< HEAD
 def _names(cls: type[Any]) -> frozenset[str]:
     """A journal asks for them at every record."""
+=======
+def _names(cls: type) -> frozenset[str]:
+>>>>>>> bench
     return frozenset(f.name for f in fields(cls))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+<<<<<<< HEAD
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+=======
+from collections.abc import Mapping
+>>>>>>> bench
 from typing import Any
 
 from crucible_tinkex.errors import ConfigError
@@ -78,8 +82,12 @@ def summary(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
         "best": trial_summary(winner.best_trial, objective) if winner else None,
         "best_configuration": configuration_summary(winner) if winner else None,
         "waiting": waits(state, paths),
+<<<<<<< HEAD
         "faults": list(faults(paths)),
         "spent": {**asdict(spent), "wall_seconds": round(state.wall_s, 1)},
+=======
+        "spent": {**vars(spent), "wall_seconds": round(state.wall_s, 1)},
+>>>>>>> bench
         "runs": len(state.runs),
     }
 
@@ -115,7 +123,7 @@ def trial_summary(trial: TrialRecord, objective: Objective) -> dict[str, Any]:
         "checkpoints": [{"step": c.step, "path": c.path} for c in trial.checkpoints],
         "attempts": trial.attempt,
         "error": trial.error,
-        "spent": asdict(trial.spent),
+        "spent": {**vars(trial.spent)},
         "decisions": [
             {"kind": d.kind, "to_step": d.to_step, "reason": d.reason} for d in trial.decisions
         ],
