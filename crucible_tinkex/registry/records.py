@@ -139,19 +139,11 @@ def declared(trial: Any) -> dict[str, Any]:
 
 def known(cls: type[T], found: Mapping[str, Any]) -> T:
     """`cls` from those fields of a record that this version knows."""
-<<<<<<< HEAD
-    names = _names(cls)  # type: ignore[arg-type]  # a class is hashable
-=======
-    names = _names(cls)
->>>>>>> bench
+    names = _names(cls)  # type: ignore[arg-type]
     return cls(**{k: v for k, v in found.items() if k in names})
 
 
 @cache
-<<<<<<< HEAD
-def _names(cls: type[Any]) -> frozenset[str]:
-    """A journal asks for them at every record."""
-=======
 def _names(cls: type) -> frozenset[str]:
->>>>>>> bench
+    """A journal asks for them at every record."""
     return frozenset(f.name for f in fields(cls))

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import math
-<<<<<<< HEAD
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-=======
-from collections.abc import Mapping
->>>>>>> bench
 from typing import Any
 
 from crucible_tinkex.errors import ConfigError
@@ -82,12 +77,8 @@ def summary(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
         "best": trial_summary(winner.best_trial, objective) if winner else None,
         "best_configuration": configuration_summary(winner) if winner else None,
         "waiting": waits(state, paths),
-<<<<<<< HEAD
         "faults": list(faults(paths)),
-        "spent": {**asdict(spent), "wall_seconds": round(state.wall_s, 1)},
-=======
         "spent": {**vars(spent), "wall_seconds": round(state.wall_s, 1)},
->>>>>>> bench
         "runs": len(state.runs),
     }
 
