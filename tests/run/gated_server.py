@@ -3,8 +3,8 @@ own: `python gated_server.py FOLDER [SECONDS]`; it writes `ready.json` and `gate
 
 The second optim_step of all is refused with a 429, and so is every later one for SECONDS.
 When sending was resumed, the next poll that asks for an optim_step is answered "paused for
-capacity" for a while. Each request is a line of `gate.jsonl`: when it came (Unix seconds), its path,
-what the gate did.
+capacity" for a while. Each request is a line of `gate.jsonl`: when it came (Unix seconds), its
+path, what the gate did.
 """
 
 from __future__ import annotations
