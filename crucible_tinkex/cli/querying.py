@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-import pyarrow as pa
-
 from crucible_tinkex.cli.tables import WIDE, plain_console, plain_table, print_table
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.sweep.summary import existing_sweep, read_state
@@ -42,11 +40,12 @@ def show_query(sweep: str, sql: str, *, storage: str, json: bool, limit: int | N
 def _print_rows(found: pa.Table) -> None:
     """A table, or, where it is wider than the terminal, a block of lines for each row."""
     names: list[str] = found.column_names
-    rows = [[_text(v) for v in row.values()] for row in found.to_pylist()]
+    values = found.to_pylist()
+    rows = [[_text(v) for v in row.values()] for row in values]
     table = plain_table()
-    for name, column in zip(names, found.schema.types, strict=True):
-        is_number = pa.types.is_floating(column) or pa.types.is_integer(column)
-        table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
+    for name in names:
+        is_text = any(isinstance(row[name], str | datetime) for row in values)
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console = plain_console()
