@@ -6,13 +6,16 @@ import json as json_module
 import sys
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crucible_tinkex.cli.tables import WIDE, plain_console, plain_table, print_table
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.sweep.summary import existing_sweep, read_state
 from crucible_tinkex.sweep.tables import query_tables
 from crucible_tinkex.telemetry.query import query
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SHOWN_ROWS = 40
 
