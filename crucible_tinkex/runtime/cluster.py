@@ -22,14 +22,7 @@ import ray
 from ray.actor import ActorHandle
 
 from crucible_tinkex.config import RunSection
-from crucible_tinkex.errors import (
-    ClusterLostError,
-    ConfigError,
-    CrucibleError,
-    RayStartError,
-    WorkerStartError,
-)
-from crucible_tinkex.runtime.handles import answer
+from crucible_tinkex.errors import ClusterLostError, ConfigError, CrucibleError, RayStartError
 from crucible_tinkex.runtime.placement import driver_node, session_cores, session_nodes
 from crucible_tinkex.runtime.pool import Packing
 from crucible_tinkex.runtime.registry_actor import RegistryActor
@@ -42,8 +35,6 @@ STORE_BYTES = 256 * 1024 * 1024
 """Ray's object store holds only the tokenised dataset."""
 START_S = 180.0
 """Ray is up in 8 seconds on a quiet machine; a loaded one takes ten times as long."""
-WORKERS_S = 120.0
-"""The first worker processes are up in 3 seconds on a quiet machine."""
 PROBE_S = 5.0
 POLL_S = 2.0
 LOST_S = 20.0
@@ -102,21 +93,6 @@ class Runtime:
             runtime._closed.wait()
         else:
             runtime.close()
-
-    async def ready(self, *, deadline_s: float = WORKERS_S) -> None:
-        """Return once the cluster runs our code. Raises `WorkerStartError`: Ray itself starts a
-        worker process again for ever, and says nothing."""
-        actors = (self.registry, self.telemetry)
-        try:
-            async with asyncio.timeout(deadline_s):
-                for actor in actors:
-                    await answer(actor.pid.remote(), lost=WorkerStartError)
-        except TimeoutError:
-            context = ray.get_runtime_context()
-            logs = os.path.join(context.get_temp_dir(), context.get_session_name(), "logs")
-            raise WorkerStartError(
-                f"no worker process of Ray came up within {deadline_s:.0f} s; {logs} may say why"
-            ) from None
 
     def packing(self, run: RunSection, sessions: int, *, reachable: bool = False) -> Packing:
         """How `sessions` at the same time are spread over actors."""

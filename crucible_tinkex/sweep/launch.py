@@ -172,7 +172,6 @@ class Launch:
         runtime = await Runtime.start(self._address)
         stack.callback(runtime.close)
         signals.install()  # Ray has put its own handlers in place
-        await runtime.ready()
         return runtime
 
     def _warm(self, runtime: Runtime) -> None:

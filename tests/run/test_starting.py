@@ -97,33 +97,29 @@ def test_sessions_that_cannot_start_end_in_an_error_with_the_reason(
     assert "Traceback" not in err
 
 
-READY = """
+START = """
 import asyncio
-from crucible_tinkex.errors import WorkerStartError
+from crucible_tinkex.errors import RayStartError
 from crucible_tinkex.runtime.cluster import Runtime
-
-async def main():
-    with await Runtime.start() as runtime:
-        try:
-            await runtime.ready(deadline_s=5)
-        except WorkerStartError as e:
-            print(e)
-
-asyncio.run(main())
+try:
+    asyncio.run(Runtime.start(deadline_s=8))
+except RayStartError as e:
+    print(e)
 """
 
 
 @pytest.mark.ray
 def test_ray_whose_workers_all_die_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    """Ray starts a dying worker again for ever, and waits for one before it is up."""
     result = subprocess.run(
-        [sys.executable, "-c", READY],
+        [sys.executable, "-c", START],
         env={**os.environ, **workers_that(tmp_path, DIES)},
         capture_output=True,
         text=True,
-        timeout=120,
-        check=True,
+        timeout=60,
+        check=False,
     )
-    assert "no worker process of Ray came up within 5 s" in result.stdout
+    assert "no answer within 8 s" in result.stdout, result.stderr
 
 
 @pytest.mark.ray
