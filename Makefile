@@ -3,33 +3,41 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: run test install check bench format clean
+.PHONY: run test install install-dev check bench format clean
 
 run: install
 	$(BIN)/crucible run experiments/quickstart.toml
 
-test: install
+test: install-dev
 	$(BIN)/python -m pytest
 
 install: $(INSTALLED)
 
+install-dev: $(INSTALLED_DEV)
+
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[local,sdk,dev]'
+	$(PIP) -e '.[local]'
 	touch $(INSTALLED)
 
-check: install
+$(INSTALLED_DEV): $(INSTALLED)
+	$(PIP) -e '.[local,sdk,dev]'
+	touch $(INSTALLED_DEV)
+
+check: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-bench: install
+bench: install-dev
 	$(BIN)/python -m benchmarks
 
-format: install
+format: install-dev
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 

@@ -1,5 +1,6 @@
 """`make bench`: all benchmarks but `sessions`, which takes six minutes and 8 GB, and `telemetry`,
-which takes five, or those named: `python -m benchmarks NAME...`; a wrong one lists them."""
+which takes five, or those named: `python -m benchmarks engine sampling server sessions client
+telemetry overhead throughput scale`."""
 
 from __future__ import annotations
 

@@ -17,19 +17,30 @@ from typing import TYPE_CHECKING, Any
 from crucible_tinkex.version import VERSION
 
 if TYPE_CHECKING:
-    from crucible_tinkex.api import Sweep, open_sweep, run
+    from crucible_tinkex.api import RunningSweep, Sweep, open_sweep, run, start
     from crucible_tinkex.config import Experiment
     from crucible_tinkex.runtime.cluster import Runtime
 
 __version__ = VERSION
-__all__ = ["Experiment", "Runtime", "Sweep", "__version__", "open_sweep", "run"]
+__all__ = [
+    "Experiment",
+    "RunningSweep",
+    "Runtime",
+    "Sweep",
+    "__version__",
+    "open_sweep",
+    "run",
+    "start",
+]
 
 _HOMES = {
     "Experiment": "crucible_tinkex.config",
+    "RunningSweep": "crucible_tinkex.api",
     "Runtime": "crucible_tinkex.runtime.cluster",
     "Sweep": "crucible_tinkex.api",
     "open_sweep": "crucible_tinkex.api",
     "run": "crucible_tinkex.api",
+    "start": "crucible_tinkex.api",
 }
 
 
@@ -37,3 +48,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -20,8 +20,8 @@ from crucible_tinkex.registry import SweepState
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.sweep.launch import Launch
 from crucible_tinkex.sweep.leaderboard import Objective, best, ranked
-from crucible_tinkex.sweep.preparation import load_sweep, prepare
-from crucible_tinkex.sweep.summary import summary, trial_summary
+from crucible_tinkex.sweep.preparation import prepare
+from crucible_tinkex.sweep.summary import existing_sweep, read_state, summary, trial_summary
 from crucible_tinkex.sweep.tables import query_tables
 from crucible_tinkex.sweep.view import Observer, SweepView, ignore
 from crucible_tinkex.telemetry.query import query, read_evaluations, read_events
@@ -41,7 +41,7 @@ class Sweep:
 
     @property
     def _state(self) -> SweepState:
-        return SweepState.read(self.paths)
+        return read_state(self.paths)
 
     def status(self) -> dict[str, Any]:
         """What `crucible status --json` prints."""
@@ -189,5 +189,4 @@ def _has_loop() -> bool:
 
 def open_sweep(name: str, *, storage: str = "runs") -> Sweep:
     """An existing sweep. Raises `ConfigError` if there is none."""
-    load_sweep(storage, name)
-    return Sweep(SweepPaths.of(storage, name))
+    return Sweep(existing_sweep(storage, name))

@@ -105,6 +105,12 @@ class OperationFailedError(ServiceError):
     """The service accepted the operation and then failed it."""
 
 
+class ServiceStorageError(OperationFailedError):
+    """The service could not keep what it was asked to (507): its disk is full or broken."""
+
+    exit_code = 5
+
+
 class SessionLostError(ServiceError):
     """The service no longer knows this session, model or promise; resume from a checkpoint."""
 

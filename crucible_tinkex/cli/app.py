@@ -7,13 +7,15 @@ interrupted (resumable).
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from crucible_tinkex.errors import CrucibleError
+from crucible_tinkex.errors import CrucibleError, StorageError
+from crucible_tinkex.version import VERSION
 
 app = typer.Typer(
     name="crucible",
@@ -39,6 +41,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 DEFAULT_STORAGE = "runs"
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"crucible {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -86,6 +103,26 @@ def resume(
 
 
 @app.command()
+def retry(
+    sweep: Sweep,
+    trials: Annotated[
+        list[str] | None,
+        typer.Argument(help="Ids, names or numbers (default: all that failed or were lost)."),
+    ] = None,
+    storage: Storage = None,
+    address: Address = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Continue a sweep, and try its failed and lost trials again."""
+    from crucible_tinkex.cli.running import retry_trials
+
+    where = storage or DEFAULT_STORAGE
+    code = retry_trials(sweep, trials or [], storage=where, address=address, json=json, quiet=quiet)
+    raise typer.Exit(code)
+
+
+@app.command()
 def status(sweep: Sweep, storage: Storage = None, json: Json = False) -> None:
     """Show the state, leaderboard and best configuration of a sweep."""
     from crucible_tinkex.cli.results import show_status
@@ -104,14 +141,22 @@ def list_(storage: Storage = None, json: Json = False) -> None:
 @app.command()
 def query(
     sweep: Sweep,
-    sql: Annotated[str, typer.Argument(help="DuckDB SQL over the table `events`.")],
+    sql: Annotated[str, typer.Argument(help='DuckDB SQL: "select * from trials"')],
     storage: Storage = None,
     json: Json = False,
+    limit: Annotated[
+        int | None, typer.Option(help="Most rows to print; 0: all (default: 40; all as JSON).")
+    ] = None,
 ) -> None:
-    """Ask the event log of a sweep in SQL; works while it runs."""
-    from crucible_tinkex.cli.results import show_query
+    """Ask a sweep in SQL; works while it runs.
 
-    show_query(sweep, sql, storage=storage or DEFAULT_STORAGE, json=json)
+    Tables: trials (settings and results), steps (one row per step), evaluations (held-out rows),
+    checkpoints, requests (those that had trouble), events (all telemetry), and events_all,
+    evaluations_all (also of attempts that were replaced).
+    """
+    from crucible_tinkex.cli.querying import show_query
+
+    show_query(sweep, sql, storage=storage or DEFAULT_STORAGE, json=json, limit=limit)
 
 
 @app.command()
@@ -119,11 +164,15 @@ def tb(
     sweep: Sweep,
     storage: Storage = None,
     port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.")] = 6006,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="First write its files anew from the events.")
+    ] = False,
 ) -> None:
     """Open TensorBoard on one sweep (loopback only)."""
-    from crucible_tinkex.cli.results import tensorboard
+    from crucible_tinkex.cli.tensorboard import show_tensorboard
 
-    raise typer.Exit(tensorboard(sweep, storage=storage or DEFAULT_STORAGE, port=port))
+    where = storage or DEFAULT_STORAGE
+    raise typer.Exit(show_tensorboard(sweep, storage=where, port=port, rebuild=rebuild))
 
 
 @app.command()
@@ -197,8 +246,14 @@ def main() -> None:
     except CrucibleError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(0)
+    except OSError as e:  # what the system refuses, where nobody could say it better
+        from crucible_tinkex.storage.files import reason
+
+        print(f"error: {e.filename or 'the system'}: {reason(e)}", file=sys.stderr)
+        sys.exit(StorageError.exit_code)
     except KeyboardInterrupt:
         print("interrupted; run the same command to continue", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json as json_module
-import shlex
 import sys
+from collections.abc import Sequence
 
+from crucible_tinkex.cli.hints import sweep_arguments
 from crucible_tinkex.cli.live import LiveTable, PlainProgress
-from crucible_tinkex.cli.tables import leaderboard_table, print_table, verdict
-from crucible_tinkex.config.run import DEFAULT_STORAGE
-from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.cli.tables import print_leaderboard, verdict
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.sweep.launch import Launch
 from crucible_tinkex.sweep.leaderboard import Objective
@@ -18,8 +17,15 @@ from crucible_tinkex.sweep.preparation import PreparedSweep
 from crucible_tinkex.sweep.summary import summary
 
 
-def execute(prepared: PreparedSweep, *, address: str | None, json: bool, quiet: bool) -> int:
-    """Returns the exit code."""
+def execute(
+    prepared: PreparedSweep,
+    *,
+    address: str | None,
+    json: bool,
+    quiet: bool,
+    retry: Sequence[str] = (),
+) -> int:
+    """Run it, with the failed trials `retry` taken up again. Returns the exit code."""
     for warning in prepared.warnings():
         print(f"warning: {warning}", file=sys.stderr)
     if prepared.amendments:
@@ -30,7 +36,7 @@ def execute(prepared: PreparedSweep, *, address: str | None, json: bool, quiet: 
         else PlainProgress(quiet=quiet) as progress,
         contextlib.redirect_stdout(sys.stderr),  # where Ray's own messages belong
     ):
-        result = Launch(prepared, address=address, observer=progress.show).run()
+        result = Launch(prepared, address=address, observer=progress.show, retry=retry).run()
     if json:
         print(json_module.dumps(summary(result.state, prepared.paths)))
     else:
@@ -43,19 +49,10 @@ def _is_live(quiet: bool) -> bool:
 
 
 def _print_result(state: SweepState, prepared: PreparedSweep) -> None:
-    print_table(leaderboard_table(state))
+    print_leaderboard(state)
     print(verdict(state))
-    where = command_arguments(prepared.paths)
+    where = sweep_arguments(prepared.paths)
     left = prepared.policy().planned - (len(state.trials) - len(state.open))
     if state.open or state.ended is None:
         print(f"\ninterrupted with {left} trials to go; continue: crucible resume {where}")
     print(f"\nresults: {prepared.paths.root}\nlook:    crucible tb {where}")
-
-
-def command_arguments(paths: SweepPaths) -> str:
-    """How to name a sweep on the command line, from the current folder."""
-    storage = paths.root.parent
-    name = shlex.quote(paths.root.name)
-    if storage == SweepPaths.of(DEFAULT_STORAGE, paths.root.name).root.parent:
-        return name
-    return f"{name} --storage {shlex.quote(str(storage))}"

@@ -12,19 +12,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from crucible_tinkex.cli.tables import plain_console, plain_table, wait_lines
-from crucible_tinkex.registry import DONE, FAILED, LOST, PAUSED, RUNNING, STOPPED
+from crucible_tinkex.cli.tables import STYLES, plain_console, plain_table, wait_lines
+from crucible_tinkex.registry import RUNNING
 from crucible_tinkex.sweep.leaderboard import Objective
 from crucible_tinkex.sweep.view import SweepView, TrialView
+from crucible_tinkex.training.reporter import EVALUATING, TRAINING
 
-STYLES = {
-    DONE: "green",
-    STOPPED: "yellow",
-    PAUSED: "yellow",
-    FAILED: "bold red",
-    LOST: "red",
-    RUNNING: "cyan",
-}
 PLAIN_EVERY_S = 10.0
 SHOWN_REASONS = 3
 
@@ -38,6 +31,14 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _eta(view: SweepView) -> str:
+    """Empty while nothing is known, or the end is near; says what it leaves out."""
+    left = view.eta_s
+    if left is None or view.phase != TRAINING:
+        return ""
+    return f"ETA {duration(left)}{' + evaluations' if view.evaluations_unknown else ''}"
 
 
 class LiveTable:
@@ -65,7 +66,7 @@ class LiveTable:
             self._live.start()
             waits = [Text(line, style="yellow") for line in _waits(view)[:SHOWN_REASONS]]
             self._live.update(Group(self._head(view), self._table(view), *waits))
-        elif view.phase != self._phase:
+        elif view.phase not in (self._phase, TRAINING):
             self._console.print(f"{view.name}: {view.phase} ...", style="bold")
             self._phase = view.phase
 
@@ -73,8 +74,8 @@ class LiveTable:
         parts = [f"{view.name}: {view.phase}", f"elapsed {duration(view.elapsed_s)}"]
         if view.trials:
             parts.insert(1, f"{_ended(view)} of {view.total_trials} trials done")
-            left = view.eta_s
-            parts.append(f"ETA {duration(left)}" if left is not None else "ETA -")
+            eta = _eta(view)
+            parts += [eta] if eta else []
         parts += view.faults
         return Text(" | ".join(parts), style="bold")
 
@@ -103,7 +104,7 @@ class LiveTable:
         order = sorted(
             view.trials,
             key=lambda t: (
-                t.record.state != RUNNING,
+                t.state != RUNNING,
                 self._objective.key(t.metric(self._objective.metric)),
             ),
         )
@@ -111,7 +112,7 @@ class LiveTable:
 
     def _row(self, trial: TrialView, *, narrow: bool) -> list[str | Text | ProgressBar]:
         record = trial.record
-        width = 8 if narrow else 12
+        width = 6 if narrow else 12
         cells: list[str | Text | ProgressBar] = [
             "base model" if record.reference else record.run_name,
             f"{trial.step}/{record.total_steps}",
@@ -126,15 +127,15 @@ class LiveTable:
 
 def _doing(trial: TrialView) -> str:
     """What the trial does now, in a word or two."""
-    record, phase = trial.record, trial.phase
-    state = str(trial.waiting["state"]) if trial.waiting else record.state
-    if phase.get("phase") == "evaluating":
+    phase = trial.phase
+    state = str(trial.waiting["state"]) if trial.waiting else trial.state
+    if phase.get("phase") == EVALUATING:
         state = f"eval {phase.get('done', 0)}/{phase.get('of', 0)}"
-    return state if record.attempt <= 1 else f"{state} (try {record.attempt})"
+    return state if trial.attempt <= 1 else f"{state} (try {trial.attempt})"
 
 
 def _style(trial: TrialView) -> str:
-    return "yellow" if trial.waiting else STYLES.get(trial.record.state, "")
+    return "yellow" if trial.waiting else STYLES.get(trial.state, "")
 
 
 def _ended(view: SweepView) -> int:
@@ -172,9 +173,9 @@ class PlainProgress:
         if view.trials:
             line += f", {_ended(view)} of {view.total_trials} trials"
             line += f", {view.steps_done} of {view.steps_total} steps"
-            evaluating = sum(t.phase.get("phase") == "evaluating" for t in view.trials)
+            evaluating = sum(t.phase.get("phase") == EVALUATING for t in view.trials)
             line += f", {evaluating} evaluating" if evaluating else ""
-            left = view.eta_s
-            line += f", ETA {duration(left)}" if left is not None else ""
+            eta = _eta(view)
+            line += f", {eta}" if eta else ""
             line += "".join(f"; {wait}" for wait in waits[:SHOWN_REASONS])
         print(line, file=sys.stderr, flush=True)

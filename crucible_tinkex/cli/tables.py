@@ -13,81 +13,129 @@ from rich.table import Table
 from rich.text import Text
 
 from crucible_tinkex.names import short_keys
-from crucible_tinkex.registry import FAILED, LOST, STOPPED, SweepState
+from crucible_tinkex.registry import DONE, FAILED, LOST, PAUSED, RUNNING, STOPPED, SweepState
 from crucible_tinkex.sweep.leaderboard import Configuration, Objective, best, configurations, tied
 
 SHOWN_ROWS = 40
+STYLES = {
+    DONE: "green",
+    STOPPED: "yellow",
+    PAUSED: "yellow",
+    FAILED: "bold red",
+    LOST: "red",
+    RUNNING: "cyan",
+}
 
 
 def print_table(table: Table) -> None:
     """To stdout; as wide as it needs where stdout is no terminal."""
     console = plain_console()
     if not console.is_terminal:
-        console = plain_console(width=200, no_color=True)
+        console = plain_console(width=max(80, console.measure(table, options=WIDE).maximum))
     console.print(table)
 
 
 def plain_console(**options: Any) -> Console:
     """Shows text as it is: a model id has `:train:` in it, which Rich would take for an emoji."""
-    return Console(markup=False, emoji=False, **options)
+    return Console(markup=False, emoji=False, highlight=False, **options)
+
+
+WIDE = plain_console(width=10_000).options
 
 
 def plain_table(**options: Any) -> Table:
     """Columns two spaces apart, a rule below the head."""
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, **options)
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), **options)
+
+
+def print_leaderboard(state: SweepState) -> None:
+    """To stdout, as wide as the terminal; 80 columns where there is none."""
+    console = plain_console()
+    print_table(leaderboard_table(state, width=console.width if console.is_terminal else 80))
 
 
 def leaderboard_table(state: SweepState, *, width: int = 80) -> Table:
     """One row per configuration, the best first: what varied, the mean and spread of the objective
-    over the seeds, further metrics as far as they fit in `width`."""
+    over the seeds, further metrics as far as they fit in `width`. What varied shares one column,
+    that may wrap, where its own columns would not fit."""
     rows = configurations(state)
     objective = Objective.of(state)
     names = {m for c in rows for t in c.trials for m in objective.metrics(t)}
-    others = sorted(names - {objective.metric})
-    while True:
-        table = _leaderboard(state, rows, [objective.metric, *others])
-        if not others or plain_console(width=500).measure(table).maximum <= width:
+    metrics = [objective.metric, *sorted(names - {objective.metric})]
+    for count in range(len(metrics), 0, -1):
+        table = _leaderboard(state, rows, metrics[:count])
+        if plain_console().measure(table, options=WIDE).maximum <= width:
             return table
-        others.pop()
+    return _leaderboard(state, rows, metrics[:1], one_column=True)
 
 
-def _leaderboard(state: SweepState, rows: Sequence[Configuration], metrics: Sequence[str]) -> Table:
+def _leaderboard(
+    state: SweepState,
+    rows: Sequence[Configuration],
+    metrics: Sequence[str],
+    *,
+    one_column: bool = False,
+) -> Table:
     axes = short_keys(dict.fromkeys(k for c in rows for k in c.values))
-    seeded = any(len(c.trials) > 1 for c in rows)
+    seeded = any(len({*(t.seed for t in c.trials), *c.missing_seeds}) > 1 for c in rows)
     table = plain_table(title=f"{state.meta['sweep']}: by {Objective.of(state)}")
-    for column in ("#", "trial", *axes.values()):
-        table.add_column(column, justify="right", no_wrap=True)
-    for metric in metrics:
-        table.add_column(metric, justify="right", no_wrap=True)
-        if seeded and metric == metrics[0]:
-            table.add_column("seeds", justify="right", no_wrap=True)
-    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("trial", justify="right", no_wrap=True)
+    if one_column:
+        table.add_column("configuration", overflow="fold")
+    else:
+        _add_columns(table, axes.values())
+    _add_columns(table, metrics[:1])
+    _add_columns(table, ["seeds"] if seeded else [])
+    _add_columns(table, [*metrics[1:], "step"])
     table.add_column("state", no_wrap=True)
-    winner = best(state)
-    for place, configuration in enumerate(rows[:SHOWN_ROWS], 1):
-        style = "dim" if configuration.reference else None
-        if winner and configuration.values == winner.values and not configuration.reference:
-            style = "bold green"
-        cells = _row(configuration, list(axes), metrics, seeded=seeded)
-        where = "-" if configuration.reference or not configuration.complete else str(place)
-        table.add_row(where, *cells, style=style)
+    places = _places(rows)
+    for place, found in list(zip(places, rows, strict=True))[:SHOWN_ROWS]:
+        best_style = "bold green" if place in ("1", "1=") else None
+        values = [value_text(found.values.get(a)) for a in axes]
+        if one_column:
+            named = zip(axes.values(), values, strict=True)
+            values = [", ".join(f"{name} {value}" for name, value in named if value != "-")]
+        cells = [place, _name(found), *values, *_measurements(found, metrics, seeded=seeded)]
+        state_cell = Text(found.state, style=STYLES.get(found.state, ""))
+        table.add_row(*cells, state_cell, style="dim" if found.reference else best_style)
     if len(rows) > SHOWN_ROWS:
         table.caption = f"and {len(rows) - SHOWN_ROWS} more; --json has all"
     return table
 
 
-def _row(
-    found: Configuration, axes: Sequence[str], metrics: Sequence[str], *, seeded: bool
-) -> list[str | Text]:
+def _add_columns(table: Table, names: Iterable[str]) -> None:
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+
+
+def _places(rows: Sequence[Configuration]) -> list[str]:
+    """`1`, `2=` where others have the same mean, `-` for what does not compete."""
+    competing = [c.mean for c in rows if c.complete and not c.reference]
+    return [
+        f"{competing.index(c.mean) + 1}{'=' if competing.count(c.mean) > 1 else ''}"
+        if c.complete and not c.reference
+        else "-"
+        for c in rows
+    ]
+
+
+def _name(found: Configuration) -> str:
+    return "base" if found.reference else str(found.best_trial.index)
+
+
+def _measurements(found: Configuration, metrics: Sequence[str], *, seeded: bool) -> list[str]:
+    """The objective, over how many of its seeds, other metrics, the step that all are of."""
     trial = found.best_trial
-    name = "base" if found.reference else str(trial.index)
-    cells: list[str | Text] = [name, *(value_text(found.values.get(a)) for a in axes)]
-    for metric in metrics:
-        cells.append(_measured(found, metric))
-        if seeded and metric == metrics[0]:
-            asked = len(found.done) + len(found.missing_seeds)
-            cells.append(f"{len(found.done)}/{asked}" if found.missing_seeds else str(asked))
-    return [*cells, f"{trial.step}/{trial.total_steps}", found.state]
+    asked = len(found.done) + len(found.missing_seeds)
+    seeds = f"{len(found.done)}/{asked}" if found.missing_seeds else str(asked)
+    step = found.objective.step(trial)
+    return [
+        _measured(found, metrics[0]),
+        *([seeds] if seeded else []),
+        *(_measured(found, metric) for metric in metrics[1:]),
+        f"{trial.step if step is None else step}/{trial.total_steps}",
+    ]
 
 
 def _measured(found: Configuration, metric: str) -> str:
@@ -147,7 +195,7 @@ def _best_line(state: SweepState, winner: Configuration) -> str:
     base = next((t for t in state.trials.values() if t.reference), None)
     untrained = objective.value(base) if base else None
     against = "" if untrained is None else f", untrained {untrained:.4f}"
-    return f"best: {_values(winner)}  ({objective.metric} {value}{over}{against})"
+    return f"best: {_values(winner)}\n      {objective.metric} {value}{over}{against}"
 
 
 def _values(configuration: Configuration) -> str:

@@ -19,12 +19,17 @@ from crucible_tinkex.client.retry import EXCERPT_CHARS
 from crucible_tinkex.client.transport import Transport
 from crucible_tinkex.client.watch import ACTIVE, QueueState, Watch
 from crucible_tinkex.client.wire import FutureEnvelope, RetrieveFutureRequest, Wire
-from crucible_tinkex.errors import OperationFailedError, ServiceUnavailableError
+from crucible_tinkex.errors import (
+    OperationFailedError,
+    ServiceStorageError,
+    ServiceUnavailableError,
+)
 
 R = TypeVar("R", bound=Wire)
 
 _ASK_AGAIN = frozenset({408})
 _PROMISE_GONE = frozenset({404, 410})
+_NO_STORAGE = 507
 _QUICK_S = 0.2
 _SLOWEST_S = 1.0
 
@@ -38,6 +43,7 @@ class _Probe(BaseModel):
     status: str | None = None
     error: str | None = None
     category: str = "unknown"
+    status_code: int | None = None
     request_id: str | None = None
     queue_state: str | None = None
     queue_state_reason: str | None = None
@@ -50,6 +56,7 @@ class _Metadata(NamedTuple):
 class _Failed(NamedTuple):
     error: str
     category: str
+    status: int | None
 
 
 class Promises:
@@ -103,8 +110,10 @@ class Promises:
 
     def _failure(self, failed: _Failed, operation: str, request_id: str) -> OperationFailedError:
         text = self.transport.scrub(failed.error[:EXCERPT_CHARS])
-        return OperationFailedError(
+        kind = ServiceStorageError if failed.status == _NO_STORAGE else OperationFailedError
+        return kind(
             f"{operation} failed at the service: {text}",
+            status=failed.status,
             category=failed.category,
             request_id=request_id,
             operation=operation,
@@ -123,7 +132,7 @@ def _parse(reply: Reply, request_id: str, model: type[R]) -> R | QueueState | _M
             raise ValueError("the answer is for another request")
         return QueueState(probe.queue_state or ACTIVE.state, probe.queue_state_reason)
     if probe.error is not None:
-        return _Failed(probe.error, probe.category)
+        return _Failed(probe.error, probe.category, probe.status_code)
     if probe.status == "complete_metadata":
         return _Metadata()
     return decoded(reply, model)

@@ -7,6 +7,7 @@
 | 402 | pause of `billing_pause_s`, up to `billing_s`; then `BillingError` |
 | 409, 400 with an empty body (a proxy's fault) | again, a few times; then `RequestRejectedError` |
 | an answer that is not the protocol | again, a few times; then `ProtocolError` |
+| 507 | `ServiceStorageError`: its disk does not mend itself |
 | 401, 403 | `AuthenticationError` |
 | 410 (and 404 where the caller says so) | `SessionLostError` |
 | other 4xx | `RequestRejectedError` |
@@ -36,6 +37,7 @@ from crucible_tinkex.errors import (
     ProtocolError,
     RequestRejectedError,
     ServiceError,
+    ServiceStorageError,
     ServiceUnavailableError,
     SessionLostError,
 )
@@ -126,6 +128,8 @@ def _by_status(reply: Reply, lost_on: Set[int]) -> tuple[Kind, type[ServiceError
         return Kind.FINAL, SessionLostError, "user"
     if status == 429:
         return Kind.QUEUED, ServiceUnavailableError, "server"
+    if status == 507:
+        return Kind.FINAL, ServiceStorageError, "server"
     if status in (408, 425) or status >= 500:
         return Kind.TRANSIENT, ServiceUnavailableError, "server"
     if status == 402:

@@ -175,6 +175,7 @@ def _override(raw: dict[str, Any], overrides: Mapping[str, Any]) -> None:
 def parse_assignment(text: str) -> tuple[str, Any]:
     """`key=value` of `--set`; the value is TOML, or a plain string if it is not."""
     key, separator, value = text.partition("=")
+    key = key.replace('"', "")  # as a file writes it: search.space."lora.rank"
     if not separator or not key.strip():
         raise ConfigError(f"--set {text!r} must have the form key=value")
     try:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crucible_tinkex.errors import CorruptLogError, StorageError
+from crucible_tinkex.errors import CorruptLogError, CrucibleError
 from crucible_tinkex.storage import SegmentLog, read_segment, segment_number, segments
 
 VERSION = 2
@@ -54,7 +54,7 @@ class JournalWriter:
         self.follows = self._log.previous
         self._staged: list[bytes] = []
         self._written = 0
-        self._failure: StorageError | None = None
+        self._failure: CrucibleError | None = None
         self._count = 0
 
     def stage(self, records: Sequence[Mapping[str, Any]]) -> None:
@@ -71,7 +71,7 @@ class JournalWriter:
         try:
             if batch:
                 self._log.append(batch)
-        except StorageError as e:
+        except CrucibleError as e:  # also of a newer run: those who share this write must hear it
             self._failure = e
             raise
         self._written += len(batch)

@@ -116,7 +116,8 @@ class TrialRecord:
     @property
     def parked(self) -> bool:
         """At its rung, where the policy must say how it goes on."""
-        return self.state == RUNNING and self.metrics_step >= self.target < self.total_steps
+        at_rung = self.target in self.results and self.target < self.total_steps
+        return self.state == RUNNING and at_rung
 
     def resumable(self) -> tuple[CheckpointRecord, ...]:
         """Its checkpoints, the newest first."""
@@ -144,4 +145,5 @@ def known(cls: type[T], found: Mapping[str, Any]) -> T:
 
 @cache
 def _names(cls: type) -> frozenset[str]:
+    """A journal asks for them at every record."""
     return frozenset(f.name for f in fields(cls))

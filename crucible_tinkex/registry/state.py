@@ -6,6 +6,7 @@ and fields of newer ones are passed over.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -49,16 +50,26 @@ class SweepState:
     ops: set[str] = field(default_factory=set)
     """Operations that have no other mark by which a repetition is recognised."""
     open: dict[str, TrialRecord] = field(default_factory=dict)
-    """The trials that have not ended: what the policy looks at after every event."""
+    """The trials that have not ended."""
+    active: dict[str, TrialRecord] = field(default_factory=dict)
+    """Of those, the ones that are not paused: what the policy looks at after every event."""
+    measured: dict[int, list[TrialRecord]] = field(default_factory=dict)
+    """By step, the trials that have a result there, in the order in which they came."""
+    paused: dict[int, list[TrialRecord]] = field(default_factory=dict)
+    """By step, the trials that were paused there, also those that have gone on since."""
     grants: dict[str, int] = field(default_factory=dict)
     """Operation id of every granted attempt, and its number."""
 
     @classmethod
     def read(cls, paths: SweepPaths) -> SweepState:
-        """Fold a sweep's journal without owning it; works while it runs."""
-        if not paths.journal.is_dir():
+        """Fold a sweep's journal without owning it; works while it runs, and while it starts: then
+        its folder says what it will be."""
+        if not paths.journal.is_dir() and not paths.resolved.exists():
             raise ConfigError(f"no sweep at {paths.root}")
-        return cls().fold(read_records(paths.journal))
+        state = cls().fold(read_records(paths.journal))
+        if not state.meta and paths.resolved.exists():
+            state.meta = json.loads(paths.resolved.read_text())
+        return state
 
     def fold(self, records: Iterable[Record]) -> SweepState:
         for record in records:
@@ -74,10 +85,14 @@ class SweepState:
             self.ops.add(record["op"])
 
     def _index(self, trial: TrialRecord) -> None:
-        if trial.state in TERMINAL:
-            self.open.pop(trial.trial_id, None)
-        else:
-            self.open[trial.trial_id] = trial
+        for index, is_in in (
+            (self.open, trial.state not in TERMINAL),
+            (self.active, trial.state not in (*TERMINAL, PAUSED)),
+        ):
+            if is_in:
+                index[trial.trial_id] = trial
+            else:
+                index.pop(trial.trial_id, None)
 
     @property
     def epoch(self) -> int:
@@ -126,6 +141,8 @@ class SweepState:
         trial = self.trials[decision.trial_id]
         trial.decisions.append(replace(decision, trial=None))  # the trial knows itself
         _DECIDED[decision.kind](trial, decision)
+        if trial.state == PAUSED:
+            self.paused.setdefault(trial.target, []).append(trial)
         self._index(trial)
 
     def _attempt(self, record: Record) -> None:
@@ -159,6 +176,8 @@ class SweepState:
         step, metrics = record["step"], dict(record["metrics"])
         trial.step = max(trial.step, step)
         trial.metrics, trial.metrics_step = metrics, step
+        if trial.results.get(step) != metrics:
+            self.measured.setdefault(step, []).append(trial)
         trial.results[step] = metrics
         _spend(trial, trial.attempt, record)
 

@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, NoReturn, TypeVar
 
@@ -36,7 +36,6 @@ STORE_BYTES = 256 * 1024 * 1024
 START_S = 180.0
 """Ray is up in 8 seconds on a quiet machine; a loaded one takes ten times as long."""
 PROBE_S = 5.0
-STARTS = 2
 POLL_S = 2.0
 LOST_S = 20.0
 """A head that restarts answers again sooner; Ray ends the process after 60 seconds."""
@@ -201,14 +200,18 @@ def connect(address: str | None) -> None:
     else:
         options |= {"address": "local", "include_dashboard": False}
         options["object_store_memory"] = STORE_BYTES
-    for left in reversed(range(STARTS)):
-        try:
-            ray.init(**options)
-            return
-        except Exception as e:  # Ray's own are of many kinds, RuntimeError among them
-            ray.shutdown()
-            if not left:
-                raise RayStartError(_why(address, str(e) or repr(e))) from e
+    try:
+        _init(address, options)
+    except RayStartError:  # once more: a machine under load needs longer than Ray gives itself
+        _init(address, options)
+
+
+def _init(address: str | None, options: Mapping[str, Any]) -> None:
+    try:
+        ray.init(**options)
+    except Exception as e:  # Ray's own are of many kinds, RuntimeError among them
+        ray.shutdown()
+        raise RayStartError(_why(address, str(e) or repr(e))) from e
 
 
 def _why(address: str | None, reason: str) -> str:

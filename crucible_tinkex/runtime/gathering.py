@@ -48,10 +48,9 @@ class Gathering:
 
     async def _answer(self, batch: Sequence[tuple[Call, asyncio.Future[Any]]]) -> None:
         calls = [call for call, _ in batch]
-        found: Any
-        (found,) = await asyncio.gather(self._send(calls), return_exceptions=True)
-        if isinstance(found, BaseException):
-            found = [copy(found) for _ in batch]
+        sent: list[Any] = await asyncio.gather(self._send(calls), return_exceptions=True)
+        failed = isinstance(sent[0], BaseException)
+        found = [copy(sent[0]) for _ in batch] if failed else sent[0]
         for (_, answer), value in zip(batch, found, strict=True):
             if answer.done():
                 continue

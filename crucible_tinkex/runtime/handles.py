@@ -10,6 +10,7 @@ was made before the first try.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ from crucible_tinkex.runtime.gathering import Call, Gathering
 if TYPE_CHECKING:
     from crucible_tinkex.telemetry.recorder import Changes
 
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 RETRY_S = 60.0
 PAUSE_S = 0.2
 AWAY = (ActorDiedError, ActorUnavailableError)
@@ -43,15 +45,16 @@ async def answer(call: Awaitable[Any], *, lost: type[CrucibleError] = ClusterLos
             raise e.cause from None
         raise lost(f"a worker process failed: {e.cause!r}") from e
     except AWAY as e:
-        raise lost(f"a worker process is gone: {first_line(e)}") from e
+        raise lost(f"a worker process is gone: {reason(e)}") from e
     except RayError as e:
-        raise lost(f"Ray failed: {first_line(e)}") from e
+        raise lost(f"Ray failed: {reason(e)}") from e
 
 
-def first_line(error: BaseException) -> str:
-    """What Ray says first, of the many lines that it says."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)
+def reason(error: BaseException) -> str:
+    """Ray's words in a line: the first of its many lines, and the last, which has the cause."""
+    lines = [line.strip() for line in ANSI.sub("", str(error)).splitlines()]
+    said = [line for line in lines if line] or [type(error).__name__]
+    return said[0] if len(said) == 1 else f"{said[0]} ... {said[-1]}"
 
 
 async def repeated(

@@ -80,9 +80,6 @@ class HostLauncher(Protocol):
     def starting_at_once(self) -> int: ...
 
 
-Done = Callable[[str, Outcome], None]
-
-
 @dataclass(frozen=True)
 class _Work:
     """A submit that waits for a slot."""
@@ -134,7 +131,7 @@ class SessionPool:
         launcher: HostLauncher,
         packing: Packing,
         *,
-        done: Done,
+        done: Callable[[str, Outcome], None],
         heartbeat_s: float = HEARTBEAT_S,
         deadline_s: float = DEADLINE_S,
         start_s: float = START_S,

@@ -8,7 +8,6 @@ trial that was trained to the end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -22,9 +21,9 @@ class StoppingRule(Protocol):
         """Ascending; the last is `total_steps`."""
         ...
 
-    def judge(self, trial_id: str, losses: Mapping[str, float], *, final: bool) -> Verdict:
-        """`losses`: of all trials that were measured at the rung, the lower the better (a metric to
-        maximise comes negated). `final`: no further trial will reach this rung."""
+    def judge(self, place: int, of: int, *, final: bool) -> Verdict:
+        """`place`: how many of the `of` trials that were measured at the rung are better; never
+        kinder to a worse place. `final`: no further trial will reach this rung."""
         ...
 
 
@@ -34,7 +33,7 @@ class NoStopping:
     def rungs(self, total_steps: int) -> tuple[int, ...]:
         return (total_steps,)
 
-    def judge(self, trial_id: str, losses: Mapping[str, float], *, final: bool) -> Verdict:
+    def judge(self, place: int, of: int, *, final: bool) -> Verdict:
         return "go"
 
 
@@ -54,11 +53,8 @@ class Halving:
             rung *= self.eta
         return (*found, total_steps)
 
-    def judge(self, trial_id: str, losses: Mapping[str, float], *, final: bool) -> Verdict:
-        places = len(losses) // self.eta
-        if final:
-            places = max(1, places)
-        better = sum(loss < losses[trial_id] for loss in losses.values())
-        if better < places:
+    def judge(self, place: int, of: int, *, final: bool) -> Verdict:
+        places = of // self.eta
+        if place < (max(1, places) if final else places):
             return "go"
         return "stop" if final else "wait"

@@ -21,7 +21,7 @@ from crucible_tinkex.client.proto.errors import parsed
 from crucible_tinkex.client.proto.messages import ForwardBackwardRequest as Message
 from crucible_tinkex.client.proto.messages import SampleResponse as SampleMessage
 from crucible_tinkex.client.proto.tensors import put_tensor
-from crucible_tinkex.errors import CrucibleError, ServiceError
+from crucible_tinkex.errors import CrucibleError, ServiceError, StorageError
 from crucible_tinkex.server.checks import refused
 from crucible_tinkex.server.dispatch import digest
 from crucible_tinkex.server.operations import (
@@ -233,7 +233,9 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
             return {}
         case CrucibleError():
             category = outcome.category if isinstance(outcome, ServiceError) else "server"
-            return {"error": str(outcome), "category": category}
+            failed: dict[str, Any] = {"error": str(outcome), "category": category}
+            # Ours, and passed over by others: whose fault it is, as a refusal's status says it.
+            return failed | ({"status_code": 507} if isinstance(outcome, StorageError) else {})
     raise AssertionError(outcome)
 
 

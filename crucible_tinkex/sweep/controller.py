@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from crucible_tinkex.errors import CrucibleError, ServiceUnavailableError
+from crucible_tinkex.errors import CrucibleError, ServiceStorageError, ServiceUnavailableError
 from crucible_tinkex.registry import (
     DONE,
     LOST,
@@ -64,8 +64,10 @@ class Controller:
         max_attempts: int,
         view: SweepView,
         observer: Observer = ignore,
+        retry: Collection[str] = (),
         drain_s: float = DRAIN_S,
     ) -> None:
+        """`retry`: failed trials to take up again."""
         self._run_id = run_id
         self._registry = registry
         self._telemetry = telemetry
@@ -75,6 +77,7 @@ class Controller:
         self._max_attempts = max_attempts
         self._view = view
         self._observer = observer
+        self._retry = retry
         self._drain_s = drain_s
         self._happened = asyncio.Event()
         self._ended: list[_Ended] = []
@@ -83,6 +86,7 @@ class Controller:
         self._state = SweepState()
         self._seen = 0
         self._submitted: set[str] = set()
+        self._releasing: set[str] = set()
         self._losses: dict[str, _Losses] = {}
         self._ops = 0
         self._tasks: set[asyncio.Task[object]] = set()
@@ -124,7 +128,7 @@ class Controller:
         watch = asyncio.create_task(self._watch())
         try:
             await self._sync()
-            await self._decide(self._policy.resume(self._state))
+            await self._decide(self._policy.resume(self._state, retry=self._retry))
             await self._loop()
         finally:
             watch.cancel()
@@ -137,13 +141,23 @@ class Controller:
 
     async def _loop(self) -> None:
         while not self._draining.is_set():
-            while decisions := self._policy.decide(self._state, slots=self._pool.capacity):
+            while decisions := self._decisions():
                 await self._decide(decisions)
             self._submit()
-            if self._state.ended is not None and not self._state.open and not self._submitted:
-                return  # a trial is done in the journal before its session has left the service
+            if self._state.ended is not None and not self._state.open and not self._answering:
+                return
             await self._next()
         await self._drain()
+
+    def _decisions(self) -> list[Decision]:
+        slots = self._pool.capacity
+        return self._policy.decide(self._state, slots=slots, answering=self._answering)
+
+    @property
+    def _answering(self) -> set[str]:
+        """Trials whose sessions have not answered yet. One that is done in the journal may not
+        have left the service."""
+        return self._submitted | self._releasing
 
     async def _next(self) -> None:
         """Wait until something happened; then know all of it."""
@@ -171,12 +185,21 @@ class Controller:
         await self._sync()
         for decision in decisions:
             if decision.kind in ("pause", "stop"):
-                state = self._state.trials[decision.trial_id].state
-                self._background(self._pool.release(decision.trial_id, state, decision.reason))
+                self._releasing.add(decision.trial_id)
+                self._background(self._release(decision))
+
+    async def _release(self, decision: Decision) -> None:
+        """Close the session of a trial that was paused or stopped. Only then may it go on."""
+        state = self._state.trials[decision.trial_id].state
+        try:
+            await self._pool.release(decision.trial_id, state, decision.reason)
+        finally:
+            self._releasing.discard(decision.trial_id)
+            self._happened.set()
 
     def _submit(self) -> None:
         """Hand the pool every trial that should train and does not."""
-        for trial in self._state.open.values():
+        for trial in self._state.active.values():
             if trial.trial_id not in self._submitted and is_waiting(trial):
                 self._submitted.add(trial.trial_id)
                 self._pool.submit(self._planner.of(trial), trial.target)
@@ -198,7 +221,7 @@ class Controller:
         losses = self._losses.setdefault(trial.trial_id, _Losses())
         if losses.again(trial.step) < self._max_attempts or self._draining.is_set():
             return
-        if isinstance(error, ServiceUnavailableError):
+        if isinstance(error, ServiceUnavailableError | ServiceStorageError):
             self._stop(error)  # not this trial's trouble: nobody else could go on either
             return
         grant = await self._registry.start_attempt(trial.trial_id)
@@ -215,14 +238,11 @@ class Controller:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._drain_s):
                 await self._pool.drain()
-                for trial in list(self._state.open.values()):
-                    if trial.trial_id in self._submitted:
-                        if self._pool.withdraw(trial.trial_id):
-                            self._submitted.discard(trial.trial_id)
-                    elif trial.parked:
-                        await self._pool.release(trial.trial_id, PENDING, None)
-                while self._submitted:
+                self._submitted -= {i for i in self._submitted if self._pool.withdraw(i)}
+                while self._answering:
                     await self._next()
+                parked = [t.trial_id for t in self._state.active.values() if t.parked]
+                await asyncio.gather(*(self._pool.release(i, PENDING, None) for i in parked))
 
     # --- what people see ----------------------------------------------------------------------
 
@@ -248,7 +268,7 @@ class Controller:
             self._views[trial_id] = TrialView(trial, live)
         self._view.trials = list(self._views.values())
         self._view.planned, self._view.slots = self._policy.planned, self._pool.capacity
-        self._view.measure()
+        self._view.measure([self._views[i] for i in self._live if i in self._views])
         self._observer(self._view)
 
     # --- small things -------------------------------------------------------------------------

@@ -9,19 +9,20 @@ Either way running the same experiment goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from crucible_tinkex.errors import InterruptedSweepError
 from crucible_tinkex.events import EventWriter
-from crucible_tinkex.registry import Registry, SweepState
+from crucible_tinkex.registry import LOST, Registry, SweepState
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.executor import RayExecutor
 from crucible_tinkex.runtime.pool import SessionPool
@@ -61,7 +62,10 @@ class Launch:
         runtime: Runtime | None = None,
         executor: Literal["ray", "local"] | None = None,
         observer: Observer = ignore,
+        retry: Collection[str] = (),
     ) -> None:
+        """`retry`: failed trials to take up again, by id."""
+        self._retry = retry
         self._prepared = prepared
         self._kind = executor or prepared.experiment.run.executor
         self._address = address
@@ -70,6 +74,7 @@ class Launch:
         self._run_id = uuid.uuid4().hex[:12]
         self._stop: Callable[[], object] = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = False
         self.view = SweepView(prepared.name)
 
     def run(self) -> SweepResult:
@@ -89,18 +94,23 @@ class Launch:
         if self._prepared.existing is None or self._prepared.amendments:
             return None
         state = SweepState.read(self._prepared.paths)
-        return SweepResult(state, exit_code(state)) if exit_code(state) == 0 else None
+        lost = any(t.state == LOST for t in state.trials.values())
+        return SweepResult(state, exit_code(state)) if state.complete and not lost else None
 
     def stop(self) -> None:
-        """Drain, or give up starting."""
+        """Drain, or give up starting; before `run` it gives up as soon as it begins."""
+        self._stopping = True
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(lambda: self._stop())
+            with contextlib.suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(lambda: self._stop())
 
     async def _start(self, meta: dict[str, Any]) -> SweepResult:
         main = asyncio.current_task()
         assert main is not None
         self._loop = asyncio.get_running_loop()
         self._stop = main.cancel
+        if self._stopping:
+            main.cancel()
         try:
             with _Signals(lambda: self._stop()) as signals:
                 async with AsyncExitStack() as stack:
@@ -119,6 +129,8 @@ class Launch:
         service = asyncio.create_task(stack.enter_async_context(connected(prepared)))
         try:
             runtime = None
+            if not prepared.experiment.service.embedded:
+                await service  # what it refuses shows at once, without waiting for Ray
             if self._kind == "ray":
                 runtime = self._runtime or await self._started(stack, signals)
                 self._warm(runtime)
@@ -132,6 +144,7 @@ class Launch:
         packing = executor.packing(run, policy.planned)
         self.view.steps_each = prepared.planner.steps
         self.view.eval_every = prepared.experiment.train.eval_every
+        self.view.evaluates = prepared.eval_rows is not None
         controller: Controller
 
         pool = SessionPool(
@@ -147,6 +160,7 @@ class Launch:
             max_attempts=run.max_attempts,
             view=self.view,
             observer=self._observer,
+            retry=self._retry,
         )
         self._stop = controller.request_drain
         work = controller.run(meta, prepared.amendments)

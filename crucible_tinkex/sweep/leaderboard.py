@@ -169,7 +169,7 @@ def ranked(state: SweepState) -> list[TrialRecord]:
 
 def exit_code(state: SweepState) -> int:
     """0 all done or stopped in order, 1 some failed or were lost, 130 something is left to do."""
-    if state.open or (state.version > 1 and state.ended is None):
+    if state.open or (state.version != 1 and state.ended is None):
         return 130
     states = {t.state for t in state.trials.values()}
     return 1 if states & {FAILED, LOST} else 0

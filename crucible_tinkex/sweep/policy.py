@@ -8,11 +8,12 @@ that is resumed decides the same again, and every choice can be explained from t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator
 from typing import Protocol
 
 from crucible_tinkex.registry import (
     DONE,
+    FAILED,
     LOST,
     PAUSED,
     PENDING,
@@ -22,8 +23,9 @@ from crucible_tinkex.registry import (
     TrialRecord,
 )
 from crucible_tinkex.registry.records import declared
-from crucible_tinkex.search.stopping import StoppingRule
+from crucible_tinkex.search.stopping import StoppingRule, Verdict
 from crucible_tinkex.sweep.planner import Planner
+from crucible_tinkex.sweep.rungs import Rung
 from crucible_tinkex.training.plan import TrialPlan
 
 
@@ -52,32 +54,41 @@ class Policy:
         self._rule = rule
         self._metric = metric
         self._sign = sign
+        self._state: SweepState | None = None
+        self._rungs: dict[int, Rung] = {}
 
     @property
     def planned(self) -> int:
         return self._asker.planned
 
-    def resume(self, state: SweepState) -> list[Decision]:
-        """What a new run takes up again: trials that were lost, and those that are now asked for
-        more steps than they have done."""
-        return [d for t in state.trials.values() for d in self._taken_up(t)]
+    def resume(self, state: SweepState, *, retry: Collection[str] = ()) -> list[Decision]:
+        """What a new run takes up again: trials that were lost, those that failed and are in
+        `retry`, and those that are now asked for another number of steps, whether they are done
+        or on their way."""
+        return [d for t in state.trials.values() for d in self._taken_up(t, retry)]
 
-    def _taken_up(self, trial: TrialRecord) -> Iterator[Decision]:
-        if trial.state == LOST:
+    def _taken_up(self, trial: TrialRecord, retry: Collection[str]) -> Iterator[Decision]:
+        if trial.state == FAILED and trial.trial_id in retry:
+            yield Decision("retry", trial.trial_id, reason="a person asked to try it again")
+        elif trial.state == LOST:
             yield Decision("retry", trial.trial_id, reason="a new run tries what was lost again")
-        elif trial.state == DONE and not trial.reference:
-            goal = self._planner.of(trial).total_steps
+        if trial.reference or not (trial.state in (DONE, LOST) or is_waiting(trial)):
+            return
+        goal = self._planner.of(trial).total_steps
+        if trial.state == DONE:
             self._planner.forget(trial.trial_id)
-            if goal > trial.step:
-                yield self._advance(trial, trial.step, goal, f"asked for {goal} steps now")
+        if goal > trial.step if trial.state == DONE else goal != trial.total_steps:
+            yield self._advance(trial, trial.step, goal, f"asked for {goal} steps now")
 
-    def decide(self, state: SweepState, *, slots: int) -> list[Decision]:
-        """`slots`: sessions that may be open at the same time."""
-        busy = [t for t in state.open.values() if t.state != PAUSED]
-        free = max(0, slots - len(busy))
-        new = self._asker.ask(state, free + 1)
-        crowded = bool(new) or len(busy) > slots
-        judged = list(self._judged(state, more=bool(new), crowded=crowded))
+    def decide(
+        self, state: SweepState, *, slots: int, answering: Collection[str] = ()
+    ) -> list[Decision]:
+        """`slots`: sessions that may be open at the same time. `answering`: trials whose sessions
+        are in the middle of something; nothing is decided on them, whatever the journal has."""
+        free = slots - len(state.active)  # below 0: some that were promoted wait for a slot
+        new = self._asker.ask(state, max(0, free) + 1)
+        crowded = bool(new) or free < 0
+        judged = list(self._judged(state, answering, more=bool(new), crowded=crowded))
         room = free + sum(_room(state.trials[d.trial_id], d) for d in judged)
         started = [self._start(p) for p in new[: max(0, room)]]
         decisions = judged + started
@@ -101,43 +112,73 @@ class Policy:
 
     # --- rungs --------------------------------------------------------------------------------
 
-    def _judged(self, state: SweepState, *, more: bool, crowded: bool) -> Iterator[Decision]:
+    def _judged(
+        self, state: SweepState, answering: Collection[str], *, more: bool, crowded: bool
+    ) -> Iterator[Decision]:
         """Decisions on the trials that stand at a rung; one that must wait keeps its slot unless
-        another trial needs it (`crowded`)."""
-        standing = [t for t in state.open.values() if t.parked or t.state == PAUSED]
-        rungs = {t.target for t in standing}
-        tables = {rung: self._losses(state, rung) for rung in rungs}
-        climbing = [t.target for t in state.open.values() if not t.parked and t.state != PAUSED]
+        another trial needs it (`crowded`). A rung is final, so that its best goes on whatever its
+        share, once nobody can come to it any more."""
+        standing: dict[int, list[TrialRecord]] = {}
+        climbing = [state.open[i].target for i in answering if i in state.open]
+        for trial in state.active.values():
+            if trial.parked and trial.trial_id not in answering:
+                standing.setdefault(trial.target, []).append(trial)
+            else:
+                climbing.append(trial.target)
         lowest = min(climbing, default=math.inf)
-        for trial in standing:
-            final = not more and lowest > trial.target and not self._below(standing, trial)
-            table = tables[trial.target]
-            verdict = self._rule.judge(trial.trial_id, table, final=final)
-            reason = self._reason(trial, table)
-            if verdict == "go":
-                goal = self._planner.of(trial).total_steps
-                yield self._advance(trial, trial.target, goal, reason)
-            elif verdict == "stop":
-                yield Decision("stop", trial.trial_id, reason=reason)
-            elif trial.parked and crowded:
-                yield Decision("pause", trial.trial_id, reason=reason)
+        for step in sorted({*standing, *state.paused}):
+            rung = self._rung(state, step)
+            final = not more and lowest > step
+            for trial in standing.get(step, ()):
+                lowest = min(lowest, step)
+                verdict, reason = self._verdict(rung, trial, final=final)
+                if verdict == "wait" and crowded:
+                    yield Decision("pause", trial.trial_id, reason=reason)
+                elif verdict != "wait":
+                    yield self._judgement(trial, verdict, reason)
+            for trial, verdict, reason in self._paused(state, rung, answering, final=final):
+                lowest = min(lowest, step)
+                if verdict != "wait":
+                    yield self._judgement(trial, verdict, reason)
 
-    @staticmethod
-    def _below(standing: Sequence[TrialRecord], trial: TrialRecord) -> bool:
-        return any(t.target < trial.target for t in standing)
+    def _paused(
+        self, state: SweepState, rung: Rung, answering: Collection[str], *, final: bool
+    ) -> list[tuple[TrialRecord, Verdict, str]]:
+        """Verdicts on those that are paused at a rung, up to the first that must wait: no other is
+        better than that one."""
+        taken: dict[str, TrialRecord] = {}
+        judged: list[tuple[TrialRecord, Verdict, str]] = []
+        while trial := rung.take_paused(state):
+            if trial.trial_id in taken or trial.trial_id in answering:
+                taken[trial.trial_id] = trial
+                continue
+            taken[trial.trial_id] = trial
+            verdict, reason = self._verdict(rung, trial, final=final)
+            judged.append((trial, verdict, reason))
+            if verdict == "wait":
+                break
+        for left in taken.values():
+            rung.give_back(left)
+        return judged
 
-    def _losses(self, state: SweepState, rung: int) -> dict[str, float]:
-        """Of every trial measured at the rung; what is not a number is worse than all others."""
-        found = {}
-        for trial in state.trials.values():
-            if rung in trial.results and not trial.reference:
-                value = self._sign * trial.results[rung].get(self._metric, math.nan)
-                found[trial.trial_id] = math.inf if math.isnan(value) else value
-        return found
+    def _verdict(self, rung: Rung, trial: TrialRecord, *, final: bool) -> tuple[Verdict, str]:
+        place, of = rung.place(trial), len(rung)
+        reason = f"place {place + 1} of {of} by {self._metric} at step {trial.target}"
+        return self._rule.judge(place, of, final=final), reason
 
-    def _reason(self, trial: TrialRecord, losses: Mapping[str, float]) -> str:
-        place = 1 + sum(loss < losses[trial.trial_id] for loss in losses.values())
-        return f"place {place} of {len(losses)} by {self._metric} at step {trial.target}"
+    def _judgement(self, trial: TrialRecord, verdict: Verdict, reason: str) -> Decision:
+        if verdict == "stop":
+            return Decision("stop", trial.trial_id, reason=reason)
+        goal = self._planner.of(trial).total_steps
+        return self._advance(trial, trial.target, goal, reason)
+
+    def _rung(self, state: SweepState, step: int) -> Rung:
+        if state is not self._state:
+            self._state, self._rungs = state, {}
+        if step not in self._rungs:
+            self._rungs[step] = Rung(step, metric=self._metric, sign=self._sign)
+        self._rungs[step].read(state)
+        return self._rungs[step]
 
 
 def _room(trial: TrialRecord, decision: Decision) -> int:

@@ -26,11 +26,13 @@ from crucible_tinkex.datasets import (
     reading,
     tokenise,
 )
-from crucible_tinkex.errors import ConfigError, SweepExistsError
+from crucible_tinkex.errors import ConfigError, CorruptLogError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.registry import SweepState
 from crucible_tinkex.search.space import Values
 from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule
 from crucible_tinkex.search.strategies import configurations
+from crucible_tinkex.storage import storage_errors
 from crucible_tinkex.sweep.asking import ListedTrials
 from crucible_tinkex.sweep.planner import Planner
 from crucible_tinkex.sweep.policy import Policy
@@ -61,10 +63,12 @@ class PreparedSweep:
 
     @property
     def amendments(self) -> list[str]:
-        """Keys by which this run asks for something else than the sweep did."""
+        """Keys by which this run asks for something else than the sweep did; how wide it runs is
+        nobody's business but its own."""
         if self.existing is None:
             return []
-        return self.experiment.amendments(self.existing.experiment)
+        changed = self.experiment.amendments(self.existing.experiment)
+        return [key for key in changed if not key.startswith("run.")]
 
     @cached_property
     def planner(self) -> Planner:
@@ -100,9 +104,25 @@ class PreparedSweep:
         return found
 
 
+def read_resolved(paths: SweepPaths) -> dict[str, Any]:
+    """What `manifest` wrote. Raises `CorruptLogError` if it is no longer that."""
+    with storage_errors(paths.resolved):
+        text = paths.resolved.read_bytes()
+    try:
+        found: dict[str, Any] = json.loads(text)
+        return {
+            **found,
+            "experiment": dict(found["experiment"]),
+            "fingerprint": found["fingerprint"],
+        }
+    except (ValueError, TypeError, KeyError) as e:
+        raise CorruptLogError(f"{paths.resolved} is damaged: {e!r}; restore it") from e
+
+
 @dataclass(frozen=True)
 class Existing:
-    """What a sweep's folder says was asked for."""
+    """What a sweep was asked for until now: as its journal has it, or its folder before there is a
+    journal."""
 
     experiment: Experiment
     fingerprint: str
@@ -112,7 +132,7 @@ class Existing:
 
     @classmethod
     def read(cls, paths: SweepPaths) -> Existing:
-        found: dict[str, Any] = json.loads(paths.resolved.read_text())
+        found = SweepState.read(paths).meta or read_resolved(paths)
         experiment = Experiment.loaded(found["experiment"], folder=paths.root)
         service = found.get("service", EMBEDDED)
         return cls(experiment, found["fingerprint"], service, found.get("sweep_id"))
@@ -209,4 +229,4 @@ def load_sweep(storage: str | Path, name: str) -> Experiment:
     paths = SweepPaths.of(storage, name)
     if not paths.resolved.exists():
         raise ConfigError(f"no sweep {name!r} in {paths.root.parent}; `crucible list` shows them")
-    return Existing.read(paths).experiment
+    return Experiment.loaded(read_resolved(paths)["experiment"], folder=paths.root)

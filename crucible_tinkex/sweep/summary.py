@@ -3,13 +3,55 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import PENDING, RUNNING, Spent, SweepState, TrialRecord
-from crucible_tinkex.storage import is_locked
+from crucible_tinkex.registry import FAILED, LOST, PENDING, RUNNING, Spent, SweepState, TrialRecord
+from crucible_tinkex.storage import is_locked, storage_errors
 from crucible_tinkex.sweep.leaderboard import Configuration, Objective, best, configurations, ranked
+from crucible_tinkex.sweep.preparation import read_resolved
+
+
+def existing_sweep(storage: str, name: str) -> SweepPaths:
+    """Where a sweep lies. Raises `ConfigError` if there is none, `StorageError` if that cannot be
+    known."""
+    paths = SweepPaths.of(storage, name)
+    with storage_errors(paths.root):
+        if paths.root.exists() and not paths.root.is_dir():
+            raise ConfigError(f"{paths.root} is a file, not the folder of a sweep")
+        if not (paths.journal.is_dir() or paths.resolved.exists()):
+            folder = paths.root.parent
+            raise ConfigError(f"no sweep {name!r} in {folder}; `crucible list` shows them")
+    return paths
+
+
+def read_state(paths: SweepPaths) -> SweepState:
+    """What the journal says; of a sweep that is only starting, what it was asked for. Raises
+    `CorruptLogError` that names the damaged file."""
+    state = SweepState.read(paths) if paths.journal.is_dir() else SweepState()
+    if not state.meta:
+        state.meta = read_resolved(paths)
+    return state
+
+
+def failed_trials(state: SweepState, names: Sequence[str] = ()) -> list[TrialRecord]:
+    """The trials that failed or were lost: all of them, or those of `names` (id, name or number).
+    Raises `ConfigError` for one that is not there, or that did not fail."""
+    if not names:
+        return [t for t in state.trials.values() if t.state in (FAILED, LOST)]
+    known = {
+        key: t for t in state.trials.values() for key in (str(t.index), t.run_name, t.trial_id)
+    }
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"no trial {unknown[0]!r} in this sweep; `crucible status` shows them")
+    found = [known[name] for name in names]
+    for trial in found:
+        if trial.state not in (FAILED, LOST):
+            raise ConfigError(f"trial {trial.run_name} is {trial.state}: it did not fail")
+    return found
 
 
 def sweep_state(state: SweepState, paths: SweepPaths) -> str:
@@ -35,6 +77,7 @@ def summary(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
         "best": trial_summary(winner.best_trial, objective) if winner else None,
         "best_configuration": configuration_summary(winner) if winner else None,
         "waiting": waits(state, paths),
+        "faults": list(faults(paths)),
         "spent": {**vars(spent), "wall_seconds": round(state.wall_s, 1)},
         "runs": len(state.runs),
     }
@@ -47,6 +90,13 @@ def waits(state: SweepState, paths: SweepPaths) -> dict[str, dict[str, Any]]:
     from crucible_tinkex.telemetry.query import waiting
 
     return waiting(paths.events)
+
+
+def faults(paths: SweepPaths) -> tuple[str, ...]:
+    """Views (TensorBoard) that were behind the events when the log was last rolled."""
+    from crucible_tinkex.telemetry.recorder import stored_faults
+
+    return stored_faults(paths)
 
 
 def trial_summary(trial: TrialRecord, objective: Objective) -> dict[str, Any]:

@@ -5,9 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
-from crucible_tinkex.registry import RUNNING, TERMINAL, TrialRecord
+from crucible_tinkex.registry import PENDING, RUNNING, TERMINAL, TrialRecord
+from crucible_tinkex.training.reporter import EVALUATING
+
+TELLING_SHARE = 0.05
+"""Of an evaluation: before, its requests may still wait for those of others."""
+SMOOTHING = 0.1
+"""How much of a new measurement counts at a refresh, of which there are two a second."""
 
 
 @dataclass(frozen=True)
@@ -23,18 +30,41 @@ class TrialView:
         return self.record.state in TERMINAL
 
     @property
+    def attempt(self) -> int:
+        return max(self.record.attempt, int(self.live.get("attempt", 0)))
+
+    @property
+    def state(self) -> str:
+        """That of the record, which learns that an attempt began when the next thing happens."""
+        began = self.record.state == PENDING and self.attempt > self.record.attempt
+        return RUNNING if began else self.record.state
+
+    @property
     def step(self) -> int:
         return max(self.record.step, int(self.live.get("step", 0)))
 
     @property
     def waiting(self) -> Mapping[str, Any] | None:
         """What the service keeps it waiting for: `state`, `reason`, `resume_at`."""
-        return self.live.get("waiting") if self.record.state == RUNNING else None
+        return self.live.get("waiting") if self.state == RUNNING else None
 
     @property
     def phase(self) -> Mapping[str, Any]:
-        """`phase` (training, evaluating), and how far an evaluation is: `done`, `of`."""
-        return self.live.get("phase") or {} if self.record.state == RUNNING else {}
+        """`phase` (training, evaluating), and how far it is: `done`, `of`, after `s` seconds."""
+        return self.live.get("phase") or {} if self.state == RUNNING else {}
+
+    @property
+    def evaluated(self) -> float:
+        """How much of an evaluation in progress is done: 0 to 1."""
+        phase = self.phase
+        is_evaluating = phase.get("phase") == EVALUATING and phase["of"]
+        return phase["done"] / phase["of"] if is_evaluating else 0.0
+
+    @property
+    def expected_eval_s(self) -> float | None:
+        """Seconds of the evaluation in progress, by its pace so far; None: too early to say."""
+        share = self.evaluated
+        return self.phase["s"] / share if TELLING_SHARE <= share < 1 else None
 
     def metric(self, name: str) -> float | None:
         """The newest value: telemetry first, then what the registry remembers of earlier runs."""
@@ -62,7 +92,11 @@ class SweepView:
     step_s: float = 0.0
     """A session's seconds per step, as measured last; 0 while unknown."""
     eval_s: float = 0.0
+    evaluates: bool = True
+    """Whether there are held-out rows."""
     training_since: float | None = None
+    _evaluated: bool = False
+    """Whether `eval_s` is of whole evaluations, not of the pace of one in progress."""
 
     @property
     def elapsed_s(self) -> float:
@@ -89,31 +123,52 @@ class SweepView:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds left: what sessions still have to step and to evaluate, shared by the slots."""
-        if not self.step_s or not self.trials:
-            return None
+        """Seconds left: what sessions still have to step and to evaluate, shared by the slots, but
+        never less than one of them needs by itself. None while it is not known how long a step
+        takes; `evaluations_unknown` says whether evaluations are missing in it."""
         to_come = self.total_trials - len(self.trials)
-        open_trials = [t for t in self.trials if not t.ended]
-        steps = sum(t.record.total_steps - t.step for t in open_trials) + to_come * self.steps_each
-        evaluations = sum(self._evaluations_left(t.record) for t in open_trials)
-        evaluations += to_come * self._evaluations(self.steps_each)
-        busy = max(1, min(self.slots, len(open_trials) + to_come))
-        return (steps * self.step_s + evaluations * self.eval_s) / busy
+        left = [self._left(t) for t in self.trials if not t.ended]
+        left += [(self.steps_each, float(self._evaluations(self.steps_each)))] * to_come
+        if not self.trials or (not self.step_s and any(steps for steps, _ in left)):
+            return None
+        seconds = [steps * self.step_s + evals * self.eval_s for steps, evals in left]
+        busy = max(1, min(self.slots, len(seconds)))
+        return max(sum(seconds) / busy, max(seconds, default=0.0))
 
-    def _evaluations_left(self, trial: TrialRecord) -> int:
-        return max(0, self._evaluations(trial.total_steps) - len(trial.results))
+    @property
+    def evaluations_unknown(self) -> bool:
+        """Whether trials will be evaluated, and none was yet."""
+        return self.evaluates and not self.eval_s
+
+    def _left(self, trial: TrialView) -> tuple[int, float]:
+        """Steps, and evaluations, that a trial has still to do."""
+        total, done = trial.record.total_steps, len(trial.record.results) + trial.evaluated
+        return max(0, total - trial.step), max(0.0, self._evaluations(total) - done)
 
     def _evaluations(self, steps: int) -> int:
         """How often a trial of so many steps is evaluated: the last step always is."""
+        if not self.evaluates:
+            return 0
         return -(-steps // self.eval_every) if self.eval_every and steps else 1
 
-    def measure(self) -> None:
-        """Take the speeds from what the trials report now."""
-        for name in ("step_s", "eval_s"):
-            found = [t.metric(f"perf/{name}") for t in self.trials if t.live]
-            values = [v for v in found if v is not None]
-            if values:
-                setattr(self, name, sum(values) / len(values))
+    def measure(self, live: Sequence[TrialView] | None = None) -> None:
+        """Take the speeds from what the trials report now. `live`: those that report anything, so
+        that a long sweep need not be searched for them."""
+        live = [t for t in self.trials if t.live] if live is None else live
+        steps = [v for t in live if (v := t.metric("perf/step_s")) is not None]
+        evaluations = [v for t in live if (v := t.metric("perf/eval_s")) is not None]
+        if not evaluations and not self._evaluated:
+            evaluations = [v for t in live if (v := t.expected_eval_s) is not None]
+        self._evaluated = self._evaluated or any(t.metric("perf/eval_s") for t in live)
+        self.step_s = _smoothed(self.step_s, steps)
+        self.eval_s = _smoothed(self.eval_s, evaluations)
+
+
+def _smoothed(before: float, values: Sequence[float]) -> float:
+    """Follows the mean of `values` slowly, so that an estimate does not jump."""
+    if not values or not before:
+        return fmean(values) if values else before
+    return before + SMOOTHING * (fmean(values) - before)
 
 
 Observer = Callable[[SweepView], None]

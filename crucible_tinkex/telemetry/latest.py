@@ -28,6 +28,7 @@ class _Trial:
     time_us: int = 0
     state: str = ""
     waiting: dict[str, Any] | None = None
+    phase: dict[str, Any] | None = None
     metrics: dict[str, tuple[int, float]] = field(default_factory=dict)
     revision: int = 0
 
@@ -36,6 +37,15 @@ def wait_of(name: str, extra: str) -> dict[str, Any] | None:
     """What a `queue_state` event says is waited for: `state`, `reason`, `resume_at`; None: nothing
     any more."""
     return None if name == "active" else {"state": name, **json.loads(extra)}
+
+
+def _phase_of(event: Event, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a `phase` event says, and when the phase began: another `done` goes on with it."""
+    told: dict[str, Any] = json.loads(event.extra)
+    goes_on = before and before["phase"] == event.name and told.get("done", 0) > before["done"]
+    since_us = before["since_us"] if before and goes_on else event.time_us
+    seconds = (event.time_us - since_us) / 1e6
+    return {"done": 0, "of": 0, **told, "phase": event.name, "since_us": since_us, "s": seconds}
 
 
 class LatestMetrics:
@@ -77,12 +87,15 @@ class LatestMetrics:
         if event.attempt > trial.attempt:  # it goes back to a checkpoint: later numbers are void
             announced = resumed_step(event.extra) if event.kind == "session_start" else None
             start = event.step if announced is None else announced
-            trial.attempt, trial.step, trial.waiting = event.attempt, start, None
+            trial.attempt, trial.step = event.attempt, start
+            trial.waiting = trial.phase = None
             trial.metrics = {n: m for n, m in trial.metrics.items() if m[0] <= start}
         if event.kind == "queue_state":
             trial.waiting = wait_of(event.name, event.extra)
+        elif event.kind == "phase":
+            trial.phase = _phase_of(event, trial.phase)
         elif event.kind in ("session_start", "session_end"):
-            trial.waiting = None
+            trial.waiting = trial.phase = None
         if event.step > trial.step:
             trial.step = event.step
         if event.time_us > trial.time_us:
@@ -94,8 +107,12 @@ class LatestMetrics:
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
         """`trial_id` to `attempt`, `step`, `time_us`, `state`, `metrics` (name to value) and
-        `waiting`: None, or `state`, `reason` and `resume_at` (Unix seconds) of what the service
-        keeps it waiting for."""
+
+        - `waiting`: None, or `state`, `reason` and `resume_at` (Unix seconds) of what the service
+          keeps it waiting for;
+        - `phase`: None, or `phase` (its name), how much of it is `done`, `of` how much, and that it
+          began at `since_us`, `s` seconds before this was told.
+        """
         return self.changes(-1)
 
     def changes(self, since: int) -> dict[str, dict[str, Any]]:
@@ -126,5 +143,6 @@ def _row(trial: _Trial) -> dict[str, Any]:
         "time_us": trial.time_us,
         "state": trial.state,
         "waiting": trial.waiting,
+        "phase": trial.phase,
         "metrics": {name: value for name, (_, value) in trial.metrics.items()},
     }

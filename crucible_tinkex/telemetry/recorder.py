@@ -27,6 +27,7 @@ from crucible_tinkex.telemetry.latest import LatestMetrics
 from crucible_tinkex.telemetry.log import EventLog
 from crucible_tinkex.telemetry.log.parts import EXAMPLE, read_events_part
 from crucible_tinkex.telemetry.log.schema import table_to_events
+from crucible_tinkex.telemetry.log.snapshot import read_snapshot
 from crucible_tinkex.telemetry.query import scan_events
 from crucible_tinkex.telemetry.tensorboard import TensorBoardView
 
@@ -148,9 +149,12 @@ class Recorder:
 
     def faults(self) -> tuple[str, ...]:
         """What is wrong, in a sentence each."""
-        missing = (f"{name} of the event log is gone" for name in self._log.missing)
-        roll = (f"events stay in the write-ahead log: {e}" for e in [self._log.roll_error] if e)
-        return (*missing, *roll, *self._view.faults())
+        faults = [f"{name} of the event log is gone" for name in self._log.missing]
+        if self._log.roll_error:
+            faults.append(f"events stay in the write-ahead log: {self._log.roll_error}")
+        if self._log.merge_error:
+            faults.append(f"parts of the event log stay small: {self._log.merge_error}")
+        return (*faults, *self._view.faults())
 
     def close(self) -> None:
         """Store all; doing it twice does no harm."""
@@ -176,3 +180,16 @@ def rebuild_tensorboard(paths: SweepPaths) -> tuple[str, ...]:
     faults = recorder.faults()
     recorder.close()
     return faults
+
+
+def stored_faults(paths: SweepPaths) -> tuple[str, ...]:
+    """What was wrong with the views when the log was last rolled; takes no lock."""
+    snapshot = read_snapshot(paths.events)
+    if snapshot is None or "tensorboard" not in snapshot.state:
+        return ()
+    view = TensorBoardView(paths.tensorboard)
+    try:
+        view.load(snapshot.state["tensorboard"])
+    except (KeyError, TypeError, ValueError):  # another version's: it may be shown, not continued
+        return ()
+    return view.faults()

@@ -77,8 +77,9 @@ class FakeBackend:
 
     def hold(self, reason: str = "held", *, state: str = PAUSED_RATE_LIMIT) -> None:
         """Keep everything waiting, and say so to the observers, until `let_go`."""
+        if self._held is None:
+            self._let_go = asyncio.Event()  # the next one may be awaited on another loop
         self._held = QueueState(state, reason)
-        self._let_go.clear()
 
     def let_go(self) -> None:
         self._held = None

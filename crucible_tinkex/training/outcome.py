@@ -2,7 +2,7 @@
 
 | error | verdict |
 |---|---|
-| the key, the bill, our own storage | `stop`: nothing can go on |
+| the key, the bill, our own storage, a newer run of the sweep | `stop`: nothing can go on |
 | what the service says the request is to blame for; a bad configuration; a loss that is not finite | `failed`: the trial's own |
 | everything else: out of reach, lost, full, a failed process, a service's own failure | `retry`: the infrastructure's |
 
@@ -24,6 +24,7 @@ from crucible_tinkex.errors import (
     OperationFailedError,
     RequestRejectedError,
     ServiceError,
+    StaleEpochError,
     StorageError,
     TrialFailedError,
 )
@@ -67,7 +68,7 @@ class Outcome:
 
 def judge(error: CrucibleError) -> Verdict:
     """Whose fault an error is, and so what happens next."""
-    if isinstance(error, AuthenticationError | BillingError | StorageError):
+    if isinstance(error, AuthenticationError | BillingError | StorageError | StaleEpochError):
         return Verdict.STOP
     if isinstance(error, TrialFailedError | ConfigError):
         return Verdict.FAILED

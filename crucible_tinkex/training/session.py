@@ -275,14 +275,15 @@ class Session:
             self._report.examples(found.examples)
             self._report.training()
         self._check_finite(found.metrics)
-        self._found.evaluated(self.step, found.metrics)
         await self._registry.record_result(
             self._plan.trial_id,
             self.attempt,
             self.step,
-            dict(self._found.metrics),
+            {**self._found.means(), **found.metrics},
             self._meter.spent(),
         )
+        # Known only now: an evaluation that a drain cuts off before is done again.
+        self._found.evaluated(self.step, found.metrics)
 
     async def _save(self) -> None:
         trial_id, attempt, step = self._plan.trial_id, self.attempt, self.step

@@ -11,10 +11,10 @@ from math import inf
 from pathlib import Path
 
 import pytest
+import ray
 import tokenizers
 from scripted_service import Answer, ScriptedService
 
-from crucible_tinkex import launch
 from crucible_tinkex.client import ClientSettings, RetryPolicy, TinkexService
 from crucible_tinkex.client.loss import cross_entropy, loss_of
 from crucible_tinkex.client.training import TinkexTraining
@@ -35,8 +35,9 @@ from crucible_tinkex.errors import (
     ServiceError,
     ServiceUnavailableError,
 )
-from crucible_tinkex.preparation import prepare
-from crucible_tinkex.sweep import connected, ignore
+from crucible_tinkex.sweep.connection import connected
+from crucible_tinkex.sweep.launch import Launch
+from crucible_tinkex.sweep.preparation import prepare
 
 LORA = LoraConfig(rank=2)
 ROW = Datum(
@@ -371,26 +372,17 @@ async def test_a_service_that_names_no_models_is_asked_for_the_base_all_the_same
             pass
 
 
-class RayStarts(Exception):
-    """Raised in its place."""
-
-
-async def test_the_service_is_asked_before_ray_starts(
-    scripted: ScriptedService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_service_elsewhere_is_asked_before_ray_starts(
+    scripted: ScriptedService, tmp_path: Path
 ) -> None:
-    """Starting Ray blocks the event loop for longer than a request may take."""
+    """What it refuses shows at once."""
     write_tokenizer(tmp_path)
-    models = [{"model_name": str(tmp_path)}]
+    models = [{"model_name": "another"}]
     scripted.on("get_server_capabilities", Answer(body={"supported_models": models}))
     prepared = prepare(experiment(scripted.url, tmp_path), storage=str(tmp_path / "runs"))
-
-    def runtime(address: str | None) -> None:
-        assert [r.path for r in scripted.requests] == ["/api/v1/get_server_capabilities"]
-        raise RayStarts
-
-    monkeypatch.setattr(launch, "Runtime", runtime)
-    with pytest.raises(RayStarts):
-        await launch._launch(prepared, None, None, ignore)
+    with pytest.raises(ConfigError, match="it has: another"):
+        await asyncio.to_thread(Launch(prepared).run)
+    assert not ray.is_initialized()
 
 
 def test_the_loss_of_an_evaluation_is_that_of_the_logprobs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     result = workspace.crucible("run", "nano.toml", "--json")
     assert result.returncode == 0, result.stderr
     return FinishedRun(workspace, json.loads(result.stdout), result.stderr)
+
+
+@pytest.fixture
+def copied(finished: FinishedRun, tmp_path: Path) -> Workspace:
+    """The undisturbed sweep once more, for a test that goes on with it."""
+    shutil.copytree(finished.workspace.folder, tmp_path / "copy")
+    return Workspace(tmp_path / "copy")
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
 """The embedded server behind a gate that can say "slow down" and "no capacity". A process of its
-own: `python gated_server.py FOLDER`; it writes `ready.json` and `gate.jsonl` there.
+own: `python gated_server.py FOLDER [SECONDS]`; it writes `ready.json` and `gate.jsonl` there.
 
-The second optim_step of all is refused with a 429. When sending was resumed, the next poll that
-asks for an optim_step is answered "paused for capacity" for a while. Each request is a line of
-`gate.jsonl`: when it came (Unix seconds), its path, what the gate did.
+The second optim_step of all is refused with a 429, and so is every later one for SECONDS.
+When sending was resumed, the next poll that asks for an optim_step is answered "paused for
+capacity" for a while. Each request is a line of `gate.jsonl`: when it came (Unix seconds), its
+path, what the gate did.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Gate(App):
     """Opened by `serve` in place of `App`."""
 
     log: Path
+    refuse_s = 0.0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -46,8 +48,9 @@ class Gate(App):
     ) -> str | None:
         if path == "optim_step":
             self._steps += 1
-            if self._steps == 2:
-                self._refused_at = now
+            since = now - (self._refused_at or now)
+            if self._steps == 2 or (self._steps > 2 and since < self.refuse_s):
+                self._refused_at = self._refused_at or now
                 await _answer(send, 429, {"error": "too many"}, {"retry-after": RETRY_AFTER_S})
                 return "refused"
         resumed = self._refused_at is not None and now > self._refused_at + RETRY_AFTER_S
@@ -72,6 +75,7 @@ async def _answer(send: Any, status: int, body: dict[str, Any], headers: dict[st
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     Gate.log = folder / "gate.jsonl"
+    Gate.refuse_s = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
     serving.App = Gate  # type: ignore[misc]
     serving.serve(
         serving.ServeOptions(

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
 
 STEPS = 24
+LOCAL = ("--set", "run.executor=local")
+"""Where Ray is not the point: the same numbers without its start."""
 EXPERIMENT = """
 name = "nano"
 [service]
@@ -58,20 +61,31 @@ class Workspace:
     def sweep(self, name: str = "nano") -> Path:
         return self.folder / "runs" / name
 
-    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    @staticmethod
+    def command(*arguments: str) -> list[str]:
+        return [sys.executable, "-m", "crucible_tinkex", *arguments]
+
+    def start(
+        self, *arguments: str, extra: Mapping[str, str] | None = None, **options: Any
+    ) -> subprocess.Popen[str]:
+        """`extra` are environment variables; otherwise there is none of the service."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("TINKER_")}
         return subprocess.Popen(
-            [sys.executable, "-m", "crucible_tinkex", *arguments],
+            self.command(*arguments),
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={k: v for k, v in os.environ.items() if not k.startswith("TINKER_")},
+            env={**environment, **(extra or {})},
             **options,
         )
 
-    def crucible(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=240)
+    def crucible(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments, **options)
+        try:
+            out, err = process.communicate(timeout=240)
+        finally:
+            process.kill()
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def status(self, name: str = "nano") -> dict[str, Any]:
@@ -104,13 +118,13 @@ def outcome(summary: dict[str, Any]) -> dict[str, Any]:
     return {t["id"]: (t["state"], t["step"], t["metrics"], t["config"]) for t in summary["trials"]}
 
 
-def final_weights(sweep: Path) -> dict[str, bytes]:
+def final_weights(sweep: Path, *, step: int = STEPS) -> dict[str, bytes]:
     """Per trial the bytes of its final adapter, as the server stored it."""
     found = {}
     for manifest in (sweep / "service" / "checkpoints").rglob("manifest.json"):
         name = json.loads(manifest.read_text())["tinker_path"].rsplit("/", 1)[1]
-        trial, _, step = name.split("-")
-        if step == f"step{STEPS:08d}":
+        trial, _, saved = name.split("-")
+        if saved == f"step{step:08d}":
             found[trial] = (manifest.parent / "adapter.safetensors").read_bytes()
     return found
 

@@ -8,8 +8,11 @@ from pathlib import Path
 import duckdb
 import pyarrow.dataset as ds
 import pytest
+from curves import of_events, of_tensorboard
 from nano_sweeps import STEPS, FinishedRun, Workspace, outcome
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from crucible_tinkex.config import Experiment
 
 pytestmark = pytest.mark.ray
 TAGS = {"train/nll", "eval/nll", "eval/accuracy", "perf/tokens_per_s", "optim/lr"}
@@ -63,6 +66,12 @@ def test_tensorboard_reads_every_run(finished: FinishedRun) -> None:
         assert [e.step for e in accumulator.Scalars("train/nll")] == list(range(1, STEPS + 1))
 
 
+def test_tensorboard_draws_what_the_events_say(finished: FinishedRun) -> None:
+    sweep = finished.workspace.sweep()
+    everything = ("",)
+    assert of_tensorboard(sweep, everything) == of_events(sweep, everything)
+
+
 def test_a_finished_sweep_is_not_run_again(finished: FinishedRun) -> None:
     again = finished.workspace.crucible("run", "nano.toml", "--json")
     assert again.returncode == 0
@@ -83,7 +92,10 @@ def test_commands_that_look(finished: FinishedRun) -> None:
 
 def test_the_folder_says_what_was_run(finished: FinishedRun) -> None:
     sweep = finished.workspace.sweep()
-    assert (sweep / "experiment.toml").read_text() == finished.workspace.file.read_text()
+    again = Experiment.from_toml(sweep / "experiment.toml")
+    asked = Experiment.from_toml(finished.workspace.file)
+    assert again.model_copy(update={"run": asked.run}) == asked
+    assert again.run.storage == str(sweep.parent)
     resolved = json.loads((sweep / "resolved.json").read_text())
     assert resolved["experiment"]["lora"]["rank"] == 8
     assert resolved["versions"]["ray"]

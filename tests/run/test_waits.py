@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gated_server import RETRY_AFTER_S
-from nano_sweeps import Workspace
+from nano_sweeps import LOCAL, Workspace
 
 pytestmark = pytest.mark.ray
 Reap = Callable[[subprocess.Popen[str]], None]
@@ -20,19 +22,26 @@ SPREADS_WITHIN_S = 8.0
 """Half a second to be sent, half a second to be polled; the rest is for a busy machine."""
 
 
+@contextmanager
+def _gated(folder: Path, *arguments: str) -> Iterator[Path]:
+    """The folder of a running gated server."""
+    folder.mkdir()
+    script = str(Path(__file__).with_name("gated_server.py"))
+    with subprocess.Popen(
+        [sys.executable, script, str(folder), *arguments], stdin=subprocess.PIPE
+    ) as process:
+        try:
+            _wait_for(folder / "ready.json", process)
+            yield folder
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+
+
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[Path]:
-    """The folder of a running gated server."""
-    folder = tmp_path / "gate"
-    folder.mkdir()
-    script = Path(__file__).with_name("gated_server.py")
-    with subprocess.Popen(
-        [sys.executable, str(script), str(folder)], stdin=subprocess.PIPE
-    ) as process:
-        _wait_for(folder / "ready.json", process)
+    with _gated(tmp_path / "gate") as folder:
         yield folder
-        assert process.stdin is not None
-        process.stdin.close()
 
 
 def _requests(gate: Path) -> list[dict[str, Any]]:
@@ -77,6 +86,22 @@ def test_a_back_off_reaches_every_process_and_is_shown(
     assert "paused_rate_limit: HTTP 429" in err
     assert "paused_capacity: the cluster is full" in err
     assert _states(workspace) == {"paused_rate_limit", "paused_capacity", "active"}
+
+
+def test_a_sweep_drains_while_the_service_refuses_for_ever(
+    workspace: Workspace, tmp_path: Path, reap: Reap
+) -> None:
+    with _gated(tmp_path / "gate", "100000") as gate:
+        settings = _settings(gate, sessions_per_actor=1)
+        driver = workspace.start("run", "nano.toml", *LOCAL, *settings)
+        reap(driver)
+        _refused_at(gate)
+        driver.send_signal(signal.SIGINT)
+        _, err = driver.communicate(timeout=40)
+    assert driver.returncode == 130, err
+    assert "draining" in err
+    assert "Traceback" not in err
+    assert workspace.status()["state"] == "interrupted"
 
 
 def test_trials_queue_for_a_service_with_few_places(

@@ -97,7 +97,6 @@ class ScriptedHost:
 
     async def drain(self) -> None:
         await self._takes(0.001)
-        return 0.0
         self.heard.append(("drain", None))
 
     async def hold_back(self, until: float) -> None:

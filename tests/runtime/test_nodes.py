@@ -39,3 +39,24 @@ def test_sessions_run_on_every_node_and_outlive_one(tmp_path: Path) -> None:
         assert alone.returncode == 0, err
     assert results(sweep) == results(tmp_path / "alone" / "nano")
     assert {state for state, _, _ in results(sweep).values()} == {"done"}
+
+
+def test_a_cluster_that_is_lost_ends_the_run_with_a_name(tmp_path: Path) -> None:
+    """Ray's own end, after a minute, is a text of its own and exit code 1."""
+    with service(tmp_path) as (url, key):
+        file = write_experiment(tmp_path, url=url, key=key, steps=3000)
+        sweep = tmp_path / "runs" / "nano"
+        with cluster(1) as ray_cluster:
+            driver = start_driver(file, tmp_path / "runs", ray_cluster.address)
+            try:
+                wait_for_checkpoints(sweep, 4, driver)
+                ray_cluster.head.kill()
+                _, err = driver.communicate(timeout=58)
+            finally:
+                driver.kill()
+                driver.communicate()
+    assert driver.returncode == 4, err
+    assert "ClusterLostError" in err and "run the same command to continue" in err
+    assert "Failed to connect to GCS" not in err
+    trained = [state for state, step, _ in results(sweep).values() if step]
+    assert trained == ["pending"] * 4, "saved while the actors still answered"

@@ -50,7 +50,11 @@ def _rows(count: int, start: int) -> TokenisedDataset:
     )
 
 
-DATA = SweepData(_rows(20, 1), _rows(5, 2), "fingerprint", None)
+def make_data(*, rows: int, evaluated: int) -> SweepData:
+    return SweepData(_rows(rows, 1), _rows(evaluated, 2), "fingerprint", None)
+
+
+DATA = make_data(rows=20, evaluated=5)
 
 
 def make_experiment(**changes: Any) -> Experiment:
@@ -88,15 +92,18 @@ class NoSink:
 
 @dataclass(eq=False)
 class MortalHost:
-    """A host on a `SessionHost`; `die` ends it as a killed process would: without a word."""
+    """A host on a `SessionHost`; `die` ends it as a killed process would: without a word. One that
+    dies silently for others goes on by itself (a network that is cut)."""
 
     sessions: SessionHost
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     calls: set[asyncio.Task[Any]] = field(default_factory=set)
+    cut: bool = False
 
-    def die(self) -> None:
+    def die(self, *, silently: bool = False) -> None:
         self.gone.set()
-        for call in self.calls:
+        self.cut = self.cut or silently
+        for call in () if self.cut else self.calls:
             call.cancel()
 
     async def _alive(self, work: Any) -> Any:
@@ -106,7 +113,9 @@ class MortalHost:
         call = asyncio.ensure_future(work)
         self.calls.add(call)
         call.add_done_callback(self.calls.discard)
-        await asyncio.wait({call})
+        gone = asyncio.ensure_future(self.gone.wait())
+        await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
         if call.cancelled() or self.gone.is_set():
             raise HostLostError("killed")
         return call.result()
@@ -153,6 +162,7 @@ class Bench:
         self.runs = 0
         self.controller: Controller | None = None
         self.view = SweepView("s")
+        self.retry: Sequence[str] = ()
 
     @property
     def state(self) -> SweepState:
@@ -211,6 +221,7 @@ class Bench:
             planner=planner,
             max_attempts=max_attempts,
             view=self.view,
+            retry=self.retry,
         )
         work = asyncio.ensure_future(controller.run(self.meta(), changed))
         beside = asyncio.ensure_future(meanwhile(self)) if meanwhile else None

@@ -11,12 +11,14 @@ from local_sweeps import Bench, numbers
 
 from crucible_tinkex.errors import (
     AuthenticationError,
+    ConfigError,
     OperationFailedError,
     ServiceUnavailableError,
     SessionLostError,
 )
 from crucible_tinkex.registry import DONE, FAILED, LOST, PENDING, STOPPED
 from crucible_tinkex.sweep.leaderboard import best, exit_code
+from crucible_tinkex.sweep.summary import failed_trials
 from crucible_tinkex.testing import FakeBackend
 
 
@@ -226,3 +228,31 @@ def test_halving_decides_the_same_after_a_resume(tmp_path: Path) -> None:
     while (state := bench.run(meanwhile=interrupt)).state != DONE:
         assert bench.runs < 20
     assert numbers(state) == numbers(whole)
+
+
+def test_a_failed_trial_is_tried_again_when_a_person_asks(tmp_path: Path) -> None:
+    error = OperationFailedError("bad row", category="user")
+    bench = Bench(tmp_path, backend=FakeBackend(delay_s=0.1, failures=[("optim_step", 5, error)]))
+    failed = failed_trials(bench.run())
+    assert len(failed) == 1
+    assert failed_trials(bench.run()) != []  # a run by itself leaves it
+    bench.retry = [failed[0].trial_id]
+    state = bench.run()
+    assert Counter(t.state for t in state.trials.values()) == {DONE: 7}
+    assert exit_code(state) == 0
+    last = state.trials[failed[0].trial_id].decisions[-1]
+    assert (last.kind, last.reason) == ("retry", "a person asked to try it again")
+    assert numbers(state) == numbers(Bench(tmp_path / "whole").run())
+
+
+def test_trials_to_retry_are_named_by_id_name_or_number(tmp_path: Path) -> None:
+    error = OperationFailedError("bad row", category="user")
+    bench = Bench(tmp_path, backend=FakeBackend(delay_s=0.1, failures=[("optim_step", 5, error)]))
+    state = bench.run()
+    [failed] = failed_trials(state)
+    for name in (failed.trial_id, failed.run_name, str(failed.index)):
+        assert failed_trials(state, [name]) == [failed]
+    with pytest.raises(ConfigError, match="no trial 'x'"):
+        failed_trials(state, ["x"])
+    with pytest.raises(ConfigError, match="is done: it did not fail"):
+        failed_trials(state, ["0"])

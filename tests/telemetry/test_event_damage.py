@@ -144,6 +144,34 @@ def test_opening_notices_damage_of_the_wal(tmp_path: Path, trial: Trial, place: 
     assert read_events(copy.events).num_rows == 3
 
 
+def test_a_length_that_claims_too_much_is_no_torn_end(tmp_path: Path, trial: Trial) -> None:
+    folder = tmp_path / "killed" / "events"
+    with EventLog(tmp_path / "events") as log:
+        log.append([trial.loss(1, 1, 1.0)])
+        (segment,) = wal_folder(tmp_path / "events").glob("*.log")
+        before = segment.stat().st_size
+        log.append([trial.loss(1, 2, 2.0)])
+        shutil.copytree(tmp_path / "events", folder)
+    segment = wal_folder(folder) / segment.name
+    flip(segment, before + 2, 0)  # of the last record's length, by 65,536
+    with pytest.raises(CorruptLogError, match=segment.name):
+        read_events(folder)
+    with pytest.raises(CorruptLogError, match=segment.name):
+        EventLog(folder)
+
+
+def test_a_damaged_part_stops_no_roll(tmp_path: Path, trial: Trial) -> None:
+    paths, part = sweep_with_parts(tmp_path, trial)
+    flip(part, 40, 1)
+    for step in range(2, 12):
+        recorder = Recorder(paths)
+        recorder.record([trial.loss(1, step, 1.0)])
+        recorder.close()
+    assert part.name in recorder.faults()[0]
+    flip(part, 40, 1)
+    assert read_events(paths.events).num_rows == 12
+
+
 def test_a_damaged_snapshot_costs_nothing_but_time(tmp_path: Path, trial: Trial) -> None:
     paths, _ = sweep_with_parts(tmp_path, trial)
     flip(paths.events / "_snapshot.json", 50, 2)

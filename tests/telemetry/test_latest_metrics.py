@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from typing import Any
 
 from event_trials import Trial
 
@@ -22,6 +23,7 @@ def test_keeps_the_newest_value_of_every_metric(trial: Trial) -> None:
             "time_us": events[-1].time_us,
             "state": "",
             "waiting": None,
+            "phase": None,
             "metrics": {"train/nll": 2.0, "eval/nll": 2.5},
         }
     }
@@ -127,3 +129,32 @@ def test_what_was_stored_goes_on(trial: Trial) -> None:
     seen = latest.revision
     again.feed(trial.loss(1, 2, 2.0))
     assert set(again.changes(seen)) == {"t1"}
+
+
+def test_phases_are_folded_with_how_long_they_take(trial: Trial) -> None:
+    latest = LatestMetrics()
+
+    def tell(attempt: int, name: str, at_us: int, **extra: int) -> None:
+        event = trial.writer.event(
+            "phase", trial_id="t1", attempt=attempt, name=name, extra={"phase": name, **extra}
+        )
+        latest.feed(dataclasses.replace(event, time_us=at_us))
+
+    def phase() -> Any:
+        return latest.snapshot()["t1"]["phase"]
+
+    tell(1, "evaluating", 1_000_000, done=0, of=8)
+    tell(1, "evaluating", 4_000_000, done=2, of=8)
+    expected = {"phase": "evaluating", "done": 2, "of": 8, "since_us": 1_000_000, "s": 3.0}
+    assert phase() == expected
+    restored = LatestMetrics()
+    restored.load(json.loads(json.dumps(latest.to_json())))
+    assert restored.snapshot() == latest.snapshot()
+    tell(1, "training", 9_000_000)
+    assert phase() == {"phase": "training", "done": 0, "of": 0, "since_us": 9_000_000, "s": 0.0}
+    tell(1, "evaluating", 10_000_000, done=0, of=8)
+    assert (phase()["done"], phase()["s"]) == (0, 0.0)
+    latest.feed(trial.start(2, 4))
+    assert phase() is None
+    tell(1, "evaluating", 12_000_000, done=4, of=8)  # of the replaced attempt
+    assert phase() is None

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
+import pytest
 from event_trials import Trial
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -93,6 +96,25 @@ def test_a_view_that_was_behind_is_made_anew(tmp_path: Path, trial: Trial) -> No
     assert recorder.changes(-1).faults == ()  # the roll was an occasion
     recorder.record([trial.loss(1, 6, 6.0)])
     assert points(paths) == [(step, float(step)) for step in range(1, 7)]
+    recorder.close()
+
+
+@pytest.mark.parametrize("how", ["shortened", "deleted", "all deleted"])
+def test_what_tensorboard_lost_is_made_anew(tmp_path: Path, trial: Trial, how: str) -> None:
+    paths = SweepPaths.of(tmp_path, "s")
+    recorder = Recorder(paths)
+    recorder.record([trial.start(1, 0), *(trial.loss(1, step, 1.0) for step in range(1, 9))])
+    recorder.close()
+    (file,) = (paths.tensorboard / "run-t1").glob("*.crucible")
+    if how == "shortened":  # as after a power cut
+        os.truncate(file, file.stat().st_size - 100)
+    elif how == "deleted":
+        file.unlink()
+    else:
+        shutil.rmtree(paths.tensorboard)
+    recorder = Recorder(paths)
+    assert recorder.faults() == ()
+    assert len(points(paths)) == 8
     recorder.close()
 
 

@@ -70,16 +70,22 @@ def _filled(parts: Sequence[Part], full_bytes: int) -> Iterator[list[Part]]:
 
 
 def _merge(folder: Path, parts: Sequence[Part]) -> None:
-    coverage = SequenceSet()
-    for part in parts:
-        coverage.update(coverage_of(part))
-    first, last = parts[0].first, parts[-1].last
-    merged = write_part(folder, parts[0].kind, first, last, _row_groups(parts), coverage.to_json())
+    with storage_errors(parts[0].path):
+        merged = _write_merged(folder, parts)
     for part in parts:
         if part.path != merged.path:
             remove_part(part)
     with storage_errors(merged.path):
         fsync_folder(merged.path.parent)
+
+
+def _write_merged(folder: Path, parts: Sequence[Part]) -> Part:
+    coverage = SequenceSet()
+    for part in parts:
+        coverage.update(coverage_of(part))
+    first, last = parts[0].first, parts[-1].last
+    rows, covered = _row_groups(parts), coverage.to_json()
+    return write_part(folder, parts[0].kind, first, last, rows, covered)
 
 
 def _row_groups(parts: Sequence[Part]) -> Iterator[pa.Table]:

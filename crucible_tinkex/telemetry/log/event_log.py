@@ -69,6 +69,9 @@ class EventLog:
         self.missing: tuple[str, ...] = ()
         """Names of parts that somebody removed."""
         self.roll_error: StorageError | None = None
+        """Why the last roll failed, or None."""
+        self.merge_error: StorageError | None = None
+        """Why small parts are not merged: one is damaged, say. They stay as they are."""
         self._lock = Lock(wal_folder(folder) / "lock")
         try:
             self._recover()
@@ -136,9 +139,17 @@ class EventLog:
             self._store(through, state())
         for path in waiting:
             remove_segment(path)
-        compact(self._folder, through=self._through if self._has_snapshot else through)
         self.roll_error = None
+        self._merge(self._through if self._has_snapshot else through)
         return moved
+
+    def _merge(self, through: int) -> None:
+        try:
+            compact(self._folder, through=through)
+        except StorageError as e:
+            self.merge_error = e
+        else:
+            self.merge_error = None
 
     def close(self, state: Callable[[], Mapping[str, Any]] | None = None) -> None:
         """Roll all, then give the folder free. Doing it twice does no harm."""

@@ -9,6 +9,8 @@ by other events. Reading is safe while another process appends, rolls and remove
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from crucible_tinkex.storage import (
 )
 from crucible_tinkex.telemetry.log.schema import RAW_SCHEMA, events_to_batch
 
+_FRAME = struct.Struct("<II")  # of `storage`: payload length in bytes, CRC-32 of the payload
 MAX_BATCH_ROWS = 20_000  # keeps a record far below storage.MAX_RECORD_BYTES
 
 
@@ -71,12 +74,12 @@ class WalSegment:
 def read_wal(path: Path) -> list[pa.RecordBatch]:
     """The batches of one segment; none if it is empty, or gone because it was rolled meanwhile."""
     try:
-        records = read_segment(path)
-        first = next(records, None)
-        if first is None:
+        records = list(read_segment(path))
+        _check_end(path, sum(_FRAME.size + len(record) for record in records))
+        if not records:
             return []
-        schema = pa.ipc.read_schema(pa.py_buffer(first))
-        return [_conform(pa.ipc.read_record_batch(pa.py_buffer(r), schema)) for r in records]
+        schema = pa.ipc.read_schema(pa.py_buffer(records[0]))
+        return [_conform(pa.ipc.read_record_batch(pa.py_buffer(r), schema)) for r in records[1:]]
     except (pa.ArrowException, OSError) as e:
         raise CorruptLogError(f"{path} holds a record that is not an Arrow message: {e}") from e
     except CorruptLogError:
@@ -85,6 +88,26 @@ def read_wal(path: Path) -> list[pa.RecordBatch]:
         if path.exists():
             raise
         return []
+
+
+def _check_end(path: Path, end: int) -> None:
+    """Raise `CorruptLogError` if what lies beyond `end` only looks torn: a whole record, but its
+    length claims more than there is."""
+    with storage_errors(path):
+        rest = memoryview(path.read_bytes())[end:]
+    while len(rest) > _FRAME.size:
+        length, crc = _FRAME.unpack_from(rest)
+        payload = rest[_FRAME.size :]
+        if length > len(payload):
+            found = 0
+            for at in range(len(payload)):
+                found = zlib.crc32(payload[at : at + 1], found)
+                if found == crc:
+                    raise CorruptLogError(f"{path} is damaged in the length of its last record")
+            return
+        if zlib.crc32(payload[:length]) != crc:
+            return  # `read_segment` has a say in it
+        rest = payload[length:]  # appended since
 
 
 def _conform(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,14 @@ def frames(records: Iterable[Any]) -> bytes:
 
 def _frame(record: Any) -> bytes:
     data = record.SerializeToString()
-    head = _HEAD.pack(len(data))
-    return b"".join(
-        (head, _CHECK.pack(masked_crc32c(head)), data, _CHECK.pack(masked_crc32c(data)))
-    )
+    return b"".join((_head(len(data)), data, _CHECK.pack(masked_crc32c(data))))
+
+
+@lru_cache(maxsize=1024)
+def _head(length: int) -> bytes:
+    """Scalars come in few lengths, and the checksum is the dearest part of writing one."""
+    head = _HEAD.pack(length)
+    return head + _CHECK.pack(masked_crc32c(head))
 
 
 def read_content(path: Path) -> Content:
@@ -101,7 +106,7 @@ def read_content(path: Path) -> Content:
     while content.size + 16 <= len(data):
         at = content.size + 12
         (length,) = _HEAD.unpack_from(data, content.size)
-        if _CHECK.unpack_from(data, content.size + 8)[0] != masked_crc32c(data[at - 12 : at - 4]):
+        if data[content.size : at] != _head(length):
             raise CorruptLogError(f"{path} is damaged at byte {content.size}")
         if at + length + 4 > len(data):
             break

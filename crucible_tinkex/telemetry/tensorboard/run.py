@@ -2,7 +2,8 @@
 
 A file per attempt, named by it, so that TensorBoard reads the attempts in order and a process that
 replaced another goes on with the same file. Guarantees: no open file between calls; what a method
-wrote is in the operating system's hands when it returns. No fsync: after a power cut, rebuild.
+wrote is in the operating system's hands when it returns. No fsync: what a power cut takes is missed
+when the view is opened again, and made anew.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ class RunFiles:
         """Which attempts have a file, oldest first."""
         files = self.folder.glob(f"{_PREFIX}*{_SCALARS}")
         return sorted(int(path.name[len(_PREFIX) :].split(".")[0]) for path in files)
+
+    def size(self) -> int:
+        """Bytes of all attempts' files."""
+        return sum(self.file(attempt).stat().st_size for attempt in self.attempts())
 
     def put(self, attempt: int, *records: Any) -> None:
         """Take records for the attempt's file; `write` writes them."""

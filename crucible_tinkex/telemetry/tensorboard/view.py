@@ -44,6 +44,8 @@ class _Run:
     """The step that each announced attempt goes on from."""
     newest: int = 0
     fault: str = ""
+    size: int | None = None
+    """Bytes of its files; None: to be measured."""
 
     def limit(self, attempt: int) -> float:
         """The last step of an attempt that still counts."""
@@ -85,6 +87,7 @@ class TensorBoardView:
         for run in touched.values():
             self._guard(run, run.files.write)
             run.files.unload()
+            run.size = None
 
     def faults(self) -> tuple[str, ...]:
         """What the files lack; empty when they show all that was fed."""
@@ -113,28 +116,38 @@ class TensorBoardView:
             self._runs[trial_id].fault = reason
 
     def to_json(self) -> dict[str, Any]:
+        for run in self._runs.values():
+            if run.size is None:
+                self._guard(run, self._measure, run)
         runs = [
-            [trial_id, run.files.folder.name, list(run.starts.items()), run.newest, run.fault]
-            for trial_id, run in self._runs.items()
+            [trial_id, r.files.folder.name, list(r.starts.items()), r.newest, r.fault, r.size or 0]
+            for trial_id, r in self._runs.items()
         ]
         defined = self._defined == self._hparam_types
         types = self._hparam_types
         return {"home": self._home, "hparams": types, "defined": defined, "runs": runs}
 
     def load(self, stored: Mapping[str, Any]) -> None:
-        """Go on from what `to_json` gave."""
+        """Go on from what `to_json` gave. A run that has lost a part since is behind."""
         self._home, self._hparam_types = stored["home"], stored["hparams"]
         self._defined = dict(self._hparam_types) if stored["defined"] else None
-        for trial_id, name, starts, newest, fault in stored["runs"]:
-            files = RunFiles(self.folder / name)
-            self._runs[trial_id] = _Run(files, dict(starts), newest, fault)
+        for trial_id, name, starts, newest, fault, size in stored["runs"]:
+            run = _Run(RunFiles(self.folder / name), dict(starts), newest, fault)
+            self._runs[trial_id] = run
             self._names.add(name)
+            self._guard(run, self._measure, run)
+            if not run.fault and (run.size or 0) < size:
+                run.fault = f"{run.files.folder} has {run.size} bytes of {size}"
 
     def move(self, folder: Path) -> None:
         """The files were moved to `folder`."""
         self.folder = folder
         for run in self._runs.values():
             run.files.folder = folder / run.files.folder.name
+
+    @staticmethod
+    def _measure(run: _Run) -> None:
+        run.size = run.files.size()
 
     @staticmethod
     def _guard(run: _Run, action: Callable[..., None], *arguments: Any) -> None:

@@ -1,0 +1,93 @@
+"""Sweeps from Python: a script, a thread, a running event loop; background, stop, resume."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from nano_experiment import make_experiment
+
+import crucible_tinkex as ct
+from crucible_tinkex.errors import ConfigError, InterruptedSweepError
+
+
+def check_done(sweep: ct.Sweep) -> None:
+    assert sweep.exit_code == 0
+    assert sweep.status()["state"] == "done"
+    best = sweep.best()
+    assert best is not None
+    assert best["config"]["optimizer.learning_rate"] in (1e-3, 3e-3)
+    assert sweep.leaderboard().num_rows == 3
+    assert sweep.evaluations(trial_id=best["id"]).num_rows == 6
+    [counted] = sweep.query("select count(*) as n from steps where step > 0").to_pylist()
+    assert counted["n"] == 8
+    assert ct.open_sweep("small", storage=str(sweep.paths.root.parent)).best() == best
+
+
+def test_from_a_script(tmp_path: Path) -> None:
+    phases = set()
+    check_done(ct.run(make_experiment(tmp_path), observer=lambda view: phases.add(view.phase)))
+    assert "training" in phases
+
+
+def test_from_a_thread(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        check_done(thread.submit(ct.run, make_experiment(tmp_path)).result())
+
+
+async def test_where_a_loop_runs_already(tmp_path: Path) -> None:
+    assert asyncio.get_running_loop().is_running()
+    check_done(ct.run(make_experiment(tmp_path)))
+
+
+def test_in_the_background_with_a_stop_and_a_second_run(tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path, steps=400)
+    running = ct.start(experiment)
+    until = time.monotonic() + 60
+    while not any(t.step for t in running.view.trials) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert running.running
+    assert running.status()["state"] == "running"
+    with pytest.raises(TimeoutError):
+        running.wait(0.01)
+    running.stop()
+    stopped = running.wait(60)
+    assert not running.running
+    assert (stopped.exit_code, stopped.status()["state"]) == (130, "interrupted")
+    running.stop()  # again, when it has ended
+
+
+def test_a_stop_that_comes_before_it_listens_counts(tmp_path: Path) -> None:
+    running = ct.start(make_experiment(tmp_path, steps=4000))
+    running.stop()
+    with pytest.raises(InterruptedSweepError):
+        running.wait(60)
+
+
+def test_what_is_wrong_is_raised_before_anything_starts(tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path)
+    (tmp_path / "train.jsonl").unlink()
+    for begin in (ct.start, ct.run):
+        with pytest.raises(ConfigError, match=r"train\.jsonl"):
+            begin(experiment)
+    with pytest.raises(ConfigError, match="no sweep 'small'"):
+        ct.open_sweep("small", storage=str(tmp_path / "runs"))
+
+
+@pytest.mark.ray
+async def test_on_ray_where_a_loop_runs_already(tmp_path: Path) -> None:
+    check_done(ct.run(make_experiment(tmp_path), executor="ray"))
+
+
+def test_the_package_lists_its_names_and_costs_nothing_to_import() -> None:
+    assert {"run", "start", "RunningSweep", "Experiment", "__version__"} <= set(dir(ct))
+    assert all(getattr(ct, name) for name in dir(ct))
+    code = "import sys, crucible_tinkex; print(len([m for m in sys.modules if '.' not in m]))"
+    code += "; print([m for m in ('ray', 'pydantic', 'pyarrow', 'asyncio') if m in sys.modules])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[1] == "[]"

@@ -1,0 +1,159 @@
+"""Commands that look at a sweep, as processes: what they say, and how they end."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from nano_experiment import make_experiment
+
+import crucible_tinkex as ct
+
+COMMAND = [sys.executable, "-m", "crucible_tinkex"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds `runs/small`, which has ended."""
+    folder = tmp_path_factory.mktemp("my sweeps")
+    assert ct.run(make_experiment(folder)).exit_code == 0
+    return folder
+
+
+def crucible(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    found = subprocess.run(
+        [*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    assert "Traceback" not in found.stderr, found.stderr
+    return found
+
+
+@pytest.mark.parametrize("view", ["trials", "steps", "evaluations", "checkpoints", "requests"])
+def test_every_view_answers(folder: Path, view: str) -> None:
+    found = crucible(folder, "query", "small", f"select * from {view}", "--json")
+    assert found.returncode == 0, found.stderr
+    assert isinstance(json.loads(found.stdout), list)
+    assert view in crucible(folder, "query", "--help").stdout
+
+
+def test_a_query_shows_forty_rows_and_says_how_to_get_all(folder: Path) -> None:
+    sql = "select * from range(100) r(n)"
+    short = crucible(folder, "query", "small", sql)
+    assert "40 of 100 rows; all: --limit 0, or --json" in short.stderr
+    assert "99" not in short.stdout
+    assert "99" in crucible(folder, "query", "small", sql, "--limit", "0").stdout
+    assert len(json.loads(crucible(folder, "query", "small", sql, "--json").stdout)) == 100
+    assert crucible(folder, "query", "small", sql, "--limit", "-1").returncode == 2
+
+
+def test_a_sweep_that_only_starts_has_a_status(folder: Path, tmp_path: Path) -> None:
+    start = tmp_path / "runs" / "small"
+    start.mkdir(parents=True)
+    shutil.copy(folder / "runs" / "small" / "resolved.json", start)
+    for make_journal in (False, True):
+        if make_journal:
+            (start / "journal").mkdir()
+        found = crucible(tmp_path, "status", "small", "--json")
+        assert found.returncode == 0, found.stderr
+        assert json.loads(found.stdout)["trials"] == []
+        assert crucible(tmp_path, "status", "small").returncode == 0
+        assert "small" in crucible(tmp_path, "list").stdout
+
+
+def test_damage_and_what_is_in_the_way_are_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "file").write_text("x")
+    found = crucible(tmp_path, "status", "file")
+    assert (found.returncode, "is a file" in found.stderr) == (2, True)
+    shutil.copytree(folder / "runs" / "small", tmp_path / "runs" / "small")
+    (tmp_path / "runs" / "small" / "resolved.json").write_text('{"x":')
+    found = crucible(tmp_path, "resume", "small")
+    assert (found.returncode, "resolved.json is damaged" in found.stderr) == (5, True)
+    journal = next((tmp_path / "runs" / "small" / "journal").glob("*.log"))
+    journal.write_bytes(os.urandom(journal.stat().st_size))
+    found = crucible(tmp_path, "status", "small")
+    assert (found.returncode, journal.name in found.stderr) == (5, True)
+    assert "corrupt" in crucible(tmp_path, "list").stdout
+
+
+def test_a_port_in_use_is_named_with_the_next_free_one(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        storage = str(folder / "runs")
+        found = crucible(folder / "runs", "tb", "small", "--storage", storage, "--port", str(port))
+    assert found.returncode == 2
+    assert f"port {port} is in use; run: crucible tb small --storage '{storage}'" in found.stderr
+
+
+@pytest.fixture
+def board(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    command = [*COMMAND, "tb", "small", "--port", "0", "--rebuild"]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_tensorboard_ends_with_the_command(
+    board: subprocess.Popen[bytes], number: signal.Signals
+) -> None:
+    until = time.monotonic() + 30
+    children: list[psutil.Process] = []
+    while not children and time.monotonic() < until:
+        time.sleep(0.1)
+        children = psutil.Process(board.pid).children(recursive=True)
+    assert children
+    board.send_signal(number)
+    board.wait(20)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    assert number is not signal.SIGINT or board.returncode == 0
+
+
+def test_tensorboard_is_not_rebuilt_while_the_sweep_runs(folder: Path) -> None:
+    with (folder / "runs" / "small" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = crucible(folder, "tb", "small", "--port", "0", "--rebuild")
+    assert (found.returncode, "small is running" in found.stderr) == (2, True)
+
+
+def test_the_version_is_told(tmp_path: Path) -> None:
+    assert crucible(tmp_path, "--version").stdout == f"crucible {ct.__version__}\n"
+
+
+@pytest.mark.parametrize("after_s", [0.3, 1, 3, 8])
+def test_ctrl_c_ends_a_run_at_any_moment(tmp_path: Path, after_s: float) -> None:
+    make_experiment(tmp_path, steps=4000)
+    experiment = tmp_path / "long.toml"
+    experiment.write_text(
+        '[service]\nbase_url = "embedded"\nthreads = 1\n[model]\nbase = "nano"\n'
+        '[data]\ntrain = "train.jsonl"\neval = "eval.jsonl"\n'
+        '[train]\nmax_steps = 4000\nepochs = 4000\n[run]\nexecutor = "local"\n'
+    )
+    process = subprocess.Popen(
+        [*COMMAND, "run", "long.toml"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(after_s)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode in (130, -signal.SIGINT), errors
+    assert after_s < 1 or "Traceback" not in errors, errors
+    assert not psutil.wait_procs(children, timeout=20)[1]

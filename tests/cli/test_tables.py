@@ -1,0 +1,103 @@
+"""What people read at 80 columns: nothing cut, seeds together, ties and gaps marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from crucible_tinkex.cli.tables import leaderboard_table, plain_console, verdict
+from crucible_tinkex.registry import DONE, FAILED, RUNNING, STOPPED, SweepState, TrialRecord
+
+AXES = {"lora.rank": 16, "optimizer.learning_rate": 0.0003}
+
+
+def make_trial(index: int, nll: float | None, *, seed: int = 0, **more: Any) -> TrialRecord:
+    values = more.pop("values", {**AXES, "lora.rank": index // 10})
+    trial = TrialRecord(f"t{index}", index, f"{index:04}", values, seed, 57, state=DONE, step=57)
+    if nll is not None:
+        trial.metrics = {"eval/nll": nll, "eval/accuracy": 0.5, "train/nll": 1.0}
+        trial.metrics_step, trial.results = 57, {57: trial.metrics}
+    return replace(trial, **more)
+
+
+def make_state(trials: Sequence[TrialRecord], seeds: Sequence[int] = (0,)) -> SweepState:
+    search = {"metric": "eval/nll", "seeds": list(seeds)}
+    meta = {"sweep": "quickstart", "experiment": {"search": search}}
+    return SweepState(version=2, meta=meta, trials={t.trial_id: t for t in trials})
+
+
+def shown(table: Table, width: int = 80) -> str:
+    console: Console = plain_console(width=width, record=True, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_seeds_are_one_row_with_what_decided() -> None:
+    state = make_state([make_trial(10, 1.0), make_trial(11, 2.0, seed=1)], seeds=(0, 1))
+    text = shown(leaderboard_table(state))
+    assert "by eval/nll (min, last step)" in text
+    assert "1.5000 ± 0.7071" in text
+    assert "57/57" in text
+    assert text.count("done") == 1
+    assert "1.5000 ± 0.7071 over 2 seeds" in verdict(state)
+
+
+def test_ties_share_a_place_and_are_named() -> None:
+    state = make_state([make_trial(10, 1.0), make_trial(20, 1.0), make_trial(30, 2.0)])
+    rows = shown(leaderboard_table(state)).splitlines()
+    places = [row.split()[0] for row in rows if "done" in row]
+    assert places == ["1=", "1=", "3"]
+    assert "tied with it: lora.rank = 2" in verdict(state)
+
+
+def test_a_missing_seed_keeps_a_configuration_from_a_place() -> None:
+    failed = make_trial(11, None, seed=1, state=FAILED, error="its loss became NaN")
+    trials = [make_trial(10, 1.0), failed, make_trial(20, 2.0), make_trial(21, 2.0, seed=1)]
+    state = make_state(trials, seeds=(0, 1))
+    rows = [row.split() for row in shown(leaderboard_table(state)).splitlines() if "57/57" in row]
+    assert rows[0][0] == "1"
+    assert rows[1][0] == "-"
+    assert "1/2" in rows[1]
+    assert "failed: 0011: its loss became NaN" in verdict(state)
+
+
+@pytest.mark.parametrize("axes", [2, 4, 9])
+@pytest.mark.parametrize("width", [80, 120])
+def test_nothing_is_cut(axes: int, width: int) -> None:
+    values = {f"optimizer.setting_{i}": 0.000123 * i for i in range(1, axes + 1)}
+    trials = [make_trial(i, i / 7, values={**values, "lora.rank": i}) for i in range(3)]
+    text = shown(leaderboard_table(make_state(trials), width=width), width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for value in ("setting_1", "0.000123", "0.1429", "57/57", "done"):
+        assert value in text, text
+
+
+def test_stopped_is_amber() -> None:
+    table = leaderboard_table(make_state([make_trial(10, 1.0), make_trial(20, 2.0, state=STOPPED)]))
+    styles = {str(cell): cell.style for cell in table.columns[-1]._cells}  # type: ignore[union-attr]
+    assert styles == {"done": "green", "stopped": "yellow"}
+    assert "stopped early: 1 of 1" in verdict(make_state([make_trial(20, 2.0, state=STOPPED)]))
+
+
+def test_the_step_that_counts_is_the_one_that_is_shown() -> None:
+    trial = make_trial(10, 3.0)
+    trial.results = {0: {"eval/nll": 9.0}, 57: trial.metrics}
+    trial.reference = True
+    state = make_state([trial])
+    state.meta["experiment"]["search"]["at"] = "best"
+    text = " ".join(shown(leaderboard_table(state)).split())
+    assert "best step with a checkpoint" in text
+    assert "0/57" in shown(leaderboard_table(state))
+
+
+def test_a_state_of_a_trial_that_runs_is_the_configurations() -> None:
+    state = make_state([make_trial(10, None, state=RUNNING)])
+    assert "running" in shown(leaderboard_table(state))
+    assert verdict(state) == "no configuration is complete yet"

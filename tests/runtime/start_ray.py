@@ -1,0 +1,57 @@
+"""`python start_ray.py CASE [ADDRESS]`: starts a runtime in one of several ways."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+
+import psutil
+
+from crucible_tinkex.errors import CrucibleError
+from crucible_tinkex.runtime.cluster import Runtime
+
+
+async def count_turns(turns: list[float]) -> None:
+    """When the event loop came round, for ever."""
+    while True:
+        await asyncio.sleep(0.01)
+        turns.append(time.monotonic())
+
+
+async def start_and_close(address: str | None) -> None:
+    turns: list[float] = []
+    counting = asyncio.create_task(count_turns(turns))
+    runtime = await Runtime.start(address)
+    counting.cancel()
+    print(json.dumps({"turns": len(turns)}), flush=True)
+    pid = await runtime.registry.pid.remote()
+    assert psutil.pid_exists(pid)
+    runtime.close()
+    assert not psutil.Process().children(recursive=True)
+
+
+async def cancelled(address: str | None) -> None:
+    starting = asyncio.create_task(Runtime.start(address))
+    await asyncio.sleep(1)
+    began = time.monotonic()
+    starting.cancel()
+    await asyncio.wait({starting})
+    assert starting.cancelled()
+    print(json.dumps({"cancel_s": time.monotonic() - began}), flush=True)
+    os._exit(0)
+
+
+async def too_late(address: str | None) -> None:
+    await Runtime.start(address, deadline_s=2.0)
+
+
+if __name__ == "__main__":
+    case = {"start": start_and_close, "cancel": cancelled, "deadline": too_late}[sys.argv[1]]
+    try:
+        asyncio.run(case(sys.argv[2] if len(sys.argv) > 2 else None))
+    except CrucibleError as e:
+        print(f"{type(e).__name__}: {e}", file=sys.stderr, flush=True)
+        os._exit(e.exit_code)

@@ -1,0 +1,191 @@
+"""The policy alone: the same state gives the same decisions, slots are kept to, nothing hangs."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+
+import pytest
+from sweep_states import Journal
+
+from crucible_tinkex.registry import DONE, FAILED, LOST, PAUSED, STOPPED
+
+RANKS = {"lora.rank": [1, 2, 3, 4, 5, 6]}
+
+
+def kinds(decisions: list[object]) -> list[str]:
+    return [d.kind for d in decisions]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, 99])
+def test_it_asks_only_for_free_slots(slots: int) -> None:
+    journal = Journal(search={"space": RANKS})
+    assert kinds(journal.decide(slots=slots)) == ["start"] * min(slots, 6)
+    assert journal.decide(slots=slots) == []
+    journal.train(next(iter(journal.state.trials)), 1.0)
+    assert len(journal.decide(slots=slots)) == (1 if slots < 6 else 0)
+
+
+def test_it_ends_once_and_only_when_nothing_is_left() -> None:
+    journal = Journal(search={"space": {"lora.rank": [2]}})
+    journal.decide()
+    assert journal.decide() == []
+    journal.train(journal.pending[0], 1.0)
+    assert kinds(journal.decide()) == ["end"]
+    assert journal.decide() == [] and journal.state.complete
+
+
+def test_a_trial_waits_in_its_slot_until_another_needs_it() -> None:
+    journal = Journal(halving=True, search={"space": {"lora.rank": [1, 2]}})
+    journal.decide(slots=3)
+    first, second = journal.pending
+    journal.train(first, 2.0)
+    assert journal.decide(slots=3) == [], "nobody needs its slot"
+    journal.train(second, 1.0)
+    assert kinds(journal.decide(slots=3)) == ["stop", "advance"]
+
+
+def test_it_pauses_when_somebody_waits_for_the_slot() -> None:
+    journal = Journal(halving=True, search={"space": RANKS})
+    journal.decide(slots=1)
+    (first,) = journal.pending
+    journal.train(first, 2.0)
+    assert kinds(journal.decide(slots=1)) == ["pause", "start"]
+    assert journal.state.trials[first].state == PAUSED
+
+
+def test_nothing_is_decided_on_a_session_that_has_not_answered() -> None:
+    journal = Journal(halving=True, search={"space": RANKS})
+    journal.decide(slots=1)
+    (first,) = journal.pending
+    journal.train(first, 2.0)
+    assert journal.decide(slots=1, answering=(first,)) == []
+    assert kinds(journal.decide(slots=1)) == ["pause", "start"]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_it_always_ends_whatever_the_losses(seed: int) -> None:
+    rng = random.Random(seed)
+    journal = Journal(halving=True, search={"space": RANKS, "seeds": rng.choice([[0], [0, 1]])})
+    slots = rng.randint(1, 5)
+    for _ in range(400):
+        while decisions := journal.decide(slots=slots):
+            assert all(d.reason for d in decisions)
+            if "start" in kinds(decisions):  # what is promoted may wait for a slot
+                assert len(journal.state.active) <= slots
+        if journal.state.ended:
+            break
+        assert journal.pending, "no decision, and nobody trains"
+        trial_id = rng.choice(journal.pending)
+        fate = rng.random()
+        if fate < 0.1:
+            journal.finish(trial_id, FAILED, "bad")
+        elif fate < 0.15:
+            journal.finish(trial_id, LOST, "gone")
+        else:
+            journal.train(trial_id, rng.choice([1.0, 2.0, 3.0, rng.random(), math.nan]))
+    states = Counter(t.state for t in journal.state.trials.values())
+    assert journal.state.ended and not journal.state.open, states
+    assert set(states) <= {DONE, STOPPED, FAILED, LOST}
+    assert len(journal.state.trials) == 6 * len(journal.experiment.search.seeds)
+
+
+def test_what_is_not_a_number_goes_on_last() -> None:
+    journal = Journal(halving=True, search={"space": {"lora.rank": [1, 2]}})
+    journal.decide()
+    bad, good = journal.pending
+    journal.train(bad, math.nan)
+    journal.train(good, 9.0)
+    decided = {d.trial_id: d.kind for d in journal.decide()}
+    assert decided == {bad: "stop", good: "advance"}
+
+
+def test_a_metric_to_maximise_is_judged_the_other_way() -> None:
+    search = {"space": {"lora.rank": [1, 2]}, "metric": "eval/accuracy"}
+    journal = Journal(halving=True, search=search, evaluation={"generate": True})
+    journal.decide()
+    low, high = journal.pending
+    journal.train(low, 1.0, **{"eval/accuracy": 0.1})
+    journal.train(high, 2.0, **{"eval/accuracy": 0.9})
+    assert {d.trial_id: d.kind for d in journal.decide()} == {low: "stop", high: "advance"}
+
+
+def test_lost_is_tried_again_once_a_run_and_failed_only_when_asked() -> None:
+    journal = Journal(search={"space": {"lora.rank": [1, 2]}})
+    journal.decide()
+    lost, failed = journal.pending
+    journal.finish(lost, LOST, "gone")
+    journal.finish(failed, FAILED, "bad")
+    assert kinds(journal.decide()) == ["end"], "not within the run"
+    resumed = journal.policy.resume(journal.state)
+    assert [(d.kind, d.trial_id) for d in resumed] == [("retry", lost)]
+    resumed = journal.policy.resume(journal.state, retry=[failed])
+    assert {d.trial_id for d in resumed} == {lost, failed}
+
+
+@pytest.mark.parametrize("halving", [False, True])
+def test_more_steps_take_up_what_is_done_and_what_is_on_its_way(halving: bool) -> None:
+    search = {"space": {"lora.rank": [1, 2, 3]}}
+    journal = Journal(search=search)
+    journal.decide(slots=2)
+    done, half = journal.pending
+    journal.train(done, 1.0)
+    longer = {"max_steps": 16, "batch_size": 4}
+    journal.ask(halving=halving, search=search, train=longer)
+    resumed = journal.policy.resume(journal.state)
+    assert {(d.kind, d.trial_id, d.total_steps) for d in resumed} == {
+        ("advance", done, 16),
+        ("advance", half, 16),
+    }
+    journal.write(resumed)
+    assert not journal.policy.resume(journal.state), "taken up once"
+    (started,) = journal.decide(slots=3)
+    assert (started.kind, started.total_steps) == ("start", 16)
+
+
+def test_fewer_steps_end_what_is_further() -> None:
+    search = {"space": {"lora.rank": [1]}}
+    journal = Journal(search=search)
+    journal.decide()
+    assert len(journal.pending) == 1
+    journal.ask(search=search, train={"max_steps": 4, "batch_size": 4})
+    (decision,) = journal.policy.resume(journal.state)
+    assert (decision.to_step, decision.total_steps) == (4, 4)
+
+
+def test_more_values_and_seeds_ask_only_for_what_is_new() -> None:
+    journal = Journal(search={"space": {"lora.rank": [1, 2]}})
+    while journal.decide():
+        for trial_id in journal.pending:
+            journal.train(trial_id, 1.0)
+    old = set(journal.state.trials)
+    journal.ask(search={"space": {"lora.rank": [2, 1, 3]}, "seeds": [0, 1]})
+    assert journal.policy.planned == 6
+    new = journal.decide(slots=9)
+    assert len(new) == 4 and not old & {d.trial_id for d in new}
+    indices = [t.index for t in journal.state.trials.values()]
+    assert indices == list(range(6)), "numbered on"
+
+
+def test_rungs_that_moved_do_not_confuse_it() -> None:
+    """The trial was measured further on than its new rung, and not there."""
+    journal = Journal(search={"space": {"lora.rank": [1]}})
+    journal.decide()
+    (trial_id,) = journal.pending
+    journal._tell("attempt", trial_id=trial_id, attempt=1)
+    journal._tell("result", trial_id=trial_id, step=5, metrics={"eval/nll": 1.0})
+    journal._tell("attempt", trial_id=trial_id, attempt=2)
+    journal.ask(halving=True, search={"space": {"lora.rank": [1]}}, train={"max_steps": 16})
+    journal.write(journal.policy.resume(journal.state))
+    assert journal.state.trials[trial_id].target == 2
+    assert journal.decide() == []
+
+
+def test_asking_is_the_same_after_a_resume() -> None:
+    journal = Journal(search={"space": RANKS, "seeds": [3, 4]})
+    journal.decide(slots=5)
+    used = journal.policy._asker.ask(journal.state, 4)
+    fresh = journal.fresh_policy()._asker.ask(journal.state, 4)
+    assert used == fresh and [p.index for p in used] == [5, 6, 7, 8]
+    assert [(p.values["lora.rank"], p.seed) for p in used] == [(3, 4), (4, 3), (4, 4), (5, 3)]

@@ -1,0 +1,160 @@
+"""Preparing a sweep: what amends it, what contradicts it, what is left alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crucible_tinkex.config import Experiment
+from crucible_tinkex.errors import ConfigError, SweepExistsError
+from crucible_tinkex.registry import Registry
+from crucible_tinkex.sweep.manifest import write_manifest
+from crucible_tinkex.sweep.preparation import PreparedSweep, load_sweep, prepare
+
+ASSET = Path(__file__).parent.parent / "assets" / "sweep-0.1.0"
+Make = Callable[..., Experiment]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Makes experiments on files in `tmp_path`; keyword arguments are merged into sections."""
+    for name in ("train", "eval"):
+        rows = [json.dumps({"prompt": f"{name}{i}", "completion": "x"}) for i in range(12)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+
+    def build(**sections: Any) -> Experiment:
+        declared: dict[str, Any] = {
+            "name": "s",
+            "service": {"base_url": "embedded"},
+            "model": {"base": "nano"},
+            "data": {"train": "train.jsonl", "eval": "eval.jsonl"},
+            "search": {"space": {"lora.rank": [2, 4]}},
+            "run": {"storage": "runs"},
+        }
+        for section, values in sections.items():
+            declared[section] = {**declared.get(section, {}), **values}
+        return Experiment.build(declared, folder=tmp_path)
+
+    return build
+
+
+def begun(experiment: Experiment) -> PreparedSweep:
+    """As if its first run had written the folder."""
+    prepared = prepare(experiment)
+    write_manifest(prepared)
+    prepared.paths.journal.mkdir()
+    return prepared
+
+
+def test_preparing_changes_nothing_on_disk(make: Make, tmp_path: Path) -> None:
+    prepared = prepare(make())
+    assert prepared.existing is None
+    assert prepared.amendments == []
+    assert prepared.policy().planned == 3
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("sections", "amended"),
+    [
+        ({}, []),
+        ({"run": {"max_concurrent": 2}}, []),
+        ({"train": {"max_steps": 9}}, ["train.max_steps"]),
+        ({"train": {"eval_every": 3}}, ["train.eval_every"]),
+        ({"search": {"seeds": [0, 1]}}, ["search.seeds"]),
+        ({"search": {"space": {"lora.rank": [2, 4, 8]}}}, ["search.space.lora.rank"]),
+        ({"search": {"metric": "eval/accuracy"}}, ["search.metric", "search.direction"]),
+    ],
+)
+def test_asking_for_more_amends_the_sweep(
+    make: Make, sections: dict[str, Any], amended: list[str]
+) -> None:
+    first = begun(make())
+    again = prepare(make(**sections))
+    assert again.amendments == amended
+    meta = write_manifest(again)
+    assert meta["sweep_id"] == json.loads(first.paths.resolved.read_text())["sweep_id"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "changed"),
+    [
+        ({"model": {"base": "smollm2-135m-instruct"}}, "model.base"),
+        ({"service": {"dtype": "fp32"}}, "service.dtype"),
+        ({"service": {"base_url": "https://tinker.example"}}, "service.base_url"),
+        ({"train": {"max_length": 100}}, "train.max_length"),
+        ({"evaluation": {"max_rows": 3}}, "evaluation.max_rows"),
+    ],
+)
+def test_what_makes_numbers_incomparable_is_refused(
+    make: Make, sections: dict[str, Any], changed: str
+) -> None:
+    first = begun(make())
+    before = first.paths.resolved.read_text()
+    with pytest.raises(SweepExistsError, match=changed):
+        prepare(make(**sections))
+    assert first.paths.resolved.read_text() == before
+
+
+def test_other_data_is_refused_and_the_same_rows_elsewhere_are_not(
+    make: Make, tmp_path: Path
+) -> None:
+    begun(make())
+    moved = tmp_path / "moved.jsonl"
+    shutil.copy(tmp_path / "train.jsonl", moved)
+    assert prepare(make(data={"train": str(moved)})).amendments == []
+    moved.write_text(moved.read_text() + '\n{"prompt": "new", "completion": "y"}')
+    with pytest.raises(SweepExistsError, match="content of the data files"):
+        prepare(make(data={"train": str(moved)}))
+
+
+def test_another_service_from_the_environment_is_refused(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_BASE_URL", "https://one.example")
+    begun(make(service={"base_url": None}))
+    monkeypatch.setenv("TINKER_BASE_URL", "https://two.example")
+    with pytest.raises(SweepExistsError, match=r"https://one\.example until now"):
+        prepare(make(service={"base_url": None}))
+
+
+def test_a_sweep_is_loaded_from_any_folder_also_a_moved_one(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(make())
+    monkeypatch.chdir("/")
+    assert Path(load_sweep(tmp_path / "runs", "s").data.train) == tmp_path / "train.jsonl"
+    with pytest.raises(ConfigError, match="no sweep 'none'"):
+        load_sweep(tmp_path / "runs", "none")
+
+
+def test_a_sweep_of_version_0_1_0_is_read_and_not_continued(make: Make, tmp_path: Path) -> None:
+    shutil.copytree(ASSET, tmp_path / "runs" / "s")
+    with pytest.raises(SweepExistsError, match=r"made by version 0\.1\.0"):
+        prepare(make())
+
+
+def test_a_folder_that_is_no_sweep_is_left_alone(make: Make, tmp_path: Path) -> None:
+    thesis = tmp_path / "runs" / "s" / "thesis.tex"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("precious")
+    with pytest.raises(SweepExistsError, match="is not a sweep"):
+        prepare(make())
+    assert thesis.read_text() == "precious"
+
+
+async def test_an_amendment_counts_once_the_journal_has_it(make: Make) -> None:
+    first = begun(make())
+    more = prepare(make(search={"seeds": [0, 1]}))
+    meta = write_manifest(more)  # and the run ended before its journal was opened
+    registry = Registry(first.paths, "run-1")
+    await registry.create({**meta, "experiment": first.experiment.stored(first.paths.root)})
+    assert prepare(load_sweep(first.paths.root.parent, "s")).amendments == ["search.seeds"]
+    await registry.amend(meta, ["search.seeds"], "op")
+    assert prepare(load_sweep(first.paths.root.parent, "s")).amendments == []
+    registry.shut()
