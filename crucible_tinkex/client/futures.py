@@ -56,7 +56,7 @@ class _Metadata(NamedTuple):
 class _Failed(NamedTuple):
     error: str
     category: str
-    status: int | None
+    status: int | None = None
 
 
 class Promises:

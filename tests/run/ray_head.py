@@ -75,10 +75,12 @@ def ray_head(folder: Path) -> Iterator[Head]:
         _wait_until_up(head, process, folder / "head.log")
         yield head
     finally:
-        mine = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        for each in mine:
-            each.kill()
-        psutil.wait_procs(mine, timeout=10)
+        if process.poll() is None:
+            parent = psutil.Process(process.pid)
+            mine = [parent, *parent.children(recursive=True)]
+            for each in mine:
+                each.kill()
+            psutil.wait_procs(mine, timeout=10)
         process.wait()
 
 

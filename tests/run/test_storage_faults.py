@@ -133,8 +133,9 @@ def damage_journal(sweep: Path) -> Path:
 def damage_wal(sweep: Path) -> Path:
     with SegmentLog(sweep / "events" / "_wal") as log:
         log.append([b"a record of an event log", b"another"])
-    flip(log.path, 12)
-    return log.path
+    newest = log.path.rename(log.path.with_name("009999.log"))  # one that no part covers
+    flip(newest, 12)
+    return newest
 
 
 @pytest.mark.parametrize("damage", [damage_journal, damage_wal])

@@ -58,14 +58,14 @@ class RestartingActor:
     def __init__(self, away: int) -> None:
         self.heard: list[Any] = []
         self._away = away
-        self.call = self
+        self.calls = self
 
-    def remote(self, paths: Any, run_id: str, method: str, args: Any) -> Awaitable[Any]:
-        self.heard.append((method, *args))
-        return raising(AWAY) if len(self.heard) <= self._away else self._ok()
+    def remote(self, paths: Any, run_id: str, calls: Any) -> Awaitable[Any]:
+        self.heard += [(method, *args) for method, args in calls]
+        return raising(AWAY) if len(self.heard) <= self._away else self._ok(len(calls))
 
-    async def _ok(self) -> str:
-        return "granted"
+    async def _ok(self, calls: int) -> list[str]:
+        return ["granted"] * calls
 
 
 async def test_a_call_that_is_repeated_is_the_same_operation() -> None:
