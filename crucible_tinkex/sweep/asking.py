@@ -52,6 +52,3 @@ class ListedTrials:
             self._planner.plan(p.values, p.seed, index=first + i, reference=p.reference)
             for i, p in enumerate(islice(self._offered, count))
         ]
-
-    def is_exhausted(self, state: SweepState) -> bool:
-        return not self.ask(state, 1)

@@ -39,8 +39,6 @@ class Asker(Protocol):
 
     def ask(self, state: SweepState, count: int) -> list[TrialPlan]: ...
 
-    def is_exhausted(self, state: SweepState) -> bool: ...
-
 
 class Policy:
     """`resume` once per run, then `decide` after every event."""
