@@ -80,7 +80,7 @@ def trial_records(trial_id: str, declaration: Any) -> list[dict[str, Any]]:
         {"type": "decision", "decision": {**start, "reason": "next", "trial": declaration}},
         {"type": "attempt", "attempt": 1, "grant": f"g{trial_id}"},
         {"type": "result", "step": 5, "metrics": metrics, "spent": spent},
-        {"type": "intent", "step": 5, "name": f"{trial_id}-1-5"},
+        {"type": "intent", "path": checkpoint.path},
         {"type": "checkpoint", "checkpoint": vars(checkpoint), "spent": spent},
         {"type": "finished", "state": "done", "error": None, "spent": spent},
     ]

@@ -56,6 +56,8 @@ class AttemptGrant:
     attempt: int
     checkpoints: tuple[CheckpointRecord, ...] = ()
     """Where it may go on from, the newest first."""
+    orphans: tuple[str, ...] = ()
+    """Paths that older attempts may have saved to and that nobody will load."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ class TrialRecord:
     results: dict[int, dict[str, float]] = field(default_factory=dict)
     """Every evaluated step and its metrics."""
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
-    intents: dict[str, int] = field(default_factory=dict)
-    """Names of checkpoints that were asked for and not yet committed, and their steps."""
+    intents: dict[str, str] = field(default_factory=dict)
+    """Names of checkpoints that were asked for and not yet committed, and their paths."""
     spends: dict[int, Spent] = field(default_factory=dict)
     """Per attempt."""
     decisions: list[Decision] = field(default_factory=list)

@@ -42,8 +42,8 @@ class RegistryPort(Protocol):
         """Fence off all earlier attempts; say where it may go on from."""
         ...
 
-    async def intend_checkpoint(self, trial_id: str, attempt: int, step: int, name: str) -> None:
-        """Before the service is asked to save."""
+    async def intend_checkpoint(self, trial_id: str, attempt: int, path: str) -> None:
+        """Before the service is asked to save there."""
         ...
 
     async def commit_checkpoint(self, checkpoint: CheckpointRecord, spent: Spent) -> None:
@@ -51,7 +51,7 @@ class RegistryPort(Protocol):
         ...
 
     async def lose_checkpoint(self, trial_id: str, attempt: int, path: str, reason: str) -> None:
-        """The service cannot load it: nobody tries it again."""
+        """The service cannot load it, or has deleted an orphan: nobody looks for it again."""
         ...
 
     async def record_result(
@@ -135,12 +135,12 @@ class Registry:
             record = {"type": "attempt", "trial_id": trial_id, "attempt": attempt}
             self._stage({**record, "grant": grant} if grant else record)
         await self._journal.flush()
-        return AttemptGrant(attempt, trial.resumable())
+        return AttemptGrant(attempt, trial.resumable(), tuple(trial.intents.values()))
 
-    async def intend_checkpoint(self, trial_id: str, attempt: int, step: int, name: str) -> None:
+    async def intend_checkpoint(self, trial_id: str, attempt: int, path: str) -> None:
         trial = self._current(trial_id, attempt)
-        if name not in trial.intents:
-            self._stage({"type": "intent", "trial_id": trial_id, "step": step, "name": name})
+        if path not in (*trial.intents.values(), *(c.path for c in trial.checkpoints)):
+            self._stage({"type": "intent", "trial_id": trial_id, "path": path})
         await self._journal.flush()
 
     async def commit_checkpoint(self, checkpoint: CheckpointRecord, spent: Spent) -> None:
@@ -152,7 +152,7 @@ class Registry:
 
     async def lose_checkpoint(self, trial_id: str, attempt: int, path: str, reason: str) -> None:
         trial = self._current(trial_id, attempt)
-        if any(c.path == path for c in trial.checkpoints):
+        if path in (*trial.intents.values(), *(c.path for c in trial.checkpoints)):
             record = {"type": "checkpoint_lost", "trial_id": trial_id}
             self._stage({**record, "path": path, "reason": reason})
         await self._journal.flush()

@@ -156,19 +156,20 @@ class SweepState:
         self._index(trial)
 
     def _intent(self, record: Record) -> None:
-        self.trials[record["trial_id"]].intents[record["name"]] = record["step"]
+        self.trials[record["trial_id"]].intents[_name(record["path"])] = record["path"]
 
     def _checkpoint(self, record: Record) -> None:
         checkpoint = known(CheckpointRecord, record["checkpoint"])
         trial = self.trials[checkpoint.trial_id]
         trial.checkpoints.append(checkpoint)
-        trial.intents.pop(checkpoint.path.rsplit("/", 1)[-1], None)
+        trial.intents.pop(_name(checkpoint.path), None)
         trial.step = max(trial.step, checkpoint.step)
         _spend(trial, checkpoint.attempt, record)
 
     def _checkpoint_lost(self, record: Record) -> None:
         trial = self.trials[record["trial_id"]]
         trial.checkpoints = [c for c in trial.checkpoints if c.path != record["path"]]
+        trial.intents.pop(_name(record["path"]), None)
         trial.step = trial.last_checkpoint.step if trial.last_checkpoint else 0
 
     def _result(self, record: Record) -> None:
@@ -190,6 +191,11 @@ class SweepState:
     def _sweep(self, record: Record) -> None:
         self.state = record["state"]
         self.wall_s += record.get("wall_s", 0.0)
+
+
+def _name(path: str) -> str:
+    """What a service may put before it differs."""
+    return path.rsplit("/", 1)[-1]
 
 
 def _spend(trial: TrialRecord, attempt: int, record: Record) -> None:

@@ -103,8 +103,8 @@ class RegistryHandle:
         grant: AttemptGrant = await self._call("start_attempt", trial_id, uuid.uuid4().hex)
         return grant
 
-    async def intend_checkpoint(self, trial_id: str, attempt: int, step: int, name: str) -> None:
-        await self._call("intend_checkpoint", trial_id, attempt, step, name)
+    async def intend_checkpoint(self, trial_id: str, attempt: int, path: str) -> None:
+        await self._call("intend_checkpoint", trial_id, attempt, path)
 
     async def commit_checkpoint(self, checkpoint: CheckpointRecord, spent: Spent) -> None:
         await self._call("commit_checkpoint", checkpoint, spent)

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
 from crucible_tinkex.client.wire import ForwardBackwardOutput, LoraConfig, OptimStepResponse
-from crucible_tinkex.errors import CrucibleError, TrialFailedError
-from crucible_tinkex.names import checkpoint_name
+from crucible_tinkex.errors import CrucibleError, StaleAttemptError, TrialFailedError
+from crucible_tinkex.names import TinkerPath, checkpoint_name
 from crucible_tinkex.registry import (
     DONE,
     FAILED,
@@ -37,6 +38,8 @@ from crucible_tinkex.training.outcome import Progress, speaks_of_checkpoint
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.recipe import Recipe, Update
 from crucible_tinkex.training.reporter import Reporter
+
+log = logging.getLogger(__name__)
 
 _END_REASONS: dict[str, EndReason] = {DONE: "success", STOPPED: "success", FAILED: "errored"}
 
@@ -104,6 +107,7 @@ class Session:
         grant = await self._registry.start_attempt(self._plan.trial_id)
         self._report.attempt = grant.attempt
         training = await self._start(grant)
+        await self._delete(grant.orphans)
         self._training = MeteredTraining(training, self._meter)
         self._report.emit(
             "session_start",
@@ -141,6 +145,19 @@ class Session:
                 self._plan.trial_id, self.attempt, checkpoint.path, str(reason)
             )
         return training
+
+    async def _delete(self, orphans: Iterable[str]) -> None:
+        """Free what an attempt had saved, or nearly, when it ended. What cannot be deleted now is
+        left to the next attempt."""
+        for path in orphans:
+            try:
+                await self._service.delete_checkpoint(path)
+            except CrucibleError as e:
+                log.warning("%s is of no use and could not be deleted: %s", path, e)
+            else:
+                await self._registry.lose_checkpoint(
+                    self._plan.trial_id, self.attempt, path, "never committed; deleted"
+                )
 
     async def _create(self) -> TrainingClient:
         experiment, lora = self._plan.experiment, self._plan.experiment.lora
@@ -288,12 +305,18 @@ class Session:
     async def _save(self) -> None:
         trial_id, attempt, step = self._plan.trial_id, self.attempt, self.step
         name = checkpoint_name(trial_id, attempt, step)
-        await self._registry.intend_checkpoint(trial_id, attempt, step, name)
+        intended = TinkerPath(self._client.model_id, "weights", name)
+        await self._registry.intend_checkpoint(trial_id, attempt, str(intended))
         path = await self._client.save_state(name)
         self._report.emit("checkpoint_saved", name=name, extra={"path": path})
         await self._report.flush()
         checkpoint = CheckpointRecord(trial_id, attempt, step, path, self._found.carried())
-        await self._registry.commit_checkpoint(checkpoint, self._meter.spent())
+        try:
+            await self._registry.commit_checkpoint(checkpoint, self._meter.spent())
+        except StaleAttemptError:  # whoever replaced this attempt may have looked too early
+            with contextlib.suppress(CrucibleError):
+                await self._service.delete_checkpoint(path)
+            raise
         self._saved_step = step
 
     # --- its end -------------------------------------------------------------------------------

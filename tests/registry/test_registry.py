@@ -82,6 +82,24 @@ async def test_an_attempt_may_go_on_from_any_checkpoint_the_newest_first(
     assert (await registry.start_attempt("t1")).checkpoints == (checkpoint(1, 4),)
 
 
+async def test_the_next_attempt_hears_of_what_was_saved_and_never_committed(
+    registry: Registry, paths: SweepPaths
+) -> None:
+    saved, lost = checkpoint(1, 4), checkpoint(1, 8)
+    assert (await registry.start_attempt("t1")).orphans == ()
+    await registry.intend_checkpoint("t1", 1, saved.path)
+    await registry.commit_checkpoint(saved, Spent())
+    await registry.intend_checkpoint("t1", 1, saved.path)  # once more: it is committed
+    await registry.intend_checkpoint("t1", 1, lost.path)
+    registry.shut()
+    again = Registry(paths, "second")
+    assert (await again.start_attempt("t1")).orphans == (lost.path,)
+    await again.lose_checkpoint("t1", 2, lost.path, "never committed; deleted")
+    grant = await again.start_attempt("t1")
+    assert (grant.orphans, grant.checkpoints) == ((), (saved,))
+    again.shut()
+
+
 async def test_an_older_attempt_can_write_nothing_more(
     registry: Registry, paths: SweepPaths
 ) -> None:
@@ -89,7 +107,7 @@ async def test_an_older_attempt_can_write_nothing_more(
     await registry.start_attempt("t1")
     before = SweepState.read(paths)
     calls: list[Callable[[], Awaitable[None]]] = [
-        lambda: registry.intend_checkpoint("t1", 1, 4, "name"),
+        lambda: registry.intend_checkpoint("t1", 1, "tinker://m/weights/t1"),
         lambda: registry.commit_checkpoint(checkpoint(1, 4), Spent()),
         lambda: registry.lose_checkpoint("t1", 1, "path", "gone"),
         lambda: registry.record_result("t1", 1, 4, {"eval/nll": 0.0}, Spent()),
@@ -111,7 +129,7 @@ async def every_call(registry: Registry, *, times: int) -> None:
         assert (await registry.start_attempt("t3", "grant-1")).attempt == 1
     mine = CheckpointRecord("t3", 1, 5, "tinker://m/weights/t3", {})
     for _ in range(times):
-        await registry.intend_checkpoint("t3", 1, 5, "t3")
+        await registry.intend_checkpoint("t3", 1, mine.path)
     for _ in range(times):
         await registry.commit_checkpoint(mine, Spent(10))
     for _ in range(times):

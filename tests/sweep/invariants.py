@@ -68,6 +68,7 @@ def check(world: World) -> SweepState:
         _trial(world, trial)
     _ledger(world)
     _acknowledged(world, state, records)
+    _known(world, state, records)
     _spend(world, state)
     epochs = [r["epoch"] for r in records]
     assert epochs == sorted(epochs), "I11: two epochs effective at once"
@@ -124,6 +125,13 @@ def _acknowledged(world: World, state: SweepState, records: Sequence[Mapping[str
         elif record["type"] == "checkpoint":
             by = record["checkpoint"]
             assert by["attempt"] == attempts[by["trial_id"]], "I11: an old attempt saved"
+
+
+def _known(world: World, state: SweepState, records: Sequence[Mapping[str, Any]]) -> None:
+    """I4: the service keeps no checkpoint that the journal does not know of."""
+    known = {r["checkpoint"]["path"] for r in records if r["type"] == "checkpoint"}
+    known |= {path for t in state.trials.values() for path in t.intents.values()}
+    assert set(world.backend.checkpoints) <= known, "I4: orphans"
 
 
 def _spend(world: World, state: SweepState) -> None:

@@ -14,7 +14,8 @@ class Trial:
     state: str = PENDING
     error: str | None = None
     attempt: int = 0
-    intents: list[tuple[int, int, str]] = field(default_factory=list)
+    intents: list[str] = field(default_factory=list)
+    """Paths of all checkpoints that were announced."""
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
     """Committed and not lost, oldest first."""
     lost: dict[str, str] = field(default_factory=dict)
@@ -32,7 +33,7 @@ class MemoryRegistry:
         self.trials: dict[str, Trial] = {}
         self.calls: list[str] = []
         self.watch: Callable[[str, str], None] = lambda call, subject: None
-        """Hears of each call about a checkpoint: its name, or its path, is the subject."""
+        """Hears of each call about a checkpoint, and of its path."""
         self._failures: dict[tuple[str, int], Exception] = {}
 
     def fail(self, call: str, error: Exception, *, nth: int = 1) -> None:
@@ -60,12 +61,13 @@ class MemoryRegistry:
         trial.attempt += 1
         trial.state, trial.error = RUNNING, None
         newest = sorted(trial.checkpoints, key=lambda c: (c.step, c.attempt), reverse=True)
-        return AttemptGrant(trial.attempt, tuple(newest))
+        orphans = set(trial.intents) - {c.path for c in trial.checkpoints} - set(trial.lost)
+        return AttemptGrant(trial.attempt, tuple(newest), tuple(sorted(orphans)))
 
-    async def intend_checkpoint(self, trial_id: str, attempt: int, step: int, name: str) -> None:
+    async def intend_checkpoint(self, trial_id: str, attempt: int, path: str) -> None:
         trial = self._current("intend", trial_id, attempt)
-        self.watch("intend", name)
-        trial.intents.append((attempt, step, name))
+        self.watch("intend", path)
+        trial.intents.append(path)
 
     async def commit_checkpoint(self, checkpoint: CheckpointRecord, spent: Spent) -> None:
         trial = self._current("commit", checkpoint.trial_id, checkpoint.attempt)

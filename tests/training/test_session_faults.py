@@ -12,6 +12,7 @@ from crucible_tinkex.errors import (
     OperationFailedError,
     ServiceUnavailableError,
     SessionLostError,
+    StaleAttemptError,
 )
 from crucible_tinkex.registry import DONE
 from crucible_tinkex.training.measurements import public
@@ -78,12 +79,13 @@ async def test_any_failure_leads_to_the_same_end(
     assert bench.trial.results == whole.trial.results
     for name in ("train/nll", "eval/nll", "eval/accuracy", "optim/lr"):
         assert bench.sink.curve(name) == whole.sink.curve(name)
-    # Every committed checkpoint is there, was announced, and holds the weights of its step.
-    announced = {(step, name) for _, step, name in bench.trial.intents}
+    # Every committed checkpoint is there, was announced, and holds the weights of its step; what
+    # was saved and not committed is there no more.
+    assert set(bench.backend.checkpoints) == {c.path for c in bench.trial.checkpoints}
     for checkpoint in bench.trial.checkpoints:
         weights = bench.backend.checkpoints[checkpoint.path]
         assert weights.step == checkpoint.step
-        assert (checkpoint.step, checkpoint.path.rsplit("/", 1)[1]) in announced
+        assert checkpoint.path in bench.trial.intents
     final, expected = bench.trial.checkpoints[-1], whole.trial.checkpoints[-1]
     assert bench.backend.checkpoints[final.path] == whole.backend.checkpoints[expected.path]
     assert public(final.metrics) == public(expected.metrics)
@@ -96,3 +98,30 @@ async def test_a_registry_that_fails_once_loses_nothing(whole: Bench, call: str,
     bench.registry.fail(call, ServiceUnavailableError("the registry's actor died"), nth=nth)
     await climb(bench)
     assert bench.trial.results == whole.trial.results
+
+
+async def test_an_orphan_that_cannot_be_deleted_now_is_deleted_later(whole: Bench) -> None:
+    bench = Bench(**OPTIONS)
+    bench.registry.fail("commit", ServiceUnavailableError("the registry's actor died"))
+    bench.backend.fail("optim_step", ServiceUnavailableError("gone"), nth=6)
+    bench.backend.fail("delete_checkpoint", ServiceUnavailableError("gone"), nth=1)
+    await climb(bench)
+    assert bench.trial.attempt == 3
+    assert bench.trial.results == whole.trial.results
+    (orphan,) = bench.trial.lost
+    assert "a001" in orphan
+    assert set(bench.backend.checkpoints) == {c.path for c in bench.trial.checkpoints}
+
+
+async def test_what_a_replaced_attempt_saves_it_deletes() -> None:
+    """The newer one may have looked before it was there."""
+    bench = Bench(**OPTIONS)
+
+    def replaced(call: str, path: str) -> None:
+        if call == "intend" and bench.trial.attempt == 1:
+            bench.trial.attempt = 2
+
+    bench.registry.watch = replaced
+    outcome = await bench.run()
+    assert isinstance(outcome.error, StaleAttemptError)
+    assert bench.trial.intents and not bench.backend.checkpoints
