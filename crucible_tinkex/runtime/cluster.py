@@ -16,6 +16,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import ray
@@ -23,6 +24,7 @@ from ray.actor import ActorHandle
 
 from crucible_tinkex.config import RunSection
 from crucible_tinkex.errors import ClusterLostError, ConfigError, CrucibleError, RayStartError
+from crucible_tinkex.runtime.handles import answer
 from crucible_tinkex.runtime.placement import driver_node, session_cores, session_nodes
 from crucible_tinkex.runtime.pool import Packing
 from crucible_tinkex.runtime.registry_actor import RegistryActor
@@ -35,6 +37,8 @@ STORE_BYTES = 256 * 1024 * 1024
 """Ray's object store holds only the tokenised dataset."""
 START_S = 180.0
 """Ray is up in 8 seconds on a quiet machine; a loaded one takes ten times as long."""
+ACTORS_S = 90.0
+"""Its actors follow in a second."""
 PROBE_S = 5.0
 POLL_S = 2.0
 LOST_S = 20.0
@@ -93,6 +97,22 @@ class Runtime:
             runtime._closed.wait()
         else:
             runtime.close()
+
+    async def ready(self, *, deadline_s: float = ACTORS_S) -> None:
+        """Wait until the actors that every sweep needs answer: Ray starts a worker process that
+        dies again for ever, and says nothing. Raises `RayStartError`."""
+        actors: tuple[Any, ...] = (self.registry, self.telemetry)
+        try:
+            async with asyncio.timeout(deadline_s):
+                await asyncio.gather(*(answer(actor.pid.remote()) for actor in actors))
+        except TimeoutError:
+            logs = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "session_latest", "logs")
+            raise RayStartError(
+                f"Ray's worker processes do not start: none answered within {deadline_s:.0f} s; "
+                f"see raylet.out and python-core-worker-*.log in {logs}"
+            ) from None
+        except ClusterLostError as e:
+            raise RayStartError(f"Ray's worker processes do not start: {e.message}") from e
 
     def packing(self, run: RunSection, sessions: int, *, reachable: bool = False) -> Packing:
         """How `sessions` at the same time are spread over actors."""
@@ -193,6 +213,8 @@ def connect(address: str | None) -> None:
     address = address or os.environ.get("RAY_ADDRESS") or None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Else Ray waits for workers in C++, where neither a deadline nor Ctrl-C reaches it.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         _probe(address)

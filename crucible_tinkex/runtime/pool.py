@@ -53,8 +53,9 @@ class Host(Protocol):
     async def ready(self) -> None:
         """Return when it is up. Raises `CrucibleError` with the reason when it cannot start."""
 
-    async def ping(self) -> float:
-        """When it may send again (Unix seconds): later than now if the service asked it to wait."""
+    async def heartbeat(self, after_s: float, *, known: float) -> float:
+        """When it may send again (Unix seconds): later than now if the service asked it to wait.
+        Answers after so many seconds, and at once when that is later than `known`."""
 
     async def advance(self, plan: TrialPlan, to_step: int) -> Outcome: ...
 
@@ -282,8 +283,9 @@ class SessionPool:
         self._start_not_before = -math.inf
         self._reconcile()
         while True:
-            await asyncio.sleep(self._heartbeat_s)
-            asked = await self._within(self._deadline_s, member.host.ping())
+            known = self._held_until + WORTH_SHARING_S
+            beat = member.host.heartbeat(self._heartbeat_s, known=known)
+            asked = await self._within(self._heartbeat_s + self._deadline_s, beat)
             if asked > self._held_until + WORTH_SHARING_S:
                 await self.hold_back(asked)
 

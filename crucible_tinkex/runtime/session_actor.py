@@ -7,6 +7,8 @@ neither torch nor transformers, and no reader or writer of files.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +52,7 @@ class _Waits(Observer):
         self._observer.on_request(record)
 
     def on_queue_state(self, state: QueueState) -> None:
-        self._run.held_until = max(self._run.held_until, state.resume_at or 0.0)
+        self._run.held(state.resume_at or 0.0)
         self._observer.on_queue_state(state)
 
 
@@ -59,7 +61,8 @@ class _Run:
 
     def __init__(self, context: RunContext, data: SweepData) -> None:
         self.service = context.service
-        self.held_until = 0.0
+        self._held_until = 0.0
+        self._held = asyncio.Event()
         telemetry = TelemetryHandle(context.telemetry, context.paths)
         writer = EventWriter(context.sweep_id, context.experiment_id, run_id=context.run_id)
         self._sink = BufferedSink(writer, telemetry.record)
@@ -73,6 +76,21 @@ class _Run:
 
     def _connect(self, observer: Observer) -> TrainingService:
         return self.service.connect(_Waits(self, observer))
+
+    def held(self, until: float) -> None:
+        """The service asked a session here to send nothing before `until` (Unix seconds)."""
+        if until > self._held_until:
+            self._held_until = until
+            self._held.set()
+
+    async def held_until(self, after_s: float, known: float) -> float:
+        """The latest of these times: once it is later than `known`, or after `after_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(after_s):
+                while self._held_until <= known:
+                    self._held.clear()
+                    await self._held.wait()
+        return self._held_until
 
     async def aclose(self) -> None:
         try:
@@ -94,9 +112,9 @@ class SessionActor:
         """Make ready for a run; the other calls expect it."""
         self._runs[context.run_id] = _Run(context, data)
 
-    async def ping(self, run_id: str) -> float:
-        """When the run's sessions here may send again (Unix seconds)."""
-        return self._runs[run_id].held_until
+    async def heartbeat(self, run_id: str, after_s: float, known: float) -> float:
+        """When the run's sessions here may send again (Unix seconds); see `pool.Host`."""
+        return await self._runs[run_id].held_until(after_s, known)
 
     async def advance(self, run_id: str, plan: TrialPlan, to_step: int) -> Outcome:
         """Train a trial up to `to_step`; open its session first if it has none."""

@@ -134,6 +134,7 @@ class Launch:
             if self._kind == "ray":
                 runtime = self._runtime or await self._started(stack, signals)
                 self._warm(runtime)
+                await runtime.ready()
             connection = await service
         finally:
             service.cancel()

@@ -6,6 +6,7 @@ traceback is whole. Slower than Ray only where Python itself is the limit.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from crucible_tinkex.config import RunSection
@@ -43,7 +44,8 @@ class LocalHost:
     async def ready(self) -> None:
         return None
 
-    async def ping(self) -> float:
+    async def heartbeat(self, after_s: float, *, known: float) -> float:
+        await asyncio.sleep(after_s)
         return 0.0
 
     async def advance(self, plan: TrialPlan, to_step: int) -> Outcome:

@@ -1,7 +1,8 @@
 """The embedded server behind a gate that can say "slow down" and "no capacity". A process of its
 own: `python gated_server.py FOLDER [SECONDS]`; it writes `ready.json` and `gate.jsonl` there.
 
-The second optim_step of all is refused with a 429, and so is every later one for SECONDS.
+An optim_step takes `STEP_S` longer, so that no trial ends before all have heard of the first one's
+back-off. The second optim_step of all is refused with a 429, and so is every later one for SECONDS.
 When sending was resumed, the next poll that asks for an optim_step is answered "paused for
 capacity" for a while. Each request is a line of `gate.jsonl`: when it came (Unix seconds), its
 path, what the gate did.
@@ -9,6 +10,7 @@ path, what the gate did.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
@@ -20,6 +22,7 @@ from crucible_tinkex.server.app import App
 
 RETRY_AFTER_S = 12
 PAUSED_S = 3
+STEP_S = 0.15
 API = "/api/v1/"
 
 
@@ -47,6 +50,7 @@ class Gate(App):
         self, path: str, headers: dict[bytes, bytes], now: float, receive: Any, send: Any
     ) -> str | None:
         if path == "optim_step":
+            await asyncio.sleep(STEP_S)
             self._steps += 1
             since = now - (self._refused_at or now)
             if self._steps == 2 or (self._steps > 2 and since < self.refuse_s):

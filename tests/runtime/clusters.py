@@ -64,12 +64,14 @@ def service(folder: Path) -> Iterator[tuple[str, Path]]:
     command += ["--host", own_address(), "--api-key-file", str(key), "--ready-file", str(ready)]
     command += ["--data-dir", str(folder / "service"), "--dtype", "fp32", "--threads", "1"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not ready.exists():
-            assert process.poll() is None and time.monotonic() < deadline, "no server"
-            time.sleep(0.05)
-        yield json.loads(ready.read_text())["base_url"], key
-        process.terminate()
+        try:
+            deadline = time.monotonic() + 60
+            while not ready.exists():
+                assert process.poll() is None and time.monotonic() < deadline, "no server"
+                time.sleep(0.05)
+            yield json.loads(ready.read_text())["base_url"], key
+        finally:
+            process.terminate()
 
 
 def write_experiment(folder: Path, *, url: str, key: Path, steps: int) -> Path:
@@ -83,14 +85,18 @@ def write_experiment(folder: Path, *, url: str, key: Path, steps: int) -> Path:
     return file
 
 
+def _environment() -> dict[str, str]:
+    """Without the token that a Ray of the test process itself may have left."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TINKER_"))}
+
+
 def start_driver(file: Path, storage: Path, *address: str) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TINKER_"))}
     return subprocess.Popen(
         [sys.executable, str(HERE / "drive_sweep.py"), str(file), str(storage), *address],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=_environment(),
     )
 
 
@@ -129,7 +135,12 @@ def cluster(nodes: int) -> Iterator[RayCluster]:
     """A cluster of this test alone."""
     command = [sys.executable, str(HERE / "ray_cluster.py"), str(nodes)]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=_environment(),
     ) as process:
         assert process.stdout is not None
         found = json.loads(process.stdout.readline())

@@ -33,6 +33,8 @@ class Script:
     hangs_at: float | None = None
     """After it came up: nothing is answered any more."""
     step_s: float = 1.0
+    held: tuple[float, float] | None = None
+    """After it came up the service asks a session of it to wait until then (Unix seconds)."""
 
 
 @dataclass(eq=False)
@@ -45,6 +47,7 @@ class ScriptedHost:
     ended: str | None = None
     _gone: asyncio.Event = field(default_factory=asyncio.Event)
     _hung: bool = False
+    _held: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def ready(self) -> None:
         await asyncio.sleep(self.script.starts_after)
@@ -55,6 +58,8 @@ class ScriptedHost:
             loop.call_later(self.script.dies_at, self._gone.set)
         if self.script.hangs_at is not None:
             loop.call_later(self.script.hangs_at, self._hang)
+        if self.script.held is not None:
+            loop.call_later(self.script.held[0], self._held.set)
 
     def _hang(self) -> None:
         self._hung = True
@@ -72,9 +77,14 @@ class ScriptedHost:
             return
         raise HostLostError("the process died")
 
-    async def ping(self) -> float:
-        await self._takes(0.001)
-        return 0.0
+    async def heartbeat(self, after_s: float, *, known: float) -> float:
+        until = self.script.held[1] if self.script.held else 0.0
+        beats = asyncio.ensure_future(self._takes(after_s))
+        news = asyncio.ensure_future(self._held.wait() if until > known else beats)
+        await asyncio.wait({beats, news}, return_when=asyncio.FIRST_COMPLETED)
+        if beats.done():
+            await beats
+        return until if self._held.is_set() else 0.0
 
     async def advance(self, plan: Plan, to_step: int) -> Outcome:
         self.heard.append(("advance", plan.trial_id))

@@ -115,7 +115,7 @@ async def test_a_silent_host_is_killed_and_its_trials_are_tried_again() -> None:
     await answers.wait_for(2)
     assert now() == pytest.approx(1 + 5 + 20)
     assert set(answers.verdicts().values()) == {Verdict.RETRY}
-    assert "did not answer for 20 s" in str(answers.error_of("t0"))
+    assert "did not answer for 25 s" in str(answers.error_of("t0"))
     assert launcher.hosts[0].ended == "killed"
     await pool.close()
 
@@ -127,7 +127,7 @@ async def test_a_driver_that_was_stopped_does_not_blame_its_hosts() -> None:
     pool, answers = make_pool(launcher, slots=1, heartbeat_s=5, deadline_s=20)
     pool.submit(Plan("t"), 10)
     loop: Any = asyncio.get_running_loop()
-    await asyncio.sleep(6.0005)  # a ping is under way
+    await asyncio.sleep(6.0005)  # a heartbeat is under way
     loop._jump.now += 19
     await answers.wait_for(1)
     assert answers.verdicts() == {"t": Verdict.ADVANCED}
@@ -307,6 +307,20 @@ async def test_a_host_that_comes_later_hears_of_the_back_off_first() -> None:
     await answers.wait_for(3)
     assert launcher.hosts[0].heard[1] == ("hold_back", 1e9)
     assert launcher.hosts[1].heard[0] == ("hold_back", 1e9)
+    await pool.close()
+
+
+@virtually
+async def test_a_back_off_of_one_host_reaches_the_others_at_once() -> None:
+    launcher = ScriptedLauncher([Script(held=(0.25, 1e9)), Script()])
+    pool, answers = make_pool(launcher, slots=2, heartbeat_s=5)
+    pool.submit(Plan("a"), 10)
+    pool.submit(Plan("b"), 10)
+    await asyncio.sleep(1.2501)
+    assert ("hold_back", 1e9) in launcher.hosts[1].heard
+    await answers.wait_for(2)
+    await asyncio.sleep(20)
+    assert launcher.hosts[1].heard.count(("hold_back", 1e9)) == 1
     await pool.close()
 
 

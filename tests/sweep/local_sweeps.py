@@ -123,9 +123,8 @@ class MortalHost:
     async def ready(self) -> None:
         await asyncio.sleep(0.5)
 
-    async def ping(self) -> float:
-        if self.gone.is_set():
-            raise HostLostError("killed")
+    async def heartbeat(self, after_s: float, *, known: float) -> float:
+        await self._alive(asyncio.sleep(after_s))
         return 0.0
 
     async def advance(self, plan: TrialPlan, to_step: int) -> Outcome:
