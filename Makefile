@@ -12,7 +12,7 @@ run: install
 	$(BIN)/crucible run experiments/quickstart.toml
 
 test: install-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 install: $(INSTALLED)
 

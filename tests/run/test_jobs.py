@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from nano_sweeps import Workspace, make_workspace, wait_for_checkpoints
@@ -27,8 +28,9 @@ print(job.submission_id)
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    with ray_head(tmp_path_factory.mktemp("r")) as started:
+def head() -> Iterator[Head]:
+    # Not in pytest's folder: the path of Ray's sockets would be too long for the system.
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder, ray_head(Path(folder)) as started:
         yield started
 
 
