@@ -10,11 +10,12 @@ detached), so a driver's death leaves nothing behind.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -39,6 +40,7 @@ START_S = 180.0
 """Ray is up in 8 seconds on a quiet machine; a loaded one takes ten times as long."""
 ACTORS_S = 90.0
 """Its actors follow in a second."""
+HEAD_PORT = "RAY_GCS_SERVER_PORT"
 PROBE_S = 5.0
 POLL_S = 2.0
 LOST_S = 20.0
@@ -230,10 +232,26 @@ def connect(address: str | None) -> None:
 
 def _init(address: str | None, options: Mapping[str, Any]) -> None:
     try:
-        ray.init(**options)
+        with contextlib.nullcontext() if address else _known_port():
+            ray.init(**options)
     except Exception as e:  # Ray's own are of many kinds, RuntimeError among them
         ray.shutdown()
         raise RayStartError(_why(address, str(e) or repr(e))) from e
+
+
+@contextlib.contextmanager
+def _known_port() -> Iterator[None]:
+    """Tell Ray the port of its head: else it waits up to 30 seconds for the head to name one, in
+    C++, where neither a deadline nor Ctrl-C reaches it."""
+    if HEAD_PORT in os.environ:
+        yield
+        return
+    with socket.create_server(("", 0)) as free:
+        os.environ[HEAD_PORT] = str(free.getsockname()[1])
+    try:
+        yield
+    finally:
+        del os.environ[HEAD_PORT]
 
 
 def _why(address: str | None, reason: str) -> str:

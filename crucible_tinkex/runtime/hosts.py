@@ -56,7 +56,7 @@ class RayHost:
         remote: Any = self._actor.open.remote
         await answer(remote(self._launcher.context, self._launcher.data), lost=WorkerStartError)
 
-    async def heartbeat(self, after_s: float, *, known: float) -> float:
+    async def heartbeat(self, after_s: float, known: float) -> float:
         held_until: float = await self._call("heartbeat", after_s, known)
         return held_until
 

@@ -53,7 +53,7 @@ class Host(Protocol):
     async def ready(self) -> None:
         """Return when it is up. Raises `CrucibleError` with the reason when it cannot start."""
 
-    async def heartbeat(self, after_s: float, *, known: float) -> float:
+    async def heartbeat(self, after_s: float, known: float) -> float:
         """When it may send again (Unix seconds): later than now if the service asked it to wait.
         Answers after so many seconds, and at once when that is later than `known`."""
 
@@ -283,8 +283,7 @@ class SessionPool:
         self._start_not_before = -math.inf
         self._reconcile()
         while True:
-            known = self._held_until + WORTH_SHARING_S
-            beat = member.host.heartbeat(self._heartbeat_s, known=known)
+            beat = member.host.heartbeat(self._heartbeat_s, self._held_until + WORTH_SHARING_S)
             asked = await self._within(self._heartbeat_s + self._deadline_s, beat)
             if asked > self._held_until + WORTH_SHARING_S:
                 await self.hold_back(asked)

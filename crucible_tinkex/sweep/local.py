@@ -44,7 +44,7 @@ class LocalHost:
     async def ready(self) -> None:
         return None
 
-    async def heartbeat(self, after_s: float, *, known: float) -> float:
+    async def heartbeat(self, after_s: float, known: float) -> float:
         await asyncio.sleep(after_s)
         return 0.0
 

@@ -39,6 +39,14 @@ def ray_process(driver: subprocess.Popen[str], name: str) -> psutil.Process:
     raise AssertionError(f"no {name}")
 
 
+def is_alive(process: psutil.Process) -> bool:
+    """One that nobody has waited for is none."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.mark.ray
 def test_while_ray_hangs_status_answers_and_ctrl_c_ends_it(
     workspace: Workspace, reap: Reap
@@ -58,29 +66,15 @@ def test_while_ray_hangs_status_answers_and_ctrl_c_ends_it(
     began = time.monotonic()
     driver.send_signal(signal.SIGINT)
     _, err = driver.communicate(timeout=60)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 10
     assert driver.returncode == 130, err
     assert "interrupted while starting" in err
     assert "Traceback" not in err
     head.resume()
-    _, alive = psutil.wait_procs(below, timeout=30)
-    assert not [p for p in alive if "serve" in " ".join(p.cmdline())]
-
-
-@pytest.mark.ray
-def test_ray_that_dies_while_starting_is_started_again_once(
-    workspace: Workspace, reap: Reap
-) -> None:
-    driver = workspace.start("run", "nano.toml", "--quiet")
-    reap(driver)
-    for _ in range(2):
-        head = ray_process(driver, "gcs_server")
-        head.kill()
-        psutil.wait_procs([head], timeout=10)
-    _, err = driver.communicate(timeout=150)
-    assert driver.returncode == 4, err
-    assert "Ray did not start on this machine" in err
-    assert "Traceback" not in err
+    deadline = time.monotonic() + 30
+    while left := [p for p in below if is_alive(p)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 @pytest.mark.ray

@@ -77,7 +77,7 @@ class ScriptedHost:
             return
         raise HostLostError("the process died")
 
-    async def heartbeat(self, after_s: float, *, known: float) -> float:
+    async def heartbeat(self, after_s: float, known: float) -> float:
         until = self.script.held[1] if self.script.held else 0.0
         beats = asyncio.ensure_future(self._takes(after_s))
         news = asyncio.ensure_future(self._held.wait() if until > known else beats)

@@ -10,12 +10,14 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import psutil
 import pytest
 
 from crucible_tinkex.errors import ConfigError, RayStartError
-from crucible_tinkex.runtime.cluster import connect
+from crucible_tinkex.runtime import cluster
+from crucible_tinkex.runtime.cluster import HEAD_PORT, connect
 from crucible_tinkex.runtime.placement import local_cores
 
 HERE = Path(__file__).parent
@@ -51,6 +53,29 @@ def test_an_address_where_nobody_listens_fails_at_once() -> None:
 def test_what_cannot_be_an_address_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="HOST:PORT"):
         connect(address)
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_ray_that_dies_while_starting_is_started_again_once(
+    monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    ports: list[str] = []
+
+    def init(**options: Any) -> None:
+        assert options["address"] == "local"
+        ports.append(os.environ[HEAD_PORT])
+        if len(ports) <= failures:
+            raise RuntimeError("The head died.\nAnd more.")
+
+    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if failures == 1:
+        connect(None)
+    else:
+        with pytest.raises(RayStartError, match=r"did not start on this machine: The head died\.;"):
+            connect(None)
+    assert len(ports) == 2
+    assert HEAD_PORT not in os.environ
 
 
 @pytest.mark.ray

@@ -123,7 +123,7 @@ class MortalHost:
     async def ready(self) -> None:
         await asyncio.sleep(0.5)
 
-    async def heartbeat(self, after_s: float, *, known: float) -> float:
+    async def heartbeat(self, after_s: float, known: float) -> float:
         await self._alive(asyncio.sleep(after_s))
         return 0.0
 
