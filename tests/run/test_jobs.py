@@ -30,10 +30,8 @@ print(job.submission_id)
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     # Not in pytest's folder: the path of Ray's sockets would be too long for the system.
-    with (
-        TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        ray_head(Path(folder)) as started,
-    ):
+    folder = TemporaryDirectory(ignore_cleanup_errors=True)
+    with folder as name, ray_head(Path(name)) as started:
         yield started
 
 
