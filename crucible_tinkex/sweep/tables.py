@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from crucible_tinkex.registry import SweepState, TrialRecord
 
+_DECLARED = (
+    "trial_id",
+    "index",
+    "run_name",
+    "seed",
+    "reference",
+    "state",
+    "step",
+    "total_steps",
+)
+
 
 def query_tables(state: SweepState) -> dict[str, pa.Table]:
     """`trials`: one row each, with a column per hyperparameter and metric, named with underscores;
     `checkpoints`: one row each."""
     trials = list(state.trials.values())
+    heads = _heads({key for t in trials for key in t.values})
     return {
-        "trials": _table([_trial(t) for t in trials]),
+        "trials": _table([_trial(t, heads) for t in trials]),
         "checkpoints": _table(
             [
                 {"trial_id": t.trial_id, "attempt": c.attempt, "step": c.step, "path": c.path}
@@ -27,27 +40,24 @@ def query_tables(state: SweepState) -> dict[str, pa.Table]:
     }
 
 
-def _trial(trial: TrialRecord) -> dict[str, Any]:
+def _trial(trial: TrialRecord, heads: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "trial_id": trial.trial_id,
-        "index": trial.index,
-        "run_name": trial.run_name,
-        "seed": trial.seed,
-        "reference": trial.reference,
-        "state": trial.state,
-        "step": trial.step,
-        "total_steps": trial.total_steps,
+        **{name: getattr(trial, name) for name in _DECLARED},
         "attempts": trial.attempt,
         "error": trial.error,
-        **{_column(k): v for k, v in trial.values.items()},
-        **{_column(k): v for k, v in trial.metrics.items()},
+        **{heads[key]: value for key, value in trial.values.items()},
+        **{name.replace("/", "_"): value for name, value in trial.metrics.items()},
         "train_tokens": trial.spent.train_tokens,
         "seconds": trial.spent.seconds,
     }
 
 
-def _column(key: str) -> str:
-    return key.rsplit(".", 1)[-1].replace("/", "_")
+def _heads(keys: Collection[str]) -> dict[str, str]:
+    """A column per hyperparameter: the last part of its key, or all of it where that would be
+    another column's name."""
+    last = {key: key.rsplit(".", 1)[-1] for key in keys}
+    taken = Counter([*last.values(), *_DECLARED, "attempts", "error", "train_tokens", "seconds"])
+    return {k: k.replace(".", "_") if taken[name] > 1 else name for k, name in last.items()}
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> pa.Table:
