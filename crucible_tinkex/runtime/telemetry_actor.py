@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from crucible_tinkex.events import Event
 from crucible_tinkex.names import SweepPaths
@@ -42,9 +42,6 @@ class TelemetryActor:
 
     async def changes(self, paths: SweepPaths, since: int) -> Changes:
         return await self._recorder(paths).changes(since)
-
-    async def snapshot(self, paths: SweepPaths) -> dict[str, dict[str, Any]]:
-        return (await self._recorder(paths).changes(-1)).trials
 
     async def close(self, paths: SweepPaths) -> None:
         if paths in self._open:

@@ -105,18 +105,15 @@ class LatestMetrics:
             if known is None or event.step >= known[0]:
                 trial.metrics[event.name] = (event.step, event.value)
 
-    def snapshot(self) -> dict[str, dict[str, Any]]:
-        """`trial_id` to `attempt`, `step`, `time_us`, `state`, `metrics` (name to value) and
+    def changes(self, since: int = -1) -> dict[str, dict[str, Any]]:
+        """Of the trials that changed after revision `since` (-1: all), `trial_id` to `attempt`,
+        `step`, `time_us`, `state`, `metrics` (name to value) and
 
         - `waiting`: None, or `state`, `reason` and `resume_at` (Unix seconds) of what the service
           keeps it waiting for;
         - `phase`: None, or `phase` (its name), how much of it is `done`, `of` how much, and that it
           began at `since_us`, `s` seconds before this was told.
         """
-        return self.changes(-1)
-
-    def changes(self, since: int) -> dict[str, dict[str, Any]]:
-        """As `snapshot`, of the trials that changed after revision `since`."""
         found: dict[str, dict[str, Any]] = {}
         for (_, trial_id), trial in reversed(self._trials.items()):
             if trial.revision <= since:

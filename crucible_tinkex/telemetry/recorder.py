@@ -38,7 +38,7 @@ _IN_TIME: Any = [(name, "ascending") for name in ("trial_id", "attempt", "time",
 
 @dataclass(frozen=True)
 class Changes:
-    """What changed since a revision: `trials` as `Recorder.snapshot` has them."""
+    """What changed since a revision: `trials` as `LatestMetrics.changes` has them."""
 
     revision: int
     trials: dict[str, dict[str, Any]]
@@ -139,9 +139,6 @@ class Recorder:
             self._view.fail(str(e), behind)
         for fault in self._view.faults():
             log.warning(fault)
-
-    def snapshot(self) -> dict[str, dict[str, Any]]:
-        return self._latest.snapshot()
 
     def changes(self, since: int) -> Changes:
         """The newest values of the trials that changed after revision `since` (-1: all)."""

@@ -176,6 +176,6 @@ def test_a_damaged_snapshot_costs_nothing_but_time(tmp_path: Path, trial: Trial)
     paths, _ = sweep_with_parts(tmp_path, trial)
     flip(paths.events / "_snapshot.json", 50, 2)
     recorder = Recorder(paths)
-    assert recorder.snapshot()["t1"]["metrics"] == {"train/nll": 1.0}
+    assert recorder.changes(-1).trials["t1"]["metrics"] == {"train/nll": 1.0}
     assert recorder.record([trial.loss(1, 2, 2.0)]) == 1
     recorder.close()

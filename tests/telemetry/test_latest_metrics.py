@@ -16,7 +16,7 @@ def test_keeps_the_newest_value_of_every_metric(trial: Trial) -> None:
     events = [trial.loss(1, 1, 3.0), trial.loss(1, 2, 2.0), trial.loss(1, 2, 2.5, "eval/nll")]
     for event in events:
         latest.feed(event)
-    assert latest.snapshot() == {
+    assert latest.changes() == {
         "t1": {
             "attempt": 1,
             "step": 2,
@@ -40,7 +40,7 @@ def test_a_resumed_trial_forgets_what_it_will_do_again(trial: Trial) -> None:
     ]
     for event in events:
         latest.feed(event)
-    row = latest.snapshot()["t1"]
+    row = latest.changes()["t1"]
     assert (row["attempt"], row["step"], row["metrics"]) == (2, 4, {"eval/nll": 4.5})
 
 
@@ -51,7 +51,7 @@ def test_the_order_in_which_trials_arrive_makes_no_difference() -> None:
         latest = LatestMetrics()
         for event in itertools.chain(*order):
             latest.feed(event)
-        results.append(latest.snapshot())
+        results.append(latest.changes())
     assert results[0] == results[1]
     assert set(results[0]) == {"a", "b"}
 
@@ -61,10 +61,10 @@ def test_states_and_snapshots_are_separate_copies() -> None:
     writer = EventWriter("s", "e")
     latest.feed(writer.event("trial_state", trial_id="t", name="running"))
     latest.feed(writer.event("sweep_state", name="running"))
-    latest.snapshot()["t"]["metrics"]["x"] = 1.0
-    row = latest.snapshot()["t"]
+    latest.changes()["t"]["metrics"]["x"] = 1.0
+    row = latest.changes()["t"]
     assert (row["state"], row["metrics"]) == ("running", {})
-    assert list(latest.snapshot()) == ["t"]
+    assert list(latest.changes()) == ["t"]
 
 
 def test_waiting_ends_with_the_wait_or_the_attempt(trial: Trial) -> None:
@@ -77,7 +77,7 @@ def test_waiting_ends_with_the_wait_or_the_attempt(trial: Trial) -> None:
         )
 
     def seen() -> object:
-        return latest.snapshot()["t1"]["waiting"]
+        return latest.changes()["t1"]["waiting"]
 
     latest.feed(wait(1, "paused_capacity"))
     assert seen() == {"state": "paused_capacity", "reason": "full", "resume_at": None}
@@ -95,7 +95,7 @@ def test_equal_trials_of_two_sweeps_are_two() -> None:
     other.writer.sweep_id = "other"
     for event in (one.loss(1, 4, 4.0), other.start(2, 0), one.loss(1, 5, 5.0)):
         latest.feed(event)
-    assert latest.snapshot()["t1"]["metrics"] == {"train/nll": 5.0}
+    assert latest.changes()["t1"]["metrics"] == {"train/nll": 5.0}
 
 
 def test_a_trial_that_an_older_version_began_goes_on(trial: Trial) -> None:
@@ -103,7 +103,7 @@ def test_a_trial_that_an_older_version_began_goes_on(trial: Trial) -> None:
     for event in (trial.loss(1, 4, 4.0), trial.loss(1, 4, 0.5, "eval/nll")):
         latest.feed(dataclasses.replace(event, sweep_id=""))
     latest.feed(trial.start(2, 4))
-    row = latest.snapshot()["t1"]
+    row = latest.changes()["t1"]
     assert (row["attempt"], row["metrics"]) == (2, {"train/nll": 4.0, "eval/nll": 0.5})
 
 
@@ -125,7 +125,7 @@ def test_what_was_stored_goes_on(trial: Trial) -> None:
     for event in events:
         latest.feed(event)
     again.load(json.loads(json.dumps(latest.to_json())))
-    assert again.snapshot() == latest.snapshot()
+    assert again.changes() == latest.changes()
     seen = latest.revision
     again.feed(trial.loss(1, 2, 2.0))
     assert set(again.changes(seen)) == {"t1"}
@@ -141,7 +141,7 @@ def test_phases_are_folded_with_how_long_they_take(trial: Trial) -> None:
         latest.feed(dataclasses.replace(event, time_us=at_us))
 
     def phase() -> Any:
-        return latest.snapshot()["t1"]["phase"]
+        return latest.changes()["t1"]["phase"]
 
     tell(1, "evaluating", 1_000_000, done=0, of=8)
     tell(1, "evaluating", 4_000_000, done=2, of=8)
@@ -149,7 +149,7 @@ def test_phases_are_folded_with_how_long_they_take(trial: Trial) -> None:
     assert phase() == expected
     restored = LatestMetrics()
     restored.load(json.loads(json.dumps(latest.to_json())))
-    assert restored.snapshot() == latest.snapshot()
+    assert restored.changes() == latest.changes()
     tell(1, "training", 9_000_000)
     assert phase() == {"phase": "training", "done": 0, "of": 0, "since_us": 9_000_000, "s": 0.0}
     tell(1, "evaluating", 10_000_000, done=0, of=8)

@@ -80,10 +80,10 @@ def test_an_old_sweep_goes_on(old_sweep: SweepPaths) -> None:
         "training_step", trial_id=trial_id, attempt=3, step=7, name="train/nll", value=0.5
     )
     recorder = Recorder(old_sweep)
-    before = recorder.snapshot()[trial_id]
+    before = recorder.changes(-1).trials[trial_id]
     assert (before["attempt"], before["step"]) == (2, 12)
     recorder.record([start, step])
-    row = recorder.snapshot()[trial_id]
+    row = recorder.changes(-1).trials[trial_id]
     assert (row["attempt"], row["step"], row["metrics"]["train/nll"]) == (3, 7, 0.5)
     recorder.close()
     for _ in range(2):

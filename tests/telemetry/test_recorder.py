@@ -36,13 +36,13 @@ def test_a_new_recorder_goes_on_where_the_old_one_was_killed(tmp_path: Path, tri
     first.record([trial.start(1, 0), trial.loss(1, 1, 1.0), trial.loss(1, 2, 2.0)])
     first.record([trial.start(2, 1), trial.loss(2, 2, 4.0)])
     first.record([other.start(1, 0), other.loss(1, 9, 9.0), other.end(1, 9, "done")])
-    before = first.snapshot()
+    before = first.changes(-1).trials
     first.close()
 
     second = Recorder(paths)
-    assert second.snapshot() == before
+    assert second.changes(-1).trials == before
     assert second.record([trial.loss(2, 3, 8.0)]) == 1
-    assert second.snapshot()["t1"]["metrics"] == {"train/nll": 8.0}
+    assert second.changes(-1).trials["t1"]["metrics"] == {"train/nll": 8.0}
     second.close()
     assert points(paths) == [(1, 1.0), (2, 4.0), (3, 8.0)]
 
