@@ -28,11 +28,15 @@ def existing_sweep(storage: str, name: str) -> SweepPaths:
 
 
 def read_state(paths: SweepPaths) -> SweepState:
-    """What the journal says; of a sweep that is only starting, what it was asked for. Raises
-    `CorruptLogError` that names the damaged file."""
+    """What the journal says; of a sweep that is only starting, what it was asked for. Where no
+    process lives to train them, trials are pending, not running. Raises `CorruptLogError` that
+    names the damaged file."""
     state = SweepState.read(paths) if paths.journal.is_dir() else SweepState()
     if not state.meta:
         state.meta = read_resolved(paths)
+    if not is_locked(paths.lock):
+        for trial in state.open.values():
+            trial.state = PENDING if trial.state == RUNNING else trial.state
     return state
 
 

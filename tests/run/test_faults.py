@@ -45,7 +45,9 @@ def test_a_killed_driver_is_resumed(
     driver.kill()
     _, alive = psutil.wait_procs(below, timeout=30)
     assert not alive, "the driver left processes behind"
-    assert workspace.status()["state"] == "interrupted"
+    left = workspace.status()
+    assert left["state"] == "interrupted"
+    assert "running" not in {t["state"] for t in left["trials"]}
     resumed = workspace.crucible("run", "nano.toml", "--json")
     assert resumed.returncode == 0, resumed.stderr
     assert max(t["attempts"] for t in json.loads(resumed.stdout)["trials"]) == 2
