@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from crucible_tinkex.server.products import DECODED, PACKED
+
 NAME = "crucible"
 BUCKET = 8
 """Row lengths, requests and decoding extents are rounded up to a multiple of this."""
@@ -35,6 +37,11 @@ def round_up(n: int, multiple: int = BUCKET) -> int:
 
 
 class Plan(Protocol):
+    @property
+    def tile(self) -> int:
+        """Rows of a tile of the other layers' products (`products`)."""
+        ...
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """q [H, M, D], k and v [G, M, D] to the output [M, H, D]."""
 
@@ -104,6 +111,7 @@ class PackedPlan:
     blocks: Sequence[Block]
     keep_cache: bool = False
     cache: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    tile: int = PACKED
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         lines = []
@@ -124,6 +132,7 @@ class DecodePlan:
     at: int
     hidden: Tensor
     """[B, 1, 1, S], True where a slot must not be seen."""
+    tile: int = DECODED
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         keys, values = self.cache[layer]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crucible_tinkex.server.lora import Segment
+from crucible_tinkex.server.products import DECODED, tiled
 
 MIN_ROWS = 16
 """Products get a multiple of so many rows, because smaller ones use other kernels."""
@@ -68,7 +69,7 @@ class Head:
 
     def logits_of(self, hidden: Tensor, segments: Sequence[Segment]) -> Tensor:
         """The same for rows of several adapters."""
-        out = F.linear(hidden, self.weight)
+        out = tiled(hidden, self.weight.T, DECODED)
         for s in segments:
             adapter = head_adapter(s)
             if adapter is not None:

@@ -1,13 +1,13 @@
 """Multi-LoRA linear layers: one frozen weight, and a different adapter for each stretch of rows.
 
 A pass holds the tokens of several requests one after another, [1, M, d]; a `Segment` says which
-stretch belongs to which adapter. The base is one GEMM over all M tokens; each adapter adds
+stretch belongs to which adapter. The base's product is over all M tokens; each adapter adds
 `scale * (x @ A) @ B` on its own stretch. Neighbouring segments of one size and layout form a
 `Stack`: their products are one batch of products, which costs a fifth of as many small ones.
 Guarantees: what a segment gets depends on its own tokens only (its LoRA products have the shape of
-the segment, and neither the rows of a base GEMM nor the members of a batch of products depend on
-how many there are, which the tests verify); rank columns beyond an adapter's rank stay exactly 0,
-because both of their gradients are 0.
+the segment, the base's are made of tiles of one size, see `products`, and the members of a batch of
+products do not depend on how many there are, which the tests verify); rank columns beyond an
+adapter's rank stay exactly 0, because both of their gradients are 0.
 Not here: the output layer (`head`), whose logits are never kept whole.
 """
 
@@ -19,10 +19,10 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crucible_tinkex.server.operations import HEAD, LoraSpec
+from crucible_tinkex.server.products import PACKED, tiled
 
 RANK_BUCKETS = (8, 16, 32, 64, 128, 256)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -231,6 +231,8 @@ class PassContext:
     stacks: Sequence[Stack] = ()
     anchor: Tensor | None = None
     """A dummy leaf that requires grad, so that backward reaches the first layer."""
+    tile: int = PACKED
+    """Rows of the base's products (`products`)."""
 
 
 class MultiLoraLinear(nn.Module):
@@ -246,19 +248,21 @@ class MultiLoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         context = self._context
         if context.anchor is None:
-            return _forward(x, self.weight, self.bias, context.stacks, self._slot_index)[0]
+            return _forward(x, self.weight, self.bias, context, self._slot_index)[0]
         out: Tensor = _Trained.apply(  # type: ignore[no-untyped-call]
-            x, context.anchor, self.weight, self.bias, context.stacks, self._slot_index
+            x, context.anchor, self.weight, self.bias, context, self._slot_index
         )
         return out
 
 
 def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stacks: Sequence[Stack], index: int
+    x: Tensor, weight: Tensor, bias: Tensor | None, context: PassContext, index: int
 ) -> tuple[Tensor, list[Tensor | None]]:
-    y = F.linear(x, weight, bias)
+    y = tiled(x[0], weight.T, context.tile)[None]
+    if bias is not None:
+        y += bias
     inner: list[Tensor | None] = []
-    for s in stacks:
+    for s in context.stacks:
         pair = s.weights[index]
         if pair is None:
             inner.append(None)
@@ -277,18 +281,18 @@ class _Trained(torch.autograd.Function):
         anchor: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        stacks: Sequence[Stack],
+        context: PassContext,
         index: int,
     ) -> Tensor:
-        y, inner = _forward(x, weight, bias, stacks, index)
+        y, inner = _forward(x, weight, bias, context, index)
         ctx.save_for_backward(x, weight)
-        ctx.inner, ctx.stacks, ctx.index = inner, stacks, index
+        ctx.inner, ctx.stacks, ctx.index = inner, context.stacks, index
         return y
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        gx = gy @ weight if ctx.needs_input_grad[0] else None
+        gx = tiled(gy[0], weight, PACKED)[None] if ctx.needs_input_grad[0] else None
         for s, u in zip(ctx.stacks, ctx.inner, strict=True):
             pair = s.weights[ctx.index]
             if pair is None:

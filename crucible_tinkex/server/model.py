@@ -77,6 +77,7 @@ class BaseModel:
         """[M] tokens to [M, d] after the last norm; if `backward`, that method comes next."""
         context = self._context
         context.stacks = stacks
+        context.tile = plan.tile
         context.anchor = (
             torch.zeros(1, device=self.device, requires_grad=True) if backward else None
         )

@@ -38,9 +38,11 @@ def start(nano: bases.Base, tmp_path: Path) -> Iterator[Callable[..., Client]]:
     """Starts engines on a data folder of the test; closes all of them."""
     engines: list[TorchEngine] = []
 
-    def begin(dtype: torch.dtype = torch.float32, token_cap: int = 1024) -> Client:
+    def begin(
+        dtype: torch.dtype = torch.float32, token_cap: int = 1024, base: bases.Base = nano
+    ) -> Client:
         store = Store(tmp_path / "data")
-        engines.append(TorchEngine(nano, store, dtype=dtype, token_cap=token_cap))
+        engines.append(TorchEngine(base, store, dtype=dtype, token_cap=token_cap))
         return Client(engines[-1])
 
     yield begin

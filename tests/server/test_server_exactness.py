@@ -9,6 +9,7 @@ import pytest
 import torch
 from server_client import Client, make_rows, train
 
+from crucible_tinkex.server import bases
 from crucible_tinkex.server.operations import (
     Adam,
     CreateModel,
@@ -161,3 +162,57 @@ def test_sampling_alone_equals_sampling_in_company(
             assert _samples(client, {i: prompts[i]})[i] == together[i], i
     finally:
         torch.set_num_threads(1)
+
+
+@pytest.mark.model
+def test_it_holds_for_a_real_base(
+    start: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its products are large enough for kernels that `nano` never meets."""
+    monkeypatch.delenv("CRUCIBLE_CACHE", raising=False)
+    base = bases.ensure_base("smollm2-135m-instruct")
+    lengths = {
+        "a": (5, 9, 17, 3),
+        "b": (30,) * 5,
+        "d": (11, 11, 12),
+        "f": (30,) * 5,
+        "c": (40,) * 7,
+    }
+    torch.set_num_threads(2)
+    try:
+        found: dict[str, list[torch.Tensor]] = {name: [] for name in lengths}
+        for names in (list(lengths), *([name] for name in lengths)):
+            client = start(torch.bfloat16, base=base)
+            client.all([_create(n) for n in names])
+            for number in range(2):
+                client.all([train(n, make_rows(number, lengths[n])) for n in names])
+                client.all([OptimStep(n, Adam(learning_rate=1e-3)) for n in names])
+            for name in names:
+                found[name].append(client.engine._adapters[name].weights.clone())
+            if len(names) > 1:
+                together = _samples(client, _prompts(client))
+                alone = {i: _samples(client, {i: p})[i] for i, p in _prompts(client).items()}
+                assert alone == together
+    finally:
+        torch.set_num_threads(1)
+    for name, (company, alone_weights) in found.items():
+        assert torch.equal(company, alone_weights), name
+
+
+def _prompts(client: Client) -> dict[int, Sample]:
+    client.one(TakeSnapshot("a", "a"))
+    rng = np.random.default_rng(0)
+    return {
+        i: Sample(
+            SamplerSource(snapshot_id=("a", None)[i % 2]),
+            rng.integers(0, 256, 3 + 5 * i),
+            num_samples=2,
+            max_tokens=6,
+            seed=i,
+            temperature=0.8,
+            top_p=1.0,
+            stop_tokens=(),
+            prompt_logprobs=True,
+        )
+        for i in range(6)
+    }
