@@ -12,11 +12,10 @@ from typing import Any, TypeAlias
 import crucible_tinkex.client.wire as wire
 from crucible_tinkex.client.capabilities import ServerCapabilities, SupportedModel
 from crucible_tinkex.names import TinkerPath
-from crucible_tinkex.server import bodies, checks
+from crucible_tinkex.server import bodies
 from crucible_tinkex.server.service import Service
 
-CLIENT_FLAGS: Mapping[str, object] = {"pjwt_auth_enabled": True, "proto_write_fwdbwd": True}
-"""With tokens (`identity`) the SDK knows who it is."""
+CLIENT_FLAGS: Mapping[str, object] = {"proto_write_fwdbwd": True}
 DYNAMIC_FLAGS: Mapping[str, object] = {"sample_cancel_enabled": True}
 Sync: TypeAlias = Callable[[bytes], wire.Wire | dict[str, Any]]
 
@@ -50,10 +49,8 @@ class Answers:
             ("POST", "save_weights_external"): self._save_external,
             ("POST", "load_weights"): self._load_weights,
             ("POST", "create_sampling_session"): self._create_sampling_session,
-            ("POST", "join_sampling_session"): self._join_sampling_session,
             ("POST", "asample"): self._asample,
             ("POST", "weights_info"): self._weights_info,
-            ("POST", "create_custom_loss"): self._create_custom_loss,
         }
 
     # --- sessions and models -------------------------------------------------------------------
@@ -119,22 +116,12 @@ class Answers:
         request_id = self._operations.load(request.model_id, request, body)
         return wire.FutureEnvelope(request_id=request_id)
 
-    def _create_custom_loss(self, body: bytes) -> wire.Wire:
-        raise checks.refused(
-            "uploaded losses are not supported; forward_backward_custom runs them at the client"
-        )
-
     # --- sampling ------------------------------------------------------------------------------
 
     def _create_sampling_session(self, body: bytes) -> wire.Wire:
         request = wire.CreateSamplingSessionRequest.model_validate_json(body)
         sampler_id = self.service.create_sampler(request)
         return wire.CreateSamplingSessionResponse(sampling_session_id=sampler_id)
-
-    def _join_sampling_session(self, body: bytes) -> dict[str, Any]:
-        request = bodies.SamplerRequest.model_validate_json(body)
-        number = self.service.samplers.join(request.sampling_session_id)
-        return {"type": "join_sampling_session", "client_counter": number}
 
     def _asample(self, body: bytes) -> wire.Wire:
         request = bodies.SampleRequest.model_validate_json(body)

@@ -11,6 +11,7 @@ up that place.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -24,10 +25,9 @@ from starlette.types import Receive, Scope, Send
 import crucible_tinkex.client.wire as wire
 from crucible_tinkex.client.proto import MalformedError
 from crucible_tinkex.errors import ConfigError, CrucibleError, ServiceError, StorageError
-from crucible_tinkex.server import bodies, checks, codec
+from crucible_tinkex.server import checks, codec
 from crucible_tinkex.server.answers import Answers, Sync
 from crucible_tinkex.server.checks import refused
-from crucible_tinkex.server.identity import Identity
 from crucible_tinkex.server.limits import Limits
 from crucible_tinkex.server.operations import Engine, Operation
 from crucible_tinkex.server.resources import Resource, Resources
@@ -44,8 +44,8 @@ SMALL_BYTES = 64 * 1024
 _KEY = wire.KEY_HEADER.lower().encode()
 _IN_ORDER = frozenset(
     (
-        *("forward_backward", "forward", "optim_step", "save_weights", "load_weights"),
-        *("save_weights_for_sampler", "save_weights_external"),
+        *("forward_backward", "forward", "optim_step", "load_weights"),
+        *("save_weights", "save_weights_for_sampler", "save_weights_external"),
     )
 )
 _OPEN = {
@@ -77,7 +77,7 @@ class App:
     ) -> None:
         self.service = Service(engine, store, limits=limits)
         self._engine = engine
-        self._identity = Identity(api_key)
+        self._key = api_key.encode()
         self._long_poll_s = long_poll_s
         self._reading_bytes = 0
         self.routes = Routes(self._table(client_flags or {}))
@@ -85,10 +85,9 @@ class App:
     def _table(self, client_flags: Mapping[str, object]) -> dict[tuple[str, str], Handler]:
         """Every handler by method and template of its path."""
         answers = Answers(self.service, client_flags).table()
-        resources = Resources(self.service, self._identity).table()
+        resources = Resources(self.service).table()
         return {
             ("POST", "retrieve_future"): self._retrieve,
-            ("POST", "retrieve_futures"): self._retrieve_many,
             ("POST", "forward_backward"): self._forward_backward,
             ("POST", "forward"): self._forward,
             **{place: _simple(handler) for place, handler in answers.items()},
@@ -119,7 +118,7 @@ class App:
         if not is_open and not self._authorised(request):
             return _unauthorised()
         if found is None:
-            raise self.routes.missing(request.scope["method"], path or request.scope["path"])
+            raise refused(f"there is no {request.method} {path or request.scope['path']}", 404)
         body = b"" if request.scope["method"] == "GET" else await self._body(request)
         try:
             return await found.handler(body, request, found.params)
@@ -132,7 +131,7 @@ class App:
 
     def _authorised(self, request: Request) -> bool:
         given = next((v for k, v in request.scope["headers"] if k == _KEY), b"")
-        return self._identity.accepts(given)
+        return hmac.compare_digest(given, self._key)
 
     async def _body(self, request: Request) -> bytes:
         """The whole body, decompressed, unless it is larger than `MAX_BODY_BYTES`."""
@@ -168,12 +167,6 @@ class App:
             promise.size_bytes, codec.encode, promise.outcome, accept
         )
         return Response(content, media_type=media_type)
-
-    async def _retrieve_many(
-        self, body: bytes, request: Request, params: Mapping[str, str]
-    ) -> Response:
-        asked = bodies.RetrieveFuturesRequest.model_validate_json(body)
-        return JSONResponse(await self.service.samplers.completions(asked, self._long_poll_s))
 
     # --- training ------------------------------------------------------------------------------
 
@@ -250,10 +243,9 @@ def _error(
 
 
 def _unauthorised() -> Response:
-    """`detail` is what the SDK's command line shows; the header makes the SDK renew its token."""
+    """`detail` is what the SDK's command line shows."""
     said = f"the {wire.KEY_HEADER} header is missing or wrong"
-    body = {"error": said, "category": "user", "detail": said}
-    return JSONResponse(body, 401, {"www-authenticate": 'Bearer error="invalid_token"'})
+    return JSONResponse({"error": said, "category": "user", "detail": said}, 401)
 
 
 def _refusal(error: CrucibleError) -> Response:

@@ -8,12 +8,12 @@ place; a request that is refused uses up its seq_id. Owned by the event loop's t
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from crucible_tinkex.errors import CrucibleError
 from crucible_tinkex.names import TinkerPath, check_segment
-from crucible_tinkex.server import age, checks
+from crucible_tinkex.server import checks
 from crucible_tinkex.server.bodies import (
     LoadWeightsRequest,
     OptimStepRequest,
@@ -32,7 +32,7 @@ from crucible_tinkex.server.operations import (
     SaveWeights,
     TakeSnapshot,
 )
-from crucible_tinkex.server.ordering import Sequence as Order
+from crucible_tinkex.server.ordering import Sequence
 from crucible_tinkex.server.records import Records, texts
 
 
@@ -84,8 +84,7 @@ class ModelOperations:
         return self._save(request, "weights", body, overwrite=bool(request.overwrite))
 
     def save_external(self, request: SaveExternalRequest, body: bytes) -> str:
-        keys = request.age_encryption_recipients or ()
-        return self._save(request, "external_weights", body, recipients=keys)
+        return self._save(request, "external_weights", body)
 
     def _save(
         self,
@@ -94,16 +93,18 @@ class ModelOperations:
         body: bytes,
         *,
         overwrite: bool = False,
-        recipients: Sequence[str] = (),
     ) -> str:
         def operation() -> Operation:
+            if getattr(request, "age_encryption_recipients", None):
+                raise checks.refused(
+                    "age_encryption_recipients is not supported; save without it, and download that"
+                )
             return SaveWeights(
                 request.model_id,
                 _path(request.model_id, kind, request.path),
                 overwrite,
                 checks.ttl(request.ttl_seconds),
                 texts(request.user_metadata),
-                age.recipients(recipients),
             )
 
         return self._in_order(request.model_id, request.seq_id, digest(body), len(body), operation)
@@ -114,12 +115,12 @@ class ModelOperations:
             return self._save(request, "sampler_weights", body)
 
         def operation() -> Operation:
+            if request.kind not in (None, "snapshot"):
+                raise checks.refused(f"kind must be snapshot, not {request.kind!r}")
             session_id = self._models.model(request.model_id).session_id
-            shared = checks.is_inflight(request.kind)
-            snapshot_id = request.model_id if shared else f"{session_id}:sample:{number}"
-            source = SamplerSource(snapshot_id=snapshot_id)
+            source = SamplerSource(snapshot_id=f"{session_id}:sample:{number}")
             sampler_id = self._models.add_sampler(session_id, number, source)
-            return TakeSnapshot(request.model_id, snapshot_id, sampler_id)
+            return TakeSnapshot(request.model_id, sampler_id)
 
         return self._in_order(request.model_id, request.seq_id, digest(body), len(body), operation)
 
@@ -157,8 +158,7 @@ class ModelOperations:
             return request_id
         self._records.touch(model_id)
         request_id = self._dispatch.promises.create(size_bytes)
-        follow = self._dispatch.timeline.begin(model.session_id, model_id, operation)
-        report = self._dispatch.reporter(request_id, follow)
+        report = self._dispatch.reporter(request_id)
 
         def send() -> None:
             self._dispatch.engine.submit(operation, report)
@@ -173,7 +173,9 @@ class ModelOperations:
             return None
         return self._refuse(model.sequence, seq_id, digest(body), why)
 
-    def _refuse(self, sequence: Order, number: int, key: bytes, why: CrucibleError) -> str | None:
+    def _refuse(
+        self, sequence: Sequence, number: int, key: bytes, why: CrucibleError
+    ) -> str | None:
         """A promise that fails, or None: then the client may hear of it at once.
 
         The SDK sends the first part of a large batch last, and not at all if another part was

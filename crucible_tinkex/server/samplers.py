@@ -1,52 +1,25 @@
-"""Sampling sessions: whose weights they use, their requests, and who has finished.
+"""Sampling sessions: whose weights they use, and their requests.
 
-Guarantees: a repeat of a sampling request (same seq_id, same body) gets the promise of the first;
-`completions` tells a poller of every finished request at least once, until it acknowledges by its
-cursor. Owned by the event loop's thread.
+Guarantee: a repeat of a sampling request (same seq_id, same body) gets the promise of the first.
+Owned by the event loop's thread.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from crucible_tinkex.errors import CrucibleError
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import checks
-from crucible_tinkex.server.bodies import RetrieveFuturesRequest, SampleRequest
+from crucible_tinkex.server.bodies import SampleRequest
 from crucible_tinkex.server.checks import refused
-from crucible_tinkex.server.dispatch import Dispatch, Report, digest, ignore
+from crucible_tinkex.server.dispatch import Dispatch, digest, ignore
 from crucible_tinkex.server.operations import CancelSample, DropSnapshot, Outcome, SamplerSource
 from crucible_tinkex.server.store import Store
 
-CLONE_SPAN = 1_000_000_000
-"""Clone c of a client numbers its requests from c * CLONE_SPAN."""
 MAX_SEEN = 20_000
-MAX_COMPLETIONS = 20_000
-
-
-@dataclass(slots=True)
-class Completions:
-    """What finished, by a running number; the oldest go when nobody asks."""
-
-    finished: deque[tuple[int, str, bool]] = field(
-        default_factory=lambda: deque(maxlen=MAX_COMPLETIONS)
-    )
-    cursor: int = 0
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def add(self, request_id: str, *, failed: bool) -> None:
-        self.cursor += 1
-        self.finished.append((self.cursor, request_id, failed))
-        self.news.set()
-
-    def after(self, cursor: int) -> list[tuple[int, str, bool]]:
-        while self.finished and self.finished[0][0] <= cursor:
-            self.finished.popleft()
-        return list(self.finished)
 
 
 @dataclass(slots=True)
@@ -55,11 +28,6 @@ class Sampler:
     session_id: str
     source: SamplerSource
     seen: OrderedDict[int, tuple[bytes, str]] = field(default_factory=OrderedDict)
-    clones: int = 0
-    completions: dict[int, Completions] = field(default_factory=dict)
-
-    def completed(self, clone: int) -> Completions:
-        return self.completions.setdefault(clone, Completions())
 
 
 class Samplers:
@@ -92,8 +60,6 @@ class Samplers:
         sampler = self._samplers.pop(sampler_id, None)
         if sampler is None:
             return
-        for completions in sampler.completions.values():
-            completions.news.set()
         for _, request_id in sampler.seen.values():
             self.cancel(request_id)
         if sampler.source.snapshot_id is not None:
@@ -107,12 +73,6 @@ class Samplers:
         parsed = TinkerPath.parse(path)
         checks.base_model(self._store.info(parsed).base_model, self._dispatch.engine.base)
         return SamplerSource(path=parsed)
-
-    def join(self, sampler_id: str) -> int:
-        """A clone's number; the client that made the session has 0."""
-        sampler = self[sampler_id]
-        sampler.clones += 1
-        return sampler.clones
 
     # --- requests ------------------------------------------------------------------------------
 
@@ -143,18 +103,9 @@ class Samplers:
         self._dispatch.check_room(len(body))
         self._tickets += 1
         ticket = str(self._tickets)
-        clone = (request.seq_id or 0) // CLONE_SPAN
-        follow: Report = ignore
-        if sampler is not None:
-            timeline = self._dispatch.timeline
-            follow = timeline.begin(sampler.session_id, sampler.sampler_id, operation)
 
         def finished(outcome: Outcome) -> None:
             self._cancellable.pop(request_id, None)
-            follow(outcome)
-            if sampler is not None:
-                failed = isinstance(outcome, CrucibleError)
-                sampler.completed(clone).add(request_id, failed=failed)
 
         owner = "" if sampler is None else sampler.session_id
         operation = replace(operation, ticket=ticket, owner=owner)
@@ -167,24 +118,3 @@ class Samplers:
         ticket = self._cancellable.get(request_id)
         if ticket is not None:
             self._dispatch.engine.submit(CancelSample(ticket), ignore)
-
-    async def completions(
-        self, request: RetrieveFuturesRequest, timeout_s: float
-    ) -> dict[str, Any]:
-        """What has finished since the poller's cursor, as soon as there is anything."""
-        sampler = self[request.target.sampling_session_id]
-        self._touch(sampler.session_id)
-        queue = sampler.completed(request.target.cloned_sampler_id)
-        if not queue.after(request.prev_cursor):
-            queue.news.clear()
-            wait_s = timeout_s if request.timeout is None else min(request.timeout, timeout_s)
-            if wait_s > 0:
-                waiting = asyncio.ensure_future(queue.news.wait())
-                await asyncio.wait((waiting,), timeout=wait_s)
-                waiting.cancel()
-        found = queue.after(request.prev_cursor)
-        states = [
-            {"state": "failed" if failed else "finished", "request_id": request_id}
-            for _, request_id, failed in found
-        ]
-        return {"completions": states, "cursor": max(queue.cursor, request.prev_cursor)}

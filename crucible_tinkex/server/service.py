@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import crucible_tinkex.client.wire as wire
-from crucible_tinkex.client.wire import FinishReason, FinishSessionRequest
 from crucible_tinkex.errors import SessionLostError
 from crucible_tinkex.names import TinkerPath, model_id_of
 from crucible_tinkex.server import checks
@@ -42,7 +41,6 @@ from crucible_tinkex.server.samplers import Samplers
 from crucible_tinkex.server.store import Store
 
 _SWEEP_S = 5.0
-_IDLE = FinishSessionRequest(reason=FinishReason(type="interrupted"), detail="it was idle")
 
 
 class Service:
@@ -80,7 +78,6 @@ class Service:
             tags=request.tags,
             user_metadata=texts(request.user_metadata),
             display_name=request.display_name,
-            project_id=request.project_id,
         )
         self.records.add(record)
         self._sessions[record.session_id] = Session(record.session_id, self._clock(), record)
@@ -90,7 +87,7 @@ class Service:
         self._session(session_id)
         self._sweep()
 
-    def finish_session(self, session_id: str, request: FinishSessionRequest | None = None) -> None:
+    def finish_session(self, session_id: str) -> None:
         """Free the session's models and snapshots; finishing twice is no error."""
         session = self._sessions.pop(session_id, None)
         if session is None:
@@ -100,17 +97,11 @@ class Service:
         self._finished[session_id] = None
         while len(self._finished) > 2 * self.limits.max_sessions:
             del self._finished[next(iter(self._finished))]
-        given = request or _IDLE
-        session.record.status = {
-            "type": "client_finished",
-            "reason": {"type": given.reason.type},
-            "detail": given.detail,
-        }
         for _, _, model in session.models.values():
             self.unload(model.model_id)
         for sampler_id in session.samplers.values():
             self.samplers.drop(sampler_id)
-        self.records.save(session.record)
+        self.records.finish(session.record)
 
     def _session(self, session_id: str) -> Session:
         session = self._sessions.get(session_id)
@@ -184,13 +175,10 @@ class Service:
                 raise refused(f"model_seq_id {model_seq_id} was used by another request")
             return known[1]
         model = Model(model_id_of(session_id, model_seq_id), session_id, spec)
-        if model.model_id in session.record.runs:  # a copy of weights
-            raise refused(f"model_seq_id {model_seq_id} was used by another request")
         self.dispatch.check_room(len(body))
         model.created_by = request_id = self.promises.create(len(body))
         made = operation(model.model_id)
-        follow = self.dispatch.timeline.begin(session_id, model.model_id, made)
-        report = self.dispatch.reporter(request_id, follow)
+        report = self.dispatch.reporter(request_id)
         session.models[model_seq_id] = (key, request_id, model)
         self._models[model.model_id] = model
         metadata = texts(user_metadata)

@@ -18,9 +18,9 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,7 @@ MANIFEST_FILE = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a checkpoint is; `sha256` is of the adapter file. Exports are encrypted to
-    `recipients` if there are any."""
+    """What a checkpoint is; `sha256` is of the adapter file."""
 
     tinker_path: str
     base_model: str
@@ -49,16 +48,16 @@ class Manifest:
     expires: str | None = None
     sha256: str = ""
     size_bytes: int = 0
-    public: bool = False
     user_metadata: Mapping[str, str] | None = None
-    recipients: Sequence[str] = ()
 
     @classmethod
     def parse(cls, text: str) -> Manifest:
-        fields = json.loads(text)
-        fields["spec"] = LoraSpec(**fields["spec"])
-        fields["base_model"] = base_name(fields["base_model"])
-        return cls(**fields)
+        """Fields of other versions are passed over."""
+        given = json.loads(text)
+        known = {f.name: given[f.name] for f in fields(cls) if f.name in given}
+        known["spec"] = LoraSpec(**known["spec"])
+        known["base_model"] = base_name(known["base_model"])
+        return cls(**known)
 
     @property
     def path(self) -> TinkerPath:
@@ -135,33 +134,13 @@ class Store:
         return done
 
     def update(self, path: TinkerPath, **changes: Any) -> Manifest:
-        """Change `public` or `expires`. Raises `RequestRejectedError` (404)."""
+        """Change fields such as `expires`. Raises `RequestRejectedError` (404)."""
         with self._changing:
             manifest = replace(self.info(path), **changes)
             text = json.dumps(asdict(manifest), indent=1)
             write_atomic(self.folder(path) / MANIFEST_FILE, text.encode())
             self._found[path] = manifest
         return manifest
-
-    def copy(self, source: TinkerPath, run_id: str, expires: str | None) -> Manifest:
-        """The same checkpoint in another run; the files are shared, for they never change."""
-        manifest = self.info(source)
-        target = TinkerPath(run_id, source.kind, source.name)
-        made = replace(
-            manifest,
-            tinker_path=str(target),
-            created=datetime.now(UTC).isoformat(),
-            expires=expires,
-            public=False,
-        )
-        folder = self.folder(source)
-
-        def link(work: Path) -> None:
-            for name in (ADAPTER_FILE, OPTIMIZER_FILE):
-                if (folder / name).exists():
-                    os.link(folder / name, work / name)
-
-        return self.save(made, link)
 
     def delete(self, path: TinkerPath) -> None:
         """Raises `RequestRejectedError` (404) if there is no such checkpoint."""
@@ -188,8 +167,8 @@ def _complete(manifest: Manifest, work: Path) -> Manifest:
     with open(work / ADAPTER_FILE, "rb") as f:
         sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     size_bytes = sum(p.stat().st_size for p in work.iterdir())
-    fields = {**asdict(manifest), "sha256": sha256, "size_bytes": size_bytes}
-    (work / MANIFEST_FILE).write_text(json.dumps(fields, indent=1))
+    done = replace(manifest, sha256=sha256, size_bytes=size_bytes)
+    (work / MANIFEST_FILE).write_text(json.dumps(asdict(done), indent=1))
     for file in work.iterdir():
         fd = os.open(file, os.O_RDONLY)
         try:
@@ -197,7 +176,7 @@ def _complete(manifest: Manifest, work: Path) -> Manifest:
         finally:
             os.close(fd)
     fsync_folder(work)
-    return Manifest.parse(json.dumps(fields))
+    return done
 
 
 def _publish(work: Path, target: Path) -> None:

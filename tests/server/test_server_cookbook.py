@@ -27,8 +27,11 @@ VERSION = "0.5.8"
 BASE = "meta-llama/Llama-3.2-1B"
 _DOWNLOAD = """
 import sys
+import tinker
 from tinker_cookbook import weights
-weights.download(tinker_path=sys.argv[1], output_dir="downloaded")
+training = tinker.ServiceClient().create_training_client_from_state(sys.argv[1])
+path = training.save_weights_external("final").result().path
+weights.download(tinker_path=path, output_dir="downloaded")
 weights.build_lora_adapter(base_model=sys.argv[2], adapter_path="downloaded", output_path="lora")
 """
 
@@ -138,6 +141,6 @@ def test_preferences(server: Served, folder: Path, trained: str) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_weights_come_back_decrypted(server: Served, folder: Path, trained: str) -> None:
+def test_weights_come_back(server: Served, folder: Path, trained: str) -> None:
     _run(server, folder, "-c", _DOWNLOAD, trained, BASE)
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(os.listdir(folder / "lora"))

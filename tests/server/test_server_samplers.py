@@ -1,4 +1,4 @@
-"""Sampling sessions over HTTP: cancelling, polling for many at once, clones, optional numbers."""
+"""Sampling sessions over HTTP: cancelling, repeats, optional numbers, what is refused."""
 
 from __future__ import annotations
 
@@ -44,29 +44,6 @@ def test_a_sample_that_has_not_started_can_be_cancelled(api: AppClient) -> None:
     assert len(api.ok("retrieve_future", request_id=kept)["sequences"]) == 1
 
 
-def test_one_poll_tells_of_all_that_finished(api: AppClient) -> None:
-    sampler = api.sampler()
-    ids = {api.promise("asample", **_asked(sampler, n)) for n in range(3)}
-    clone = api.ok("join_sampling_session", sampling_session_id=sampler)["client_counter"]
-    other = api.promise("asample", **_asked(sampler, clone * 1_000_000_000))
-    assert clone == 1
-    assert api.ok("join_sampling_session", sampling_session_id=sampler)["client_counter"] == 2
-
-    def poll(number: int, cursor: int, **more: Any) -> Any:
-        target = {"sampling_session_id": sampler, "cloned_sampler_id": number}
-        return api.ok("retrieve_futures", target=target, prev_cursor=cursor, **more)
-
-    cursor, seen = 0, set()
-    while seen != ids:
-        answer = poll(0, cursor)
-        assert answer["cursor"] > cursor
-        cursor = answer["cursor"]
-        seen |= {c["request_id"] for c in answer["completions"] if c["state"] == "finished"}
-    assert poll(0, cursor, timeout=0) == {"completions": [], "cursor": cursor}
-    assert [c["request_id"] for c in poll(1, 0)["completions"]] == [other]
-    assert [c["request_id"] for c in poll(1, 0, timeout=0)["completions"]] == [other]
-
-
 def test_a_repeat_runs_once_and_another_body_is_refused(api: AppClient) -> None:
     sampler = api.sampler()
     first = api.promise("asample", **_asked(sampler, 0))
@@ -109,8 +86,22 @@ def test_both_encodings_say_the_same(api: AppClient) -> None:
         {"prompt_logprobs_last_n": 4},
         {"prompt_logprobs_last_n": 0},
         {"topk_sample_logprobs": 101},
+        {"target_prompt_logprobs": {"data": [1, 2, 3], "dtype": "int64", "shape": [3, 1]}},
+        {"prompt_alt_tokens_k": 1},
+        {"record_stability_info": True},
     ],
 )
 def test_what_we_cannot_do_is_refused(api: AppClient, more: dict[str, Any]) -> None:
     refused = api.post("asample", **_asked(api.sampler(), 0, **more))
     assert refused.status_code == 400 and refused.json()["category"] == "user"
+    assert next(iter(more)) in refused.json()["error"]
+
+
+def test_the_kind_of_a_sampler(api: AppClient) -> None:
+    model = api.model()
+    asked = {"model_id": model, "sampling_session_seq_id": 0}
+    for seq_id, kind in ((1, "other"), (2, "inflight")):
+        answer = api.post("save_weights_for_sampler", seq_id=seq_id, kind=kind, **asked)
+        assert answer.status_code == 400 and "snapshot" in answer.json()["error"]
+    found = api.result("save_weights_for_sampler", seq_id=3, kind="snapshot", **asked)
+    assert found["sampling_session_id"] == f"{model.partition(':')[0]}:sample:0"
