@@ -3,21 +3,22 @@
     <data_dir>/sessions/<session>.json
 
 Guarantees: a session that has a run is found again by a new `Records` on the same folder; a file is
-there whole or not at all. Not here: checkpoints (`store`) and what sessions hold in memory
-(`service`); a run of an earlier process can be listed, not trained.
+there whole or not at all; one that cannot be read is set aside (`damaged`). Not here: checkpoints
+(`store`) and what sessions hold in memory (`service`); a run of an earlier process can be listed,
+not trained.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from crucible_tinkex.errors import StorageError
 from crucible_tinkex.names import session_of
+from crucible_tinkex.server.damaged import set_aside
 from crucible_tinkex.storage import storage_errors, write_atomic
 
 
@@ -63,9 +64,16 @@ class Records:
         self.sessions: dict[str, SessionRecord] = {}
         with storage_errors(self._root):
             self._root.mkdir(parents=True, exist_ok=True)
-            found = [_read(p) for p in self._root.glob("*.json")]
+            found = list(self._read(data_dir))
         for record in sorted(found, key=lambda r: r.created):
             self.sessions[record.session_id] = record
+
+    def _read(self, data_dir: Path) -> Iterator[SessionRecord]:
+        for file in list(self._root.glob("*.json")):
+            try:
+                yield SessionRecord.parse(file.read_text())
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+                set_aside(file, data_dir, e)
 
     def runs(self) -> dict[str, Run]:
         return {r.run_id: r for s in self.sessions.values() for r in s.runs.values()}
@@ -101,10 +109,3 @@ def texts(metadata: Mapping[str, Any] | None) -> Mapping[str, str] | None:
     if metadata is None:
         return None
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-
-
-def _read(path: Path) -> SessionRecord:
-    try:
-        return SessionRecord.parse(path.read_text())
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
-        raise StorageError(f"{path} is not a session record: {e}") from e

@@ -4,10 +4,14 @@
                                               adapter.safetensors
                                               optimizer.safetensors   (kind `weights` only)
 
-Guarantees: a checkpoint is there whole or not at all (files and folders are fsynced before and
-after the rename); a new `Store` on the same folder finds all of them; a name is never replaced
-unless `overwrite` is asked for. Tensors are read and written by the caller (`files`); this module
-imports no torch, so the app can list checkpoints without it.
+Guarantees, also if the process or the power ends at any point: a checkpoint is there whole or not
+at all; one of the two is there after an overwrite; a deleted one stays deleted. A new `Store` on
+the same folder finds all of them, sweeps what a death left, and sets aside (`damaged`) what it
+cannot read; a name is never replaced unless `overwrite` is asked for. Tensors are read and written
+by the caller (`files`); this module imports no torch, so the app can list checkpoints without it.
+
+Hidden folders beside the checkpoints are on their way: `.new.TOKEN.NAME` is being written,
+`.old.TOKEN.NAME` was put aside for its successor, `.gone.TOKEN.NAME` is being deleted.
 """
 
 from __future__ import annotations
@@ -18,15 +22,16 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from crucible_tinkex.errors import RequestRejectedError, StorageError
+from crucible_tinkex.errors import ConfigError, RequestRejectedError
 from crucible_tinkex.names import TinkerPath, base_name
+from crucible_tinkex.server.damaged import set_aside
 from crucible_tinkex.server.operations import LoraSpec
 from crucible_tinkex.storage import fsync_folder, storage_errors, write_atomic
 
@@ -82,8 +87,19 @@ class Store:
         self._root = data_dir / "checkpoints"
         with storage_errors(self._root):
             self._root.mkdir(parents=True, exist_ok=True)
-            whole = self._root.glob("*/*/[!.]*/manifest.json")  # hidden: a save that died midway
-            self._found = {m.path: m for m in map(_read, whole)}
+            for left in self._root.glob("*/*/.*"):
+                _sweep(left)
+            self._found = {m.path: m for m in self._read()}
+
+    def _read(self) -> Iterator[Manifest]:
+        for file in list(self._root.glob("*/*/[!.]*/manifest.json")):
+            try:
+                manifest = Manifest.parse(file.read_text())
+                manifest.path  # noqa: B018 - it is read, too
+            except (OSError, ValueError, TypeError, KeyError, ConfigError) as e:
+                set_aside(file.parent, self.data_dir, e)
+            else:
+                yield manifest
 
     def folder(self, path: TinkerPath) -> Path:
         return self._root / path.run_id.replace(":", "+") / path.kind / path.name
@@ -120,7 +136,7 @@ class Store:
                 category="user",
             )
         target = self.folder(path)
-        work = target.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        work = _hidden(target, "new")
         with storage_errors(target):
             work.mkdir(parents=True)
             try:
@@ -144,22 +160,19 @@ class Store:
 
     def delete(self, path: TinkerPath) -> None:
         """Raises `RequestRejectedError` (404) if there is no such checkpoint."""
-        with self._changing:
-            if self._found.pop(path, None) is None:
+        folder, gone = self.folder(path), _hidden(self.folder(path), "gone")
+        with self._changing, storage_errors(folder):
+            if path not in self._found:
                 raise _missing(path)
-            with storage_errors(self.folder(path)):
-                _remove(self.folder(path))
+            if folder.exists():
+                os.rename(folder, gone)
+                fsync_folder(folder.parent)
+            del self._found[path]
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _missing(path: TinkerPath) -> RequestRejectedError:
     return RequestRejectedError(f"there is no checkpoint {path}", status=404, category="user")
-
-
-def _read(path: Path) -> Manifest:
-    try:
-        return Manifest.parse(path.read_text())
-    except (ValueError, TypeError, KeyError) as e:
-        raise StorageError(f"{path} is not a checkpoint manifest: {e}") from e
 
 
 def _complete(manifest: Manifest, work: Path) -> Manifest:
@@ -181,20 +194,30 @@ def _complete(manifest: Manifest, work: Path) -> Manifest:
 
 def _publish(work: Path, target: Path) -> None:
     """What stood there before is deleted only when its successor is durable."""
-    before = _put_aside(target) if target.exists() else None
-    os.rename(work, target)
+    before = _hidden(target, "old")
+    if target.exists():
+        os.rename(target, before)
+    try:
+        os.rename(work, target)
+    except OSError:
+        if before.exists():
+            os.rename(before, target)
+        raise
     for folder in (target.parent, target.parent.parent, target.parent.parent.parent):
         fsync_folder(folder)
-    if before:
-        shutil.rmtree(before)
+    shutil.rmtree(before, ignore_errors=True)
 
 
-def _remove(folder: Path) -> None:
-    """Rename first, so that a crash leaves no half of a checkpoint under its name."""
-    shutil.rmtree(_put_aside(folder))
+def _hidden(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{what}.{uuid.uuid4().hex}.{folder.name}")
 
 
-def _put_aside(folder: Path) -> Path:
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    os.rename(folder, aside)
-    return aside
+def _sweep(left: Path) -> None:
+    """Bring back what was put aside for a successor that never came; remove the rest."""
+    name = left.name.split(".", 3)[-1]
+    target = left.with_name(name)
+    if left.name.startswith(".old.") and not target.exists():
+        os.rename(left, target)
+        fsync_folder(target.parent)
+    else:
+        shutil.rmtree(left, ignore_errors=True)

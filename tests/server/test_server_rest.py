@@ -271,3 +271,11 @@ def test_what_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
     (tmp_path / "sessions" / "s.json").write_text(json.dumps(session))
     assert [m.steps for m in Store(tmp_path).list()] == [3]
     assert list(Records(tmp_path).sessions) == ["s"]
+
+
+def test_a_session_record_that_cannot_be_read_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "sessions").mkdir()
+    for text in ("", "[]", '{"runs": 1}', "{}"):
+        (tmp_path / "sessions" / "s.json").write_text(text)
+        assert Records(tmp_path).sessions == {}
+    assert len(list((tmp_path / "damaged").iterdir())) == 4
