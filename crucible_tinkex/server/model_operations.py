@@ -22,18 +22,23 @@ from crucible_tinkex.server.bodies import (
     SaveWeightsRequest,
 )
 from crucible_tinkex.server.codec import ForwardRequest
-from crucible_tinkex.server.dispatch import Dispatch, digest
+from crucible_tinkex.server.dispatch import Dispatch, Report, digest
 from crucible_tinkex.server.held import Model
 from crucible_tinkex.server.operations import (
     LoadWeights,
     Operation,
     OptimStep,
-    SamplerSource,
+    Outcome,
     SaveWeights,
     TakeSnapshot,
 )
 from crucible_tinkex.server.ordering import Sequence
 from crucible_tinkex.server.records import Records, texts
+from crucible_tinkex.server.samplers import sampler_id_of
+from crucible_tinkex.server.store import UNNAMED
+
+UNNAMED_TTL_S = 24 * 3600
+"""How long unnamed weights for sampling are kept, unless the client says it."""
 
 
 class Models(Protocol):
@@ -45,8 +50,11 @@ class Models(Protocol):
     def find(self, model_id: str) -> Model | None:
         """The model, if there is one; its session is not marked as alive."""
 
-    def add_sampler(self, session_id: str, number: int, source: SamplerSource) -> str:
-        """The id of the session's sampling session of this number, made if there is none."""
+    def add_snapshot(self, session_id: str, number: int, model_id: str) -> str:
+        """The id of the sampling session of a snapshot that is on its way."""
+
+    def snapshot_taken(self, sampler_id: str) -> None:
+        """It came, or will not."""
 
 
 class ModelOperations:
@@ -99,11 +107,15 @@ class ModelOperations:
                 raise checks.refused(
                     "age_encryption_recipients is not supported; save without it, and download that"
                 )
+            path = _path(request.model_id, kind, request.path)
+            ttl_seconds = checks.ttl(request.ttl_seconds)
+            if path.kind == "sampler_weights" and request.path is None and ttl_seconds is None:
+                ttl_seconds = UNNAMED_TTL_S
             return SaveWeights(
                 request.model_id,
-                _path(request.model_id, kind, request.path),
+                path,
                 overwrite,
-                checks.ttl(request.ttl_seconds),
+                ttl_seconds,
                 texts(request.user_metadata),
             )
 
@@ -114,15 +126,20 @@ class ModelOperations:
         if request.path is not None or number is None:
             return self._save(request, "sampler_weights", body)
 
+        session_id = self._models.model(request.model_id).session_id
+
         def operation() -> Operation:
             if request.kind not in (None, "snapshot"):
                 raise checks.refused(f"kind must be snapshot, not {request.kind!r}")
-            session_id = self._models.model(request.model_id).session_id
-            source = SamplerSource(snapshot_id=f"{session_id}:sample:{number}")
-            sampler_id = self._models.add_sampler(session_id, number, source)
+            sampler_id = self._models.add_snapshot(session_id, number, request.model_id)
             return TakeSnapshot(request.model_id, sampler_id)
 
-        return self._in_order(request.model_id, request.seq_id, digest(body), len(body), operation)
+        def taken(outcome: Outcome) -> None:
+            self._models.snapshot_taken(sampler_id_of(session_id, number))
+
+        return self._in_order(
+            request.model_id, request.seq_id, digest(body), len(body), operation, taken
+        )
 
     def load(self, model_id: str, request: LoadWeightsRequest, body: bytes) -> str:
         """Into an existing model; `Service.create_from` makes a new one."""
@@ -139,6 +156,7 @@ class ModelOperations:
         key: bytes,
         size_bytes: int,
         make: Callable[[], Operation],
+        then: Report | None = None,
     ) -> str:
         """Check, promise, and hand to the engine when the numbers before it have come."""
         model = self._models.model(model_id)
@@ -158,7 +176,7 @@ class ModelOperations:
             return request_id
         self._records.touch(model_id)
         request_id = self._dispatch.promises.create(size_bytes)
-        report = self._dispatch.reporter(request_id)
+        report = self._dispatch.reporter(request_id, then)
 
         def send() -> None:
             self._dispatch.engine.submit(operation, report)
@@ -190,5 +208,5 @@ class ModelOperations:
 
 
 def _path(model_id: str, kind: str, name: str | None) -> TinkerPath:
-    chosen = uuid.uuid4().hex if name is None else name
+    chosen = f"{UNNAMED}{uuid.uuid4().hex}" if name is None else name
     return TinkerPath(model_id, kind, check_segment(chosen, what="checkpoint name"))

@@ -37,7 +37,7 @@ from crucible_tinkex.server.operations import (
     UnloadModel,
 )
 from crucible_tinkex.server.records import Records, Run, SessionRecord, texts
-from crucible_tinkex.server.samplers import Samplers
+from crucible_tinkex.server.samplers import Samplers, sampler_id_of
 from crucible_tinkex.server.store import Store
 
 _SWEEP_S = 5.0
@@ -58,7 +58,7 @@ class Service:
         self.records = Records(store.data_dir)
         self.dispatch = Dispatch(engine, self.limits, clock=clock)
         self.promises = self.dispatch.promises
-        self.samplers = Samplers(self.dispatch, store, self._session)
+        self.samplers = Samplers(self.dispatch, store, self._session, clock=clock)
         self.operations = ModelOperations(self.dispatch, self.records, self)
         self._clock = clock
         self._sessions: dict[str, Session] = {}
@@ -115,7 +115,7 @@ class Service:
         return session
 
     def _sweep(self, *, force: bool = False) -> None:
-        """Finish the sessions that nobody uses and delete expired checkpoints, now and then."""
+        """Finish and free what nobody uses, and delete expired checkpoints, now and then."""
         now = self._clock()
         if not force and now - self._swept_s < _SWEEP_S:
             return
@@ -123,6 +123,7 @@ class Service:
         limit = now - self.limits.session_idle_s
         for session in [s for s in self._sessions.values() if s.touched_s < limit]:
             self.finish_session(session.session_id)
+        self.samplers.free_idle()
         self.store.purge()
 
     # --- models --------------------------------------------------------------------------------
@@ -235,6 +236,16 @@ class Service:
         checks.base_model(request.base_model, self.engine.base)
         source = self.samplers.saved(request.model_path)
         return self.add_sampler(request.session_id, request.sampling_session_seq_id, source)
+
+    def add_snapshot(self, session_id: str, number: int, model_id: str) -> str:
+        """The sampling session of weights that are on their way; `snapshot_taken` ends that."""
+        source = SamplerSource(snapshot_id=sampler_id_of(session_id, number))
+        sampler_id = self.add_sampler(session_id, number, source)
+        self.samplers.expect(sampler_id, model_id)
+        return sampler_id
+
+    def snapshot_taken(self, sampler_id: str) -> None:
+        self.samplers.settle(sampler_id)
 
     def add_sampler(self, session_id: str, number: int, source: SamplerSource) -> str:
         """Its id; the same number gets the same one, or is refused if the source is another."""

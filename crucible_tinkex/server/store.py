@@ -7,7 +7,8 @@
 Guarantees, also if the process or the power ends at any point: a checkpoint is there whole or not
 at all; one of the two is there after an overwrite; a deleted one stays deleted. A new `Store` on
 the same folder finds all of them, sweeps what a death left, and sets aside (`damaged`) what it
-cannot read; a name is never replaced unless `overwrite` is asked for. Tensors are read and written
+cannot read; a name is never replaced unless `overwrite` is asked for. A run keeps all checkpoints
+that have a name, and the last few for sampling that have none. Tensors are read and written
 by the caller (`files`); this module imports no torch, so the app can list checkpoints without it.
 
 Hidden folders beside the checkpoints are on their way: `.new.TOKEN.NAME` is being written,
@@ -38,6 +39,10 @@ from crucible_tinkex.storage import fsync_folder, storage_errors, write_atomic
 ADAPTER_FILE = "adapter.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 MANIFEST_FILE = "manifest.json"
+UNNAMED = "unnamed-"
+"""Begins the names of checkpoints to which the client gave none."""
+KEPT_UNNAMED = 8
+"""Checkpoints for sampling without a name that a run keeps: the last ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +152,15 @@ class Store:
                     self._found[path] = done
             finally:
                 shutil.rmtree(work, ignore_errors=True)
+        self._forget_unnamed(path.run_id)
         return done
+
+    def _forget_unnamed(self, run_id: str) -> None:
+        """A loop that saves at every step and never deletes must not fill the disk."""
+        unnamed = [m.path for m in self.list(run_id) if m.path.name.startswith(UNNAMED)]
+        for path in [p for p in unnamed if p.kind == "sampler_weights"][:-KEPT_UNNAMED]:
+            with suppress(RequestRejectedError):  # somebody else was faster
+                self.delete(path)
 
     def update(self, path: TinkerPath, **changes: Any) -> Manifest:
         """Change fields such as `expires`. Raises `RequestRejectedError` (404)."""

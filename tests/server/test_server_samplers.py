@@ -10,7 +10,11 @@ import pytest
 from app_client import AppClient
 
 from crucible_tinkex.client import proto
+from crucible_tinkex.errors import RequestRejectedError
 from crucible_tinkex.server import bases
+from crucible_tinkex.server.bodies import CreateSessionRequest
+from crucible_tinkex.server.limits import Limits
+from crucible_tinkex.server.service import Service
 
 
 @pytest.fixture
@@ -105,3 +109,82 @@ def test_the_kind_of_a_sampler(api: AppClient) -> None:
         assert answer.status_code == 400 and "snapshot" in answer.json()["error"]
     found = api.result("save_weights_for_sampler", seq_id=3, kind="snapshot", **asked)
     assert found["sampling_session_id"] == f"{model.partition(':')[0]}:sample:0"
+
+
+# --- what nobody named is not kept for ever ------------------------------------------------------
+
+
+def _taken(api: AppClient, model: str, seq_id: int) -> str:
+    asked = {"model_id": model, "seq_id": seq_id, "sampling_session_seq_id": seq_id}
+    return str(api.result("save_weights_for_sampler", **asked)["sampling_session_id"])
+
+
+def test_a_model_keeps_its_last_snapshots_and_those_in_use(api: AppClient) -> None:
+    model, other = api.model(), api.model()
+    elsewhere = _taken(api, other, 1)
+    reference = _taken(api, model, 1)
+    ids = []
+    for n in range(2, 2 * Limits().max_snapshots + 2):
+        ids.append(_taken(api, model, n))
+        for sampler in (reference, ids[-1]):
+            assert api.result("asample", **_asked(sampler, n))["sequences"]
+    gone = api.post("asample", **_asked(ids[0], 0))
+    assert gone.status_code == 404 and "last 8" in gone.json()["error"]
+    assert api.result("asample", **_asked(elsewhere, 0))["sequences"]
+    kept = [s for s in ids if api.post("asample", **_asked(s, 1)).status_code == 200]
+    assert kept == ids[-Limits().max_snapshots + 1 :]
+    assert _taken(api, model, 2 * Limits().max_snapshots + 2)
+
+
+def test_a_snapshot_whose_samples_wait_is_kept(api: AppClient) -> None:
+    model = api.model()
+    first = _taken(api, model, 1)
+    with api.engine._wake:  # the engine cannot take anything meanwhile
+        waiting = api.promise("asample", **_asked(first, 0))
+        later = [
+            api.promise(
+                "save_weights_for_sampler", model_id=model, seq_id=n, sampling_session_seq_id=n
+            )
+            for n in range(2, 2 * Limits().max_snapshots)
+        ]
+    for request_id in later:
+        assert "sampling_session_id" in api.ok("retrieve_future", request_id=request_id)
+    assert api.ok("retrieve_future", request_id=waiting)["sequences"]
+
+
+def test_a_snapshot_that_nobody_uses_is_freed(api: AppClient) -> None:
+    now = [0.0]
+    limits = Limits(snapshot_idle_s=60)
+    service = Service(api.engine, api.store, limits=limits, clock=lambda: now[0])
+
+    def waits() -> None:
+        session = service.create_session(CreateSessionRequest(sdk_version="x"))
+        sampler_id = service.add_snapshot(session, 0, "model")
+        service.samplers.settle(sampler_id)
+        for now[0] in (30.0, 59.0):
+            service.beat(session)
+            assert service.samplers[sampler_id].sampler_id == sampler_id
+        now[0] = 120.0
+        service.beat(session)
+        with pytest.raises(RequestRejectedError, match="freed"):
+            service.samplers[sampler_id]
+
+    api.run(waits)
+
+
+def test_unnamed_checkpoints_for_sampling_expire_and_only_the_last_are_kept(
+    api: AppClient,
+) -> None:
+    model = api.model()
+    named = api.result("save_weights_for_sampler", model_id=model, seq_id=1, path="mine")["path"]
+    made = [
+        api.result("save_weights_for_sampler", model_id=model, seq_id=n)["path"]
+        for n in range(2, 14)
+    ]
+    listed = api.get(f"training_runs/{model}/checkpoints")["checkpoints"]
+    found = {c["tinker_path"]: "expires_at" in c for c in listed}
+    assert found == {named: False, **dict.fromkeys(made[-8:], True)}
+    sampled = _asked("", 0)
+    del sampled["sampling_session_id"]
+    assert api.result("asample", **sampled, model_path=made[-1])["sequences"]
+    assert api.post("asample", **sampled, model_path=made[0]).status_code == 404
