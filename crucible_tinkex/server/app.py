@@ -26,7 +26,7 @@ import crucible_tinkex.client.wire as wire
 from crucible_tinkex.client.proto import MalformedError
 from crucible_tinkex.errors import ConfigError, CrucibleError, ServiceError, StorageError
 from crucible_tinkex.server import checks, codec
-from crucible_tinkex.server.answers import Answers, Sync
+from crucible_tinkex.server.answers import Call, Calls
 from crucible_tinkex.server.checks import refused
 from crucible_tinkex.server.limits import Limits
 from crucible_tinkex.server.operations import Engine, Operation
@@ -36,6 +36,10 @@ from crucible_tinkex.server.service import Service
 from crucible_tinkex.server.store import Store
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
+"""Of a batch to train on."""
+MAX_CALL_BYTES = 4 * 1024 * 1024
+"""Of any other request."""
+_LARGE = frozenset(("forward_backward", "forward"))
 MAX_READING_BYTES = 512 * 1024 * 1024
 """Of all bodies that are being read at a time."""
 LONG_POLL_S = 30.0
@@ -84,13 +88,13 @@ class App:
 
     def _table(self, client_flags: Mapping[str, object]) -> dict[tuple[str, str], Handler]:
         """Every handler by method and template of its path."""
-        answers = Answers(self.service, client_flags).table()
+        calls = Calls(self.service, client_flags).table()
         resources = Resources(self.service).table()
         return {
             ("POST", "retrieve_future"): self._retrieve,
             ("POST", "forward_backward"): self._forward_backward,
             ("POST", "forward"): self._forward,
-            **{place: _simple(handler) for place, handler in answers.items()},
+            **{place: _call(call) for place, call in calls.items()},
             **{place: _resource(handler) for place, handler in resources.items()},
         }
 
@@ -119,11 +123,14 @@ class App:
             return _unauthorised()
         if found is None:
             raise refused(f"there is no {request.method} {path or request.scope['path']}", 404)
-        body = b"" if request.scope["method"] == "GET" else await self._body(request)
+        limit_bytes = MAX_BODY_BYTES if path in _LARGE else MAX_CALL_BYTES
+        body = b"" if request.method == "GET" else await self._body(request, limit_bytes)
         try:
             return await found.handler(body, request, found.params)
         except (ValidationError, MalformedError) as e:
-            place = codec.place_of(body, _content_type(request)) if path in _IN_ORDER else None
+            place = None
+            if path in _IN_ORDER:
+                place = await _aside(len(body), codec.place_of, body, _content_type(request))
             request_id = self.service.operations.forgo(*place, body, _misread(e)) if place else None
             if request_id is None:
                 raise
@@ -133,16 +140,16 @@ class App:
         given = next((v for k, v in request.scope["headers"] if k == _KEY), b"")
         return hmac.compare_digest(given, self._key)
 
-    async def _body(self, request: Request) -> bytes:
-        """The whole body, decompressed, unless it is larger than `MAX_BODY_BYTES`."""
+    async def _body(self, request: Request, limit_bytes: int) -> bytes:
+        """The whole body, decompressed, unless it is larger than the limit."""
         parts: list[bytes] = []
         size_bytes = 0
         try:
             async for part in request.stream():
                 size_bytes += len(part)
                 self._reading_bytes += len(part)
-                if size_bytes > MAX_BODY_BYTES:
-                    raise refused(f"the body is larger than {MAX_BODY_BYTES} bytes", 413)
+                if size_bytes > limit_bytes:
+                    raise refused(f"the body is larger than {limit_bytes} bytes", 413)
                 if self._reading_bytes > MAX_READING_BYTES:
                     raise self.service.dispatch.busy("it is reading many large requests")
                 parts.append(part)
@@ -150,7 +157,7 @@ class App:
             self._reading_bytes -= size_bytes
         body = b"".join(parts)
         encoding = request.headers.get("content-encoding", "")
-        return await _aside(len(body), codec.decompress, body, encoding, MAX_BODY_BYTES)
+        return await _aside(len(body), codec.decompress, body, encoding, limit_bytes)
 
     # --- futures -------------------------------------------------------------------------------
 
@@ -198,9 +205,12 @@ class App:
             return e
 
 
-def _simple(handler: Sync) -> Handler:
+def _call(call: Call) -> Handler:
     async def answer(body: bytes, request: Request, params: Mapping[str, str]) -> Response:
-        out = handler(body)
+        given = None
+        if call.model is not None:
+            given = await _aside(len(body), call.model.model_validate_json, body)
+        out = call.act(given, body)
         return _json(out) if isinstance(out, wire.Wire) else JSONResponse(out)
 
     return answer

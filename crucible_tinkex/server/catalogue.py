@@ -30,11 +30,11 @@ class Catalogue:
     # --- checkpoints ---------------------------------------------------------------------------
 
     def checkpoints(self, run_id: str | None, query: Mapping[str, str]) -> dict[str, Any]:
-        found = [_checkpoint(m) for m in reversed(self._store.list(run_id))]
+        found = self._store.list(run_id)[::-1]
         if run_id is not None and not found:
             self._run(run_id)  # 404 for a run that never was
         page, cursor = _page(found, query, limit=100 if run_id is None else MAX_LIMIT)
-        return {"checkpoints": page, "cursor": cursor}
+        return {"checkpoints": [_checkpoint(m) for m in page], "cursor": cursor}
 
     def set_ttl(self, path: TinkerPath, ttl_seconds: int | None) -> None:
         self._store.update(path, expires=expiry(checks.ttl(ttl_seconds)))

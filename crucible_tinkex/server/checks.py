@@ -201,10 +201,10 @@ def tokens_of(given: wire.ModelInput, base: BaseInfo, where: str) -> IntArray:
     for chunk in given.chunks:
         if chunk.type != "encoded_text":
             raise refused(f"{where} has a chunk of type {chunk.type!r}; only encoded_text works")
-    tokens = in_vocabulary(given.tokens(), base, where)
+    tokens = given.tokens()
     if not 0 < len(tokens) <= base.max_length:
         raise refused(f"{where} has {len(tokens)} tokens; {base.name} takes 1 to {base.max_length}")
-    return tokens
+    return in_vocabulary(tokens, base, where)
 
 
 def in_vocabulary(values: Sequence[int] | Sequence[float], base: BaseInfo, where: str) -> IntArray:

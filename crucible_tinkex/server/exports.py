@@ -51,9 +51,11 @@ class Exports:
     def prepare(self, path: TinkerPath) -> Path:
         """The folder of the checkpoint's export. Raises `RequestRejectedError` (404)."""
         manifest = self._store.info(path)
+        self._clear()
         target = self._root / f"{manifest.sha256}-{path.name}"
         with self._making, storage_errors(target):
             if target.exists():
+                os.utime(target)
                 return target
             work = self._root / f".{uuid.uuid4().hex}"
             try:
@@ -69,8 +71,6 @@ class Exports:
         now = self._clock()
         for token in [t for t, g in self._grants.items() if g.expires < now]:
             del self._grants[token]
-        if not self._grants:
-            self._clear()
         token = secrets.token_urlsafe(32)
         expires = now + timedelta(seconds=GRANT_S)
         self._grants[token] = Grant(file, path, expires)
@@ -85,11 +85,11 @@ class Exports:
         return grant.file
 
     def _clear(self) -> None:
-        """Remove the exports that nobody can fetch any more."""
-        limit_s = self._clock().timestamp() - GRANT_S
+        """Remove the exports that nobody has asked for since the last URL of them expired."""
+        limit_s = self._clock().timestamp() - GRANT_S - 60
         with self._making, storage_errors(self._root):
-            for folder in self._root.iterdir():
-                if not folder.name.startswith(".") and folder.stat().st_mtime < limit_s:
+            for folder in self._root.glob("[!.]*"):
+                if folder.stat().st_mtime < limit_s:
                     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -63,12 +63,12 @@ class Resources:
         return self._catalogue.checkpoints(asked.params.get("run"), asked.query)
 
     async def _delete(self, asked: Asked) -> Answer:
-        self._store.delete(_path(asked))
+        await asyncio.to_thread(self._store.delete, _path(asked))
         return {}
 
     async def _set_ttl(self, asked: Asked) -> Answer:
         body = bodies.TtlRequest.model_validate_json(asked.body)
-        self._catalogue.set_ttl(_path(asked), body.ttl_seconds)
+        await asyncio.to_thread(self._catalogue.set_ttl, _path(asked), body.ttl_seconds)
         return {}
 
     # --- downloads -----------------------------------------------------------------------------

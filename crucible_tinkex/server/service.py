@@ -8,6 +8,7 @@ is asked of a model is in `model_operations`, and of a sampling session in `samp
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -124,7 +125,7 @@ class Service:
         for session in [s for s in self._sessions.values() if s.touched_s < limit]:
             self.finish_session(session.session_id)
         self.samplers.free_idle()
-        self.store.purge()
+        asyncio.get_running_loop().run_in_executor(None, self.store.purge)
 
     # --- models --------------------------------------------------------------------------------
 

@@ -19,18 +19,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from crucible_tinkex.errors import ConfigError, RequestRejectedError
+from crucible_tinkex.errors import ConfigError, RequestRejectedError, StorageError
 from crucible_tinkex.names import TinkerPath, base_name
 from crucible_tinkex.server.damaged import set_aside
 from crucible_tinkex.server.operations import LoraSpec
@@ -43,6 +43,7 @@ UNNAMED = "unnamed-"
 """Begins the names of checkpoints to which the client gave none."""
 KEPT_UNNAMED = 8
 """Checkpoints for sampling without a name that a run keeps: the last ones."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +111,22 @@ class Store:
         return self._root / path.run_id.replace(":", "+") / path.kind / path.name
 
     def list(self, run_id: str | None = None) -> list[Manifest]:
-        """Oldest first; expired ones are deleted on the way."""
-        self.purge()
+        """Oldest first, without those that have expired."""
         found = [m for m in list(self._found.values()) if run_id in (None, m.path.run_id)]
-        return sorted(found, key=lambda m: m.created)
+        return sorted((m for m in found if not m.expired()), key=lambda m: m.created)
 
     def purge(self) -> None:
         """Delete what has expired."""
-        for manifest in list(self._found.values()):
-            if manifest.expired():
-                with suppress(RequestRejectedError):  # somebody else was faster
-                    self.delete(manifest.path)
+        self._discard(m.path for m in list(self._found.values()) if m.expired())
+
+    def _discard(self, paths: Iterable[TinkerPath]) -> None:
+        for path in paths:
+            try:
+                self.delete(path)
+            except RequestRejectedError:
+                pass  # somebody else was faster
+            except StorageError as e:
+                _log.warning("%s stays on disk: %s", path, e)
 
     def info(self, path: TinkerPath) -> Manifest:
         """Raises `RequestRejectedError` (404) if there is no such checkpoint."""
@@ -158,9 +164,7 @@ class Store:
     def _forget_unnamed(self, run_id: str) -> None:
         """A loop that saves at every step and never deletes must not fill the disk."""
         unnamed = [m.path for m in self.list(run_id) if m.path.name.startswith(UNNAMED)]
-        for path in [p for p in unnamed if p.kind == "sampler_weights"][:-KEPT_UNNAMED]:
-            with suppress(RequestRejectedError):  # somebody else was faster
-                self.delete(path)
+        self._discard([p for p in unnamed if p.kind == "sampler_weights"][:-KEPT_UNNAMED])
 
     def update(self, path: TinkerPath, **changes: Any) -> Manifest:
         """Change fields such as `expires`. Raises `RequestRejectedError` (404)."""

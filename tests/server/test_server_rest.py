@@ -89,6 +89,7 @@ def test_time_to_live_and_deletion(api: AppClient, run: str) -> None:
     api.send("PUT", f"{base}/sampler_weights/s/ttl", json={"ttl_seconds": 1})
     time.sleep(1.05)
     assert [c["checkpoint_id"] for c in api.get(base)["checkpoints"]] == ["weights/t"]
+    api.store.purge()
     assert not api.store.folder(TinkerPath(run, "sampler_weights", "s")).exists()
     assert api.send("DELETE", f"{base}/weights/t").status_code == 200
     assert api.send("DELETE", f"{base}/weights/t").status_code == 404
