@@ -46,7 +46,10 @@ def refused(message: str, status: int = 400) -> RequestRejectedError:
 
 
 def base_model(name: str | None, base: BaseInfo) -> None:
-    if name is not None and base_name(name) != base.name:
+    """The folder of the base's tokenizer is another name of it: what the cookbook loads."""
+    if name is None or name.rstrip("/") == base.tokenizer_id:
+        return
+    if base_name(name) != base.name:
         raise refused(f"unknown base model {name!r}; this server has {base.name!r}")
 
 

@@ -181,9 +181,11 @@ async def _run(
     if not task.done():
         _log.info(
             "serving; for the official SDK, and for crucible:\n"
-            'export TINKER_BASE_URL=%s\nexport TINKER_API_KEY="$(cat %s)"',
+            'export TINKER_BASE_URL=%s\nexport TINKER_API_KEY="$(cat %s)"\n'
+            "for the recipes of tinker-cookbook: model_name=%s",
             ready["base_url"],
             shlex.quote(str(ready["api_key_file"])),
+            shlex.quote(app.service.engine.base.tokenizer_id),
         )
         if ready_file is not None:
             write_atomic(ready_file, json.dumps(ready).encode())

@@ -93,7 +93,9 @@ def _recipe(server: Served, folder: Path, name: str, **settings: Any) -> list[di
     """The metrics that the recipe wrote, step by step."""
     log = folder / "logs" / name
     given = {"model_name": BASE, "log_path": log, "behavior_if_log_dir_exists": "resume"}
-    arguments = [f"{key}={value}" for key, value in {**given, **settings}.items()]
+    given |= settings
+    log = Path(given["log_path"])
+    arguments = [f"{key}={value}" for key, value in given.items()]
     _run(server, folder, "-m", f"tinker_cookbook.recipes.{name}.train", *arguments)
     print((log / "metrics.jsonl").read_text())
     return [json.loads(line) for line in (log / "metrics.jsonl").read_text().splitlines()]
@@ -118,6 +120,19 @@ def trained(lessons: list[dict[str, Any]], folder: Path) -> str:
 def test_supervised_training(lessons: list[dict[str, Any]]) -> None:
     found = [step["train_mean_nll"] for step in lessons]
     assert len(found) == 16 and found[-1] < 0.25 * found[0], found
+
+
+@pytest.mark.timeout(600)
+def test_a_base_of_ours_is_named_by_its_tokenizers_folder(
+    folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    """The cookbook knows no name of ours; it loads the tokenizer of `model_name` by itself."""
+    name = str(cache / "models" / "nano")
+    with served(tmp_path, {}, model="nano") as server:
+        settings = {"dataset": "sums.jsonl", "max_length": 128, "batch_size": 16, "max_steps": 2}
+        more = {"learning_rate": 3e-3, "renderer_name": "role_colon", "log_path": tmp_path / "log"}
+        steps = _recipe(server, folder, "chat_sl", model_name=name, **settings, **more)
+    assert len(steps) == 2 and all(step["train_mean_nll"] > 0 for step in steps)
 
 
 @pytest.mark.timeout(600)
