@@ -26,11 +26,11 @@ import crucible_tinkex.client.wire as wire
 from crucible_tinkex.client.proto import MalformedError
 from crucible_tinkex.errors import ConfigError, CrucibleError, ServiceError, StorageError
 from crucible_tinkex.server import checks, codec
-from crucible_tinkex.server.answers import Call, Calls
+from crucible_tinkex.server.calls import Call, Calls
 from crucible_tinkex.server.checks import refused
 from crucible_tinkex.server.limits import Limits
 from crucible_tinkex.server.operations import Engine, Operation
-from crucible_tinkex.server.resources import Resource, Resources
+from crucible_tinkex.server.rest_routes import RestRoute, RestRoutes
 from crucible_tinkex.server.routing import Asked, Found, Routes
 from crucible_tinkex.server.service import Service
 from crucible_tinkex.server.store import Store
@@ -89,13 +89,13 @@ class App:
     def _table(self, client_flags: Mapping[str, object]) -> dict[tuple[str, str], Handler]:
         """Every handler by method and template of its path."""
         calls = Calls(self.service, client_flags).table()
-        resources = Resources(self.service).table()
+        rest = RestRoutes(self.service).table()
         return {
             ("POST", "retrieve_future"): self._retrieve,
             ("POST", "forward_backward"): self._forward_backward,
             ("POST", "forward"): self._forward,
             **{place: _call(call) for place, call in calls.items()},
-            **{place: _resource(handler) for place, handler in resources.items()},
+            **{place: _rest(handler) for place, handler in rest.items()},
         }
 
     # --- the border ----------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def _call(call: Call) -> Handler:
     return answer
 
 
-def _resource(handler: Resource) -> Handler:
+def _rest(handler: RestRoute) -> Handler:
     async def answer(body: bytes, request: Request, params: Mapping[str, str]) -> Response:
         root = f"{request.base_url}".rstrip("/")
         out = await handler(Asked(body, params, request.query_params, request.headers, root))

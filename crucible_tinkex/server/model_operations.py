@@ -23,7 +23,6 @@ from crucible_tinkex.server.bodies import (
 )
 from crucible_tinkex.server.codec import ForwardRequest
 from crucible_tinkex.server.dispatch import Dispatch, Report, digest
-from crucible_tinkex.server.held import Model
 from crucible_tinkex.server.operations import (
     LoadWeights,
     Operation,
@@ -35,6 +34,7 @@ from crucible_tinkex.server.operations import (
 from crucible_tinkex.server.ordering import Sequence
 from crucible_tinkex.server.records import Records, texts
 from crucible_tinkex.server.samplers import sampler_id_of
+from crucible_tinkex.server.session_state import Model
 from crucible_tinkex.server.store import UNNAMED
 
 UNNAMED_TTL_S = 24 * 3600

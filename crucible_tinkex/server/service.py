@@ -25,7 +25,6 @@ from crucible_tinkex.server.bodies import (
 )
 from crucible_tinkex.server.checks import refused
 from crucible_tinkex.server.dispatch import Dispatch, digest
-from crucible_tinkex.server.held import Model, Session
 from crucible_tinkex.server.limits import Limits
 from crucible_tinkex.server.model_operations import ModelOperations
 from crucible_tinkex.server.operations import (
@@ -39,6 +38,7 @@ from crucible_tinkex.server.operations import (
 )
 from crucible_tinkex.server.records import Records, Run, SessionRecord, texts
 from crucible_tinkex.server.samplers import Samplers, sampler_id_of
+from crucible_tinkex.server.session_state import Model, Session
 from crucible_tinkex.server.store import Store
 
 _SWEEP_S = 5.0

@@ -21,18 +21,18 @@ from crucible_tinkex.server.service import Service
 
 Answer: TypeAlias = Mapping[str, Any] | Path
 """A body, or a file to send."""
-Resource: TypeAlias = Callable[[Asked], Awaitable[Answer]]
+RestRoute: TypeAlias = Callable[[Asked], Awaitable[Answer]]
 _CHECKPOINT = "training_runs/{run}/checkpoints/{kind}/{name}"
 
 
-class Resources:
+class RestRoutes:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._store = service.store
         self._catalogue = Catalogue(service.store, service.records)
         self._exports = Exports(service.store)
 
-    def table(self) -> dict[tuple[str, str], Resource]:
+    def table(self) -> dict[tuple[str, str], RestRoute]:
         """Every handler by method and template."""
         return {
             ("GET", "downloads/{token}/{file}"): self._download,
