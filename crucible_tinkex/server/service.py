@@ -42,6 +42,8 @@ from crucible_tinkex.server.session_state import Model, Session
 from crucible_tinkex.server.store import Store
 
 _SWEEP_S = 5.0
+MAX_LISTED_SAMPLERS = 1000
+"""A session lists its last ones: a loop makes one at every step."""
 
 
 class Service:
@@ -255,4 +257,5 @@ class Service:
         if number not in session.samplers:
             session.samplers[number] = sampler_id
             session.record.sampler_ids.append(sampler_id)
+            del session.record.sampler_ids[:-MAX_LISTED_SAMPLERS]
         return sampler_id

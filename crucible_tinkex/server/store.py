@@ -117,16 +117,17 @@ class Store:
 
     def purge(self) -> None:
         """Delete what has expired."""
-        self._discard(m.path for m in list(self._found.values()) if m.expired())
+        self._discard(m for m in list(self._found.values()) if m.expired())
 
-    def _discard(self, paths: Iterable[TinkerPath]) -> None:
-        for path in paths:
-            try:
-                self.delete(path)
-            except RequestRejectedError:
-                pass  # somebody else was faster
-            except StorageError as e:
-                _log.warning("%s stays on disk: %s", path, e)
+    def _discard(self, manifests: Iterable[Manifest]) -> None:
+        for manifest in manifests:
+            with self._changing:
+                if self._found.get(manifest.path) is not manifest:
+                    continue  # deleted, or saved anew
+                try:
+                    self.delete(manifest.path)
+                except StorageError as e:
+                    _log.warning("%s stays on disk: %s", manifest.path, e)
 
     def info(self, path: TinkerPath) -> Manifest:
         """Raises `RequestRejectedError` (404) if there is no such checkpoint."""
@@ -163,8 +164,8 @@ class Store:
 
     def _forget_unnamed(self, run_id: str) -> None:
         """A loop that saves at every step and never deletes must not fill the disk."""
-        unnamed = [m.path for m in self.list(run_id) if m.path.name.startswith(UNNAMED)]
-        self._discard([p for p in unnamed if p.kind == "sampler_weights"][:-KEPT_UNNAMED])
+        unnamed = [m for m in self.list(run_id) if m.path.name.startswith(UNNAMED)]
+        self._discard([m for m in unnamed if m.path.kind == "sampler_weights"][:-KEPT_UNNAMED])
 
     def update(self, path: TinkerPath, **changes: Any) -> Manifest:
         """Change fields such as `expires`. Raises `RequestRejectedError` (404)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ from app_client import AppClient
 from crucible_tinkex.client import proto
 from crucible_tinkex.errors import RequestRejectedError
 from crucible_tinkex.server import bases
-from crucible_tinkex.server.bodies import CreateSessionRequest
+from crucible_tinkex.server.bodies import CreateSessionRequest, SampleRequest
 from crucible_tinkex.server.limits import Limits
+from crucible_tinkex.server.operations import BaseInfo, Operation, Outcome, Sample
 from crucible_tinkex.server.service import Service
+from crucible_tinkex.server.store import Store
 
 
 @pytest.fixture
@@ -136,20 +140,42 @@ def test_a_model_keeps_its_last_snapshots_and_those_in_use(api: AppClient) -> No
     assert _taken(api, model, 2 * Limits().max_snapshots + 2)
 
 
-def test_a_snapshot_whose_samples_wait_is_kept(api: AppClient) -> None:
-    model = api.model()
-    first = _taken(api, model, 1)
-    with api.engine._wake:  # the engine cannot take anything meanwhile
-        waiting = api.promise("asample", **_asked(first, 0))
-        later = [
-            api.promise(
-                "save_weights_for_sampler", model_id=model, seq_id=n, sampling_session_seq_id=n
-            )
-            for n in range(2, 2 * Limits().max_snapshots)
-        ]
-    for request_id in later:
-        assert "sampling_session_id" in api.ok("retrieve_future", request_id=request_id)
-    assert api.ok("retrieve_future", request_id=waiting)["sequences"]
+class Engine:
+    """It takes everything and answers when it is told to."""
+
+    base = BaseInfo("nano", "nano", 264, 2048)
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Operation, Callable[[Outcome], None]]] = []
+
+    def submit(self, operation: Operation, done: Callable[[Outcome], None]) -> None:
+        self.asked.append((operation, done))
+
+    def close(self) -> None:
+        pass
+
+
+async def test_a_snapshot_whose_samples_wait_is_kept(tmp_path: Path) -> None:
+    engine = Engine()
+    service = Service(engine, Store(tmp_path))
+    session = service.create_session(CreateSessionRequest(sdk_version="x"))
+
+    def take(number: int) -> str:
+        sampler_id = service.add_snapshot(session, number, "model")
+        service.snapshot_taken(sampler_id)
+        return sampler_id
+
+    first, *_ = [take(n) for n in range(2)]
+    body = _asked(first, 0)
+    service.samplers.sample(SampleRequest.model_validate(body), json.dumps(body).encode())
+    for number in range(2, 2 * service.limits.max_snapshots):
+        take(number)
+    assert service.samplers[first].sampler_id == first
+    ((_, answer),) = [a for a in engine.asked if isinstance(a[0], Sample)]
+    answer(RequestRejectedError("no", status=400, category="user"))
+    await asyncio.sleep(0)
+    with pytest.raises(RequestRejectedError, match="freed"):
+        service.samplers[first]
 
 
 def test_a_snapshot_that_nobody_uses_is_freed(api: AppClient) -> None:
@@ -160,7 +186,7 @@ def test_a_snapshot_that_nobody_uses_is_freed(api: AppClient) -> None:
     def waits() -> None:
         session = service.create_session(CreateSessionRequest(sdk_version="x"))
         sampler_id = service.add_snapshot(session, 0, "model")
-        service.samplers.settle(sampler_id)
+        service.snapshot_taken(sampler_id)
         for now[0] in (30.0, 59.0):
             service.beat(session)
             assert service.samplers[sampler_id].sampler_id == sampler_id

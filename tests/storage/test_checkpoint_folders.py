@@ -219,3 +219,23 @@ def test_a_half_written_manifest_of_a_dead_save_does_not_stop_the_server(
     left.mkdir()
     (left / "manifest.json").write_text(text)
     assert [m.steps for m in Store(tmp_path).list()] == [1]
+
+
+def test_what_was_saved_anew_is_not_purged_with_what_expired(tmp_path: Path) -> None:
+    """Saved while the files of another one that has expired are removed."""
+    store = Store(tmp_path)
+    other = replace(manifest(1), tinker_path="tinker://run/weights/other")
+    past = "2026-01-01T00:00:00+00:00"
+    store.save(replace(other, expires=past), adapter())
+    store.save(replace(manifest(1), expires=past), adapter())
+    rmtree = shutil.rmtree
+
+    def meanwhile(folder: Path, **options: bool) -> None:
+        rmtree(folder, **options)  # type: ignore[arg-type]
+        if ".gone." in folder.name and "other" in folder.name:
+            store.save(manifest(2), adapter(), overwrite=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "rmtree", meanwhile)
+        store.purge()
+    assert [m.steps for m in store.list()] == [2]
