@@ -47,7 +47,6 @@ HOMES: dict[str, tuple[str, ...]] = {
     "torch": ("server",),
     "transformers": ("server",),
     "safetensors": ("server",),
-    "pyrage": ("server.age",),
     "starlette": ("server.app", "server.serve"),
     "uvicorn": ("server.serve",),
     "tokenizers": ("datasets", "server"),

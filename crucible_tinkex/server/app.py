@@ -11,6 +11,7 @@ up that place.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -24,18 +25,21 @@ from starlette.types import Receive, Scope, Send
 import crucible_tinkex.client.wire as wire
 from crucible_tinkex.client.proto import MalformedError
 from crucible_tinkex.errors import ConfigError, CrucibleError, ServiceError, StorageError
-from crucible_tinkex.server import bodies, checks, codec
-from crucible_tinkex.server.answers import Answers, Sync
+from crucible_tinkex.server import checks, codec
+from crucible_tinkex.server.calls import Call, Calls
 from crucible_tinkex.server.checks import refused
-from crucible_tinkex.server.identity import Identity
 from crucible_tinkex.server.limits import Limits
 from crucible_tinkex.server.operations import Engine, Operation
-from crucible_tinkex.server.resources import Resource, Resources
+from crucible_tinkex.server.rest_routes import RestRoute, RestRoutes
 from crucible_tinkex.server.routing import Asked, Found, Routes
 from crucible_tinkex.server.service import Service
 from crucible_tinkex.server.store import Store
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
+"""Of a batch to train on."""
+MAX_CALL_BYTES = 4 * 1024 * 1024
+"""Of any other request."""
+_LARGE = frozenset(("forward_backward", "forward"))
 MAX_READING_BYTES = 512 * 1024 * 1024
 """Of all bodies that are being read at a time."""
 LONG_POLL_S = 30.0
@@ -44,8 +48,8 @@ SMALL_BYTES = 64 * 1024
 _KEY = wire.KEY_HEADER.lower().encode()
 _IN_ORDER = frozenset(
     (
-        *("forward_backward", "forward", "optim_step", "save_weights", "load_weights"),
-        *("save_weights_for_sampler", "save_weights_external"),
+        *("forward_backward", "forward", "optim_step", "load_weights"),
+        *("save_weights", "save_weights_for_sampler", "save_weights_external"),
     )
 )
 _OPEN = {
@@ -77,22 +81,21 @@ class App:
     ) -> None:
         self.service = Service(engine, store, limits=limits)
         self._engine = engine
-        self._identity = Identity(api_key)
+        self._key = api_key.encode()
         self._long_poll_s = long_poll_s
         self._reading_bytes = 0
         self.routes = Routes(self._table(client_flags or {}))
 
     def _table(self, client_flags: Mapping[str, object]) -> dict[tuple[str, str], Handler]:
         """Every handler by method and template of its path."""
-        answers = Answers(self.service, client_flags).table()
-        resources = Resources(self.service, self._identity).table()
+        calls = Calls(self.service, client_flags).table()
+        rest = RestRoutes(self.service).table()
         return {
             ("POST", "retrieve_future"): self._retrieve,
-            ("POST", "retrieve_futures"): self._retrieve_many,
             ("POST", "forward_backward"): self._forward_backward,
             ("POST", "forward"): self._forward,
-            **{place: _simple(handler) for place, handler in answers.items()},
-            **{place: _resource(handler) for place, handler in resources.items()},
+            **{place: _call(call) for place, call in calls.items()},
+            **{place: _rest(handler) for place, handler in rest.items()},
         }
 
     # --- the border ----------------------------------------------------------------------------
@@ -119,12 +122,15 @@ class App:
         if not is_open and not self._authorised(request):
             return _unauthorised()
         if found is None:
-            raise self.routes.missing(request.scope["method"], path or request.scope["path"])
-        body = b"" if request.scope["method"] == "GET" else await self._body(request)
+            raise refused(f"there is no {request.method} {path or request.scope['path']}", 404)
+        limit_bytes = MAX_BODY_BYTES if path in _LARGE else MAX_CALL_BYTES
+        body = b"" if request.method == "GET" else await self._body(request, limit_bytes)
         try:
             return await found.handler(body, request, found.params)
         except (ValidationError, MalformedError) as e:
-            place = codec.place_of(body, _content_type(request)) if path in _IN_ORDER else None
+            place = None
+            if path in _IN_ORDER:
+                place = await _aside(len(body), codec.place_of, body, _content_type(request))
             request_id = self.service.operations.forgo(*place, body, _misread(e)) if place else None
             if request_id is None:
                 raise
@@ -132,18 +138,18 @@ class App:
 
     def _authorised(self, request: Request) -> bool:
         given = next((v for k, v in request.scope["headers"] if k == _KEY), b"")
-        return self._identity.accepts(given)
+        return hmac.compare_digest(given, self._key)
 
-    async def _body(self, request: Request) -> bytes:
-        """The whole body, decompressed, unless it is larger than `MAX_BODY_BYTES`."""
+    async def _body(self, request: Request, limit_bytes: int) -> bytes:
+        """The whole body, decompressed, unless it is larger than the limit."""
         parts: list[bytes] = []
         size_bytes = 0
         try:
             async for part in request.stream():
                 size_bytes += len(part)
                 self._reading_bytes += len(part)
-                if size_bytes > MAX_BODY_BYTES:
-                    raise refused(f"the body is larger than {MAX_BODY_BYTES} bytes", 413)
+                if size_bytes > limit_bytes:
+                    raise refused(f"the body is larger than {limit_bytes} bytes", 413)
                 if self._reading_bytes > MAX_READING_BYTES:
                     raise self.service.dispatch.busy("it is reading many large requests")
                 parts.append(part)
@@ -151,7 +157,7 @@ class App:
             self._reading_bytes -= size_bytes
         body = b"".join(parts)
         encoding = request.headers.get("content-encoding", "")
-        return await _aside(len(body), codec.decompress, body, encoding, MAX_BODY_BYTES)
+        return await _aside(len(body), codec.decompress, body, encoding, limit_bytes)
 
     # --- futures -------------------------------------------------------------------------------
 
@@ -168,12 +174,6 @@ class App:
             promise.size_bytes, codec.encode, promise.outcome, accept
         )
         return Response(content, media_type=media_type)
-
-    async def _retrieve_many(
-        self, body: bytes, request: Request, params: Mapping[str, str]
-    ) -> Response:
-        asked = bodies.RetrieveFuturesRequest.model_validate_json(body)
-        return JSONResponse(await self.service.samplers.completions(asked, self._long_poll_s))
 
     # --- training ------------------------------------------------------------------------------
 
@@ -205,15 +205,18 @@ class App:
             return e
 
 
-def _simple(handler: Sync) -> Handler:
+def _call(call: Call) -> Handler:
     async def answer(body: bytes, request: Request, params: Mapping[str, str]) -> Response:
-        out = handler(body)
+        given = None
+        if call.model is not None:
+            given = await _aside(len(body), call.model.model_validate_json, body)
+        out = call.act(given, body)
         return _json(out) if isinstance(out, wire.Wire) else JSONResponse(out)
 
     return answer
 
 
-def _resource(handler: Resource) -> Handler:
+def _rest(handler: RestRoute) -> Handler:
     async def answer(body: bytes, request: Request, params: Mapping[str, str]) -> Response:
         root = f"{request.base_url}".rstrip("/")
         out = await handler(Asked(body, params, request.query_params, request.headers, root))
@@ -250,10 +253,9 @@ def _error(
 
 
 def _unauthorised() -> Response:
-    """`detail` is what the SDK's command line shows; the header makes the SDK renew its token."""
+    """`detail` is what the SDK's command line shows."""
     said = f"the {wire.KEY_HEADER} header is missing or wrong"
-    body = {"error": said, "category": "user", "detail": said}
-    return JSONResponse(body, 401, {"www-authenticate": 'Bearer error="invalid_token"'})
+    return JSONResponse({"error": said, "category": "user", "detail": said}, 401)
 
 
 def _refusal(error: CrucibleError) -> Response:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from crucible_tinkex.client.wire import AdamParams, TensorData, Wire
+from crucible_tinkex.client.wire import AdamParams, Wire
 from crucible_tinkex.client.wire import CreateModelRequest as Created
 from crucible_tinkex.client.wire import CreateSessionRequest as SessionRequest
 from crucible_tinkex.client.wire import LoadWeightsRequest as Loaded
@@ -14,15 +14,16 @@ from crucible_tinkex.client.wire import SaveWeightsRequest as Saved
 
 
 class CreateSessionRequest(SessionRequest):
-    project_id: str | None = None
     display_name: str | None = None
 
 
 class SampleRequest(Sampled):
-    record_stability_info: bool | None = None
+    """The last three are refused by their names."""
+
     prompt_logprobs_last_n: int | None = None
-    target_prompt_logprobs: TensorData | None = None
-    prompt_alt_tokens_k: int = 0
+    target_prompt_logprobs: Any = None
+    prompt_alt_tokens_k: int | None = None
+    record_stability_info: bool | None = None
 
 
 class OptimizerConfig(Wire):
@@ -56,6 +57,8 @@ class SaveForSamplerRequest(SavedForSampler):
 
 
 class SaveExternalRequest(Wire):
+    """How newer SDKs download: an adapter saved for others, whose files then have URLs."""
+
     model_id: str
     path: str
     seq_id: int | None = None
@@ -64,37 +67,9 @@ class SaveExternalRequest(Wire):
     user_metadata: dict[str, Any] | None = None
 
 
-class CopyWeightsRequest(Wire):
-    source_path: str
-    session_id: str | None = None
-    model_seq_id: int | None = None
-    destination_project_id: str | None = None
-    ttl_seconds: int | None = None
-
-
-class FuturesTarget(Wire):
-    type: Literal["sampling_session"] = "sampling_session"
-    sampling_session_id: str
-    cloned_sampler_id: int = 0
-
-
-class RetrieveFuturesRequest(Wire):
-    target: FuturesTarget
-    prev_cursor: int = 0
-    timeout: float | None = None
-
-
-class SamplerRequest(Wire):
-    sampling_session_id: str
-
-
 class CancelRequest(Wire):
     request_id: str
 
 
 class TtlRequest(Wire):
     ttl_seconds: int | None = None
-
-
-class ProjectRequest(Wire):
-    project_id: str

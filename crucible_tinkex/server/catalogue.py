@@ -6,21 +6,19 @@ on the same data folder is listed too. No HTTP here.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from crucible_tinkex.names import TinkerPath, model_id_of
+from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import checks
-from crucible_tinkex.server.bodies import CopyWeightsRequest
 from crucible_tinkex.server.checks import refused
-from crucible_tinkex.server.identity import OWNER
-from crucible_tinkex.server.records import Records, Run, SessionRecord
+from crucible_tinkex.server.records import Records, Run
 from crucible_tinkex.server.store import Manifest, Store, expiry
 
 MAX_LIMIT = 1000
+OWNER = "local"
+"""Whoever has the key."""
 _KINDS = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
-_MAX_COPIES = 1000
 _Item = TypeVar("_Item")
 
 
@@ -28,56 +26,18 @@ class Catalogue:
     def __init__(self, store: Store, records: Records) -> None:
         self._store = store
         self._records = records
-        self._copies: dict[str, str] = {}
 
     # --- checkpoints ---------------------------------------------------------------------------
 
     def checkpoints(self, run_id: str | None, query: Mapping[str, str]) -> dict[str, Any]:
-        found = [_checkpoint(m) for m in reversed(self._store.list(run_id))]
+        found = self._store.list(run_id)[::-1]
         if run_id is not None and not found:
             self._run(run_id)  # 404 for a run that never was
         page, cursor = _page(found, query, limit=100 if run_id is None else MAX_LIMIT)
-        return {"checkpoints": page, "cursor": cursor}
+        return {"checkpoints": [_checkpoint(m) for m in page], "cursor": cursor}
 
     def set_ttl(self, path: TinkerPath, ttl_seconds: int | None) -> None:
         self._store.update(path, expires=expiry(checks.ttl(ttl_seconds)))
-
-    def publish(self, path: TinkerPath, *, public: bool) -> None:
-        self._store.update(path, public=public)
-
-    def copy(self, request: CopyWeightsRequest, idempotency_key: str) -> dict[str, str]:
-        """A repeat with the same key, or for the same place, makes no second copy."""
-        source = TinkerPath.parse(request.source_path)
-        place = (request.session_id, request.model_seq_id, request.source_path)
-        key = idempotency_key if None in place else "/".join(map(str, place))
-        if key in self._copies:
-            return {"tinker_path": self._copies[key]}
-        session = self._owner_of_copy(request)
-        run_id = model_id_of(session.session_id, request.model_seq_id or 0)
-        if run_id in session.runs:
-            raise refused(f"model_seq_id {request.model_seq_id} was used by another request")
-        expires = expiry(checks.ttl(request.ttl_seconds))
-        copied = self._store.copy(source, run_id, expires)
-        session.runs[run_id] = _run_of([copied])
-        self._records.add(session)
-        self._records.save(session)
-        made = copied.tinker_path
-        if key:
-            self._copies[key] = made
-            while len(self._copies) > _MAX_COPIES:
-                del self._copies[next(iter(self._copies))]
-        return {"tinker_path": made}
-
-    def _owner_of_copy(self, request: CopyWeightsRequest) -> SessionRecord:
-        """The session that the copy goes to, or a new one in its project, which is over."""
-        if request.session_id is None:
-            status = {"type": "client_finished", "reason": {"type": "success"}, "detail": "a copy"}
-            project_id = request.destination_project_id
-            return SessionRecord(str(uuid.uuid4()), project_id=project_id, status=status)
-        session = self._records.sessions.get(request.session_id)
-        if session is None:
-            raise refused(f"there is no session {request.session_id}", 404)
-        return session
 
     # --- runs ----------------------------------------------------------------------------------
 
@@ -86,9 +46,6 @@ class Catalogue:
         manifests = self._by_run()
         for run_id, own in manifests.items():
             known.setdefault(run_id, _run_of(own))
-        project = query.get("project_id")
-        if project is not None:
-            known = {i: r for i, r in known.items() if self._records.project_of(i) == project}
         newest = sorted(known.values(), key=lambda r: r.last_request, reverse=True)
         page, cursor = _page(newest, query, limit=20)
         runs = [_training_run(r, manifests.get(r.run_id, ())) for r in page]
@@ -130,12 +87,6 @@ class Catalogue:
         }
         return {k: v for k, v in found.items() if v is not None}
 
-    def assign(self, session_id: str, project_id: str) -> None:
-        self.session(session_id)
-        record = self._records.sessions[session_id]
-        record.project_id = project_id
-        self._records.save(record)
-
 
 def _run_of(manifests: Sequence[Manifest]) -> Run:
     """A run of which only checkpoints are left."""
@@ -172,7 +123,7 @@ def _checkpoint(manifest: Manifest) -> dict[str, Any]:
         "time": manifest.created,
         "tinker_path": str(path),
         "size_bytes": manifest.size_bytes,
-        "public": manifest.public,
+        "public": False,
         "user_metadata": manifest.user_metadata,
         "expires_at": manifest.expires,
     }

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -30,7 +29,6 @@ from crucible_tinkex.server.operations import (
     Row,
     Sample,
     SamplerSource,
-    Targets,
 )
 
 OPTIMIZER = "adamw"
@@ -48,7 +46,10 @@ def refused(message: str, status: int = 400) -> RequestRejectedError:
 
 
 def base_model(name: str | None, base: BaseInfo) -> None:
-    if name is not None and base_name(name) != base.name:
+    """The folder of the base's tokenizer is another name of it: what the cookbook loads."""
+    if name is None or name.rstrip("/") == base.tokenizer_id:
+        return
+    if base_name(name) != base.name:
         raise refused(f"unknown base model {name!r}; this server has {base.name!r}")
 
 
@@ -65,13 +66,6 @@ def lora_spec(config: wire.LoraConfig) -> LoraSpec:
         train_mlp=config.train_mlp,
         train_unembed=config.train_unembed,
     )
-
-
-def is_inflight(kind: str | None) -> bool:
-    """Whether all samplers of this kind share the model's newest weights."""
-    if kind not in (None, "snapshot", "inflight"):
-        raise refused(f"kind must be snapshot or inflight, not {kind!r}")
-    return kind == "inflight"
 
 
 def optimizer(config: OptimizerConfig | None) -> None:
@@ -210,10 +204,10 @@ def tokens_of(given: wire.ModelInput, base: BaseInfo, where: str) -> IntArray:
     for chunk in given.chunks:
         if chunk.type != "encoded_text":
             raise refused(f"{where} has a chunk of type {chunk.type!r}; only encoded_text works")
-    tokens = in_vocabulary(given.tokens(), base, where)
+    tokens = given.tokens()
     if not 0 < len(tokens) <= base.max_length:
         raise refused(f"{where} has {len(tokens)} tokens; {base.name} takes 1 to {base.max_length}")
-    return tokens
+    return in_vocabulary(tokens, base, where)
 
 
 def in_vocabulary(values: Sequence[int] | Sequence[float], base: BaseInfo, where: str) -> IntArray:
@@ -255,9 +249,9 @@ def sample(request: SampleRequest, source: SamplerSource, base: BaseInfo) -> Sam
         raise refused(f"prompt_logprobs_last_n must be 1 to {len(prompt) - 1}, not {last_n}")
     if request.record_stability_info:
         raise refused("record_stability_info is not supported, nor is the loss stable_reinforce")
-    if not 0 <= request.prompt_alt_tokens_k <= MAX_TOPK:
-        raise refused(f"prompt_alt_tokens_k must be 0 to {MAX_TOPK}")
-    targets = request.target_prompt_logprobs
+    for name in ("target_prompt_logprobs", "prompt_alt_tokens_k"):
+        if getattr(request, name):
+            raise refused(f"{name} is not supported")
     strings, tokens = _stops(params.stop)
     return Sample(
         source=source,
@@ -274,41 +268,7 @@ def sample(request: SampleRequest, source: SamplerSource, base: BaseInfo) -> Sam
         topk_prompt_logprobs=request.topk_prompt_logprobs,
         topk_sample_logprobs=request.topk_sample_logprobs or 0,
         prompt_logprobs_last_n=last_n,
-        targets=None if targets is None else _targets(targets, len(prompt) - 1, base),
-        alternatives=request.prompt_alt_tokens_k,
     )
-
-
-def _targets(given: wire.TensorData, count: int, base: BaseInfo) -> Targets:
-    """Ids to score at the `count` positions that follow the prompt's first."""
-    where = "target_prompt_logprobs"
-    shape = tuple(given.shape or ())
-    if given.dtype != "int64" or len(shape) != 2 or shape[0] != count or shape[1] < 1:
-        raise refused(f"{where} must be int64 of the shape [{count}, K], not {list(shape)[:9]}")
-    if len(given.data) > MAX_TOPK * count:
-        raise refused(f"{where} has {len(given.data)} entries, more than {MAX_TOPK} per position")
-    ids = _ids(given.data, base, where)
-    if given.sparse_crow_indices is None:
-        if len(ids) != count * shape[1]:
-            raise refused(f"{where} has {len(ids)} entries and the shape {list(shape)}")
-        return Targets(ids, np.repeat(np.arange(count), shape[1]), shape)
-    crow, columns = given.sparse_crow_indices, given.sparse_col_indices or []
-    is_whole = len(crow) == count + 1 and crow[0] == 0 and crow[-1] == len(ids) == len(columns)
-    if not is_whole or any(a > b for a, b in pairwise(crow)):
-        raise refused(f"{where} has wrong sparse row pointers")
-    if not all(0 <= c < shape[1] for c in columns):
-        raise refused(f"{where} has sparse columns outside of 0 to {shape[1] - 1}")
-    rows = np.repeat(np.arange(count), [b - a for a, b in pairwise(crow)])
-    return Targets(ids, rows, shape, tuple(crow), tuple(columns))
-
-
-def _ids(data: Sequence[int] | Sequence[float], base: BaseInfo, where: str) -> IntArray:
-    """Token ids, or -1; at least one is a token's."""
-    tokens = in_vocabulary([0 if t == -1 else t for t in data], base, where)
-    ids = np.where([t == -1 for t in data], -1, tokens)
-    if not (ids >= 0).any():
-        raise refused(f"{where} names no token id")
-    return ids
 
 
 def _stops(

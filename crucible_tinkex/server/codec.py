@@ -19,8 +19,6 @@ import crucible_tinkex.client.proto as proto
 import crucible_tinkex.client.wire as wire
 from crucible_tinkex.client.proto.errors import parsed
 from crucible_tinkex.client.proto.messages import ForwardBackwardRequest as Message
-from crucible_tinkex.client.proto.messages import SampleResponse as SampleMessage
-from crucible_tinkex.client.proto.tensors import put_tensor
 from crucible_tinkex.errors import CrucibleError, ServiceError, StorageError
 from crucible_tinkex.server.checks import refused
 from crucible_tinkex.server.dispatch import digest
@@ -29,7 +27,6 @@ from crucible_tinkex.server.operations import (
     ForwardOutput,
     ModelReady,
     Outcome,
-    PromptScores,
     SampleOutput,
     Saved,
     StepOutput,
@@ -131,8 +128,7 @@ def encode(outcome: Outcome, accept: str) -> tuple[bytes, str]:
             metrics = outcome.metrics
             return proto.encode_forward_backward_output(rows, metrics), proto.CONTENT_TYPE
         if isinstance(outcome, SampleOutput):
-            encoded = proto.encode_sample_response(_sample(outcome))
-            return encoded + _encoded_scores(outcome.prompt), proto.CONTENT_TYPE
+            return proto.encode_sample_response(_sample(outcome)), proto.CONTENT_TYPE
     return json.dumps(_plain(outcome), separators=(",", ":")).encode(), JSON
 
 
@@ -158,45 +154,6 @@ def _sample(output: SampleOutput) -> wire.SampleResponse:
         "prompt_cache_hit_tokens": 0,
     }
     return wire.SampleResponse.model_construct(**fields)
-
-
-def _encoded_scores(scores: PromptScores) -> bytes:
-    """The fields of a sample response that only servers write. Messages that stand one after
-    another are one message."""
-    message = SampleMessage()
-    for name, tensor in _targets(scores).items():
-        put_tensor(getattr(message, name), tensor)
-    for name, tensor in _alternatives(scores).items():
-        put_tensor(getattr(message.prompt_alt_tokens, name), tensor)
-    encoded: bytes = message.SerializeToString()
-    return encoded
-
-
-def _targets(scores: PromptScores) -> dict[str, wire.TensorData]:
-    targets, found = scores.targets, scores.target_logprobs
-    if targets is None or found is None:
-        return {}
-    tensor = wire.TensorData.model_construct(
-        data=found.tolist(),
-        dtype="float32",
-        shape=list(targets.shape),
-        sparse_crow_indices=None if targets.crow is None else list(targets.crow),
-        sparse_col_indices=None if targets.columns is None else list(targets.columns),
-    )
-    return {"target_prompt_logprobs": tensor}
-
-
-def _alternatives(scores: PromptScores) -> dict[str, wire.TensorData]:
-    if scores.alternatives is None:
-        return {}
-    tokens, logprobs = scores.alternatives.tokens, scores.alternatives.logprobs
-    shape = list(tokens.shape)
-    return {
-        "tokens": wire.TensorData(data=tokens.ravel().tolist(), dtype="int64", shape=shape),
-        "logprobs": wire.TensorData.model_construct(
-            data=logprobs.ravel().tolist(), dtype="float32", shape=shape
-        ),
-    }
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:
@@ -252,9 +209,4 @@ def _plain_sample(output: SampleOutput) -> dict[str, Any]:
         body["prompt_logprobs"] = scores.logprobs
     if scores.topk is not None:
         body["topk_prompt_logprobs"] = scores.topk
-    for name, tensor in _targets(scores).items():
-        body[name] = tensor.model_dump(exclude_none=True)
-    if scores.alternatives is not None:
-        parts = _alternatives(scores).items()
-        body["prompt_alt_tokens"] = {n: t.model_dump(exclude_none=True) for n, t in parts}
     return body

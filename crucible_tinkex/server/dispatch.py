@@ -16,7 +16,6 @@ from crucible_tinkex.errors import RequestRejectedError
 from crucible_tinkex.server.futures import Promises
 from crucible_tinkex.server.limits import Limits
 from crucible_tinkex.server.operations import Engine, Operation, Outcome
-from crucible_tinkex.server.timeline import Timeline
 
 Report = Callable[[Outcome], None]
 
@@ -28,7 +27,6 @@ class Dispatch:
         self.engine = engine
         self.limits = limits
         self.promises = Promises(clock=clock)
-        self.timeline = Timeline()
 
     def check_room(self, size_bytes: int) -> None:
         """Raises with status 429 if too much is under way."""

@@ -196,9 +196,9 @@ class TorchEngine:
                 return StepOutput(self._adapter(model_id).step(adam))
             case SaveWeights():
                 return self._save(operation)
-            case TakeSnapshot(model_id, snapshot_id, sampler_id):
+            case TakeSnapshot(model_id, snapshot_id):
                 self._snapshots[snapshot_id] = self._adapter(model_id).frozen().copy()
-                return Saved(sampler_id=sampler_id or snapshot_id)
+                return Saved(sampler_id=snapshot_id)
             case UnloadModel(model_id):
                 self._adapters.drop(model_id)
                 return Done()
@@ -241,7 +241,6 @@ class TorchEngine:
             created=datetime.now(UTC).isoformat(),
             expires=expiry(operation.ttl_seconds),
             user_metadata=operation.user_metadata,
-            recipients=operation.recipients,
         )
         saved = self._store.save(
             manifest,

@@ -7,7 +7,6 @@ do not outlive the process. `prepare` writes files and belongs in a thread; the 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import shutil
@@ -20,11 +19,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from crucible_tinkex.names import TinkerPath
-from crucible_tinkex.server import age
 from crucible_tinkex.server.checks import refused
 from crucible_tinkex.server.export import export_peft
 from crucible_tinkex.server.store import Store
-from crucible_tinkex.storage import storage_errors, write_atomic
+from crucible_tinkex.storage import storage_errors
 
 GRANT_S = 3600.0
 ARCHIVE = "archive.tar"
@@ -35,7 +33,7 @@ _COMPLETE = "checkpoint_complete"
 @dataclass(frozen=True, slots=True)
 class Grant:
     file: Path
-    checkpoint: TinkerPath | None
+    checkpoint: TinkerPath
     expires: datetime
 
 
@@ -53,36 +51,26 @@ class Exports:
     def prepare(self, path: TinkerPath) -> Path:
         """The folder of the checkpoint's export. Raises `RequestRejectedError` (404)."""
         manifest = self._store.info(path)
-        keys = hashlib.sha256("\n".join(manifest.recipients).encode()).hexdigest()[:16]
-        target = self._root / f"{manifest.sha256}-{keys}-{path.name}"
+        self._clear()
+        target = self._root / f"{manifest.sha256}-{path.name}"
         with self._making, storage_errors(target):
             if target.exists():
+                os.utime(target)
                 return target
             work = self._root / f".{uuid.uuid4().hex}"
             try:
                 export_peft(self._store.folder(path), work)
-                if manifest.recipients:
-                    age.seal(work, manifest.recipients)
                 _pack(work)
                 os.rename(work, target)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
         return target
 
-    def keep(self, name: str, content: bytes) -> Path:
-        """A file of this name and content, to be granted."""
-        target = self._root / f"kept-{hashlib.sha256(content).hexdigest()}" / name
-        with self._making, storage_errors(target):
-            write_atomic(target, content)
-        return target
-
-    def grant(self, path: TinkerPath | None, file: Path) -> tuple[str, datetime]:
-        """A token for a file, of an export if there is a checkpoint, and when it expires."""
+    def grant(self, path: TinkerPath, file: Path) -> tuple[str, datetime]:
+        """A token for a file of the checkpoint's export, and when it expires."""
         now = self._clock()
         for token in [t for t, g in self._grants.items() if g.expires < now]:
             del self._grants[token]
-        if not self._grants:
-            self._clear()
         token = secrets.token_urlsafe(32)
         expires = now + timedelta(seconds=GRANT_S)
         self._grants[token] = Grant(file, path, expires)
@@ -93,16 +81,15 @@ class Exports:
         grant = self._grants.get(token)
         if grant is None or grant.expires < self._clock() or grant.file.name != name:
             raise refused("this download does not exist or has expired; ask for a new URL", 404)
-        if grant.checkpoint is not None:
-            self._store.info(grant.checkpoint)
+        self._store.info(grant.checkpoint)
         return grant.file
 
     def _clear(self) -> None:
-        """Remove the exports that nobody can fetch any more."""
-        limit_s = self._clock().timestamp() - GRANT_S
+        """Remove the exports that nobody has asked for since the last URL of them expired."""
+        limit_s = self._clock().timestamp() - GRANT_S - 60
         with self._making, storage_errors(self._root):
-            for folder in self._root.iterdir():
-                if not folder.name.startswith(".") and folder.stat().st_mtime < limit_s:
+            for folder in self._root.glob("[!.]*"):
+                if folder.stat().st_mtime < limit_s:
                     shutil.rmtree(folder, ignore_errors=True)
 
 

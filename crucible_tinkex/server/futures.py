@@ -137,7 +137,5 @@ def _size_bytes(outcome: Outcome) -> int:
         prompt = outcome.prompt
         numbers = sum(len(s.tokens) for s in outcome.sequences) + len(prompt.logprobs or ())
         numbers += sum(len(t or ()) for t in prompt.topk or ())
-        arrays = 0 if prompt.targets is None else 5 * prompt.targets.ids.nbytes
-        arrays += 0 if prompt.alternatives is None else 2 * prompt.alternatives.tokens.nbytes
-        return _SMALL_BYTES + 80 * numbers + arrays
+        return _SMALL_BYTES + 80 * numbers
     return _SMALL_BYTES

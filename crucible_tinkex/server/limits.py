@@ -22,5 +22,9 @@ class Limits:
     """The bodies of those requests."""
     session_idle_s: float = 6 * 3600.0
     """A session that neither asks nor beats for so long is finished."""
+    max_snapshots: int = 8
+    """Unnamed weights for sampling that a model keeps: those used last."""
+    snapshot_idle_s: float = 6 * 3600.0
+    """Unnamed weights that nobody sampled from for so long are freed."""
     retry_after_s: int = 2
     """What a 429 tells the client to wait."""

@@ -8,12 +8,12 @@ place; a request that is refused uses up its seq_id. Owned by the event loop's t
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from crucible_tinkex.errors import CrucibleError
 from crucible_tinkex.names import TinkerPath, check_segment
-from crucible_tinkex.server import age, checks
+from crucible_tinkex.server import checks
 from crucible_tinkex.server.bodies import (
     LoadWeightsRequest,
     OptimStepRequest,
@@ -22,18 +22,23 @@ from crucible_tinkex.server.bodies import (
     SaveWeightsRequest,
 )
 from crucible_tinkex.server.codec import ForwardRequest
-from crucible_tinkex.server.dispatch import Dispatch, digest
-from crucible_tinkex.server.held import Model
+from crucible_tinkex.server.dispatch import Dispatch, Report, digest
 from crucible_tinkex.server.operations import (
     LoadWeights,
     Operation,
     OptimStep,
-    SamplerSource,
+    Outcome,
     SaveWeights,
     TakeSnapshot,
 )
-from crucible_tinkex.server.ordering import Sequence as Order
+from crucible_tinkex.server.ordering import Sequence
 from crucible_tinkex.server.records import Records, texts
+from crucible_tinkex.server.samplers import sampler_id_of
+from crucible_tinkex.server.session_state import Model
+from crucible_tinkex.server.store import UNNAMED
+
+UNNAMED_TTL_S = 24 * 3600
+"""How long unnamed weights for sampling are kept, unless the client says it."""
 
 
 class Models(Protocol):
@@ -45,8 +50,11 @@ class Models(Protocol):
     def find(self, model_id: str) -> Model | None:
         """The model, if there is one; its session is not marked as alive."""
 
-    def add_sampler(self, session_id: str, number: int, source: SamplerSource) -> str:
-        """The id of the session's sampling session of this number, made if there is none."""
+    def add_snapshot(self, session_id: str, number: int, model_id: str) -> str:
+        """The id of the sampling session of a snapshot that is on its way."""
+
+    def snapshot_taken(self, sampler_id: str) -> None:
+        """It came, or will not."""
 
 
 class ModelOperations:
@@ -84,8 +92,7 @@ class ModelOperations:
         return self._save(request, "weights", body, overwrite=bool(request.overwrite))
 
     def save_external(self, request: SaveExternalRequest, body: bytes) -> str:
-        keys = request.age_encryption_recipients or ()
-        return self._save(request, "external_weights", body, recipients=keys)
+        return self._save(request, "external_weights", body)
 
     def _save(
         self,
@@ -94,16 +101,22 @@ class ModelOperations:
         body: bytes,
         *,
         overwrite: bool = False,
-        recipients: Sequence[str] = (),
     ) -> str:
         def operation() -> Operation:
+            if getattr(request, "age_encryption_recipients", None):
+                raise checks.refused(
+                    "age_encryption_recipients is not supported; save without it, and download that"
+                )
+            path = _path(request.model_id, kind, request.path)
+            ttl_seconds = checks.ttl(request.ttl_seconds)
+            if path.kind == "sampler_weights" and request.path is None and ttl_seconds is None:
+                ttl_seconds = UNNAMED_TTL_S
             return SaveWeights(
                 request.model_id,
-                _path(request.model_id, kind, request.path),
+                path,
                 overwrite,
-                checks.ttl(request.ttl_seconds),
+                ttl_seconds,
                 texts(request.user_metadata),
-                age.recipients(recipients),
             )
 
         return self._in_order(request.model_id, request.seq_id, digest(body), len(body), operation)
@@ -113,15 +126,20 @@ class ModelOperations:
         if request.path is not None or number is None:
             return self._save(request, "sampler_weights", body)
 
-        def operation() -> Operation:
-            session_id = self._models.model(request.model_id).session_id
-            shared = checks.is_inflight(request.kind)
-            snapshot_id = request.model_id if shared else f"{session_id}:sample:{number}"
-            source = SamplerSource(snapshot_id=snapshot_id)
-            sampler_id = self._models.add_sampler(session_id, number, source)
-            return TakeSnapshot(request.model_id, snapshot_id, sampler_id)
+        session_id = self._models.model(request.model_id).session_id
 
-        return self._in_order(request.model_id, request.seq_id, digest(body), len(body), operation)
+        def operation() -> Operation:
+            if request.kind not in (None, "snapshot"):
+                raise checks.refused(f"kind must be snapshot, not {request.kind!r}")
+            sampler_id = self._models.add_snapshot(session_id, number, request.model_id)
+            return TakeSnapshot(request.model_id, sampler_id)
+
+        def taken(outcome: Outcome) -> None:
+            self._models.snapshot_taken(sampler_id_of(session_id, number))
+
+        return self._in_order(
+            request.model_id, request.seq_id, digest(body), len(body), operation, taken
+        )
 
     def load(self, model_id: str, request: LoadWeightsRequest, body: bytes) -> str:
         """Into an existing model; `Service.create_from` makes a new one."""
@@ -138,6 +156,7 @@ class ModelOperations:
         key: bytes,
         size_bytes: int,
         make: Callable[[], Operation],
+        then: Report | None = None,
     ) -> str:
         """Check, promise, and hand to the engine when the numbers before it have come."""
         model = self._models.model(model_id)
@@ -157,8 +176,7 @@ class ModelOperations:
             return request_id
         self._records.touch(model_id)
         request_id = self._dispatch.promises.create(size_bytes)
-        follow = self._dispatch.timeline.begin(model.session_id, model_id, operation)
-        report = self._dispatch.reporter(request_id, follow)
+        report = self._dispatch.reporter(request_id, then)
 
         def send() -> None:
             self._dispatch.engine.submit(operation, report)
@@ -173,7 +191,9 @@ class ModelOperations:
             return None
         return self._refuse(model.sequence, seq_id, digest(body), why)
 
-    def _refuse(self, sequence: Order, number: int, key: bytes, why: CrucibleError) -> str | None:
+    def _refuse(
+        self, sequence: Sequence, number: int, key: bytes, why: CrucibleError
+    ) -> str | None:
         """A promise that fails, or None: then the client may hear of it at once.
 
         The SDK sends the first part of a large batch last, and not at all if another part was
@@ -188,5 +208,5 @@ class ModelOperations:
 
 
 def _path(model_id: str, kind: str, name: str | None) -> TinkerPath:
-    chosen = uuid.uuid4().hex if name is None else name
+    chosen = f"{UNNAMED}{uuid.uuid4().hex}" if name is None else name
     return TinkerPath(model_id, kind, check_segment(chosen, what="checkpoint name"))

@@ -116,18 +116,14 @@ class SaveWeights:
     overwrite: bool = False
     ttl_seconds: int | None = None
     user_metadata: Mapping[str, str] | None = None
-    recipients: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TakeSnapshot:
-    """Keeps a copy of the weights in memory. A snapshot of the same id is replaced, and whoever
-    samples from it goes on with the new one. `sampler_id` is the sampling session that this is
-    for; None: the snapshot's id."""
+    """Keeps a copy of the weights in memory, under the id of the sampling session it is for."""
 
     model_id: str
     snapshot_id: str
-    sampler_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,20 +139,6 @@ class DropSnapshot:
 
     snapshot_id: str
     owner: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """Token ids to score, each in its row; row i is the prompt's position i + 1. -1 asks nothing.
-
-    They go back as they came: in the shape [rows, K], or as a sparse matrix with `crow` and
-    `columns`."""
-
-    ids: IntArray
-    rows: IntArray
-    shape: tuple[int, int]
-    crow: tuple[int, ...] | None = None
-    columns: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +160,6 @@ class Sample:
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
     prompt_logprobs_last_n: int | None = None
-    targets: Targets | None = None
-    alternatives: int = 0
-    """How many tokens to draw at each of the prompt's positions but the first."""
     ticket: str = ""
     owner: str = ""
 
@@ -248,22 +227,11 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
-class Alternatives:
-    """Drawn tokens [positions, k], and their log-probabilities."""
-
-    tokens: IntArray
-    logprobs: FloatArray
-
-
-@dataclass(frozen=True, slots=True)
 class PromptScores:
-    """What was asked about the prompt's tokens; `target_logprobs` belong to `Targets.ids`."""
+    """What was asked about the prompt's tokens."""
 
     logprobs: tuple[float | None, ...] | None = None
     topk: tuple[tuple[tuple[int, float], ...] | None, ...] | None = None
-    targets: Targets | None = None
-    target_logprobs: FloatArray | None = None
-    alternatives: Alternatives | None = None
 
 
 @dataclass(frozen=True, slots=True)

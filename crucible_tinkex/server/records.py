@@ -3,27 +3,23 @@
     <data_dir>/sessions/<session>.json
 
 Guarantees: a session that has a run is found again by a new `Records` on the same folder; a file is
-there whole or not at all. Not here: checkpoints (`store`) and what sessions hold in memory
-(`service`); a run of an earlier process can be listed, not trained.
+there whole or not at all; one that cannot be read is set aside (`damaged`). Not here: checkpoints
+(`store`) and what sessions hold in memory (`service`); a run of an earlier process can be listed,
+not trained.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from crucible_tinkex.errors import StorageError
 from crucible_tinkex.names import session_of
+from crucible_tinkex.server.damaged import set_aside
 from crucible_tinkex.storage import storage_errors, write_atomic
-
-ACTIVE: Mapping[str, Any] = {"type": "active"}
-DEFAULT_PROJECT = "default"
-"""The project of sessions that name none."""
-_LOST = {"type": "cancelled", "detail": "the server was restarted"}
 
 
 def now_text() -> str:
@@ -48,16 +44,16 @@ class SessionRecord:
     tags: list[str] = field(default_factory=list)
     user_metadata: Mapping[str, str] | None = None
     display_name: str | None = None
-    project_id: str | None = None
-    status: Mapping[str, Any] = field(default_factory=lambda: dict(ACTIVE))
     runs: dict[str, Run] = field(default_factory=dict)
     sampler_ids: list[str] = field(default_factory=list)
 
     @classmethod
     def parse(cls, text: str) -> SessionRecord:
-        fields = json.loads(text)
-        runs = {name: Run(**run) for name, run in fields["runs"].items()}
-        return cls(**{**fields, "runs": runs})
+        """Fields of other versions are passed over."""
+        given = json.loads(text)
+        known = {f.name: given[f.name] for f in fields(cls) if f.name in given}
+        runs = {name: Run(**run) for name, run in given["runs"].items()}
+        return cls(**{**known, "runs": runs})
 
 
 class Records:
@@ -68,11 +64,16 @@ class Records:
         self.sessions: dict[str, SessionRecord] = {}
         with storage_errors(self._root):
             self._root.mkdir(parents=True, exist_ok=True)
-            found = [_read(p) for p in self._root.glob("*.json")]
+            found = list(self._read(data_dir))
         for record in sorted(found, key=lambda r: r.created):
-            if record.status == ACTIVE:
-                record.status = dict(_LOST)
             self.sessions[record.session_id] = record
+
+    def _read(self, data_dir: Path) -> Iterator[SessionRecord]:
+        for file in list(self._root.glob("*.json")):
+            try:
+                yield SessionRecord.parse(file.read_text())
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+                set_aside(file, data_dir, e)
 
     def runs(self) -> dict[str, Run]:
         return {r.run_id: r for s in self.sessions.values() for r in s.runs.values()}
@@ -81,23 +82,20 @@ class Records:
         session = self.sessions.get(session_of(run_id))
         return session.runs.get(run_id) if session is not None else None
 
-    def project(self, session: SessionRecord) -> str:
-        return session.project_id or DEFAULT_PROJECT
-
-    def project_of(self, run_id: str) -> str:
-        session = self.sessions.get(session_of(run_id))
-        return DEFAULT_PROJECT if session is None else self.project(session)
-
     def add(self, record: SessionRecord) -> None:
         """Kept in memory until it is saved."""
         self.sessions[record.session_id] = record
 
     def save(self, record: SessionRecord) -> None:
-        """Write a session down, if it has a run; forget it when it is over and has none."""
+        """Write down a session that has a run."""
+        path = self._root / f"{record.session_id}.json"
+        write_atomic(path, json.dumps(asdict(record), indent=1).encode())
+
+    def finish(self, record: SessionRecord) -> None:
+        """Write a session down for the last time; forget it if it has no run."""
         if record.runs:
-            path = self._root / f"{record.session_id}.json"
-            write_atomic(path, json.dumps(asdict(record), indent=1).encode())
-        elif record.status != ACTIVE:
+            self.save(record)
+        else:
             self.sessions.pop(record.session_id, None)
 
     def touch(self, run_id: str) -> None:
@@ -111,10 +109,3 @@ def texts(metadata: Mapping[str, Any] | None) -> Mapping[str, str] | None:
     if metadata is None:
         return None
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-
-
-def _read(path: Path) -> SessionRecord:
-    try:
-        return SessionRecord.parse(path.read_text())
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
-        raise StorageError(f"{path} is not a session record: {e}") from e

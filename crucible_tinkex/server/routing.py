@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from crucible_tinkex.server.checks import refused
-
 T = TypeVar("T")
 
 
@@ -61,15 +59,6 @@ class Routes(Generic[T]):
             if known == method and (params := _matched(parts, given)) is not None:
                 return Found(f"{method} {'/'.join(parts)}", handler, params)
         return None
-
-    def missing(self, method: str, path: str) -> Exception:
-        """Why `find` found nothing."""
-        given = path.split("/")
-        methods = {m for m, template in self._fixed if template == path}
-        methods |= {m for m, parts, _ in self._open if _matched(parts, given) is not None}
-        if methods:
-            return refused(f"{path} has no {method}, but {', '.join(sorted(methods))}", 405)
-        return refused(f"there is no path {path}", 404)
 
 
 def _matched(parts: list[str], given: list[str]) -> dict[str, str] | None:

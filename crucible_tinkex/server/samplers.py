@@ -1,86 +1,79 @@
-"""Sampling sessions: whose weights they use, their requests, and who has finished.
+"""Sampling sessions: whose weights they use, and their requests.
 
 Guarantees: a repeat of a sampling request (same seq_id, same body) gets the promise of the first;
-`completions` tells a poller of every finished request at least once, until it acknowledges by its
-cursor. Owned by the event loop's thread.
+a model keeps only the snapshots that were used last, and all whose requests are not answered yet.
+Owned by the event loop's thread.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import OrderedDict, deque
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from crucible_tinkex.errors import CrucibleError
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import checks
-from crucible_tinkex.server.bodies import RetrieveFuturesRequest, SampleRequest
+from crucible_tinkex.server.bodies import SampleRequest
 from crucible_tinkex.server.checks import refused
-from crucible_tinkex.server.dispatch import Dispatch, Report, digest, ignore
+from crucible_tinkex.server.dispatch import Dispatch, digest, ignore
 from crucible_tinkex.server.operations import CancelSample, DropSnapshot, Outcome, SamplerSource
 from crucible_tinkex.server.store import Store
 
-CLONE_SPAN = 1_000_000_000
-"""Clone c of a client numbers its requests from c * CLONE_SPAN."""
 MAX_SEEN = 20_000
-MAX_COMPLETIONS = 20_000
-
-
-@dataclass(slots=True)
-class Completions:
-    """What finished, by a running number; the oldest go when nobody asks."""
-
-    finished: deque[tuple[int, str, bool]] = field(
-        default_factory=lambda: deque(maxlen=MAX_COMPLETIONS)
-    )
-    cursor: int = 0
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def add(self, request_id: str, *, failed: bool) -> None:
-        self.cursor += 1
-        self.finished.append((self.cursor, request_id, failed))
-        self.news.set()
-
-    def after(self, cursor: int) -> list[tuple[int, str, bool]]:
-        while self.finished and self.finished[0][0] <= cursor:
-            self.finished.popleft()
-        return list(self.finished)
 
 
 @dataclass(slots=True)
 class Sampler:
+    """`model_id` is whose snapshot this is, or empty; `open` counts what is under way for it."""
+
     sampler_id: str
     session_id: str
     source: SamplerSource
+    model_id: str = ""
+    used_s: float = 0.0
+    open: int = 0
     seen: OrderedDict[int, tuple[bytes, str]] = field(default_factory=OrderedDict)
-    clones: int = 0
-    completions: dict[int, Completions] = field(default_factory=dict)
-
-    def completed(self, clone: int) -> Completions:
-        return self.completions.setdefault(clone, Completions())
 
 
 class Samplers:
     """`touch` marks the session of a sampler as alive, or raises if it is finished."""
 
-    def __init__(self, dispatch: Dispatch, store: Store, touch: Callable[[str], Any]) -> None:
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        store: Store,
+        touch: Callable[[str], Any],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._dispatch = dispatch
         self._store = store
         self._touch = touch
+        self._clock = clock
         self._samplers: dict[str, Sampler] = {}
+        self._snapshots: dict[str, OrderedDict[str, None]] = {}
+        """By model, in the order of their last use."""
+        self._freed: OrderedDict[str, None] = OrderedDict()
         self._tickets = 0
         self._cancellable: dict[str, str] = {}
 
     def __getitem__(self, sampler_id: str) -> Sampler:
         sampler = self._samplers.get(sampler_id)
+        if sampler is None and sampler_id in self._freed:
+            kept = self._dispatch.limits.max_snapshots
+            raise refused(
+                f"sampling session {sampler_id} was freed: a model keeps the last {kept} that are "
+                "used; give the weights a name to keep them",
+                404,
+            )
         if sampler is None:
             raise refused(f"there is no sampling session {sampler_id}", 404)
         return sampler
 
     def add(self, session_id: str, number: int, source: SamplerSource) -> str:
-        sampler_id = f"{session_id}:sample:{number}"
+        sampler_id = sampler_id_of(session_id, number)
         known = self._samplers.get(sampler_id)
         if known is None:
             self._samplers[sampler_id] = Sampler(sampler_id, session_id, source)
@@ -88,12 +81,52 @@ class Samplers:
             raise refused(f"sampling_session_seq_id {number} was used by another request")
         return sampler_id
 
+    def expect(self, sampler_id: str, model_id: str) -> None:
+        """A snapshot of the model is on its way to this session; `settle` says that it came."""
+        sampler = self._samplers[sampler_id]
+        sampler.model_id = model_id
+        sampler.open += 1
+        self._use(sampler)
+
+    def settle(self, sampler_id: str) -> None:
+        """One thing less is under way for this session. Free what its model need not keep."""
+        sampler = self._samplers.get(sampler_id)
+        if sampler is None:
+            return
+        sampler.open -= 1
+        own = list(self._snapshots.get(sampler.model_id, ()))
+        for other in own[: -self._dispatch.limits.max_snapshots]:
+            self._free(other)
+
+    def free_idle(self) -> None:
+        """Free the snapshots that nobody has used for long."""
+        limit = self._clock() - self._dispatch.limits.snapshot_idle_s
+        for sampler in list(self._samplers.values()):
+            if sampler.model_id and sampler.used_s < limit:
+                self._free(sampler.sampler_id)
+
+    def _use(self, sampler: Sampler) -> None:
+        sampler.used_s = self._clock()
+        if sampler.model_id:
+            own = self._snapshots.setdefault(sampler.model_id, OrderedDict())
+            own[sampler.sampler_id] = None
+            own.move_to_end(sampler.sampler_id)
+
+    def _free(self, sampler_id: str) -> None:
+        if self._samplers[sampler_id].open == 0:
+            self.drop(sampler_id)
+            self._freed[sampler_id] = None
+            if len(self._freed) > MAX_SEEN:
+                self._freed.popitem(last=False)
+
     def drop(self, sampler_id: str) -> None:
         sampler = self._samplers.pop(sampler_id, None)
         if sampler is None:
             return
-        for completions in sampler.completions.values():
-            completions.news.set()
+        own = self._snapshots.get(sampler.model_id, OrderedDict())
+        own.pop(sampler_id, None)
+        if not own:
+            self._snapshots.pop(sampler.model_id, None)
         for _, request_id in sampler.seen.values():
             self.cancel(request_id)
         if sampler.source.snapshot_id is not None:
@@ -107,12 +140,6 @@ class Samplers:
         parsed = TinkerPath.parse(path)
         checks.base_model(self._store.info(parsed).base_model, self._dispatch.engine.base)
         return SamplerSource(path=parsed)
-
-    def join(self, sampler_id: str) -> int:
-        """A clone's number; the client that made the session has 0."""
-        sampler = self[sampler_id]
-        sampler.clones += 1
-        return sampler.clones
 
     # --- requests ------------------------------------------------------------------------------
 
@@ -143,18 +170,15 @@ class Samplers:
         self._dispatch.check_room(len(body))
         self._tickets += 1
         ticket = str(self._tickets)
-        clone = (request.seq_id or 0) // CLONE_SPAN
-        follow: Report = ignore
+
         if sampler is not None:
-            timeline = self._dispatch.timeline
-            follow = timeline.begin(sampler.session_id, sampler.sampler_id, operation)
+            sampler.open += 1
+            self._use(sampler)
 
         def finished(outcome: Outcome) -> None:
             self._cancellable.pop(request_id, None)
-            follow(outcome)
             if sampler is not None:
-                failed = isinstance(outcome, CrucibleError)
-                sampler.completed(clone).add(request_id, failed=failed)
+                self.settle(sampler.sampler_id)
 
         owner = "" if sampler is None else sampler.session_id
         operation = replace(operation, ticket=ticket, owner=owner)
@@ -168,23 +192,6 @@ class Samplers:
         if ticket is not None:
             self._dispatch.engine.submit(CancelSample(ticket), ignore)
 
-    async def completions(
-        self, request: RetrieveFuturesRequest, timeout_s: float
-    ) -> dict[str, Any]:
-        """What has finished since the poller's cursor, as soon as there is anything."""
-        sampler = self[request.target.sampling_session_id]
-        self._touch(sampler.session_id)
-        queue = sampler.completed(request.target.cloned_sampler_id)
-        if not queue.after(request.prev_cursor):
-            queue.news.clear()
-            wait_s = timeout_s if request.timeout is None else min(request.timeout, timeout_s)
-            if wait_s > 0:
-                waiting = asyncio.ensure_future(queue.news.wait())
-                await asyncio.wait((waiting,), timeout=wait_s)
-                waiting.cancel()
-        found = queue.after(request.prev_cursor)
-        states = [
-            {"state": "failed" if failed else "finished", "request_id": request_id}
-            for _, request_id, failed in found
-        ]
-        return {"completions": states, "cursor": max(queue.cursor, request.prev_cursor)}
+
+def sampler_id_of(session_id: str, number: int) -> str:
+    return f"{session_id}:sample:{number}"

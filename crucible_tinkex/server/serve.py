@@ -1,9 +1,9 @@
 """The server's process: socket, key, base model, engine, uvicorn, and a clean end.
 
-Guarantees: it listens on loopback unless a key file is given; the port answers only once the model
-is loaded, and then the ready file appears; SIGTERM and SIGINT end it within seconds; with
-`exit_with_parent` it ends when its standard input does, so that a killed driver leaves nothing
-behind. The key is never logged.
+Guarantees: it listens on loopback unless a key file is given; it is the only one on its port and
+its data folder; the port answers only once the model is loaded, and then the ready file appears;
+SIGTERM and SIGINT end it within seconds; with `exit_with_parent` it ends when its standard input
+does, so that a killed driver leaves nothing behind. The key is never logged.
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ from typing import Literal
 
 import uvicorn
 
-from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.errors import ConfigError, SweepBusyError
 from crucible_tinkex.server.app import App
 from crucible_tinkex.server.limits import Limits
 from crucible_tinkex.server.operations import Engine
 from crucible_tinkex.server.store import Store
-from crucible_tinkex.storage import storage_errors, write_atomic
+from crucible_tinkex.storage import Lock, storage_errors, write_atomic
 
 Dtype = Literal["auto", "fp32", "bf16"]
 _FORCED_EXIT_S = 15.0
+FOLDER_WAIT_S = _FORCED_EXIT_S + 5
+"""How long a new server waits for one on the same folder that is about to end."""
+_BACKLOG = 2048
 _log = logging.getLogger(__name__)
 
 
@@ -79,7 +82,10 @@ def serve(options: ServeOptions) -> None:
     key = _read_key(key_file)
     if options.exit_with_parent:
         threading.Thread(target=_exit_with_stdin, name="parent-watch", daemon=True).start()
-    with contextlib.closing(_bind(options.host, options.port)) as listener:
+    with (
+        contextlib.closing(_own(options.data_dir)),
+        contextlib.closing(_bind(options.host, options.port)) as listener,
+    ):
         store = Store(options.data_dir)
         engine = load_engine(options, store)
         try:
@@ -134,6 +140,7 @@ def serve_engine(
         access_log=False,
         log_config=None,
         log_level="warning",
+        backlog=_BACKLOG,
         timeout_graceful_shutdown=2,
         timeout_keep_alive=75,
     )
@@ -174,22 +181,39 @@ async def _run(
     if not task.done():
         _log.info(
             "serving; for the official SDK, and for crucible:\n"
-            'export TINKER_BASE_URL=%s\nexport TINKER_API_KEY="$(cat %s)"',
+            'export TINKER_BASE_URL=%s\nexport TINKER_API_KEY="$(cat %s)"\n'
+            "for the recipes of tinker-cookbook: model_name=%s",
             ready["base_url"],
             shlex.quote(str(ready["api_key_file"])),
+            shlex.quote(app.service.engine.base.tokenizer_id),
         )
         if ready_file is not None:
             write_atomic(ready_file, json.dumps(ready).encode())
     await task
 
 
+def _own(data_dir: Path) -> Lock:
+    """The lock of the data folder. Raises `ConfigError` if another process keeps it."""
+    path = data_dir / "server.lock"
+    try:
+        return Lock(path, wait_s=0)
+    except SweepBusyError as e:
+        _log.warning("%s; waiting up to %.0f s for it to end", e, FOLDER_WAIT_S)
+    try:
+        return Lock(path, wait_s=FOLDER_WAIT_S)
+    except SweepBusyError as e:
+        raise ConfigError(f"{e}; choose another --data-dir") from e
+
+
 def _bind(host: str, port: int) -> socket.socket:
-    """A bound socket; it refuses connections until the server listens."""
+    """A listening socket, because two sockets can be bound to a port, but only one can listen.
+    Who connects before the model is loaded waits for an answer."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(_BACKLOG)
     except OSError as e:
         listener.close()
         raise ConfigError(

@@ -8,13 +8,13 @@ is asked of a model is in `model_operations`, and of a sampling session in `samp
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import crucible_tinkex.client.wire as wire
-from crucible_tinkex.client.wire import FinishReason, FinishSessionRequest
 from crucible_tinkex.errors import SessionLostError
 from crucible_tinkex.names import TinkerPath, model_id_of
 from crucible_tinkex.server import checks
@@ -25,7 +25,6 @@ from crucible_tinkex.server.bodies import (
 )
 from crucible_tinkex.server.checks import refused
 from crucible_tinkex.server.dispatch import Dispatch, digest
-from crucible_tinkex.server.held import Model, Session
 from crucible_tinkex.server.limits import Limits
 from crucible_tinkex.server.model_operations import ModelOperations
 from crucible_tinkex.server.operations import (
@@ -38,11 +37,13 @@ from crucible_tinkex.server.operations import (
     UnloadModel,
 )
 from crucible_tinkex.server.records import Records, Run, SessionRecord, texts
-from crucible_tinkex.server.samplers import Samplers
+from crucible_tinkex.server.samplers import Samplers, sampler_id_of
+from crucible_tinkex.server.session_state import Model, Session
 from crucible_tinkex.server.store import Store
 
 _SWEEP_S = 5.0
-_IDLE = FinishSessionRequest(reason=FinishReason(type="interrupted"), detail="it was idle")
+MAX_LISTED_SAMPLERS = 1000
+"""A session lists its last ones: a loop makes one at every step."""
 
 
 class Service:
@@ -60,7 +61,7 @@ class Service:
         self.records = Records(store.data_dir)
         self.dispatch = Dispatch(engine, self.limits, clock=clock)
         self.promises = self.dispatch.promises
-        self.samplers = Samplers(self.dispatch, store, self._session)
+        self.samplers = Samplers(self.dispatch, store, self._session, clock=clock)
         self.operations = ModelOperations(self.dispatch, self.records, self)
         self._clock = clock
         self._sessions: dict[str, Session] = {}
@@ -80,7 +81,6 @@ class Service:
             tags=request.tags,
             user_metadata=texts(request.user_metadata),
             display_name=request.display_name,
-            project_id=request.project_id,
         )
         self.records.add(record)
         self._sessions[record.session_id] = Session(record.session_id, self._clock(), record)
@@ -90,7 +90,7 @@ class Service:
         self._session(session_id)
         self._sweep()
 
-    def finish_session(self, session_id: str, request: FinishSessionRequest | None = None) -> None:
+    def finish_session(self, session_id: str) -> None:
         """Free the session's models and snapshots; finishing twice is no error."""
         session = self._sessions.pop(session_id, None)
         if session is None:
@@ -100,17 +100,11 @@ class Service:
         self._finished[session_id] = None
         while len(self._finished) > 2 * self.limits.max_sessions:
             del self._finished[next(iter(self._finished))]
-        given = request or _IDLE
-        session.record.status = {
-            "type": "client_finished",
-            "reason": {"type": given.reason.type},
-            "detail": given.detail,
-        }
         for _, _, model in session.models.values():
             self.unload(model.model_id)
         for sampler_id in session.samplers.values():
             self.samplers.drop(sampler_id)
-        self.records.save(session.record)
+        self.records.finish(session.record)
 
     def _session(self, session_id: str) -> Session:
         session = self._sessions.get(session_id)
@@ -124,7 +118,7 @@ class Service:
         return session
 
     def _sweep(self, *, force: bool = False) -> None:
-        """Finish the sessions that nobody uses and delete expired checkpoints, now and then."""
+        """Finish and free what nobody uses, and delete expired checkpoints, now and then."""
         now = self._clock()
         if not force and now - self._swept_s < _SWEEP_S:
             return
@@ -132,7 +126,8 @@ class Service:
         limit = now - self.limits.session_idle_s
         for session in [s for s in self._sessions.values() if s.touched_s < limit]:
             self.finish_session(session.session_id)
-        self.store.purge()
+        self.samplers.free_idle()
+        asyncio.get_running_loop().run_in_executor(None, self.store.purge)
 
     # --- models --------------------------------------------------------------------------------
 
@@ -184,13 +179,10 @@ class Service:
                 raise refused(f"model_seq_id {model_seq_id} was used by another request")
             return known[1]
         model = Model(model_id_of(session_id, model_seq_id), session_id, spec)
-        if model.model_id in session.record.runs:  # a copy of weights
-            raise refused(f"model_seq_id {model_seq_id} was used by another request")
         self.dispatch.check_room(len(body))
         model.created_by = request_id = self.promises.create(len(body))
         made = operation(model.model_id)
-        follow = self.dispatch.timeline.begin(session_id, model.model_id, made)
-        report = self.dispatch.reporter(request_id, follow)
+        report = self.dispatch.reporter(request_id)
         session.models[model_seq_id] = (key, request_id, model)
         self._models[model.model_id] = model
         metadata = texts(user_metadata)
@@ -248,6 +240,16 @@ class Service:
         source = self.samplers.saved(request.model_path)
         return self.add_sampler(request.session_id, request.sampling_session_seq_id, source)
 
+    def add_snapshot(self, session_id: str, number: int, model_id: str) -> str:
+        """The sampling session of weights that are on their way; `snapshot_taken` ends that."""
+        source = SamplerSource(snapshot_id=sampler_id_of(session_id, number))
+        sampler_id = self.add_sampler(session_id, number, source)
+        self.samplers.expect(sampler_id, model_id)
+        return sampler_id
+
+    def snapshot_taken(self, sampler_id: str) -> None:
+        self.samplers.settle(sampler_id)
+
     def add_sampler(self, session_id: str, number: int, source: SamplerSource) -> str:
         """Its id; the same number gets the same one, or is refused if the source is another."""
         session = self._session(session_id)
@@ -255,4 +257,5 @@ class Service:
         if number not in session.samplers:
             session.samplers[number] = sampler_id
             session.record.sampler_ids.append(sampler_id)
+            del session.record.sampler_ids[:-MAX_LISTED_SAMPLERS]
         return sampler_id

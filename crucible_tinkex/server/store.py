@@ -4,41 +4,51 @@
                                               adapter.safetensors
                                               optimizer.safetensors   (kind `weights` only)
 
-Guarantees: a checkpoint is there whole or not at all (files and folders are fsynced before and
-after the rename); a new `Store` on the same folder finds all of them; a name is never replaced
-unless `overwrite` is asked for. Tensors are read and written by the caller (`files`); this module
-imports no torch, so the app can list checkpoints without it.
+Guarantees, also if the process or the power ends at any point: a checkpoint is there whole or not
+at all; one of the two is there after an overwrite; a deleted one stays deleted. A new `Store` on
+the same folder finds all of them, sweeps what a death left, and sets aside (`damaged`) what it
+cannot read; a name is never replaced unless `overwrite` is asked for. A run keeps all checkpoints
+that have a name, and the last few for sampling that have none. Tensors are read and written
+by the caller (`files`); this module imports no torch, so the app can list checkpoints without it.
+
+Hidden folders beside the checkpoints are on their way: `.new.TOKEN.NAME` is being written,
+`.old.TOKEN.NAME` was put aside for its successor, `.gone.TOKEN.NAME` is being deleted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from crucible_tinkex.errors import RequestRejectedError, StorageError
+from crucible_tinkex.errors import ConfigError, RequestRejectedError, StorageError
 from crucible_tinkex.names import TinkerPath, base_name
+from crucible_tinkex.server.damaged import set_aside
 from crucible_tinkex.server.operations import LoraSpec
 from crucible_tinkex.storage import fsync_folder, storage_errors, write_atomic
 
 ADAPTER_FILE = "adapter.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 MANIFEST_FILE = "manifest.json"
+UNNAMED = "unnamed-"
+"""Begins the names of checkpoints to which the client gave none."""
+KEPT_UNNAMED = 8
+"""Checkpoints for sampling without a name that a run keeps: the last ones."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a checkpoint is; `sha256` is of the adapter file. Exports are encrypted to
-    `recipients` if there are any."""
+    """What a checkpoint is; `sha256` is of the adapter file."""
 
     tinker_path: str
     base_model: str
@@ -49,16 +59,16 @@ class Manifest:
     expires: str | None = None
     sha256: str = ""
     size_bytes: int = 0
-    public: bool = False
     user_metadata: Mapping[str, str] | None = None
-    recipients: Sequence[str] = ()
 
     @classmethod
     def parse(cls, text: str) -> Manifest:
-        fields = json.loads(text)
-        fields["spec"] = LoraSpec(**fields["spec"])
-        fields["base_model"] = base_name(fields["base_model"])
-        return cls(**fields)
+        """Fields of other versions are passed over."""
+        given = json.loads(text)
+        known = {f.name: given[f.name] for f in fields(cls) if f.name in given}
+        known["spec"] = LoraSpec(**known["spec"])
+        known["base_model"] = base_name(known["base_model"])
+        return cls(**known)
 
     @property
     def path(self) -> TinkerPath:
@@ -83,24 +93,41 @@ class Store:
         self._root = data_dir / "checkpoints"
         with storage_errors(self._root):
             self._root.mkdir(parents=True, exist_ok=True)
-            whole = self._root.glob("*/*/[!.]*/manifest.json")  # hidden: a save that died midway
-            self._found = {m.path: m for m in map(_read, whole)}
+            for left in self._root.glob("*/*/.*"):
+                _sweep(left)
+            self._found = {m.path: m for m in self._read()}
+
+    def _read(self) -> Iterator[Manifest]:
+        for file in list(self._root.glob("*/*/[!.]*/manifest.json")):
+            try:
+                manifest = Manifest.parse(file.read_text())
+                manifest.path  # noqa: B018 - it is read, too
+            except (OSError, ValueError, TypeError, KeyError, ConfigError) as e:
+                set_aside(file.parent, self.data_dir, e)
+            else:
+                yield manifest
 
     def folder(self, path: TinkerPath) -> Path:
         return self._root / path.run_id.replace(":", "+") / path.kind / path.name
 
     def list(self, run_id: str | None = None) -> list[Manifest]:
-        """Oldest first; expired ones are deleted on the way."""
-        self.purge()
+        """Oldest first, without those that have expired."""
         found = [m for m in list(self._found.values()) if run_id in (None, m.path.run_id)]
-        return sorted(found, key=lambda m: m.created)
+        return sorted((m for m in found if not m.expired()), key=lambda m: m.created)
 
     def purge(self) -> None:
         """Delete what has expired."""
-        for manifest in list(self._found.values()):
-            if manifest.expired():
-                with suppress(RequestRejectedError):  # somebody else was faster
+        self._discard(m for m in list(self._found.values()) if m.expired())
+
+    def _discard(self, manifests: Iterable[Manifest]) -> None:
+        for manifest in manifests:
+            with self._changing:
+                if self._found.get(manifest.path) is not manifest:
+                    continue  # deleted, or saved anew
+                try:
                     self.delete(manifest.path)
+                except StorageError as e:
+                    _log.warning("%s stays on disk: %s", manifest.path, e)
 
     def info(self, path: TinkerPath) -> Manifest:
         """Raises `RequestRejectedError` (404) if there is no such checkpoint."""
@@ -121,7 +148,7 @@ class Store:
                 category="user",
             )
         target = self.folder(path)
-        work = target.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        work = _hidden(target, "new")
         with storage_errors(target):
             work.mkdir(parents=True)
             try:
@@ -132,10 +159,16 @@ class Store:
                     self._found[path] = done
             finally:
                 shutil.rmtree(work, ignore_errors=True)
+        self._forget_unnamed(path.run_id)
         return done
 
+    def _forget_unnamed(self, run_id: str) -> None:
+        """A loop that saves at every step and never deletes must not fill the disk."""
+        unnamed = [m for m in self.list(run_id) if m.path.name.startswith(UNNAMED)]
+        self._discard([m for m in unnamed if m.path.kind == "sampler_weights"][:-KEPT_UNNAMED])
+
     def update(self, path: TinkerPath, **changes: Any) -> Manifest:
-        """Change `public` or `expires`. Raises `RequestRejectedError` (404)."""
+        """Change fields such as `expires`. Raises `RequestRejectedError` (404)."""
         with self._changing:
             manifest = replace(self.info(path), **changes)
             text = json.dumps(asdict(manifest), indent=1)
@@ -143,44 +176,21 @@ class Store:
             self._found[path] = manifest
         return manifest
 
-    def copy(self, source: TinkerPath, run_id: str, expires: str | None) -> Manifest:
-        """The same checkpoint in another run; the files are shared, for they never change."""
-        manifest = self.info(source)
-        target = TinkerPath(run_id, source.kind, source.name)
-        made = replace(
-            manifest,
-            tinker_path=str(target),
-            created=datetime.now(UTC).isoformat(),
-            expires=expires,
-            public=False,
-        )
-        folder = self.folder(source)
-
-        def link(work: Path) -> None:
-            for name in (ADAPTER_FILE, OPTIMIZER_FILE):
-                if (folder / name).exists():
-                    os.link(folder / name, work / name)
-
-        return self.save(made, link)
-
     def delete(self, path: TinkerPath) -> None:
         """Raises `RequestRejectedError` (404) if there is no such checkpoint."""
-        with self._changing:
-            if self._found.pop(path, None) is None:
+        folder, gone = self.folder(path), _hidden(self.folder(path), "gone")
+        with self._changing, storage_errors(folder):
+            if path not in self._found:
                 raise _missing(path)
-            with storage_errors(self.folder(path)):
-                _remove(self.folder(path))
+            if folder.exists():
+                os.rename(folder, gone)
+                fsync_folder(folder.parent)
+            del self._found[path]
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _missing(path: TinkerPath) -> RequestRejectedError:
     return RequestRejectedError(f"there is no checkpoint {path}", status=404, category="user")
-
-
-def _read(path: Path) -> Manifest:
-    try:
-        return Manifest.parse(path.read_text())
-    except (ValueError, TypeError, KeyError) as e:
-        raise StorageError(f"{path} is not a checkpoint manifest: {e}") from e
 
 
 def _complete(manifest: Manifest, work: Path) -> Manifest:
@@ -188,8 +198,8 @@ def _complete(manifest: Manifest, work: Path) -> Manifest:
     with open(work / ADAPTER_FILE, "rb") as f:
         sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     size_bytes = sum(p.stat().st_size for p in work.iterdir())
-    fields = {**asdict(manifest), "sha256": sha256, "size_bytes": size_bytes}
-    (work / MANIFEST_FILE).write_text(json.dumps(fields, indent=1))
+    done = replace(manifest, sha256=sha256, size_bytes=size_bytes)
+    (work / MANIFEST_FILE).write_text(json.dumps(asdict(done), indent=1))
     for file in work.iterdir():
         fd = os.open(file, os.O_RDONLY)
         try:
@@ -197,25 +207,35 @@ def _complete(manifest: Manifest, work: Path) -> Manifest:
         finally:
             os.close(fd)
     fsync_folder(work)
-    return Manifest.parse(json.dumps(fields))
+    return done
 
 
 def _publish(work: Path, target: Path) -> None:
     """What stood there before is deleted only when its successor is durable."""
-    before = _put_aside(target) if target.exists() else None
-    os.rename(work, target)
+    before = _hidden(target, "old")
+    if target.exists():
+        os.rename(target, before)
+    try:
+        os.rename(work, target)
+    except OSError:
+        if before.exists():
+            os.rename(before, target)
+        raise
     for folder in (target.parent, target.parent.parent, target.parent.parent.parent):
         fsync_folder(folder)
-    if before:
-        shutil.rmtree(before)
+    shutil.rmtree(before, ignore_errors=True)
 
 
-def _remove(folder: Path) -> None:
-    """Rename first, so that a crash leaves no half of a checkpoint under its name."""
-    shutil.rmtree(_put_aside(folder))
+def _hidden(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{what}.{uuid.uuid4().hex}.{folder.name}")
 
 
-def _put_aside(folder: Path) -> Path:
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    os.rename(folder, aside)
-    return aside
+def _sweep(left: Path) -> None:
+    """Bring back what was put aside for a successor that never came; remove the rest."""
+    name = left.name.split(".", 3)[-1]
+    target = left.with_name(name)
+    if left.name.startswith(".old.") and not target.exists():
+        os.rename(left, target)
+        fsync_folder(target.parent)
+    else:
+        shutil.rmtree(left, ignore_errors=True)

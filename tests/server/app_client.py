@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,16 @@ class AppClient:
 
     def send(self, method: str, path: str, /, **given: Any) -> httpx.Response:
         return self._runner.run(self._http.request(method, path, **given))
+
+    def together(
+        self, *asks: Callable[[httpx.AsyncClient], Awaitable[httpx.Response]]
+    ) -> list[httpx.Response]:
+        """The answers of requests that are sent at the same time."""
+
+        async def inside() -> list[httpx.Response]:
+            return await asyncio.gather(*(ask(self._http) for ask in asks))
+
+        return self._runner.run(inside())
 
     def run(self, work: Callable[[], Any]) -> Any:
         """`work()` in the event loop."""

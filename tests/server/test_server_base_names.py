@@ -55,6 +55,8 @@ def test_a_session_may_ask_for_either_name() -> None:
     served = BaseInfo(NEW, tokenizer_id="folder", vocab_size=9, max_length=9)
     for name in (OLD, NEW, None):
         checks.base_model(name, served)
+    for name in ("folder", "folder/"):  # where its tokenizer lies: what the cookbook loads
+        checks.base_model(name, served)
     with pytest.raises(RequestRejectedError, match="this server has 'smollm2-135m-instruct'"):
         checks.base_model("nano", served)
 

@@ -27,8 +27,11 @@ VERSION = "0.5.8"
 BASE = "meta-llama/Llama-3.2-1B"
 _DOWNLOAD = """
 import sys
+import tinker
 from tinker_cookbook import weights
-weights.download(tinker_path=sys.argv[1], output_dir="downloaded")
+training = tinker.ServiceClient().create_training_client_from_state(sys.argv[1])
+path = training.save_weights_external("final").result().path
+weights.download(tinker_path=path, output_dir="downloaded")
 weights.build_lora_adapter(base_model=sys.argv[2], adapter_path="downloaded", output_path="lora")
 """
 
@@ -90,7 +93,9 @@ def _recipe(server: Served, folder: Path, name: str, **settings: Any) -> list[di
     """The metrics that the recipe wrote, step by step."""
     log = folder / "logs" / name
     given = {"model_name": BASE, "log_path": log, "behavior_if_log_dir_exists": "resume"}
-    arguments = [f"{key}={value}" for key, value in {**given, **settings}.items()]
+    given |= settings
+    log = Path(given["log_path"])
+    arguments = [f"{key}={value}" for key, value in given.items()]
     _run(server, folder, "-m", f"tinker_cookbook.recipes.{name}.train", *arguments)
     print((log / "metrics.jsonl").read_text())
     return [json.loads(line) for line in (log / "metrics.jsonl").read_text().splitlines()]
@@ -118,6 +123,19 @@ def test_supervised_training(lessons: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.timeout(600)
+def test_a_base_of_ours_is_named_by_its_tokenizers_folder(
+    folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    """The cookbook knows no name of ours; it loads the tokenizer of `model_name` by itself."""
+    name = str(cache / "models" / "nano")
+    with served(tmp_path, {}, model="nano") as server:
+        settings = {"dataset": "sums.jsonl", "max_length": 128, "batch_size": 16, "max_steps": 2}
+        more = {"learning_rate": 3e-3, "renderer_name": "role_colon", "log_path": tmp_path / "log"}
+        steps = _recipe(server, folder, "chat_sl", model_name=name, **settings, **more)
+    assert len(steps) == 2 and all(step["train_mean_nll"] > 0 for step in steps)
+
+
+@pytest.mark.timeout(600)
 def test_reinforcement_learning(server: Served, folder: Path, trained: str) -> None:
     """What was sampled and what is trained on are the same policy; rewards move the weights."""
     size = {"groups_per_batch": 8, "group_size": 8, "max_tokens": 16, "max_steps": 2}
@@ -138,6 +156,6 @@ def test_preferences(server: Served, folder: Path, trained: str) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_weights_come_back_decrypted(server: Served, folder: Path, trained: str) -> None:
+def test_weights_come_back(server: Served, folder: Path, trained: str) -> None:
     _run(server, folder, "-c", _DOWNLOAD, trained, BASE)
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(os.listdir(folder / "lora"))

@@ -18,8 +18,10 @@ from typing import Any
 import httpx
 import pytest
 
+import crucible_tinkex.server.serve as serving
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.server.serve import ServeOptions, serve
+from crucible_tinkex.storage import Lock
 
 _CODE = """
 import json, sys
@@ -86,14 +88,22 @@ def data(*rows: list[int], **changes: Any) -> dict[str, Any]:
     return {"data": items, "loss_fn": "cross_entropy"}
 
 
+def _launch(folder: Path, **more: Any) -> subprocess.Popen[bytes]:
+    ready = str(folder / "ready.json")
+    options = {"data_dir": str(folder), "ready_file": ready, "exit_with_parent": True, **more}
+    return subprocess.Popen(
+        [sys.executable, "-c", _CODE, json.dumps(options)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE if more else None,
+        cwd=folder,
+    )
+
+
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Api]:
     ready = folder / "ready.json"
     ready.unlink(missing_ok=True)
-    options = {"data_dir": str(folder), "ready_file": str(ready), "exit_with_parent": True}
-    with subprocess.Popen(
-        [sys.executable, "-c", _CODE, json.dumps(options)], stdin=subprocess.PIPE, cwd=folder
-    ) as process:
+    with _launch(folder) as process:
         try:
             end = time.monotonic() + 60
             while not ready.exists():
@@ -275,7 +285,7 @@ def test_other_bad_requests(api: Api, path: str, body: dict[str, Any], status: i
 def test_bad_bodies_and_paths(api: Api) -> None:
     assert api.http.post("create_session", content=b"{nonsense").status_code == 400
     assert api.http.get("nowhere").status_code == 404
-    assert api.http.get("create_session").status_code == 405
+    assert api.http.get("create_session").status_code == 404
     too_large = api.http.post("create_session", content=b" " * (64 * 1024 * 1024 + 1))
     assert too_large.status_code == 413
 
@@ -326,6 +336,43 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=str(port)):
             serve(ServeOptions(model="nano", data_dir=tmp_path, port=port))
+
+
+def test_of_two_servers_on_one_port_one_serves(cache: Path, tmp_path: Path) -> None:
+    """Both start at the same moment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    with contextlib.ExitStack() as stack:
+        both = [stack.enter_context(_launch(f, port=port)) for f in folders]
+        try:
+            end = time.monotonic() + 50
+            while time.monotonic() < end and all(p.poll() is None for p in both):
+                time.sleep(0.02)
+            (lost,) = [p for p in both if p.poll() is not None]
+            assert lost.stderr is not None
+            assert f"cannot listen on port {port}".encode() in lost.stderr.read()
+            (won,) = [f for p, f in zip(both, folders, strict=True) if p is not lost]
+            while time.monotonic() < end and not (won / "ready.json").exists():
+                time.sleep(0.02)
+            assert [(f / "ready.json").exists() for f in folders] == [f is won for f in folders]
+        finally:
+            for process in both:
+                process.kill()
+
+
+def test_a_folder_in_use_is_named(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "FOLDER_WAIT_S", 0.1)
+    with (
+        contextlib.closing(Lock(tmp_path / "server.lock")),
+        pytest.raises(ConfigError, match=rf"in use by process {os.getpid()}"),
+    ):
+        serve(ServeOptions(model="nano", data_dir=tmp_path))
 
 
 def test_other_machines_need_a_key_of_ones_own(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
-"""Sampling sessions over HTTP: cancelling, polling for many at once, clones, optional numbers."""
+"""Sampling sessions over HTTP: cancelling, repeats, optional numbers, what is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,13 @@ import pytest
 from app_client import AppClient
 
 from crucible_tinkex.client import proto
+from crucible_tinkex.errors import RequestRejectedError
 from crucible_tinkex.server import bases
+from crucible_tinkex.server.bodies import CreateSessionRequest, SampleRequest
+from crucible_tinkex.server.limits import Limits
+from crucible_tinkex.server.operations import BaseInfo, Operation, Outcome, Sample
+from crucible_tinkex.server.service import Service
+from crucible_tinkex.server.store import Store
 
 
 @pytest.fixture
@@ -42,29 +50,6 @@ def test_a_sample_that_has_not_started_can_be_cancelled(api: AppClient) -> None:
     assert len(api.ok("retrieve_future", request_id=kept)["sequences"]) == 1
     api.ok("cancel_future", request_id=kept)
     assert len(api.ok("retrieve_future", request_id=kept)["sequences"]) == 1
-
-
-def test_one_poll_tells_of_all_that_finished(api: AppClient) -> None:
-    sampler = api.sampler()
-    ids = {api.promise("asample", **_asked(sampler, n)) for n in range(3)}
-    clone = api.ok("join_sampling_session", sampling_session_id=sampler)["client_counter"]
-    other = api.promise("asample", **_asked(sampler, clone * 1_000_000_000))
-    assert clone == 1
-    assert api.ok("join_sampling_session", sampling_session_id=sampler)["client_counter"] == 2
-
-    def poll(number: int, cursor: int, **more: Any) -> Any:
-        target = {"sampling_session_id": sampler, "cloned_sampler_id": number}
-        return api.ok("retrieve_futures", target=target, prev_cursor=cursor, **more)
-
-    cursor, seen = 0, set()
-    while seen != ids:
-        answer = poll(0, cursor)
-        assert answer["cursor"] > cursor
-        cursor = answer["cursor"]
-        seen |= {c["request_id"] for c in answer["completions"] if c["state"] == "finished"}
-    assert poll(0, cursor, timeout=0) == {"completions": [], "cursor": cursor}
-    assert [c["request_id"] for c in poll(1, 0)["completions"]] == [other]
-    assert [c["request_id"] for c in poll(1, 0, timeout=0)["completions"]] == [other]
 
 
 def test_a_repeat_runs_once_and_another_body_is_refused(api: AppClient) -> None:
@@ -109,8 +94,123 @@ def test_both_encodings_say_the_same(api: AppClient) -> None:
         {"prompt_logprobs_last_n": 4},
         {"prompt_logprobs_last_n": 0},
         {"topk_sample_logprobs": 101},
+        {"target_prompt_logprobs": {"data": [1, 2, 3], "dtype": "int64", "shape": [3, 1]}},
+        {"prompt_alt_tokens_k": 1},
+        {"record_stability_info": True},
     ],
 )
 def test_what_we_cannot_do_is_refused(api: AppClient, more: dict[str, Any]) -> None:
     refused = api.post("asample", **_asked(api.sampler(), 0, **more))
     assert refused.status_code == 400 and refused.json()["category"] == "user"
+    assert next(iter(more)) in refused.json()["error"]
+
+
+def test_the_kind_of_a_sampler(api: AppClient) -> None:
+    model = api.model()
+    asked = {"model_id": model, "sampling_session_seq_id": 0}
+    for seq_id, kind in ((1, "other"), (2, "inflight")):
+        answer = api.post("save_weights_for_sampler", seq_id=seq_id, kind=kind, **asked)
+        assert answer.status_code == 400 and "snapshot" in answer.json()["error"]
+    found = api.result("save_weights_for_sampler", seq_id=3, kind="snapshot", **asked)
+    assert found["sampling_session_id"] == f"{model.partition(':')[0]}:sample:0"
+
+
+# --- what nobody named is not kept for ever ------------------------------------------------------
+
+
+def _taken(api: AppClient, model: str, seq_id: int) -> str:
+    asked = {"model_id": model, "seq_id": seq_id, "sampling_session_seq_id": seq_id}
+    return str(api.result("save_weights_for_sampler", **asked)["sampling_session_id"])
+
+
+def test_a_model_keeps_its_last_snapshots_and_those_in_use(api: AppClient) -> None:
+    model, other = api.model(), api.model()
+    elsewhere = _taken(api, other, 1)
+    reference = _taken(api, model, 1)
+    ids = []
+    for n in range(2, 2 * Limits().max_snapshots + 2):
+        ids.append(_taken(api, model, n))
+        for sampler in (reference, ids[-1]):
+            assert api.result("asample", **_asked(sampler, n))["sequences"]
+    gone = api.post("asample", **_asked(ids[0], 0))
+    assert gone.status_code == 404 and "last 8" in gone.json()["error"]
+    assert api.result("asample", **_asked(elsewhere, 0))["sequences"]
+    kept = [s for s in ids if api.post("asample", **_asked(s, 1)).status_code == 200]
+    assert kept == ids[-Limits().max_snapshots + 1 :]
+    assert _taken(api, model, 2 * Limits().max_snapshots + 2)
+
+
+class Engine:
+    """It takes everything and answers when it is told to."""
+
+    base = BaseInfo("nano", "nano", 264, 2048)
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Operation, Callable[[Outcome], None]]] = []
+
+    def submit(self, operation: Operation, done: Callable[[Outcome], None]) -> None:
+        self.asked.append((operation, done))
+
+    def close(self) -> None:
+        pass
+
+
+async def test_a_snapshot_whose_samples_wait_is_kept(tmp_path: Path) -> None:
+    engine = Engine()
+    service = Service(engine, Store(tmp_path))
+    session = service.create_session(CreateSessionRequest(sdk_version="x"))
+
+    def take(number: int) -> str:
+        sampler_id = service.add_snapshot(session, number, "model")
+        service.snapshot_taken(sampler_id)
+        return sampler_id
+
+    first, *_ = [take(n) for n in range(2)]
+    body = _asked(first, 0)
+    service.samplers.sample(SampleRequest.model_validate(body), json.dumps(body).encode())
+    for number in range(2, 2 * service.limits.max_snapshots):
+        take(number)
+    assert service.samplers[first].sampler_id == first
+    ((_, answer),) = [a for a in engine.asked if isinstance(a[0], Sample)]
+    answer(RequestRejectedError("no", status=400, category="user"))
+    await asyncio.sleep(0)
+    with pytest.raises(RequestRejectedError, match="freed"):
+        service.samplers[first]
+
+
+def test_a_snapshot_that_nobody_uses_is_freed(api: AppClient) -> None:
+    now = [0.0]
+    limits = Limits(snapshot_idle_s=60)
+    service = Service(api.engine, api.store, limits=limits, clock=lambda: now[0])
+
+    def waits() -> None:
+        session = service.create_session(CreateSessionRequest(sdk_version="x"))
+        sampler_id = service.add_snapshot(session, 0, "model")
+        service.snapshot_taken(sampler_id)
+        for now[0] in (30.0, 59.0):
+            service.beat(session)
+            assert service.samplers[sampler_id].sampler_id == sampler_id
+        now[0] = 120.0
+        service.beat(session)
+        with pytest.raises(RequestRejectedError, match="freed"):
+            service.samplers[sampler_id]
+
+    api.run(waits)
+
+
+def test_unnamed_checkpoints_for_sampling_expire_and_only_the_last_are_kept(
+    api: AppClient,
+) -> None:
+    model = api.model()
+    named = api.result("save_weights_for_sampler", model_id=model, seq_id=1, path="mine")["path"]
+    made = [
+        api.result("save_weights_for_sampler", model_id=model, seq_id=n)["path"]
+        for n in range(2, 14)
+    ]
+    listed = api.get(f"training_runs/{model}/checkpoints")["checkpoints"]
+    found = {c["tinker_path"]: "expires_at" in c for c in listed}
+    assert found == {named: False, **dict.fromkeys(made[-8:], True)}
+    sampled = _asked("", 0)
+    del sampled["sampling_session_id"]
+    assert api.result("asample", **sampled, model_path=made[-1])["sequences"]
+    assert api.post("asample", **sampled, model_path=made[0]).status_code == 404
