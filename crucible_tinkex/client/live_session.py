@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from crucible_tinkex.client.address import Address
 from crucible_tinkex.client.capabilities import ClientConfig, ClientConfigRequest
-from crucible_tinkex.client.connections import Headers
+from crucible_tinkex.client.exchange import Headers
 from crucible_tinkex.client.futures import Promises
 from crucible_tinkex.client.heartbeat import beat
 from crucible_tinkex.client.interface import EndReason

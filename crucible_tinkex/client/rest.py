@@ -15,8 +15,8 @@ from typing import TypeVar
 from urllib.parse import quote, urlencode
 
 from crucible_tinkex.client.capabilities import ServerCapabilities
-from crucible_tinkex.client.connections import Headers, Reply
 from crucible_tinkex.client.download import Download, DownloadLimits, Progress
+from crucible_tinkex.client.exchange import Headers, Reply
 from crucible_tinkex.client.key import header_secret
 from crucible_tinkex.client.pace import Lane
 from crucible_tinkex.client.records import (

@@ -18,7 +18,7 @@ from pydantic_core import from_json
 from scripted_service import Answer, Recorder, ScriptedService, VirtualTime
 
 from crucible_tinkex.client.address import Address
-from crucible_tinkex.client.connections import Limits, Reply
+from crucible_tinkex.client.exchange import Limits, Reply
 from crucible_tinkex.client.key import ApiKey
 from crucible_tinkex.client.pace import Lane
 from crucible_tinkex.client.retry import RetryPolicy, retry_after_s
@@ -441,6 +441,7 @@ async def test_resets_at_accept_and_refused_connections(
     )
     with pytest.raises(ServiceUnavailableError, match="cannot connect"):
         await nobody.call("create_session", "create_session", lambda reply: reply.body, body=b"{}")
+    await nobody.aclose()
 
 
 @pytest.mark.parametrize("mode", ["drip", "hang"])
@@ -488,3 +489,16 @@ async def test_a_cancelled_call_does_not_leave_its_answer_to_the_next(
         await asyncio.wait_for(one.call(), 0.02)
     await asyncio.sleep(0.06)
     assert await one.call() == {"ok": 1}
+
+
+async def test_a_call_that_outlives_its_transport_ends_in_an_error(
+    scripted: ScriptedService, harness: Callable[..., Harness]
+) -> None:
+    scripted.on("op", Answer(mode="hang"))
+    one = harness()
+    call = asyncio.create_task(one.call())
+    while not scripted.requests:
+        await asyncio.sleep(0.001)
+    await one.transport.aclose()
+    with pytest.raises(ServiceUnavailableError, match="closed"):
+        await call
