@@ -65,7 +65,7 @@ async def test_listings_go_on_to_their_end(scripted: ScriptedService, rest: Rest
     scripted.on("checkpoints?limit=100&offset=0", Answer(body=body))
     assert [c.tinker_path async for c in rest.checkpoints()] == ["tinker://r/weights/a"]
     scripted.on("training_runs/r:train:0/checkpoints", Answer(body=body))
-    assert [c.public async for c in rest.checkpoints("r:train:0")] == [False]
+    assert [c.checkpoint_id async for c in rest.checkpoints("r:train:0")] == ["weights/a"]
 
 
 async def test_single_records(scripted: ScriptedService, rest: RestClient) -> None:
@@ -82,31 +82,16 @@ async def test_single_records(scripted: ScriptedService, rest: RestClient) -> No
 
 async def test_changes(scripted: ScriptedService, rest: RestClient) -> None:
     scripted.on(PLACE, Answer(204), Answer(404))
-    already = Answer(409, {"error": "already so"})
-    scripted.on(f"{PLACE}/publish", Answer(200, {}), already, Answer(204), already)
     scripted.on(f"{PLACE}/ttl", Answer(204), Answer(204))
     await rest.delete(PATH)
     await rest.delete(PATH)
-    await rest.publish(PATH)
-    await rest.publish(PATH)
-    await rest.unpublish(PATH)
-    await rest.unpublish(PATH)
     await rest.set_ttl(PATH, 3600)
     await rest.set_ttl(PATH, None)
     made = [(r.method, r.body) for r in scripted.requests]
-    assert [m for m, _ in made] == [
-        "DELETE",
-        "DELETE",
-        "POST",
-        "POST",
-        "DELETE",
-        "DELETE",
-        "PUT",
-        "PUT",
-    ]
+    assert [m for m, _ in made] == ["DELETE", "DELETE", "PUT", "PUT"]
     assert [json.loads(b) for _, b in made[-2:]] == [{"ttl_seconds": 3600}, {"ttl_seconds": None}]
     with pytest.raises(ConfigError):
-        await rest.publish("tinker://x/../y")
+        await rest.delete("tinker://x/../y")
 
 
 # --- downloads --------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from crucible_tinkex.client import TinkexService
-from crucible_tinkex.client.records import SessionQuery
 from crucible_tinkex.client.wire import (
     AdamParams,
     Datum,
@@ -178,7 +177,7 @@ async def compute_logprobs(s: dict[str, Any]) -> None:
     np.testing.assert_allclose(found[1:], trained, atol=1e-4)
 
 
-# --- the account -------------------------------------------------------------------------------
+# --- what there is -------------------------------------------------------------------------------
 
 
 @step
@@ -190,48 +189,23 @@ async def sessions_and_runs(s: dict[str, Any]) -> None:
     assert s["run"] in [r.training_run_id async for r in s["rest"].training_runs(page=2)]
     run = await s["rest"].training_run(s["run"])
     assert (run.base_model, run.lora_rank, run.user_metadata) == ("nano", 4, {"a": "b"})
-
-
-@step
-async def publish_and_ttl(s: dict[str, Any]) -> None:
-    path = s["sampler_path"]
-    assert {c.tinker_path async for c in s["rest"].checkpoints(page=1)} == {s["state"], path}
-    found = await s["rest"].weights_info(s["state"])
-    assert (found.base_model, found.lora_rank) == ("nano", 4)
-    await s["rest"].publish(path)
-    await s["rest"].set_ttl(path, 3600)
-    changed = (await checkpoints(s))[path]
-    assert changed.public and changed.expires_at is not None
-    await s["rest"].unpublish(path)
-    await s["rest"].set_ttl(path, None)
-    changed = (await checkpoints(s))[path]
-    assert not changed.public and changed.expires_at is None
-    await s["rest"].set_ttl(await s["training"].save_state("short", ttl_s=3600), 1)
-    await asyncio.sleep(1.1)
-    assert set(await checkpoints(s)) == {s["state"], path}
-
-
-@step
-async def projects_and_search(s: dict[str, Any]) -> None:
-    own = s["service"].session_id
-    await s["rest"].assign_project(own, "flow")
-    query = SessionQuery(project_ids=["flow"], user_metadata={"who": "client_flow"})
-    assert [f.session_id async for f in s["rest"].search_sessions(query)] == [own]
-    assert (await s["rest"].session_trace(own)).startswith("http")
     sampler = await s["rest"].sampler(s["saved"].sampling_session_id)
     assert sampler.model_path == s["sampler_path"]
 
 
 @step
-async def copy_and_export(s: dict[str, Any]) -> None:
-    copied = await s["rest"].copy_weights(s["state"], project_id="flow", ttl_s=3600)
-    trained = await s["service"].create_training_from_state(copied)
-    assert await loss(trained) == await loss(s["kept"])
-    external = await s["training"].save_external("exported")
-    with tempfile.TemporaryDirectory() as folder:
-        files = await s["rest"].download(external, Path(folder) / "exported")
-        assert "adapter_config.json" in {f.name for f in files}
-    await s["rest"].delete(external)
+async def ttl(s: dict[str, Any]) -> None:
+    path = s["sampler_path"]
+    assert {c.tinker_path async for c in s["rest"].checkpoints(page=1)} == {s["state"], path}
+    found = await s["rest"].weights_info(s["state"])
+    assert (found.base_model, found.lora_rank) == ("nano", 4)
+    await s["rest"].set_ttl(path, 3600)
+    assert (await checkpoints(s))[path].expires_at is not None
+    await s["rest"].set_ttl(path, None)
+    assert (await checkpoints(s))[path].expires_at is None
+    await s["rest"].set_ttl(await s["training"].save_state("short", ttl_s=3600), 1)
+    await asyncio.sleep(1.1)
+    assert set(await checkpoints(s)) == {s["state"], path}
 
 
 @step
