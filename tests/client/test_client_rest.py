@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from scripted_service import Answer, ScriptedService
@@ -22,6 +23,7 @@ from crucible_tinkex.errors import (
     ConfigError,
     ProtocolError,
     RequestRejectedError,
+    ServiceError,
     ServiceUnavailableError,
     StorageError,
 )
@@ -150,6 +152,22 @@ async def test_files_come_by_their_own_urls(
         found = await rest.download(PATH, tmp_path / "out", limits=QUICK)
         assert {p.relative_to(tmp_path / "out").as_posix(): p.read_bytes() for p in found} == FILES
         assert not any("x-api-key" in r.headers for r in store.requests)
+
+
+async def test_a_signed_url_keeps_its_meaning(
+    scripted: ScriptedService, rest: RestClient, tmp_path: Path
+) -> None:
+    """The library may write a query's characters another way; a signature is of what they mean."""
+    signed = "/a%2Fb%20c.tar?credential=k%2F1%2Fs3&sig=a%2Bb%3D%3D&x=%20y&t=a+b&q=%26%3a&e="
+    async with ScriptedService() as store:
+        urls = {"f": f"{store.url}{signed}"}
+        scripted.on(f"{PLACE}/external_weights_urls", Answer(body={"urls": urls}))
+        with pytest.raises(ServiceError, match="404"):
+            await rest.download(PATH, tmp_path / "out", limits=QUICK)
+        (found,) = [urlsplit(r.path) for r in store.requests]
+    wanted = urlsplit(signed)
+    assert found.path == wanted.path
+    assert parse_qsl(found.query, True) == parse_qsl(wanted.query, True)
 
 
 @pytest.mark.parametrize(

@@ -466,6 +466,32 @@ async def test_connections_are_reused_and_bounded(scripted: ScriptedService) -> 
     assert scripted.connections == 4
 
 
+async def test_polls_leave_connections_to_those_who_submit(scripted: ScriptedService) -> None:
+    scripted.on("poll", *[Answer(mode="hang")] * 4)
+    scripted.on("op", OK)
+    transport = Transport(Address.parse(scripted.url), limits=Limits(connections=3, polls=2))
+    call = functools.partial(transport.call, "o", parse=lambda reply: reply.body, body=b"{}")
+    polls = [asyncio.create_task(call("poll", is_poll=True)) for _ in range(4)]
+    while len(scripted.requests) < 2:
+        await asyncio.sleep(0.001)
+    async with asyncio.timeout(5):
+        await call("op")
+    assert [r.path.rpartition("/")[2] for r in scripted.requests] == ["poll", "poll", "op"]
+    for poll in polls:
+        poll.cancel()
+    await asyncio.gather(*polls, return_exceptions=True)
+    await transport.aclose()
+
+
+async def test_no_cookie_is_kept(scripted: ScriptedService) -> None:
+    scripted.on("op", Answer(body=OK.body, headers={"Set-Cookie": "a=b; Path=/"}), OK)
+    transport = Transport(Address.parse(f"http://localhost:{scripted.port}"))
+    for _ in range(2):
+        await transport.call("o", "op", lambda reply: reply.body, body=b"{}")
+    await transport.aclose()
+    assert ["cookie" in r.headers for r in scripted.requests] == [False, False]
+
+
 async def test_a_connection_that_the_service_closed_is_not_used_again(
     scripted: ScriptedService, harness: Callable[..., Harness]
 ) -> None:
