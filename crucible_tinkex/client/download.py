@@ -110,9 +110,7 @@ class Download:
                 if attempt:
                     await clock.sleep(self._limits.pause_s * 2 ** (attempt - 1))
                 try:
-                    self._budget_bytes -= await self._stream(
-                        connections, address, path, target, name
-                    )
+                    self._budget_bytes -= await self._stream(connections, path, target, name)
                     return
                 except ExchangeError as error:
                     if error.is_malformed:
@@ -124,11 +122,8 @@ class Download:
             await connections.aclose()
         raise ServiceUnavailableError(f"the download of {name!r} failed: {last}")
 
-    async def _stream(
-        self, connections: Connections, address: Address, path: str, target: Path, name: str
-    ) -> int:
+    async def _stream(self, connections: Connections, path: str, target: Path, name: str) -> int:
         headers = [
-            (b"Host", address.authority.encode()),
             (b"Accept", b"*/*"),
             (b"Accept-Encoding", b"identity"),
             (b"User-Agent", USER_AGENT.encode()),

@@ -97,7 +97,6 @@ class Transport:
 
     def _fixed_headers(self) -> list[tuple[bytes, bytes]]:
         headers = [
-            (b"Host", self.address.authority.encode()),
             (b"Accept-Encoding", b"identity"),
             (b"User-Agent", USER_AGENT.encode()),
         ]
@@ -231,7 +230,6 @@ class Transport:
         data = b"" if body is None else body.data
         if body is not None:
             headers.append((b"Content-Type", body.content_type.encode()))
-            headers.append((b"Content-Length", b"%d" % len(data)))
             if body.content_encoding is not None:
                 headers.append((b"Content-Encoding", body.content_encoding.encode()))
         try:
