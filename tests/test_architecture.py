@@ -38,8 +38,9 @@ SERVER_MAY_IMPORT = (
 # One dependency, one home.
 HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("runtime",),
-    "httpx": ("client.transport",),
-    "httpcore": ("client.connections",),
+    "httpx": ("client.connections",),
+    "httpx_aiohttp": ("client.connections",),
+    "aiohttp": ("client.connections", "runtime.jobs"),
     "pyarrow": ("telemetry", "sweep.tables", "api"),
     "tensorboardX": ("telemetry.tensorboard",),
     "duckdb": ("telemetry.query",),

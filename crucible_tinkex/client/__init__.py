@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crucible_tinkex.client import custom_loss as custom_loss
-    from crucible_tinkex.client.connections import Limits
+    from crucible_tinkex.client.exchange import Limits
     from crucible_tinkex.client.interface import (
         EndReason,
         SamplingClient,
@@ -50,7 +50,7 @@ _HOMES = {
     "ClientSettings": "settings",
     "Clock": "retry",
     "EndReason": "interface",
-    "Limits": "connections",
+    "Limits": "exchange",
     "Observer": "watch",
     "QueueState": "watch",
     "RequestRecord": "watch",

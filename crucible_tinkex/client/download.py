@@ -12,12 +12,12 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
 from crucible_tinkex.client.address import Address
 from crucible_tinkex.client.archive import ArchiveLimits, member_path, unpack
-from crucible_tinkex.client.connections import Connections, ExchangeError, Limits
+from crucible_tinkex.client.exchange import ExchangeError, Limits
 from crucible_tinkex.client.transport import USER_AGENT, Transport
 from crucible_tinkex.errors import (
     ConfigError,
@@ -26,6 +26,9 @@ from crucible_tinkex.errors import (
     ServiceUnavailableError,
     StorageError,
 )
+
+if TYPE_CHECKING:
+    from crucible_tinkex.client.connections import Connections
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 """Called with the file's name, the bytes so far, and their total if it is known."""
@@ -97,6 +100,8 @@ class Download:
         return sorted(p for p in self._folder.rglob("*") if p.is_file())
 
     async def _fetch(self, url: str, target: Path, *, name: str) -> None:
+        from crucible_tinkex.client.connections import Connections
+
         address, path = split_url(url)
         connections = Connections(address, Limits(answer_bytes=self._budget_bytes))
         clock, last = self._transport.clock, ""
@@ -105,25 +110,20 @@ class Download:
                 if attempt:
                     await clock.sleep(self._limits.pause_s * 2 ** (attempt - 1))
                 try:
-                    self._budget_bytes -= await self._stream(
-                        connections, address, path, target, name
-                    )
+                    self._budget_bytes -= await self._stream(connections, path, target, name)
                     return
-                except (ExchangeError, TimeoutError) as error:
-                    if isinstance(error, ExchangeError) and error.is_malformed:
+                except ExchangeError as error:
+                    if error.is_malformed:
                         raise ProtocolError(f"the download of {name!r} failed: {error}") from None
-                    last = str(error) or f"silent for {self._limits.idle_s:g} s"
-                    if isinstance(error, ExchangeError) and error.is_final:
+                    last = str(error)
+                    if error.is_final:
                         break
         finally:
             await connections.aclose()
         raise ServiceUnavailableError(f"the download of {name!r} failed: {last}")
 
-    async def _stream(
-        self, connections: Connections, address: Address, path: str, target: Path, name: str
-    ) -> int:
+    async def _stream(self, connections: Connections, path: str, target: Path, name: str) -> int:
         headers = [
-            (b"Host", address.authority.encode()),
             (b"Accept", b"*/*"),
             (b"Accept-Encoding", b"identity"),
             (b"User-Agent", USER_AGENT.encode()),
@@ -138,7 +138,10 @@ class Download:
                 self._progress(name, written, total)
 
         with _opened(target) as file:
-            status = await connections.stream(path, headers, write, idle_s=self._limits.idle_s)
+            reply = await connections.exchange(
+                "GET", path, headers, write=write, idle_s=self._limits.idle_s
+            )
+        status = reply.status
         if status >= 500 or status in (408, 429):
             raise ExchangeError(f"HTTP {status}")
         if status != 200:

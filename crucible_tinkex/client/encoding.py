@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 from crucible_tinkex.client import proto
 from crucible_tinkex.client.capabilities import ClientConfig
 from crucible_tinkex.client.chunks import MAX_BYTES, MAX_ROWS
-from crucible_tinkex.client.connections import Reply
+from crucible_tinkex.client.exchange import Reply
 from crucible_tinkex.client.wire import (
     ForwardBackwardOutput,
     ForwardBackwardRequest,

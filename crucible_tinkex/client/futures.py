@@ -13,8 +13,8 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from crucible_tinkex.client.connections import Reply
 from crucible_tinkex.client.encoding import decoded, is_protobuf
+from crucible_tinkex.client.exchange import Reply
 from crucible_tinkex.client.retry import EXCERPT_CHARS
 from crucible_tinkex.client.transport import Transport
 from crucible_tinkex.client.watch import ACTIVE, QueueState, Watch

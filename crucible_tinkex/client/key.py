@@ -60,15 +60,9 @@ def _read_file(path: Path) -> str:
 
 
 def _checked(key: str, *, source: str) -> str:
-    header_secret(key, what=f"the API key from {source}")
+    if not _PLAUSIBLE.match(key):
+        raise AuthenticationError(f"the API key from {source} is empty or has illegal characters")
     return key
-
-
-def header_secret(secret: str, *, what: str) -> bytes:
-    """As a header's value. Raises `AuthenticationError`, which shows no part of it."""
-    if not _PLAUSIBLE.match(secret):
-        raise AuthenticationError(f"{what} is empty or has illegal characters")
-    return secret.encode()
 
 
 def scrub(text: str, key: str | None) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from crucible_tinkex.client.address import Address
 from crucible_tinkex.client.capabilities import ClientConfig, ClientConfigRequest
-from crucible_tinkex.client.connections import Headers
+from crucible_tinkex.client.exchange import Headers
 from crucible_tinkex.client.futures import Promises
 from crucible_tinkex.client.heartbeat import beat
 from crucible_tinkex.client.interface import EndReason
@@ -74,7 +74,6 @@ class LiveSession:
         *,
         tags: Sequence[str] = (),
         user_metadata: Mapping[str, Any] | None = None,
-        project_id: str | None = None,
     ) -> None:
         self._address = address
         self._key = key
@@ -83,7 +82,6 @@ class LiveSession:
         self._tags = list(tags)
         # Sent even if empty: to some services it is a required field.
         self._user_metadata = dict(user_metadata or {})
-        self._project_id = project_id
         self._lease: Lease | None = None
         self._session_id: str | None = None
         self._opening = asyncio.Lock()
@@ -191,7 +189,6 @@ class LiveSession:
             tags=self._tags,
             user_metadata=self._user_metadata,
             sdk_version=USER_AGENT,
-            project_id=self._project_id,
         )
         answer = await self.call(
             "create_session",

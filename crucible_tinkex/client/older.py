@@ -33,7 +33,5 @@ async def create_then_load(
     training = await service.create_training(
         base_model=info.base_model, lora=lora, user_metadata=request.user_metadata
     )
-    await training.load_state(
-        request.path, optimizer=request.optimizer, access_token=request.weights_access_token
-    )
+    await training.load_state(request.path, optimizer=request.optimizer)
     return training

@@ -15,8 +15,8 @@ import copy
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from crucible_tinkex.client.connections import Reply
 from crucible_tinkex.client.encoding import REFUSALS, Body, Form
+from crucible_tinkex.client.exchange import Reply
 from crucible_tinkex.client.futures import Promises
 from crucible_tinkex.client.transport import NONE
 from crucible_tinkex.client.wire import ForwardInput, FutureEnvelope, Wire

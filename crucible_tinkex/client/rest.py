@@ -6,41 +6,29 @@ total that the service tells, or at `MAX_PAGES`. Deleting what is gone succeeds.
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Callable, Mapping, Set
+from collections.abc import AsyncIterator, Callable, Set
 from pathlib import Path
-from secrets import token_hex
-from types import MappingProxyType
 from typing import TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from crucible_tinkex.client.capabilities import ServerCapabilities
-from crucible_tinkex.client.connections import Headers, Reply
 from crucible_tinkex.client.download import Download, DownloadLimits, Progress
-from crucible_tinkex.client.key import header_secret
+from crucible_tinkex.client.exchange import Reply
 from crucible_tinkex.client.pace import Lane
 from crucible_tinkex.client.records import (
     ArchiveUrl,
     Checkpoint,
     CheckpointPage,
-    CopyWeightsRequest,
-    CopyWeightsResponse,
     Cursor,
     FileUrls,
-    ProjectRequest,
     SamplerRecord,
     SessionList,
-    SessionQuery,
     SessionRecord,
-    SessionSearchPage,
-    SessionSearchRequest,
-    SessionSummary,
-    TraceExport,
     TrainingRun,
     TrainingRunPage,
     TtlRequest,
 )
-from crucible_tinkex.client.transport import IDEMPOTENCY_KEY, NONE, Transport
+from crucible_tinkex.client.transport import NONE, Transport
 from crucible_tinkex.client.watch import UNWATCHED, Watch
 from crucible_tinkex.client.wire import (
     WeightsInfo,
@@ -48,10 +36,8 @@ from crucible_tinkex.client.wire import (
     Wire,
 )
 from crucible_tinkex.errors import (
-    OperationFailedError,
     RequestRejectedError,
     ServiceError,
-    ServiceUnavailableError,
     SessionLostError,
 )
 from crucible_tinkex.names import CHECKPOINT_KINDS, TinkerPath
@@ -60,14 +46,10 @@ R = TypeVar("R", bound=Wire)
 T = TypeVar("T")
 MAX_PAGES = 10_000
 _GONE = frozenset({404, 410})
-_ALREADY = frozenset({409})
-"""What hosted Tinker says to a change that was made before, perhaps by a lost attempt of ours."""
 _REDIRECTS = frozenset({302, 303, 307})
 _NO_SUCH_ROUTE = frozenset({404, 405})
 _ARCHIVE_S = 600.0
-"""How long a service may take to build an archive, answering 503 meanwhile, or a trace."""
-_TRACE_PAUSE_S = 5.0
-PROJECT_VARIABLE = "TINKER_PROJECT_ID"
+"""How long a service may take to build an archive, answering 503 meanwhile."""
 
 
 class RestClient:
@@ -82,11 +64,11 @@ class RestClient:
     async def capabilities(self) -> ServerCapabilities:
         return await self._get("get_server_capabilities", ServerCapabilities)
 
-    async def sessions(self, *, page: int = 100, accessible: bool = False) -> AsyncIterator[str]:
-        """Session ids, newest first as the service has it. `accessible`: not only one's own."""
+    async def sessions(self, *, page: int = 100) -> AsyncIterator[str]:
+        """Session ids, newest first as the service has it."""
         offset = 0
         for _ in range(MAX_PAGES):
-            path = _paged("sessions", page, offset, _scope(accessible))
+            path = _paged("sessions", page, offset)
             found = (await self._get(path, SessionList)).sessions
             for session_id in found:
                 yield session_id
@@ -94,61 +76,16 @@ class RestClient:
             if len(found) < page:
                 return
 
-    async def search_sessions(
-        self, query: SessionQuery | None = None, *, page: int = 50
-    ) -> AsyncIterator[SessionSummary]:
-        """Newest first; without a query, all of the user's own."""
-        wanted = query or SessionQuery()
-        request = SessionSearchRequest(
-            **wanted.model_dump(exclude={"owner", "statuses"}),
-            owner={"type": wanted.owner},
-            statuses=[{"type": s} for s in wanted.statuses] if wanted.statuses else None,
-            limit=page,
-        )
-        for _ in range(MAX_PAGES):
-            found = await self._post(
-                "search_sessions", "sessions/search", request, SessionSearchPage
-            )
-            for summary in found.sessions:
-                yield summary
-            if found.next_cursor is None or not found.sessions:
-                return
-            request.cursor = found.next_cursor
-
     async def session(self, session_id: str) -> SessionRecord:
         return await self._get(f"sessions/{_segment(session_id)}", SessionRecord)
-
-    async def assign_project(self, session_id: str, project_id: str) -> None:
-        """Move a session, and all that belongs to it, into a project."""
-        body = ProjectRequest(project_id=project_id).body()
-        path = f"sessions/{_segment(session_id)}/project"
-        await self._change("assign_project", "PUT", path, body=body)
-
-    async def session_trace(self, session_id: str) -> str:
-        """A signed URL of the session's timeline (Perfetto); waits until the service built it."""
-        path = f"sessions/{_segment(session_id)}/trace_export"
-        clock, asked = self._transport.clock, 0
-        while (found := await self._get(path, TraceExport)).status == "pending":
-            if (asked := asked + 1) * _TRACE_PAUSE_S > _ARCHIVE_S:
-                raise ServiceUnavailableError(f"no trace of {session_id} in {_ARCHIVE_S:g} s")
-            await clock.sleep(_TRACE_PAUSE_S)
-        if found.url is None:
-            text = self._transport.scrub(found.error or "without a reason")
-            raise OperationFailedError(f"the trace of {session_id} failed: {text}")
-        return found.url
 
     async def sampler(self, sampler_id: str) -> SamplerRecord:
         return await self._get(f"samplers/{_segment(sampler_id)}", SamplerRecord)
 
-    async def training_runs(
-        self, *, page: int = 100, project_id: str | None = None, accessible: bool = False
-    ) -> AsyncIterator[TrainingRun]:
-        """Of one project, or all. `accessible`: not only one's own."""
-        more = _scope(accessible) | ({} if project_id is None else {"project_id": project_id})
+    async def training_runs(self, *, page: int = 100) -> AsyncIterator[TrainingRun]:
         offset = 0
         for _ in range(MAX_PAGES):
-            path = _paged("training_runs", page, offset, more)
-            found = await self._get(path, TrainingRunPage)
+            found = await self._get(_paged("training_runs", page, offset), TrainingRunPage)
             for run in found.training_runs:
                 yield run
             offset += len(found.training_runs)
@@ -182,51 +119,15 @@ class RestClient:
         """What a model from this checkpoint must look like."""
         TinkerPath.read(path)
         request = WeightsInfoRequest(tinker_path=path)
-        return await self._post("weights_info", "weights_info", request, WeightsInfo)
-
-    async def copy_weights(
-        self,
-        path: str,
-        *,
-        project_id: str | None = None,
-        ttl_s: int | None = None,
-        access_token: str | None = None,
-    ) -> str:
-        """The path of a copy in a project of the user's (absent: TINKER_PROJECT_ID).
-
-        `access_token` lets another account's checkpoint be read. The copy cannot be trained on,
-        only loaded; it expires after `ttl_s`, whatever the original does.
-        """
-        TinkerPath.read(path)
-        request = CopyWeightsRequest(
-            source_path=path,
-            destination_project_id=project_id or os.environ.get(PROJECT_VARIABLE) or None,
-            ttl_seconds=ttl_s,
+        return await self._call(
+            "weights_info",
+            "weights_info",
+            lambda reply: WeightsInfo.model_validate_json(reply.body),
+            body=request.body(),
         )
-        headers = [(IDEMPOTENCY_KEY, token_hex(16).encode())]
-        if access_token is not None:
-            headers.append(
-                (
-                    b"X-Tinker-Weights-Access-Token",
-                    header_secret(access_token, what="the access token"),
-                )
-            )
-        answer = await self._post(
-            "copy_weights", "copy_weights", request, CopyWeightsResponse, headers=headers
-        )
-        return answer.tinker_path
 
     async def delete(self, path: str) -> None:
         await self._change("delete_checkpoint", "DELETE", _place(path), accepts=_GONE)
-
-    async def publish(self, path: str) -> None:
-        """Let everybody who knows the path load it. What is public stays public."""
-        place = f"{_place(path)}/publish"
-        await self._change("publish_checkpoint", "POST", place, body=b"{}", accepts=_ALREADY)
-
-    async def unpublish(self, path: str) -> None:
-        place = f"{_place(path)}/publish"
-        await self._change("unpublish_checkpoint", "DELETE", place, accepts=_ALREADY)
 
     async def set_ttl(self, path: str, ttl_s: int | None) -> None:
         """Keep for `ttl_s` seconds from now; None: for ever."""
@@ -287,17 +188,6 @@ class RestClient:
             method="GET",
         )
 
-    async def _post(
-        self, operation: str, path: str, request: Wire, model: type[R], *, headers: Headers = ()
-    ) -> R:
-        return await self._call(
-            operation,
-            path,
-            lambda reply: model.model_validate_json(reply.body),
-            body=request.body(),
-            headers=headers,
-        )
-
     async def _change(
         self,
         operation: str,
@@ -319,7 +209,6 @@ class RestClient:
         *,
         body: bytes | None = None,
         method: str = "POST",
-        headers: Headers = (),
         accepts: Set[int] = NONE,
         total_s: float | None = None,
     ) -> T:
@@ -330,7 +219,6 @@ class RestClient:
             parse,
             body=body,
             method=method,
-            headers=headers,
             accepts=accepts,
             lane=Lane.ADMISSION,
             total_s=total_s,
@@ -363,14 +251,8 @@ def _segment(value: str) -> str:
     return quote(value, safe=":")
 
 
-def _paged(
-    path: str, limit: int, offset: int, more: Mapping[str, str] = MappingProxyType({})
-) -> str:
-    return f"{path}?{urlencode({'limit': limit, 'offset': offset, **more})}"
-
-
-def _scope(accessible: bool) -> dict[str, str]:
-    return {"access_scope": "accessible"} if accessible else {}
+def _paged(path: str, limit: int, offset: int) -> str:
+    return f"{path}?limit={limit}&offset={offset}"
 
 
 def _is_last(found: int, page: int, offset: int, cursor: Cursor | None) -> bool:

@@ -30,7 +30,7 @@ from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import NamedTuple
 
-from crucible_tinkex.client.connections import Reply
+from crucible_tinkex.client.exchange import Reply
 from crucible_tinkex.errors import (
     AuthenticationError,
     BillingError,

@@ -1,7 +1,6 @@
 """Sampling over HTTP from one sampling session.
 
-Numbers start at 0, those of further clients of a sampling session at their place times 10^9. A
-promise that the service forgot (410) is submitted again under a new number, because sampling
+A promise that the service forgot (410) is submitted again under a new number, because sampling
 changes nothing. All sampling clients of a process share one bound on the samples in flight.
 """
 
@@ -11,21 +10,17 @@ import itertools
 from collections.abc import Sequence
 
 from crucible_tinkex.client.futures import Promises
-from crucible_tinkex.client.pace import Lane
-from crucible_tinkex.client.records import JoinSamplingRequest, JoinSamplingResponse
 from crucible_tinkex.client.wire import (
     FutureEnvelope,
     ModelInput,
     SampleRequest,
     SampleResponse,
     SamplingParams,
-    TensorData,
 )
 from crucible_tinkex.errors import ProtocolError, SessionLostError
 
 _OPERATION = "asample"
 _RESUBMISSIONS = 5
-_NUMBERS_OF_A_CLIENT = 1_000_000_000
 _BACKPRESSURE = ((b"X-Tinker-Sampling-Backpressure", b"1"),)
 """We take a 429 for what it is."""
 
@@ -33,16 +28,16 @@ _BACKPRESSURE = ((b"X-Tinker-Sampling-Backpressure", b"1"),)
 class _Place:
     """A sampling session, and the numbers drawn from it."""
 
-    def __init__(self, sampling_session_id: str, first: int = 0) -> None:
+    def __init__(self, sampling_session_id: str) -> None:
         self.sampling_session_id = sampling_session_id
-        self.numbers = itertools.count(first)
+        self.numbers = itertools.count()
 
 
 class TinkexSampling:
     """A `SamplingClient`. Needs no closing; ends with its service session."""
 
-    def __init__(self, sampling_session_id: str, promises: Promises, *, first_seq: int = 0) -> None:
-        self._place = _Place(sampling_session_id, first_seq)
+    def __init__(self, sampling_session_id: str, promises: Promises) -> None:
+        self._place = _Place(sampling_session_id)
         self._promises = promises
         self._transport = promises.transport
 
@@ -67,15 +62,11 @@ class TinkexSampling:
         topk_prompt_logprobs: int = 0,
         topk_sample_logprobs: int = 0,
         prompt_logprobs_last_n: int | None = None,
-        target_prompt_logprobs: TensorData | None = None,
-        prompt_alt_tokens_k: int = 0,
         record_stability_info: bool = False,
     ) -> SampleResponse:
-        """Beyond the interface: `prompt_logprobs_last_n` scores only the prompt's end;
-        `target_prompt_logprobs` holds token ids (int64, (len(prompt) - 1) x K, -1 for none) to be
-        scored in its place; `prompt_alt_tokens_k` draws from the model at every prompt position;
-        `record_stability_info` keeps what the loss `stable_reinforce` needs. A service that
-        ignores one of the first three raises `ProtocolError`.
+        """Beyond the interface: `prompt_logprobs_last_n` scores only the prompt's end, and raises
+        `ProtocolError` where a service ignores it; `record_stability_info` keeps what the loss
+        `stable_reinforce` needs.
         """
         place = self._place
         request = SampleRequest(
@@ -87,8 +78,6 @@ class TinkexSampling:
             topk_prompt_logprobs=topk_prompt_logprobs,
             topk_sample_logprobs=topk_sample_logprobs or None,
             prompt_logprobs_last_n=prompt_logprobs_last_n,
-            target_prompt_logprobs=target_prompt_logprobs,
-            prompt_alt_tokens_k=prompt_alt_tokens_k or None,
             record_stability_info=record_stability_info or None,
         )
         async with self._transport.sample_slots:
@@ -130,21 +119,6 @@ class TinkexSampling:
         )
 
 
-async def joined(sampling_session_id: str, promises: Promises) -> TinkexSampling:
-    """The service gives each further client of a sampling session a range of numbers."""
-    answer = await promises.transport.call(
-        "join_sampling_session",
-        "join_sampling_session",
-        lambda reply: JoinSamplingResponse.model_validate_json(reply.body),
-        body=JoinSamplingRequest(sampling_session_id=sampling_session_id).body(),
-        lost_on=frozenset({404, 410}),
-        lane=Lane.ADMISSION,
-        watch=promises.watch,
-    )
-    first = _NUMBERS_OF_A_CLIENT * answer.client_counter
-    return TinkexSampling(sampling_session_id, promises, first_seq=first)
-
-
 def _checked(response: SampleResponse, request: SampleRequest) -> SampleResponse:
     found, asked = len(response.sequences), request.num_samples
     if found != asked:
@@ -153,11 +127,6 @@ def _checked(response: SampleResponse, request: SampleRequest) -> SampleResponse
     if scored is not None and len(scored) == len(prompt) - 1:
         # Without the first token, which has no logprob.
         response.prompt_logprobs = scored = [None, *scored]
-    targets, draws = response.target_prompt_logprobs, response.prompt_alt_tokens
-    if (request.target_prompt_logprobs is not None and targets is None) or (
-        request.prompt_alt_tokens_k is not None and draws is None
-    ):
-        raise ProtocolError("the service ignored what was asked about the prompt's tokens")
     last_n = request.prompt_logprobs_last_n
     if last_n is not None and scored is not None and any(p is not None for p in scored[:-last_n]):
         raise ProtocolError("the service scored the whole prompt, not its end")

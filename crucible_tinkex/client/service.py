@@ -9,7 +9,6 @@ connections and back-off underneath.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +20,8 @@ from crucible_tinkex.client.interface import EndReason
 from crucible_tinkex.client.key import ApiKey
 from crucible_tinkex.client.live_session import LiveSession
 from crucible_tinkex.client.older import create_then_load
-from crucible_tinkex.client.rest import PROJECT_VARIABLE, RestClient
-from crucible_tinkex.client.sampling import TinkexSampling, joined
+from crucible_tinkex.client.rest import RestClient
+from crucible_tinkex.client.sampling import TinkexSampling
 from crucible_tinkex.client.settings import ClientSettings
 from crucible_tinkex.client.training import TinkexTraining
 from crucible_tinkex.client.watch import Observer, Watch
@@ -43,8 +42,8 @@ from crucible_tinkex.names import NOT_FOR_TRAINING, TinkerPath, model_id_of
 class TinkexService:
     """A `TrainingService` over HTTP. The constructor does no input or output but checks the URL.
 
-    Absent `base_url`: TINKER_BASE_URL, else hosted Tinker; absent `project_id`: TINKER_PROJECT_ID,
-    else none. `observer` hears of every HTTP call and of what the session waits for.
+    Absent `base_url`: TINKER_BASE_URL, else hosted Tinker. `observer` hears of every HTTP
+    call and of what the session waits for.
     """
 
     def __init__(
@@ -55,7 +54,6 @@ class TinkexService:
         allow_http: bool | Collection[str] = False,
         tags: Sequence[str] = (),
         user_metadata: Mapping[str, Any] | None = None,
-        project_id: str | None = None,
         observer: Observer | None = None,
         settings: ClientSettings | None = None,
     ) -> None:
@@ -69,7 +67,6 @@ class TinkexService:
             self._watch,
             tags=tags,
             user_metadata=user_metadata,
-            project_id=project_id or os.environ.get(PROJECT_VARIABLE) or None,
         )
         self._model_seq = itertools.count()
         self._sampling_seq = itertools.count()
@@ -132,9 +129,7 @@ class TinkexService:
         *,
         optimizer: bool = True,
         user_metadata: Mapping[str, Any] | None = None,
-        access_token: str | None = None,
     ) -> TinkexTraining:
-        """`access_token` lets another account's checkpoint be read."""
         if TinkerPath.read(path).kind in NOT_FOR_TRAINING:
             raise ConfigError(f"{path!r} is not a training checkpoint tinker://RUN/weights/NAME")
         session_id = await self._live.opened()
@@ -145,7 +140,6 @@ class TinkexService:
             session_id=session_id,
             model_seq_id=number,
             user_metadata=dict(user_metadata) if user_metadata is not None else None,
-            weights_access_token=access_token,
         )
         try:
             envelope = await self._live.call(
@@ -182,16 +176,12 @@ class TinkexService:
             answer = await promises.result(answer, CreateSamplingSessionResponse, operation)
         return self._sampling(answer.sampling_session_id)
 
-    async def join_sampler(self, sampling_session_id: str) -> TinkexSampling:
-        """A further client of a sampling session that another process made."""
-        return await joined(sampling_session_id, self._live.promises())
-
     async def delete_checkpoint(self, path: str) -> None:
         await self.rest.delete(path)
 
     @property
     def rest(self) -> RestClient:
-        """Sessions, runs and checkpoints of the account. Usable until `close`."""
+        """Sessions, runs and checkpoints. Usable until `close`."""
         return RestClient(self._live.transport(), self._watch)
 
     async def close(self, *, reason: EndReason = "success", detail: str | None = None) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from crucible_tinkex.client.connections import Limits
 from crucible_tinkex.client.encoding import Preference
+from crucible_tinkex.client.exchange import Limits
 from crucible_tinkex.client.retry import Clock, RetryPolicy
 
 

@@ -11,7 +11,6 @@ from crucible_tinkex.client.chunks import cut, merge
 from crucible_tinkex.client.futures import Promises
 from crucible_tinkex.client.loss import with_loss
 from crucible_tinkex.client.operations import MODEL_GONE, Answer, Operations, Pending
-from crucible_tinkex.client.records import SaveExternalRequest
 from crucible_tinkex.client.sampling import TinkexSampling
 from crucible_tinkex.client.transport import LOST
 from crucible_tinkex.client.wire import (
@@ -25,7 +24,6 @@ from crucible_tinkex.client.wire import (
     ModelRequest,
     OptimStepRequest,
     OptimStepResponse,
-    SamplerKind,
     SaveWeightsForSamplerRequest,
     SaveWeightsRequest,
     SaveWeightsResponse,
@@ -207,29 +205,7 @@ class TinkexTraining:
             _saved(name),
         )
 
-    def save_external(
-        self, name: str, *, ttl_s: int | None = None, age_recipients: Sequence[str] = ()
-    ) -> Awaitable[str]:
-        """Exports the weights for `RestClient.download`, encrypted to age keys if there are any.
-
-        Hosted Tinker offers files for exports only; older services for every checkpoint.
-        """
-        return self.operations.submit(
-            "save_weights_external",
-            lambda seq: SaveExternalRequest(
-                model_id=self.model_id,
-                path=name,
-                seq_id=seq,
-                ttl_seconds=ttl_s,
-                age_encryption_recipients=list(age_recipients) or None,
-            ),
-            _saved(name),
-        )
-
-    def load_state(
-        self, path: str, *, optimizer: bool, access_token: str | None = None
-    ) -> Awaitable[None]:
-        """`access_token` lets another account's checkpoint be read."""
+    def load_state(self, path: str, *, optimizer: bool) -> Awaitable[None]:
         return self.operations.submit(
             "load_weights",
             lambda seq: LoadWeightsRequest(
@@ -237,22 +213,20 @@ class TinkexTraining:
                 path=path,
                 seq_id=seq,
                 optimizer=optimizer,
-                weights_access_token=access_token,
             ),
             Answer(LoadWeightsResponse, lambda answer: None),
             lost_on=LOST,
         )
 
-    async def sampler(self, *, kind: SamplerKind = "snapshot") -> TinkexSampling:
-        """`inflight`: from these weights or newer ones, because each later `inflight` call moves
-        all such samplers of this model on, a service at its leisure."""
-        return self._snapshot(await self._publish(kind))
+    async def sampler(self) -> TinkexSampling:
+        return self._snapshot(await self._frozen())
 
-    async def refresh(self, sampler: TinkexSampling, *, kind: SamplerKind = "snapshot") -> None:
+    async def refresh(self, sampler: TinkexSampling) -> None:
         """Let `sampler` sample from the weights as they are now; its samples under way do not."""
-        sampler.move(await self._publish(kind))
+        sampler.move(await self._frozen())
 
-    async def _publish(self, kind: SamplerKind) -> str:
+    async def _frozen(self) -> str:
+        """A sampling session of the weights as they are now."""
         number = self._next_sampling_seq()
         return await self.operations.submit(
             "save_weights_for_sampler",
@@ -260,7 +234,6 @@ class TinkexTraining:
                 model_id=self.model_id,
                 seq_id=seq,
                 sampling_session_seq_id=number,
-                kind=None if kind == "snapshot" else kind,
             ),
             Answer(SaveWeightsResponse, _sampling_session),
         )

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 from crucible_tinkex.client.address import Address
-from crucible_tinkex.client.connections import Connections, ExchangeError, Headers, Limits, Reply
 from crucible_tinkex.client.encoding import JSON, Body, Encoding, Preference
+from crucible_tinkex.client.exchange import ExchangeError, Headers, Limits, Reply
 from crucible_tinkex.client.key import KEY_FILE_VARIABLE, KEY_VARIABLE, ApiKey, scrub
 from crucible_tinkex.client.pace import Lane, Pace
 from crucible_tinkex.client.retry import (
@@ -86,6 +86,9 @@ class Transport:
                 f"no API key for {address}: set {KEY_VARIABLE}, or {KEY_FILE_VARIABLE} to a file; "
                 'to train on this machine without an account, set service.base_url = "embedded"'
             )
+        # Late, because it takes 0.2 s that planning and reading results need not wait for.
+        from crucible_tinkex.client.connections import Connections
+
         limits = limits or Limits()
         self._connections = Connections(address, limits)
         self.pace = Pace(self.clock, most=limits.connections)
@@ -94,7 +97,6 @@ class Transport:
 
     def _fixed_headers(self) -> list[tuple[bytes, bytes]]:
         headers = [
-            (b"Host", self.address.authority.encode()),
             (b"Accept-Encoding", b"identity"),
             (b"User-Agent", USER_AGENT.encode()),
         ]
@@ -228,7 +230,6 @@ class Transport:
         data = b"" if body is None else body.data
         if body is not None:
             headers.append((b"Content-Type", body.content_type.encode()))
-            headers.append((b"Content-Length", b"%d" % len(data)))
             if body.content_encoding is not None:
                 headers.append((b"Content-Encoding", body.content_encoding.encode()))
         try:
@@ -237,7 +238,7 @@ class Transport:
             self._heard_at = self.clock.monotonic()
             return reply
         except TimeoutError:
-            text = f"no answer in {limit_s:.3g} s"
+            text = f"no answer from {self._connections} in {limit_s:.3g} s"
             return Fault(Kind.TRANSIENT, text, ServiceUnavailableError, is_silence=True)
         except ExchangeError as error:
             text = self.scrub(str(error))

@@ -3,7 +3,7 @@
 Unknown fields are ignored in both directions, because they appear every few releases of the
 official SDK; unusual values are read where that is safe (`client.lenient`). Field names are the
 protocol's. Tokens are ints, losses are nats, times are seconds. What a service says of itself is in
-`client.capabilities`, what it keeps of an account in `client.records`.
+`client.capabilities`, what it keeps in `client.records`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_tinkex.client.connections import Reply
+from crucible_tinkex.client.exchange import Reply
 from crucible_tinkex.client.futures import _Failed, _Metadata, _parse
 from crucible_tinkex.client.watch import QueueState
 from crucible_tinkex.client.wire import ForwardBackwardOutput, OptimStepResponse, SampleResponse

@@ -17,10 +17,9 @@ from scripted_service import Answer, ScriptedService, VirtualTime
 from small_proxy import SmallProxy
 from test_client_training import FAST, row
 
-from crucible_tinkex.client import ClientSettings, Limits, RetryPolicy, TinkexService
+from crucible_tinkex.client import ClientSettings, RetryPolicy, TinkexService
 from crucible_tinkex.client.address import Address
-from crucible_tinkex.client.connections import Connections
-from crucible_tinkex.client.proxy import Proxy, proxy_for
+from crucible_tinkex.client.connections import Connections, proxy_for
 from crucible_tinkex.client.transport import Transport
 from crucible_tinkex.client.wire import AdamParams, LoraConfig
 from crucible_tinkex.errors import ConfigError, ServiceUnavailableError
@@ -123,9 +122,9 @@ async def test_bytes_before_the_handshake_are_not_an_answer(
     async with SmallProxy(secure.port) as proxy:
         proxy.mode = "inject"
         monkeypatch.setenv("HTTPS_PROXY", f"127.0.0.1:{proxy.port}")
-        connections = Connections(Address.parse(far(secure)), Limits(connect_s=5))
+        connections = Connections(Address.parse(far(secure)))
         headers = [(b"Host", b"service.test")]
-        reply = await connections.exchange("GET", "/api/v1/get_server_capabilities", headers, b"")
+        reply = await connections.exchange("GET", "/api/v1/get_server_capabilities", headers)
         await connections.aclose()
     assert b"supported_models" in reply.body
 
@@ -138,7 +137,7 @@ async def test_a_large_answer_comes_through_a_tunnel(
     async with SmallProxy(secure.port) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
         connections = Connections(Address.parse(far(secure)))
-        reply = await connections.exchange("GET", "/large", [(b"Host", b"service.test")], b"")
+        reply = await connections.exchange("GET", "/large", [(b"Host", b"service.test")])
         await connections.aclose()
     assert reply.body == body
 
@@ -149,11 +148,11 @@ async def test_a_large_answer_comes_through_a_tunnel(
         (None, "407", "HTTP 407; give it a user name and password", 1),
         (b"HTTP/1.1 403 No\r\n\r\n", "whole", "refuses the connection: HTTP 403", 1),
         (b"HTTP/1.1 502 Bad\r\n\r\n", "whole", "refuses the connection: HTTP 502", None),
-        (b"220 smtp ready\r\n\r\n", "whole", "did not answer CONNECT in HTTP", None),
-        (b"x" * 100_000, "whole", "did not answer CONNECT in HTTP", None),
-        (None, "close", "closed the connection", None),
-        (None, "hang", "no connection through the proxy", None),
-        (None, "dead", "cannot connect through the proxy", None),
+        (b"220 smtp ready\r\n\r\n", "whole", "no answer .* through the proxy", None),
+        (b"x" * 100_000, "whole", "no answer .* through the proxy", None),
+        (None, "close", "Server disconnected", None),
+        (None, "hang", "no answer from .* in 0.2 s", None),
+        (None, "dead", "cannot connect .* through the proxy", None),
     ],
     ids=lambda v: str(v)[:12],
 )
@@ -173,7 +172,8 @@ async def test_a_fault_of_the_proxy_names_it(
         proxy.authorization = "Basic other" if mode == "407" else None
         port = 1 if mode == "dead" else proxy.port
         monkeypatch.setenv("HTTPS_PROXY", f"{USER}127.0.0.1:{port}")
-        settings = replace(ONCE, limits=Limits(connect_s=0.2), clock=VirtualTime().clock)
+        policy = RetryPolicy(total_s=3.0, attempt_s=0.2 if mode == "hang" else 5.0)
+        settings = replace(ONCE, policy=policy, clock=VirtualTime().clock)
         service = TinkexService(far(secure), settings=settings)
         with pytest.raises(ServiceUnavailableError, match=text) as caught:
             await service.create_training(base_model="m", lora=LoraConfig(rank=2))
@@ -232,9 +232,8 @@ async def test_this_machine_is_never_proxied(
         ({}, "https://a.example", None),
         ({"HTTPS_PROXY": "http://p:3128"}, "https://a.example", "http://p:3128"),
         ({"https_proxy": "p:3128"}, "https://a.example", "http://p:3128"),
-        ({"HTTPS_PROXY": "http://p"}, "https://a.example", "http://p:80"),
-        ({"HTTPS_PROXY": "https://p"}, "https://a.example", "https://p:443"),
-        ({"HTTPS_PROXY": "http://[fd00::1]:3128/"}, "https://a.example", "http://[fd00::1]:3128"),
+        ({"HTTPS_PROXY": "https://p"}, "https://a.example", "https://p"),
+        ({"HTTPS_PROXY": "http://[fd00::1]:3128"}, "https://a.example", "http://[fd00::1]:3128"),
         ({"HTTPS_PROXY": ""}, "https://a.example", None),
         ({"HTTP_PROXY": "http://p:3128"}, "https://a.example", None),
         ({"HTTP_PROXY": "http://p:3128"}, "http://a.example", "http://p:3128"),
@@ -242,14 +241,7 @@ async def test_this_machine_is_never_proxied(
         ({"ALL_PROXY": "http://p:1"}, "http://a.example", "http://p:1"),
         ({"ALL_PROXY": "http://p:1", "NO_PROXY": "*"}, "https://a.example", None),
         ({"ALL_PROXY": "http://p:1", "NO_PROXY": "x, .example"}, "https://a.example", None),
-        ({"ALL_PROXY": "http://p:1", "no_proxy": "example"}, "https://a.example", None),
-        ({"ALL_PROXY": "http://p:1", "NO_PROXY": "ample"}, "https://a.example", "http://p:1"),
-        ({"ALL_PROXY": "http://p:1", "NO_PROXY": "a.b:8"}, "https://a.b:8", None),
-        ({"ALL_PROXY": "http://p:1", "NO_PROXY": "a.b:8"}, "https://a.b:9", "http://p:1"),
-        ({"ALL_PROXY": "http://p:1", "NO_PROXY": "10.0.0.0/8"}, "https://10.2.3.4:8", None),
-        ({"ALL_PROXY": "http://p:1", "NO_PROXY": "10.0.0.0/8"}, "https://11.2.3.4", "http://p:1"),
-        ({"ALL_PROXY": "http://p:1", "NO_PROXY": "fd00::/8"}, "https://[fd01::2]:8", None),
-        ({"ALL_PROXY": "http://p:1", "NO_PROXY": "fd01::2"}, "https://[fd01::2]", None),
+        ({"ALL_PROXY": "http://p:1", "no_proxy": "ample"}, "https://a.example", "http://p:1"),
         ({"ALL_PROXY": "http://p:1"}, "https://127.0.0.1", None),
         ({"ALL_PROXY": "http://p:1"}, "https://[::1]:8", None),
         ({"ALL_PROXY": "http://p:1"}, "http://localhost:8", None),
@@ -261,43 +253,26 @@ def test_which_proxy(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     found = proxy_for(Address.parse(url, allow_http=True))
-    assert (str(found) if found else None) == expected
+    assert (str(found.url) if found else None) == expected
 
 
 @pytest.mark.parametrize(
-    ("url", "shown"),
+    "url",
     [
-        ("socks5://me:5c1d@p:1080", "socks5://p:1080"),
-        ("socks5h://me:5c1d@p", "socks5h://p:1080"),
-        ("socks4://[fd00::1]", r"socks4://\[fd00::1\]:1080"),
-        ("http://me:5c1d@", "is not a URL"),
-        ("http://me:5c1d", "is not a URL"),
-        ("http://me:5c1d@p:99999", "is not a URL"),
-        ("http://[5c1d", "is not a URL"),
+        "socks5://me:5c1d@p:1080",
+        "socks4://me:5c1d@p",
+        "http://me:5c1d@",
+        "http://me:5c1d",
     ],
 )
-def test_proxies_that_are_no_use(
-    url: str, shown: str, monkeypatch: pytest.MonkeyPatch, key: str
-) -> None:
+def test_proxies_that_are_no_use(url: str, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("HTTPS_PROXY", url)
-    with pytest.raises(ConfigError, match=shown) as caught:
+    with pytest.raises(ConfigError, match="is not http") as caught:
         Transport(Address.parse("https://service.example"))
     formatted = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
     frames = [f for f in formatted.stack if "/client/test_" not in f.filename]
     assert "5c1d" not in str(caught.value) + str([f.locals for f in frames])
     assert caught.value.__context__ is None
-
-
-def test_the_password_is_in_no_repr_and_no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", f"{USER}p:3128")
-    proxy = proxy_for(Address.parse("https://service.example"))
-    assert proxy is not None
-    assert proxy.headers == [(b"Proxy-Authorization", BASIC.encode())]
-    assert not Proxy(False, "p", 1).headers
-    for secret in ("5c1d", BASIC.split()[1]):
-        assert secret not in repr(proxy) + str(proxy)
-    with pytest.raises(TypeError):
-        pickle.dumps(proxy)
 
 
 async def test_downloads_go_through_the_proxy_too(

@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from scripted_service import Answer, ScriptedService
@@ -22,6 +23,7 @@ from crucible_tinkex.errors import (
     ConfigError,
     ProtocolError,
     RequestRejectedError,
+    ServiceError,
     ServiceUnavailableError,
     StorageError,
 )
@@ -65,7 +67,7 @@ async def test_listings_go_on_to_their_end(scripted: ScriptedService, rest: Rest
     scripted.on("checkpoints?limit=100&offset=0", Answer(body=body))
     assert [c.tinker_path async for c in rest.checkpoints()] == ["tinker://r/weights/a"]
     scripted.on("training_runs/r:train:0/checkpoints", Answer(body=body))
-    assert [c.public async for c in rest.checkpoints("r:train:0")] == [False]
+    assert [c.checkpoint_id async for c in rest.checkpoints("r:train:0")] == ["weights/a"]
 
 
 async def test_single_records(scripted: ScriptedService, rest: RestClient) -> None:
@@ -82,31 +84,16 @@ async def test_single_records(scripted: ScriptedService, rest: RestClient) -> No
 
 async def test_changes(scripted: ScriptedService, rest: RestClient) -> None:
     scripted.on(PLACE, Answer(204), Answer(404))
-    already = Answer(409, {"error": "already so"})
-    scripted.on(f"{PLACE}/publish", Answer(200, {}), already, Answer(204), already)
     scripted.on(f"{PLACE}/ttl", Answer(204), Answer(204))
     await rest.delete(PATH)
     await rest.delete(PATH)
-    await rest.publish(PATH)
-    await rest.publish(PATH)
-    await rest.unpublish(PATH)
-    await rest.unpublish(PATH)
     await rest.set_ttl(PATH, 3600)
     await rest.set_ttl(PATH, None)
     made = [(r.method, r.body) for r in scripted.requests]
-    assert [m for m, _ in made] == [
-        "DELETE",
-        "DELETE",
-        "POST",
-        "POST",
-        "DELETE",
-        "DELETE",
-        "PUT",
-        "PUT",
-    ]
+    assert [m for m, _ in made] == ["DELETE", "DELETE", "PUT", "PUT"]
     assert [json.loads(b) for _, b in made[-2:]] == [{"ttl_seconds": 3600}, {"ttl_seconds": None}]
     with pytest.raises(ConfigError):
-        await rest.publish("tinker://x/../y")
+        await rest.delete("tinker://x/../y")
 
 
 # --- downloads --------------------------------------------------------------------------------
@@ -165,6 +152,22 @@ async def test_files_come_by_their_own_urls(
         found = await rest.download(PATH, tmp_path / "out", limits=QUICK)
         assert {p.relative_to(tmp_path / "out").as_posix(): p.read_bytes() for p in found} == FILES
         assert not any("x-api-key" in r.headers for r in store.requests)
+
+
+async def test_a_signed_url_keeps_its_meaning(
+    scripted: ScriptedService, rest: RestClient, tmp_path: Path
+) -> None:
+    """The library may write a query's characters another way; a signature is of what they mean."""
+    signed = "/a%2Fb%20c.tar?credential=k%2F1%2Fs3&sig=a%2Bb%3D%3D&x=%20y&t=a+b&q=%26%3a&e="
+    async with ScriptedService() as store:
+        urls = {"f": f"{store.url}{signed}"}
+        scripted.on(f"{PLACE}/external_weights_urls", Answer(body={"urls": urls}))
+        with pytest.raises(ServiceError, match="404"):
+            await rest.download(PATH, tmp_path / "out", limits=QUICK)
+        (found,) = [urlsplit(r.path) for r in store.requests]
+    wanted = urlsplit(signed)
+    assert found.path == wanted.path
+    assert parse_qsl(found.query, True) == parse_qsl(wanted.query, True)
 
 
 @pytest.mark.parametrize(

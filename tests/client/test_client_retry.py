@@ -18,7 +18,7 @@ from pydantic_core import from_json
 from scripted_service import Answer, Recorder, ScriptedService, VirtualTime
 
 from crucible_tinkex.client.address import Address
-from crucible_tinkex.client.connections import Limits, Reply
+from crucible_tinkex.client.exchange import Limits, Reply
 from crucible_tinkex.client.key import ApiKey
 from crucible_tinkex.client.pace import Lane
 from crucible_tinkex.client.retry import RetryPolicy, retry_after_s
@@ -441,6 +441,7 @@ async def test_resets_at_accept_and_refused_connections(
     )
     with pytest.raises(ServiceUnavailableError, match="cannot connect"):
         await nobody.call("create_session", "create_session", lambda reply: reply.body, body=b"{}")
+    await nobody.aclose()
 
 
 @pytest.mark.parametrize("mode", ["drip", "hang"])
@@ -463,6 +464,32 @@ async def test_connections_are_reused_and_bounded(scripted: ScriptedService) -> 
     await asyncio.gather(*[call() for _ in range(40)])
     await transport.aclose()
     assert scripted.connections == 4
+
+
+async def test_polls_leave_connections_to_those_who_submit(scripted: ScriptedService) -> None:
+    scripted.on("poll", *[Answer(mode="hang")] * 4)
+    scripted.on("op", OK)
+    transport = Transport(Address.parse(scripted.url), limits=Limits(connections=3, polls=2))
+    call = functools.partial(transport.call, "o", parse=lambda reply: reply.body, body=b"{}")
+    polls = [asyncio.create_task(call("poll", is_poll=True)) for _ in range(4)]
+    while len(scripted.requests) < 2:
+        await asyncio.sleep(0.001)
+    async with asyncio.timeout(5):
+        await call("op")
+    assert [r.path.rpartition("/")[2] for r in scripted.requests] == ["poll", "poll", "op"]
+    for poll in polls:
+        poll.cancel()
+    await asyncio.gather(*polls, return_exceptions=True)
+    await transport.aclose()
+
+
+async def test_no_cookie_is_kept(scripted: ScriptedService) -> None:
+    scripted.on("op", Answer(body=OK.body, headers={"Set-Cookie": "a=b; Path=/"}), OK)
+    transport = Transport(Address.parse(f"http://localhost:{scripted.port}"))
+    for _ in range(2):
+        await transport.call("o", "op", lambda reply: reply.body, body=b"{}")
+    await transport.aclose()
+    assert ["cookie" in r.headers for r in scripted.requests] == [False, False]
 
 
 async def test_a_connection_that_the_service_closed_is_not_used_again(
@@ -488,3 +515,16 @@ async def test_a_cancelled_call_does_not_leave_its_answer_to_the_next(
         await asyncio.wait_for(one.call(), 0.02)
     await asyncio.sleep(0.06)
     assert await one.call() == {"ok": 1}
+
+
+async def test_a_call_that_outlives_its_transport_ends_in_an_error(
+    scripted: ScriptedService, harness: Callable[..., Harness]
+) -> None:
+    scripted.on("op", Answer(mode="hang"))
+    one = harness()
+    call = asyncio.create_task(one.call())
+    while not scripted.requests:
+        await asyncio.sleep(0.001)
+    await one.transport.aclose()
+    with pytest.raises(ServiceUnavailableError, match="closed"):
+        await call
