@@ -68,14 +68,22 @@ def _name(flat: Tensor, layout: Layout, rank: int) -> dict[str, Tensor]:
 
 
 def _flatten(named: dict[str, Tensor], layout: Layout, prefix: str) -> Tensor:
+    """Raises `StorageError` if a tensor is missing."""
     flat = torch.zeros(layout.size)
     for place, pair in zip(layout.places, layout.views(flat), strict=True):
         if place is not None and pair is not None:
-            a = named[f"{prefix}{place.slot.name}.lora_A.weight"]
-            b = named[f"{prefix}{place.slot.name}.lora_B.weight"]
+            a, b = (
+                _tensor(named, f"{prefix}{place.slot.name}.lora_{half}.weight") for half in "AB"
+            )
             pair[0][:, : a.shape[0]] = a.T
             pair[1][: a.shape[0]] = b.T
     return flat
+
+
+def _tensor(named: dict[str, Tensor], name: str) -> Tensor:
+    if name not in named:
+        raise StorageError(f"the checkpoint lacks the tensor {name}")
+    return named[name]
 
 
 # --- adapters put aside: flat vectors, no names --------------------------------------------------

@@ -25,12 +25,19 @@ CHUNK = 128
 
 @dataclass(frozen=True, slots=True)
 class HeadAdapter:
-    """An adapter on the output layer: A [d, r], B [r, V] and, for training, where gradients go."""
+    """An adapter on the output layer: A [d, r], B [r, V] and, for training, the gradients of one
+    pass, and those that they are added to when the pass has worked."""
 
     a: Tensor
     b: Tensor
     scale: float
     grads: tuple[Tensor, Tensor] | None = None
+    into: tuple[Tensor, Tensor] | None = None
+
+    def collect(self) -> None:
+        """Add the gradients of one pass to the adapter's. Allocates nothing: cannot fail."""
+        for own, into in zip(self.grads or (), self.into or (), strict=True):
+            into.add_(own)
 
 
 def head_adapter(segment: Segment) -> HeadAdapter | None:
@@ -39,8 +46,9 @@ def head_adapter(segment: Segment) -> HeadAdapter | None:
     pair = layout.head_views(segment.flat)
     if pair is None:
         return None
-    grads = None if segment.grad is None else layout.head_views(segment.grad)
-    return HeadAdapter(*pair, segment.scale, grads)
+    into = None if segment.grad is None else layout.head_views(segment.grad)
+    grads = None if into is None else (torch.zeros_like(into[0]), torch.zeros_like(into[1]))
+    return HeadAdapter(*pair, segment.scale, grads, into)
 
 
 @dataclass(slots=True)
@@ -107,7 +115,7 @@ class Head:
         adapter: HeadAdapter | None,
         kept: list[_Kept],
     ) -> Tensor:
-        """dL/dhidden [n, d] from dL/dlogprob [n, K]; adds to the adapter's gradients."""
+        """dL/dhidden [n, d] from dL/dlogprob [n, K]; adds to the pass's of the adapter."""
         out = torch.zeros_like(hidden)
         for k in kept:
             g = grad[k.rows]

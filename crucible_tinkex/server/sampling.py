@@ -75,6 +75,11 @@ class SampleBatch(Generic[Ticket]):
         self._stacks: list[Stack] = []
 
     @property
+    def size(self) -> int:
+        """The number of its requests, finished or not."""
+        return len(self._prompts)
+
+    @property
     def finished(self) -> bool:
         return all(p.reported for p in self._prompts)
 

@@ -116,7 +116,7 @@ def test_soft_targets_are_the_sum_of_hard_ones(start: Callable[..., Client]) -> 
         client.step(name, make_rows(4, (9,)))
         found = [client.one(train(name, part)) for part in parts]
         losses[name] = sum(f.metrics["loss:sum"] for f in found)
-        grads[name] = client.engine._adapters[name].grad.clone()
+        grads[name] = client.engine.weights.adapters[name].grad.clone()
         if name == "soft":
             assert [p.shape for p in found[0].logprobs] == [(5, 3), (12, 3), (3, 3)]
             soft = found[0].logprobs
@@ -150,7 +150,7 @@ def test_the_gradient_of_gspo_is_a_slope(start: Callable[..., Client]) -> None:
         operation = ForwardBackward("m", tuple(rows), "gspo", config, backward)
         return client.one(operation).metrics["loss:sum"]
 
-    adapter = client.engine._adapters["m"]
+    adapter = client.engine.weights.adapters["m"]
     loss(backward=True)
     grad = adapter.grad.clone()
     direction = grad / grad.norm()
