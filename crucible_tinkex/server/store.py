@@ -37,8 +37,8 @@ MANIFEST_FILE = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a checkpoint is; `sha256` is of the adapter file. Exports are encrypted to
-    `recipients` if there are any."""
+    """What a checkpoint is; the hashes are of its adapter and its optimizer file. Exports are
+    encrypted to `recipients` if there are any."""
 
     tinker_path: str
     base_model: str
@@ -48,6 +48,8 @@ class Manifest:
     created: str
     expires: str | None = None
     sha256: str = ""
+    optimizer_sha256: str = ""
+    """Empty if there is no such file, or if it was written before these hashes were."""
     size_bytes: int = 0
     public: bool = False
     user_metadata: Mapping[str, str] | None = None
@@ -183,12 +185,24 @@ def _read(path: Path) -> Manifest:
         raise StorageError(f"{path} is not a checkpoint manifest: {e}") from e
 
 
+def _hash(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def check_hash(path: Path, sha256: str) -> None:
+    """Raises `StorageError` if the file is not the one that was saved."""
+    with storage_errors(path):
+        if sha256 and _hash(path) != sha256:
+            raise StorageError(f"{path} is damaged: it is not what was saved; load another one")
+
+
 def _complete(manifest: Manifest, work: Path) -> Manifest:
     """Add hash and size, write the manifest, and make every file durable."""
-    with open(work / ADAPTER_FILE, "rb") as f:
-        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     size_bytes = sum(p.stat().st_size for p in work.iterdir())
-    fields = {**asdict(manifest), "sha256": sha256, "size_bytes": size_bytes}
+    fields = {**asdict(manifest), "size_bytes": size_bytes}
+    for name, field in ((ADAPTER_FILE, "sha256"), (OPTIMIZER_FILE, "optimizer_sha256")):
+        fields[field] = _hash(work / name) if (work / name).exists() else ""
     (work / MANIFEST_FILE).write_text(json.dumps(fields, indent=1))
     for file in work.iterdir():
         fd = os.open(file, os.O_RDONLY)

@@ -105,7 +105,7 @@ class Weights:
         key = (source.path, manifest.sha256)
         if key not in self._loaded:
             layout = self._model.layout(manifest.spec)
-            weights = files.read_weights(self.store.folder(source.path), layout)
+            weights = files.read_weights(self.store.folder(source.path), manifest, layout)
             weights = weights.to(self._model.device)
             self._loaded[key] = FrozenAdapter(manifest.spec, layout, weights, self._model.dtype)
         self._loaded.move_to_end(key)
@@ -141,12 +141,12 @@ class Weights:
     def _load(self, operation: LoadWeights) -> Result:
         manifest = self._checked(operation.path)
         layout, folder = self._model.layout(manifest.spec), self.store.folder(operation.path)
-        weights = files.read_weights(folder, layout).to(self._model.device)
+        weights = files.read_weights(folder, manifest, layout).to(self._model.device)
         m, v, steps = None, None, 0
         if operation.optimizer:
             if not manifest.optimizer:
                 raise _rejected(f"{operation.path} holds no optimizer state", 400)
-            (m, v), steps = files.read_moments(folder, layout), manifest.steps
+            (m, v), steps = files.read_moments(folder, manifest, layout), manifest.steps
         adapter = self.adapters.get(operation.model_id)
         if adapter is None or adapter.spec != manifest.spec:
             adapter = Adapter(manifest.spec, layout, weights, self._model.dtype)

@@ -33,7 +33,7 @@ from crucible_tinkex.server.operations import (
     SamplerSource,
     SaveWeights,
 )
-from crucible_tinkex.server.store import ADAPTER_FILE
+from crucible_tinkex.server.store import ADAPTER_FILE, OPTIMIZER_FILE
 
 FAULTS = [RuntimeError("boom"), MemoryError(), OSError(5, "boom")]
 PATHS = {kind: TinkerPath("m", kind, "one") for kind in ("weights", "sampler_weights")}
@@ -102,6 +102,25 @@ def test_a_checkpoint_that_lacks_a_tensor_fails_its_request(
     _fails(saved, _sample(OWN), r"lacks the tensor .*layers\.1\.")
     _fails(saved, LoadWeights("new", PATHS["weights"], False), "lacks the tensor")
     assert isinstance(saved.one(train("m", make_rows(1, (4,)))), ForwardOutput)
+
+
+def _flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_refused_and_not_loaded(saved: Client) -> None:
+    before = saved.engine.weights.adapters["m"].weights.clone()
+    _flip_a_bit(_file(saved, "sampler_weights", ADAPTER_FILE))
+    _fails(saved, _sample(OWN), "adapter.safetensors is damaged")
+    for name, optimizer in ((OPTIMIZER_FILE, True), (ADAPTER_FILE, False)):
+        assert saved.one(LoadWeights("new", PATHS["weights"], optimizer))
+        _flip_a_bit(_file(saved, "weights", name))
+        for model in ("m", "new", "newer"):
+            _fails(saved, LoadWeights(model, PATHS["weights"], optimizer), f"{name} is damaged")
+    _fails(saved, train("newer", make_rows(1, (4,))), "does not exist")
+    assert torch.equal(saved.engine.weights.adapters["m"].weights, before)
 
 
 # --- the thread itself ---------------------------------------------------------------------------
