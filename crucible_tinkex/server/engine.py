@@ -35,7 +35,14 @@ from crucible_tinkex.server.operations import (
     Outcome,
     Sample,
 )
-from crucible_tinkex.server.sampling import Prompt, SampleBatch, prompt_bucket
+from crucible_tinkex.server.sampling import (
+    Joined,
+    Prompt,
+    SampleBatch,
+    cache_extent,
+    prompt_bucket,
+    split,
+)
 from crucible_tinkex.server.scheduler import Batch, Job, Report, Scheduler
 from crucible_tinkex.server.store import Store
 from crucible_tinkex.server.training import TrainingWork, run_pass
@@ -45,6 +52,9 @@ TOKEN_CAP = 1024
 """Tokens per pass: more would leave the CPU's cache."""
 MAX_BATCHES = 2
 MAX_SEQUENCES = 64
+"""Per batch."""
+CACHE_BYTES = 1024**3
+"""Keys and values of all batches under way; a single sequence may need more."""
 STEPS_PER_TURN = 8
 _log = logging.getLogger(__name__)
 
@@ -70,11 +80,14 @@ class TorchEngine:
         token_cap: int = TOKEN_CAP,
         memory_bytes: int = MEMORY_BYTES,
         idle_s: float = IDLE_S,
+        cache_bytes: int = CACHE_BYTES,
         clock: Callable[[], float] = time.monotonic,
         died: Callable[[], None] = end_process,
     ) -> None:
         self._model = BaseModel(base, dtype, device)
         self._token_cap = token_cap
+        self._cache_tokens = cache_bytes // MAX_BATCHES // self._model.cache_bytes
+        """Tokens of one batch whose keys and values are kept."""
         tokenizer = Tokenizer.from_file(str(base.tokenizer_folder / "tokenizer.json"))
         self._vocabulary = Vocabulary(tokenizer, bases.eos_tokens(base, self._model.config))
         self._idle_s = idle_s
@@ -138,7 +151,7 @@ class TorchEngine:
                 self._wake.wait(timeout=self._idle_s)
             jobs, self._inbox = self._inbox, []
         for job in jobs:
-            failure = _failure(lambda job=job: self._take(job))  # type: ignore[misc]
+            failure = _failure(lambda job=job: self._cut(job))  # type: ignore[misc]
             if failure is not None:
                 self._answer(job, failure)
         failure = _failure(self.weights.spill)
@@ -150,6 +163,22 @@ class TorchEngine:
         failure = _failure(lambda: self._turn(chosen))
         if failure is not None:
             self._abandon(chosen, failure)
+
+    def _cut(self, job: Job) -> None:
+        """Samples that are too many for one batch come in pieces."""
+        request = job.operation
+        most = self._most(request) if isinstance(request, Sample) else 1
+        if not isinstance(request, Sample) or request.num_samples <= most:
+            self._take(job)
+            return
+        pieces = split(request, most)
+        joined = Joined(lambda outcome: self._answer(job, outcome), len(pieces))
+        for number, piece in enumerate(pieces):
+            self._take(Job(piece, joined.report(number)))
+
+    def _most(self, request: Sample) -> int:
+        """How many of its samples may share a batch."""
+        return max(1, min(MAX_SEQUENCES, self._cache_tokens // cache_extent(request)))
 
     def _take(self, job: Job) -> None:
         dropped = self._scheduler.add(job)
@@ -246,7 +275,7 @@ class TorchEngine:
 
     def _start_batch(self, first: Job) -> None:
         """Begin a batch with the oldest waiting sample and those of the same prompt bucket."""
-        jobs = self._scheduler.take_samples(_Fitting(first, self._token_cap))
+        jobs = self._scheduler.take_samples(_Fitting(first, self._token_cap, self._cache_tokens))
         self._scheduler.began(jobs)
         prompts: list[Prompt[Job]] = []
         for job in jobs:
@@ -295,24 +324,27 @@ class TorchEngine:
 class _Fitting:
     """Which waiting samples go into one batch with the first."""
 
-    def __init__(self, first: Job, token_cap: int) -> None:
+    def __init__(self, first: Job, token_cap: int, cache_tokens: int) -> None:
         assert isinstance(first.operation, Sample)
         self._first = first
         self._bucket = prompt_bucket(first.operation)
         self._token_cap = token_cap
-        self._tokens = self._sequences = 0
+        self._cache_tokens = cache_tokens
+        self._tokens = self._sequences = self._extent = 0
 
     def __call__(self, job: Job) -> bool:
         request = job.operation
         if not isinstance(request, Sample) or prompt_bucket(request) != self._bucket:
             return False
+        tokens = self._tokens + self._bucket
+        sequences = self._sequences + request.num_samples
+        extent = max(self._extent, cache_extent(request))
         if job is not self._first:
-            full = self._tokens + self._bucket > self._token_cap
-            full = full or self._sequences + request.num_samples > MAX_SEQUENCES
+            full = tokens > self._token_cap or sequences > MAX_SEQUENCES
+            full = full or sequences * extent > self._cache_tokens
             if full or job.alone or self._first.alone:
                 return False
-        self._tokens += self._bucket
-        self._sequences += request.num_samples
+        self._tokens, self._sequences, self._extent = tokens, sequences, extent
         return True
 
 

@@ -48,6 +48,13 @@ class BaseModel:
         self.head = Head(weight)
         self.slots = wrap_linears(self._body, self._context)
         self.slots.append(Slot(HEAD, weight.shape[1], weight.shape[0]))
+        config = causal.config
+        width = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        heads = config.num_hidden_layers * config.num_key_value_heads
+        self.cache_bytes: int = 2 * heads * width * dtype.itemsize
+        """Keys and values of one token."""
         self._layouts: dict[tuple[int, bool, bool, bool], Layout] = {}
         self.info = BaseInfo(
             name=base.name,
