@@ -228,7 +228,7 @@ class SampleBatch(Generic[Ticket]):
         self._choose(hidden)
 
     def _choose(self, hidden: Tensor) -> None:
-        logits = self._model.head.logits_of(hidden, self._segments).float().cpu()
+        logits = self._model.head.logits_of(hidden, self._segments).cpu()
         norms = logits.logsumexp(-1).tolist()
         for place, row_logits, norm in zip(self._places, logits, norms, strict=False):
             if place.row.stop_reason is None:
