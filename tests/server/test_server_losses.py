@@ -85,6 +85,22 @@ def test_values_and_gradients_equal_the_formulas(name: str, clips: str, seed: in
     assert not slope[~active_tokens(name, inputs)].any()
 
 
+@pytest.mark.parametrize("name", ["importance_sampling", "ppo", "cispo", "gspo"])
+def test_a_ratio_beyond_all_numbers_spoils_nothing(name: str) -> None:
+    """Tokens of advantage 0, of weight 0, and one that counts."""
+    p = torch.full((3,), -0.5, requires_grad=True)
+    inputs = {
+        "logprobs": torch.full((3,), -300.0),
+        "advantages": torch.tensor([0.0, 1.0, 1.0]),
+        "weights": torch.tensor([1.0, 0.0, 1.0]),
+        "sequence_ratio_mask": torch.ones(3),
+    }
+    found = token_losses(name, p, inputs, {}, (3,))
+    (slope,) = torch.autograd.grad(found.sum(), p)
+    assert found[:2].tolist() == [0, 0] and slope[:2].tolist() == [0, 0]
+    assert found.isfinite().all() and slope.isfinite().all() and found[2] != 0
+
+
 def _wide(seed: int, lengths: tuple[int, ...], k: int) -> tuple[Row, ...]:
     rng = np.random.default_rng(seed)
     return tuple(
