@@ -189,6 +189,9 @@ def serve(
     dtype: Annotated[
         Literal["auto", "fp32", "bf16"], typer.Option(help="Number format of the base.")
     ] = "auto",
+    device: Annotated[
+        Literal["cpu", "cuda", "auto"], typer.Option(help="auto: CUDA where there is one.")
+    ] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: all cores).")] = None,
     memory_gb: Annotated[
         float | None,
@@ -214,6 +217,7 @@ def serve(
             api_key_file=api_key_file,
             ready_file=ready_file,
             dtype=dtype,
+            device=device,
             threads=threads,
             exit_with_parent=exit_with_parent,
             limits=Limits(max_sessions=max_sessions, max_models=max_sessions),

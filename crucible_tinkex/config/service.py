@@ -27,6 +27,8 @@ class ServiceSection(Section):
     """Our own client, or the official `tinker` SDK (extra `[sdk]`)."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Embedded server: number format of the frozen base."""
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    """Embedded server: where it computes; auto: CUDA where there is one."""
     threads: int | None = Field(default=None, ge=1)
     """Embedded server: CPU threads (default: all cores)."""
 

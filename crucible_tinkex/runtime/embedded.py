@@ -78,7 +78,7 @@ class EmbeddedServer:
         command = [sys.executable, "-m", "crucible_tinkex", "serve", "--exit-with-parent"]
         command += ["--model", self._model, "--port", str(self._port)]
         command += ["--data-dir", str(self._data_dir), "--ready-file", str(ready)]
-        command += ["--dtype", self._service.dtype]
+        command += ["--dtype", self._service.dtype, "--device", self._service.device]
         if self._service.threads:
             command += ["--threads", str(self._service.threads)]
         return command

@@ -51,6 +51,13 @@ class Adapter:
     def drop_grad(self) -> None:
         self._grad = None
 
+    def backup_grad(self) -> Tensor | None:
+        """A copy of the gradient, or None if there is none; for `restore_grad`."""
+        return None if self._grad is None else self._grad.clone()
+
+    def restore_grad(self, backup: Tensor | None) -> None:
+        self._grad = backup
+
     def frozen(self) -> FrozenAdapter:
         """The weights of this moment in the computing dtype; changed in place by `step`."""
         return self._frozen

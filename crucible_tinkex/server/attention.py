@@ -126,7 +126,8 @@ class PackedPlan:
 
 @dataclass(slots=True)
 class DecodePlan:
-    """One query per row. `cache[layer]` is K and V [B, G, S, D]; the new ones go to slot `at`."""
+    """One query per row. `cache[layer]` is K and V [B, G, S, D]; the new ones go to slot `at`.
+    Rows after the first B fill up the line; they have no past and get zeros."""
 
     cache: list[tuple[Tensor, Tensor]]
     at: int
@@ -136,12 +137,14 @@ class DecodePlan:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         keys, values = self.cache[layer]
-        keys[:, :, self.at] = k.transpose(0, 1)
-        values[:, :, self.at] = v.transpose(0, 1)
-        queries = q.transpose(0, 1).reshape(len(keys), keys.shape[1], -1, q.shape[2])
+        filling = q.shape[1] - len(keys)
+        q, k, v = (x.transpose(0, 1)[: len(keys)] for x in (q, k, v))
+        keys[:, :, self.at] = k
+        values[:, :, self.at] = v
+        queries = q.reshape(len(keys), keys.shape[1], -1, q.shape[2])
         scores = torch.matmul(queries, keys.transpose(-1, -2)).float().mul_(scale)
         weights = scores.masked_fill_(self.hidden, float("-inf")).softmax(-1).to(q.dtype)
-        return torch.matmul(weights, values).flatten(1, 2)
+        return F.pad(torch.matmul(weights, values).flatten(1, 2), (0, 0, 0, 0, 0, filling))
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -35,6 +35,8 @@ OPTIMIZER = "adamw"
 MAX_RANK = 256
 MAX_SAMPLES = 1024
 MAX_TOPK = 100
+MIN_EPS = 1e-18
+"""Adam divides by sqrt(v) + eps in fp32, where the square of a gradient below 1e-22 is 0."""
 MAX_TTL_S = 10 * 366 * 24 * 3600
 MAX_TARGETS = 1 << 22
 """Targets of one request whose tokens have several."""
@@ -89,7 +91,9 @@ def adam(params: wire.AdamParams) -> Adam:
     for name in ("beta1", "beta2"):
         if not 0 <= getattr(params, name) < 1:
             raise refused(f"adam_params.{name} must be at least 0 and below 1")
-    for name in ("eps", "weight_decay", "grad_clip_norm"):
+    if params.eps < MIN_EPS:
+        raise refused(f"adam_params.eps must be at least {MIN_EPS}, not {params.eps}")
+    for name in ("weight_decay", "grad_clip_norm"):
         if getattr(params, name) < 0:
             raise refused(f"adam_params.{name} must not be negative")
     return Adam(**params.model_dump())

@@ -19,7 +19,7 @@ from crucible_tinkex.server.adapters import Adapter, FrozenAdapter
 from crucible_tinkex.server.lora import Layout
 from crucible_tinkex.server.operations import LoraSpec
 from crucible_tinkex.server.residents import Kind
-from crucible_tinkex.server.store import ADAPTER_FILE, OPTIMIZER_FILE
+from crucible_tinkex.server.store import ADAPTER_FILE, OPTIMIZER_FILE, Manifest, check_hash
 
 
 def write_adapter(adapter: Adapter, folder: Path, *, optimizer: bool) -> None:
@@ -34,12 +34,18 @@ def write_adapter(adapter: Adapter, folder: Path, *, optimizer: bool) -> None:
         _save(moments, folder / OPTIMIZER_FILE)
 
 
-def read_weights(folder: Path, layout: Layout) -> Tensor:
-    return _flatten(_load(folder / ADAPTER_FILE), layout, "")
+def read_weights(folder: Path, manifest: Manifest, layout: Layout) -> Tensor:
+    """Raises `StorageError` for a file that is not the one that was saved."""
+    path = folder / ADAPTER_FILE
+    check_hash(path, manifest.sha256)
+    return _flatten(_load(path), layout, "")
 
 
-def read_moments(folder: Path, layout: Layout) -> tuple[Tensor, Tensor]:
-    named = _load(folder / OPTIMIZER_FILE)
+def read_moments(folder: Path, manifest: Manifest, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Raises `StorageError` for a file that is not the one that was saved."""
+    path = folder / OPTIMIZER_FILE
+    check_hash(path, manifest.optimizer_sha256)
+    named = _load(path)
     return _flatten(named, layout, "m."), _flatten(named, layout, "v.")
 
 
@@ -68,14 +74,22 @@ def _name(flat: Tensor, layout: Layout, rank: int) -> dict[str, Tensor]:
 
 
 def _flatten(named: dict[str, Tensor], layout: Layout, prefix: str) -> Tensor:
+    """Raises `StorageError` if a tensor is missing."""
     flat = torch.zeros(layout.size)
     for place, pair in zip(layout.places, layout.views(flat), strict=True):
         if place is not None and pair is not None:
-            a = named[f"{prefix}{place.slot.name}.lora_A.weight"]
-            b = named[f"{prefix}{place.slot.name}.lora_B.weight"]
+            a, b = (
+                _tensor(named, f"{prefix}{place.slot.name}.lora_{half}.weight") for half in "AB"
+            )
             pair[0][:, : a.shape[0]] = a.T
             pair[1][: a.shape[0]] = b.T
     return flat
+
+
+def _tensor(named: dict[str, Tensor], name: str) -> Tensor:
+    if name not in named:
+        raise StorageError(f"the checkpoint lacks the tensor {name}")
+    return named[name]
 
 
 # --- adapters put aside: flat vectors, no names --------------------------------------------------

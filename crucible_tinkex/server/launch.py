@@ -11,6 +11,7 @@ import time
 
 import torch
 
+from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.server import bases
 from crucible_tinkex.server.engine import TOKEN_CAP, TorchEngine
 from crucible_tinkex.server.store import Store
@@ -26,26 +27,27 @@ def torch_engine(
     store: Store,
     *,
     dtype: str,
+    device: str = "cpu",
     threads: int | None,
     memory_bytes: int | None = None,
 ) -> TorchEngine:
-    """Fetch and load `model` and start its engine."""
+    """Fetch and load `model` and start its engine. Raises `ConfigError`."""
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    device = fastest_device()
-    chosen = fastest_dtype(device) if dtype == "auto" else DTYPES[dtype]
+    place = chosen_device(device)
+    chosen = fastest_dtype(place) if dtype == "auto" else DTYPES[dtype]
     base = bases.ensure_base(model)
     memory_bytes = memory_bytes or ram_bytes() // 4
     engine = TorchEngine(
         base,
         store,
         dtype=chosen,
-        device=device,
-        token_cap=TOKEN_CAP if device.type == "cpu" else GPU_TOKEN_CAP,
+        device=place,
+        token_cap=TOKEN_CAP if place.type == "cpu" else GPU_TOKEN_CAP,
         memory_bytes=memory_bytes,
     )
     about = bases.KNOWN.get(base.name, "a model folder")
     threads = torch.get_num_threads()
-    _log.info("base %s (%s) in %s on %s, %d threads", base.name, about, chosen, device, threads)
+    _log.info("base %s (%s) in %s on %s, %d threads", base.name, about, chosen, place, threads)
     return engine
 
 
@@ -53,9 +55,13 @@ def ram_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def fastest_device() -> torch.device:
-    """The one place where the device is chosen. The GPU path was never run: no GPU was at hand."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def chosen_device(name: str) -> torch.device:
+    """The one place where the device is chosen: "cpu", "cuda", or "auto", which is CUDA where there
+    is one. Raises `ConfigError` if there is none. CUDA was never run: no GPU was at hand."""
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise ConfigError("torch sees no CUDA device here; use --device cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and has_cuda) else "cpu")
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:

@@ -172,7 +172,7 @@ class Stack:
         return u
 
     def collect(self) -> None:
-        """Add the gradients of one backward to the adapters'."""
+        """Add the gradients of one backward to the adapters'. Allocates nothing: cannot fail."""
         if self._grad is None:
             return
         for segment, own in zip(self._segments, self._grad, strict=True):

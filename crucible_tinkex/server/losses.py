@@ -7,8 +7,9 @@ length; its gradient with respect to log p comes from autograd on those few numb
 defines it (tinker-docs.thinkingmachines.ai/tinker/losses/gspo): every token carries the value of
 its row's ratio exp(mean of log p - log q over the tokens that `sequence_ratio_mask` marks) and the
 gradient of its own log p; then PPO's clipping. A row that marks no token has the ratio 1.
-Guarantee: a token whose gate input is 0 (see `loss_specs`) carries no gradient. Inputs and names
-are checked before they get here (`checks`).
+Guarantees: a token whose gate input is 0 (see `loss_specs`) carries no gradient; no ratio is
+infinite: beyond e^60 it counts as e^60 and has no slope. Inputs and names are checked before they
+get here (`checks`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,14 @@ Settings = Mapping[str, Tensor | float]
 """The loss's settings: a number, or one value per token."""
 
 
+MAX_DRIFT = 60.0
+"""e^60 times any advantage and weight is still a number in fp32; infinity times 0 is none."""
+
+
+def _ratio(drift: Tensor) -> Tensor:
+    return torch.exp(drift.clamp(max=MAX_DRIFT))
+
+
 def _cross_entropy(logp: Tensor, x: Inputs, config: Settings, lengths: Sequence[int]) -> Tensor:
     return -x[WEIGHTS] * logp
 
@@ -32,11 +41,11 @@ def _cross_entropy(logp: Tensor, x: Inputs, config: Settings, lengths: Sequence[
 def _importance_sampling(
     logp: Tensor, x: Inputs, config: Settings, lengths: Sequence[int]
 ) -> Tensor:
-    return -torch.exp(logp - x["logprobs"]) * x["advantages"]
+    return -_ratio(logp - x["logprobs"]) * x["advantages"]
 
 
 def _ppo(logp: Tensor, x: Inputs, config: Settings, lengths: Sequence[int]) -> Tensor:
-    return _pessimistic(torch.exp(logp - x["logprobs"]), x, config)
+    return _pessimistic(_ratio(logp - x["logprobs"]), x, config)
 
 
 def _gspo(logp: Tensor, x: Inputs, config: Settings, lengths: Sequence[int]) -> Tensor:
@@ -47,7 +56,7 @@ def _gspo(logp: Tensor, x: Inputs, config: Settings, lengths: Sequence[int]) -> 
         (d.where(m, 0.0).sum() / m.sum().clamp(min=1)).expand(len(d))
         for d, m in zip(drifts, marks, strict=True)
     ]
-    return _pessimistic(torch.exp(torch.cat(means) + logp - own), x, config)
+    return _pessimistic(_ratio(torch.cat(means) + logp - own), x, config)
 
 
 def _pessimistic(ratio: Tensor, x: Inputs, config: Settings) -> Tensor:
@@ -55,13 +64,12 @@ def _pessimistic(ratio: Tensor, x: Inputs, config: Settings) -> Tensor:
 
 
 def _clipped(ratio: Tensor, config: Settings) -> Tensor:
-    low = torch.as_tensor(config[CLIP_LOW], dtype=ratio.dtype)
-    high = torch.as_tensor(config[CLIP_HIGH], dtype=ratio.dtype)
+    low, high = (torch.as_tensor(config[c]).to(ratio) for c in (CLIP_LOW, CLIP_HIGH))
     return torch.clamp(ratio, low, high)
 
 
 def _cispo(logp: Tensor, x: Inputs, config: Settings, lengths: Sequence[int]) -> Tensor:
-    clipped = _clipped(torch.exp(logp.detach() - x["logprobs"]), config)
+    clipped = _clipped(_ratio(logp.detach() - x["logprobs"]), config)
     return -clipped * logp * x["advantages"]
 
 
@@ -95,7 +103,8 @@ def token_losses(
 
 def active_tokens(name: str, inputs: Inputs) -> Tensor:
     """Which tokens [n] can carry a gradient."""
-    active = torch.ones(len(next(iter(inputs.values()))), dtype=torch.bool)
+    first = next(iter(inputs.values()))
+    active = torch.ones(len(first), dtype=torch.bool, device=first.device)
     for gate in (LOSS_SPECS[name].gate, WEIGHTS):
         if gate in inputs:
             active &= (inputs[gate] != 0).view(len(active), -1).any(1)

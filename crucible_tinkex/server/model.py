@@ -48,6 +48,13 @@ class BaseModel:
         self.head = Head(weight)
         self.slots = wrap_linears(self._body, self._context)
         self.slots.append(Slot(HEAD, weight.shape[1], weight.shape[0]))
+        config = causal.config
+        width = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        heads = config.num_hidden_layers * config.num_key_value_heads
+        self.cache_bytes: int = 2 * heads * width * dtype.itemsize
+        """Keys and values of one token."""
         self._layouts: dict[tuple[int, bool, bool, bool], Layout] = {}
         self.info = BaseInfo(
             name=base.name,
@@ -74,28 +81,27 @@ class BaseModel:
         *,
         backward: bool,
     ) -> Tensor:
-        """[M] tokens to [M, d] after the last norm; if `backward`, that method comes next."""
+        """[M] tokens to [M, d] after the last norm; `backward`, if that comes next, needs to be
+        told."""
         context = self._context
         context.stacks = stacks
         context.tile = plan.tile
-        context.anchor = (
-            torch.zeros(1, device=self.device, requires_grad=True) if backward else None
-        )
-        with torch.set_grad_enabled(backward):
-            out = self._body(
-                input_ids=tokens[None].to(self.device),
-                position_ids=positions[None].to(self.device),
-                use_cache=False,
-                plan=plan,
-            )
-        if not backward:
-            context.stacks = ()  # copies of weights, as large as the adapters
+        try:
+            if backward:
+                context.anchor = torch.zeros(1, device=self.device, requires_grad=True)
+            with torch.set_grad_enabled(backward):
+                out = self._body(
+                    input_ids=tokens[None].to(self.device),
+                    position_ids=positions[None].to(self.device),
+                    use_cache=False,
+                    plan=plan,
+                )
+        finally:
+            context.stacks, context.anchor = (), None  # copies of weights, large as the adapters
         state: Tensor = out.last_hidden_state[0]
         return state
 
     def backward(self, hidden: Tensor, grad: Tensor) -> None:
-        """Add what `grad` [M, d] means for the adapters of the pass to their gradients."""
+        """Put what `grad` [M, d] means for the adapters of the pass into its stacks; they
+        `collect` it."""
         hidden.backward(grad)  # type: ignore[no-untyped-call]
-        stacks, self._context.stacks = self._context.stacks, ()
-        for stack in stacks:
-            stack.collect()

@@ -165,7 +165,7 @@ class ModelOperations:
         repeated = sequence.repeated(number, key)
         if repeated is not None:
             return repeated
-        if number != sequence.awaited:
+        if number != sequence.awaited or not sequence.is_awaited:
             self._dispatch.check_room(size_bytes)
         try:
             operation = make()

@@ -149,6 +149,8 @@ class Sample:
     source: SamplerSource
     prompt: IntArray
     num_samples: int = 1
+    first_sample: int = 0
+    """The number of the first one: each draws by its seed and number."""
     max_tokens: int = 1
     seed: int | None = None
     temperature: float = 1.0

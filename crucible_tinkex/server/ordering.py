@@ -39,6 +39,11 @@ class Sequence:
         """The number that the held requests wait for."""
         return self._next
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether held requests wait for that number."""
+        return bool(self._held)
+
     def is_new(self, seq_id: int) -> bool:
         return seq_id >= self._next and seq_id not in self._seen
 

@@ -10,7 +10,10 @@ as one product of 512 or 1,024 rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 PACKED, DECODED = 128, 16
@@ -18,18 +21,17 @@ PACKED, DECODED = 128, 16
 
 
 def tiled(x: Tensor, matrix: Tensor, tile: int) -> Tensor:
-    """`x` [M, d] times `matrix` [d, n], `tile` rows at a time; at once on a GPU, where nothing is
-    promised."""
+    """`x` [M, d] times `matrix` [d, n]."""
+    return in_tiles(lambda part: part @ matrix, x, tile)
+
+
+def in_tiles(product: Callable[[Tensor], Tensor], x: Tensor, tile: int) -> Tensor:
+    """A product of the rows of `x` [M, d], `tile` of them at a time; on a GPU, where nothing is
+    promised, at once."""
     if x.device.type != "cpu":
-        return x @ matrix
+        return product(x)
     rows = len(x)
-    out = x.new_empty(rows, matrix.shape[1])
-    whole = rows - rows % tile
-    for first in range(0, whole, tile):
-        part = slice(first, first + tile)
-        torch.mm(x[part], matrix, out=out[part])
-    if whole < rows:
-        filled = x.new_zeros(tile, x.shape[1])
-        filled[: rows - whole] = x[whole:]
-        out[whole:] = (filled @ matrix)[: rows - whole]
-    return out
+    if filling := -rows % tile:
+        x = F.pad(x, (0, 0, 0, filling))
+    parts = [product(x[first : first + tile]) for first in range(0, len(x), tile)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[:rows]

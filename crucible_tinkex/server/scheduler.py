@@ -39,6 +39,8 @@ class Job:
     turn: int = 0
     """Of a sample: its place in the fair order."""
     work: Any = None
+    alone: bool = False
+    """A sample that shares no batch."""
 
 
 @dataclass(slots=True, eq=False)
@@ -107,9 +109,11 @@ class Scheduler:
         item.stamp = next(self._clock)
 
     def finish(self, job: Job) -> None:
-        """Take a model's head off its queue."""
+        """Take a model's head, or a waiting sample, off its queue."""
         operation = job.operation
-        assert not isinstance(operation, Sample | DropSnapshot | CancelSample)
+        if isinstance(operation, Sample | DropSnapshot | CancelSample):
+            self.take_samples(lambda other: other is job)
+            return
         queue = self._models.get(operation.model_id)
         if queue and queue[0] is job:
             queue.popleft()
@@ -133,6 +137,10 @@ class Scheduler:
         """These were taken to run: owners that come now queue up behind them."""
         self._turn = max((self._turn, *(job.turn for job in samples)))
         self._samples_stamp = next(self._clock)
+
+    def again(self, sample: Job) -> None:
+        """It began and has to begin anew, before those that came after it."""
+        insort(self._samples, sample, key=lambda j: j.turn)
 
     def start(self, batch: Batch) -> None:
         batch.stamp = next(self._clock)

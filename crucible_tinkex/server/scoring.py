@@ -45,7 +45,7 @@ class _Rows:
         """Logits [n, V] and log-normaliser [n, 1] of each chunk, in fp32."""
         for first in range(0, self.count, CHUNK):
             logits = self.head.logits(self.hidden[first : first + CHUNK], self.adapter)
-            wanted = logits[: self.count - first].float()
+            wanted = logits[: self.count - first]
             yield wanted, wanted.logsumexp(-1, keepdim=True)
 
 

@@ -36,6 +36,7 @@ from crucible_tinkex.server.store import Store
 from crucible_tinkex.storage import Lock, storage_errors, write_atomic
 
 Dtype = Literal["auto", "fp32", "bf16"]
+Device = Literal["cpu", "cuda", "auto"]
 _FORCED_EXIT_S = 15.0
 FOLDER_WAIT_S = _FORCED_EXIT_S + 5
 """How long a new server waits for one on the same folder that is about to end."""
@@ -60,6 +61,8 @@ class ServeOptions:
     """Written when the server answers: {"base_url", "api_key_file", "pid"}."""
     dtype: Dtype = "auto"
     """auto: bf16 where this CPU multiplies it faster than fp32."""
+    device: Device = "cpu"
+    """auto: CUDA where there is one."""
     threads: int | None = None
     """Threads of torch; None: the number of cores."""
     exit_with_parent: bool = False
@@ -114,6 +117,7 @@ def load_engine(options: ServeOptions, store: Store) -> Engine:
         options.model,
         store,
         dtype=options.dtype,
+        device=options.device,
         threads=options.threads,
         memory_bytes=options.memory_bytes,
     )

@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a checkpoint is; `sha256` is of the adapter file."""
+    """What a checkpoint is; the hashes are of its adapter and its optimizer file."""
 
     tinker_path: str
     base_model: str
@@ -58,6 +58,8 @@ class Manifest:
     created: str
     expires: str | None = None
     sha256: str = ""
+    optimizer_sha256: str = ""
+    """Empty if there is no such file, or if it was written before these hashes were."""
     size_bytes: int = 0
     user_metadata: Mapping[str, str] | None = None
 
@@ -193,12 +195,28 @@ def _missing(path: TinkerPath) -> RequestRejectedError:
     return RequestRejectedError(f"there is no checkpoint {path}", status=404, category="user")
 
 
+def _hash(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def check_hash(path: Path, sha256: str) -> None:
+    """Raises `StorageError` if the file is not the one that was saved."""
+    with storage_errors(path):
+        if sha256 and _hash(path) != sha256:
+            raise StorageError(f"{path} is damaged: it is not what was saved; load another one")
+
+
 def _complete(manifest: Manifest, work: Path) -> Manifest:
     """Add hash and size, write the manifest, and make every file durable."""
-    with open(work / ADAPTER_FILE, "rb") as f:
-        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     size_bytes = sum(p.stat().st_size for p in work.iterdir())
-    done = replace(manifest, sha256=sha256, size_bytes=size_bytes)
+    optimizer = work / OPTIMIZER_FILE
+    done = replace(
+        manifest,
+        size_bytes=size_bytes,
+        sha256=_hash(work / ADAPTER_FILE),
+        optimizer_sha256=_hash(optimizer) if optimizer.exists() else "",
+    )
     (work / MANIFEST_FILE).write_text(json.dumps(asdict(done), indent=1))
     for file in work.iterdir():
         fd = os.open(file, os.O_RDONLY)

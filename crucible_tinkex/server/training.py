@@ -18,7 +18,7 @@ from torch import Tensor
 from crucible_tinkex.server import losses
 from crucible_tinkex.server.adapters import Adapter
 from crucible_tinkex.server.attention import BUCKET, Block, PackedPlan, round_up
-from crucible_tinkex.server.head import head_adapter
+from crucible_tinkex.server.head import HeadAdapter, head_adapter
 from crucible_tinkex.server.lora import Segment, stacked
 from crucible_tinkex.server.model import MIN_TOKENS, BaseModel
 from crucible_tinkex.server.operations import (
@@ -59,34 +59,55 @@ class TrainingWork:
         self._next = 0
         self._logprobs: list[FloatArray | None] = [None] * len(operation.rows)
         self._loss = 0.0
-        self.chunk = self._pack()
+        self._chunk: Chunk | None = None
+        self._has_begun = False
+        self._backup: Tensor | None = None
 
     @property
-    def finished(self) -> bool:
-        return self._next >= len(self._groups)
+    def chunk(self) -> Chunk:
+        """The present one."""
+        if self._chunk is None:
+            numbers = self._groups[self._next]
+            rows = [self.operation.rows[i] for i in numbers]
+            self._chunk = pack(numbers, rows, self._width)
+        return self._chunk
 
-    def _pack(self) -> Chunk:
-        numbers = self._groups[self._next]
-        return pack(numbers, [self.operation.rows[i] for i in numbers], self._width)
+    def begin(self, adapter: Adapter) -> None:
+        """Before a chunk: keep what `undo` needs, if it is the first."""
+        if not self._has_begun and self.operation.backward:
+            self._backup = adapter.backup_grad()
+            self._has_begun = True
 
-    def add(self, logprobs: Tensor, loss: float) -> None:
-        """Take the results of the present chunk and go on to the next."""
+    def undo(self, adapter: Adapter) -> None:
+        """The request has failed: the gradient is what it was before it."""
+        if self._has_begun:
+            adapter.restore_grad(self._backup)
+
+    def split(self, logprobs: Tensor) -> list[FloatArray]:
+        """The present chunk's log-probabilities by row."""
         values = logprobs.cpu().numpy()
+        out = []
         first = 0
         for number in self.chunk.rows:
             row = self.operation.rows[number]
             n = len(row.tokens)
             own = values[first : first + n]
-            self._logprobs[number] = (
-                own[:, 0] if row.targets.ndim == 1 else own[:, : _width(row)]
-            ).copy()
+            out.append((own[:, 0] if row.targets.ndim == 1 else own[:, : _width(row)]).copy())
             first += n
+        return out
+
+    def add(self, rows: Sequence[FloatArray], loss: float) -> None:
+        """Take the results of the present chunk and go on to the next."""
+        for number, values in zip(self.chunk.rows, rows, strict=True):
+            self._logprobs[number] = values
         self._loss += loss
         self._next += 1
-        if not self.finished:
-            self.chunk = self._pack()
+        self._chunk = None
 
-    def output(self) -> ForwardOutput:
+    def output(self) -> ForwardOutput | None:
+        """None: there are more chunks."""
+        if self._next < len(self._groups):
+            return None
         rows = tuple(p for p in self._logprobs if p is not None)
         return ForwardOutput(rows, {"loss:sum": self._loss})
 
@@ -142,31 +163,39 @@ def _stack(parts: Sequence[IntArray] | Sequence[FloatArray], filling: int, width
 
 
 def run_pass(model: BaseModel, parts: Sequence[tuple[TrainingWork, Adapter]]) -> None:
-    """Run the present chunk of every request in one pass. All or none of them want backward."""
+    """Run the present chunk of every request in one pass. All or none of them want backward. If it
+    raises, no gradient has changed and every request is at the chunk where it was."""
     parts = sorted(parts, key=_likeness)
     backward = parts[0][0].operation.backward
     segments: list[Segment] = []
     start = 0
     for work, adapter in parts:
         end = start + work.chunk.size
+        work.begin(adapter)
         segments.append(adapter.segment(start, end, backward=backward))
         start = end
+    stacks = stacked(segments)
     hidden = model.hidden(
         torch.cat([w.chunk.tokens for w, _ in parts]),
         torch.cat([w.chunk.positions for w, _ in parts]),
         PackedPlan(Block.of_all([w.chunk.lengths for w, _ in parts])),
-        stacked(segments),
+        stacks,
         backward=backward,
     )
+    heads = [head_adapter(segment) for segment in segments]
     grad = torch.empty_like(hidden) if backward else None
     results = [
-        _finish(model, work, hidden, segment, grad)
-        for (work, _), segment in zip(parts, segments, strict=True)
+        _finish(model, work, hidden, segment, head, grad)
+        for (work, _), segment, head in zip(parts, segments, heads, strict=True)
     ]
+    rows = [work.split(logprobs) for (work, _), (logprobs, _) in zip(parts, results, strict=True)]
     if grad is not None:
         model.backward(hidden, grad)
-    for (work, _), (logprobs, loss) in zip(parts, results, strict=True):
-        work.add(logprobs, loss)
+    for gradients in [*stacks, *heads]:
+        if gradients is not None:
+            gradients.collect()
+    for (work, _), own, (_, loss) in zip(parts, rows, results, strict=True):
+        work.add(own, loss)
 
 
 def _likeness(part: tuple[TrainingWork, Adapter]) -> tuple[int, ...]:
@@ -176,12 +205,16 @@ def _likeness(part: tuple[TrainingWork, Adapter]) -> tuple[int, ...]:
 
 
 def _finish(
-    model: BaseModel, work: TrainingWork, hidden: Tensor, segment: Segment, grad: Tensor | None
+    model: BaseModel,
+    work: TrainingWork,
+    hidden: Tensor,
+    segment: Segment,
+    adapter: HeadAdapter | None,
+    grad: Tensor | None,
 ) -> tuple[Tensor, float]:
     """Log-probabilities and loss of one request's part; fills its part of `grad`."""
     operation, chunk = work.operation, work.chunk
     part = hidden.detach()[segment.start : segment.end]
-    adapter = head_adapter(segment)
     active = losses.active_tokens(operation.loss_fn, chunk.inputs) if grad is not None else None
     if active is not None:
         active[len(active) - _filling(work) :] = False

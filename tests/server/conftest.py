@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from server_client import Client, make_rows
 
+from crucible_tinkex.errors import OperationFailedError
 from crucible_tinkex.server import bases
 from crucible_tinkex.server.engine import TorchEngine
 from crucible_tinkex.server.operations import TakeSnapshot
@@ -38,16 +41,14 @@ def start(nano: bases.Base, tmp_path: Path) -> Iterator[Callable[..., Client]]:
     """Starts engines on a data folder of the test; closes all of them."""
     engines: list[TorchEngine] = []
 
-    def begin(
-        dtype: torch.dtype = torch.float32, token_cap: int = 1024, base: bases.Base = nano
-    ) -> Client:
-        store = Store(tmp_path / "data")
-        engines.append(TorchEngine(base, store, dtype=dtype, token_cap=token_cap))
+    def begin(dtype: torch.dtype = torch.float32, base: bases.Base = nano, **more: Any) -> Client:
+        engines.append(TorchEngine(base, Store(tmp_path / "data"), dtype=dtype, **more))
         return Client(engines[-1])
 
     yield begin
     for engine in engines:
-        engine.close()
+        with suppress(OperationFailedError):  # a test ended its thread
+            engine.close()
 
 
 @pytest.fixture

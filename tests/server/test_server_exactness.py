@@ -45,7 +45,7 @@ def _run(client: Client, names: list[str]) -> dict[str, tuple[list[np.ndarray], 
         for name, output in zip([*names, *names], outputs, strict=True):
             assert isinstance(output, ForwardOutput)
             seen[name] += output.logprobs
-    weights = {n: client.engine._adapters[n].weights.clone() for n in names}
+    weights = {n: client.engine.weights.adapters[n].weights.clone() for n in names}
     return {n: (seen[n], weights[n]) for n in names}
 
 
@@ -90,7 +90,7 @@ def test_a_large_request_is_cut_the_same_way_in_company(start: Callable[..., Cli
         client = start(token_cap=64)
         client.all([_create(n) for n in names])
         client.all([train(n, rows if n == "a" else make_rows(5, LENGTHS[n])) for n in names])
-        results.append(client.engine._adapters["a"].grad.clone())
+        results.append(client.engine.weights.adapters["a"].grad.clone())
     assert results[0].abs().max() > 0
     assert torch.equal(*results)
 
@@ -102,7 +102,7 @@ def test_cutting_changes_no_more_than_rounding(start: Callable[..., Client]) -> 
         client = start(token_cap=cap)
         client.create("a")
         outputs.append(client.one(train("a", rows)))
-        gradients.append(client.engine._adapters["a"].grad.clone())
+        gradients.append(client.engine.weights.adapters["a"].grad.clone())
     assert [len(p) for p in outputs[1].logprobs] == [20, 7, 31, 16, 2, 25, 40, 12]
     for whole, cut in zip(outputs[0].logprobs, outputs[1].logprobs, strict=True):
         np.testing.assert_allclose(whole, cut, atol=1e-4)
@@ -114,7 +114,7 @@ def test_ranks_are_padded_with_exact_zeros(start: Callable[..., Client]) -> None
     client.create("a", rank=5)
     for number in range(4):
         client.step("a", make_rows(number, (9, 14)))
-    adapter = client.engine._adapters["a"]
+    adapter = client.engine.weights.adapters["a"]
     assert adapter.layout.rank == 8
     for flat in (adapter.weights, adapter.m, adapter.v):
         for pair in adapter.layout.views(flat):
@@ -188,7 +188,7 @@ def test_it_holds_for_a_real_base(
                 client.all([train(n, make_rows(number, lengths[n])) for n in names])
                 client.all([OptimStep(n, Adam(learning_rate=1e-3)) for n in names])
             for name in names:
-                found[name].append(client.engine._adapters[name].weights.clone())
+                found[name].append(client.engine.weights.adapters[name].weights.clone())
             if len(names) > 1:
                 together = _samples(client, _prompts(client))
                 alone = {i: _samples(client, {i: p})[i] for i, p in _prompts(client).items()}

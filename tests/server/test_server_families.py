@@ -111,7 +111,7 @@ def test_numbers_and_gradients(family: tuple[Client, Any]) -> None:
         tokens.append(token)
 
     client.step("m", make_rows(5, (8, 13)), learning_rate=3e-3)
-    adapter = client.engine._adapters["m"]
+    adapter = client.engine.weights.adapters["m"]
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, lora_dropout=0.0)
     model = peft.get_peft_model(theirs, config)
     named = {n.replace(".default", ""): p for n, p in model.named_parameters() if "lora_" in n}

@@ -105,6 +105,34 @@ def test_large_requests_fill_the_queue_too(start: Callable[..., AppClient]) -> N
     api.train(model, 1)
 
 
+def test_requests_in_order_are_limited_too(start: Callable[..., AppClient]) -> None:
+    api = start(max_open=3, token_cap=64)
+    busy, model = api.model(), api.model()
+    running = [api.train(busy, n, *[[i % 250] * 60 for i in range(40)]) for n in (1, 2, 3)]
+    body = {"model_id": model, "seq_id": 1, "forward_backward_input": row_data([1, 2])}
+    step = {"model_id": model, "seq_id": 1, "adam_params": {"learning_rate": 1e-3}}
+    for path, given in (("forward_backward", body), ("optim_step", step)):
+        refused = api.post(path, **given)
+        assert refused.status_code == 429 and "3 requests are under way" in refused.text
+    for request_id in running:
+        assert "metrics" in api.ok("retrieve_future", request_id=request_id)
+    assert "metrics" in api.result("forward_backward", **body)
+
+
+def test_an_optimizer_that_could_divide_by_zero_is_refused(start: Callable[..., AppClient]) -> None:
+    api = start()
+    model = api.model()
+    for seq_id, eps in enumerate((0.0, 1e-30), 1):
+        adam = {"learning_rate": 1e-3, "eps": eps}
+        refused = api.post("optim_step", model_id=model, seq_id=seq_id, adam_params=adam)
+        assert refused.status_code == 400 and "adam_params.eps" in refused.json()["error"]
+    adam["eps"] = 1e-12
+    assert (
+        "grad_norm"
+        in api.result("optim_step", model_id=model, seq_id=3, adam_params=adam)["metrics"]
+    )
+
+
 class Clock:
     now = 0.0
 

@@ -85,6 +85,22 @@ def test_values_and_gradients_equal_the_formulas(name: str, clips: str, seed: in
     assert not slope[~active_tokens(name, inputs)].any()
 
 
+@pytest.mark.parametrize("name", ["importance_sampling", "ppo", "cispo", "gspo"])
+def test_a_ratio_beyond_all_numbers_spoils_nothing(name: str) -> None:
+    """Tokens of advantage 0, of weight 0, and one that counts."""
+    p = torch.full((3,), -0.5, requires_grad=True)
+    inputs = {
+        "logprobs": torch.full((3,), -300.0),
+        "advantages": torch.tensor([0.0, 1.0, 1.0]),
+        "weights": torch.tensor([1.0, 0.0, 1.0]),
+        "sequence_ratio_mask": torch.ones(3),
+    }
+    found = token_losses(name, p, inputs, {}, (3,))
+    (slope,) = torch.autograd.grad(found.sum(), p)
+    assert found[:2].tolist() == [0, 0] and slope[:2].tolist() == [0, 0]
+    assert found.isfinite().all() and slope.isfinite().all() and found[2] != 0
+
+
 def _wide(seed: int, lengths: tuple[int, ...], k: int) -> tuple[Row, ...]:
     rng = np.random.default_rng(seed)
     return tuple(
@@ -116,7 +132,7 @@ def test_soft_targets_are_the_sum_of_hard_ones(start: Callable[..., Client]) -> 
         client.step(name, make_rows(4, (9,)))
         found = [client.one(train(name, part)) for part in parts]
         losses[name] = sum(f.metrics["loss:sum"] for f in found)
-        grads[name] = client.engine._adapters[name].grad.clone()
+        grads[name] = client.engine.weights.adapters[name].grad.clone()
         if name == "soft":
             assert [p.shape for p in found[0].logprobs] == [(5, 3), (12, 3), (3, 3)]
             soft = found[0].logprobs
@@ -150,7 +166,7 @@ def test_the_gradient_of_gspo_is_a_slope(start: Callable[..., Client]) -> None:
         operation = ForwardBackward("m", tuple(rows), "gspo", config, backward)
         return client.one(operation).metrics["loss:sum"]
 
-    adapter = client.engine._adapters["m"]
+    adapter = client.engine.weights.adapters["m"]
     loss(backward=True)
     grad = adapter.grad.clone()
     direction = grad / grad.norm()

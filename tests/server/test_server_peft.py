@@ -51,7 +51,7 @@ def _peft_tensors(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _ours(client: Client, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-    layout = client.engine._adapters["m"].layout
+    layout = client.engine.weights.adapters["m"].layout
     out = {}
     for place, views in zip(layout.places, layout.views(flat), strict=True):
         assert place is not None and views is not None
@@ -62,7 +62,7 @@ def _ours(client: Client, flat: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def _copy(client: Client, model: Any) -> None:
-    theirs, ours = _peft_tensors(model), _ours(client, client.engine._adapters["m"].weights)
+    theirs, ours = _peft_tensors(model), _ours(client, client.engine.weights.adapters["m"].weights)
     assert theirs.keys() == ours.keys()
     with torch.no_grad():
         for name, tensor in ours.items():
@@ -118,7 +118,7 @@ def test_losses_and_gradients_equal_peft(pair: tuple[Client, Any], loss: str) ->
         np.testing.assert_allclose(got, want.detach().numpy(), atol=2e-5)
     size = sum(float(p.detach().abs().sum()) for p in expected)  # the sum itself cancels
     assert output.metrics["loss:sum"] == pytest.approx(float(total.detach()), abs=1e-5 * size)
-    ours = _ours(client, client.engine._adapters["m"].grad)
+    ours = _ours(client, client.engine.weights.adapters["m"].grad)
     for name, parameter in _peft_tensors(model).items():
         assert parameter.grad is not None
         size = float(parameter.grad.norm())
@@ -128,7 +128,9 @@ def test_losses_and_gradients_equal_peft(pair: tuple[Client, Any], loss: str) ->
 
 def test_steps_equal_adamw_on_peft(pair: tuple[Client, Any]) -> None:
     client, model = pair
-    client.engine._adapters["m"].restore(client.engine._adapters["m"].weights, None, None, 0)
+    client.engine.weights.adapters["m"].restore(
+        client.engine.weights.adapters["m"].weights, None, None, 0
+    )
     theirs = _peft_tensors(model)
     optimizer = torch.optim.AdamW(
         theirs.values(), lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1
@@ -144,7 +146,7 @@ def test_steps_equal_adamw_on_peft(pair: tuple[Client, Any]) -> None:
         norm = torch.nn.utils.clip_grad_norm_(theirs.values(), 5.0)
         assert out.metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
         optimizer.step()
-    for name, tensor in _ours(client, client.engine._adapters["m"].weights).items():
+    for name, tensor in _ours(client, client.engine.weights.adapters["m"].weights).items():
         torch.testing.assert_close(tensor, theirs[name].detach(), atol=1e-5, rtol=0)
 
 
@@ -152,7 +154,7 @@ def test_export_gives_the_same_logits(pair: tuple[Client, Any], tmp_path: Path) 
     client, _ = pair
     path = TinkerPath("m", "sampler_weights", "x")
     client.one(SaveWeights("m", path))
-    export_peft(client.engine._store.folder(path), tmp_path / "peft")
+    export_peft(client.engine.weights.store.folder(path), tmp_path / "peft")
     base = bases.load_model(client.engine._model.base, torch.float32)
     row = make_rows(2, (20,))[0]
     with torch.no_grad():

@@ -90,9 +90,9 @@ def test_what_was_put_aside_goes_on_bit_for_bit(
     results = [[client.one(o) for o in operations] for client in pair]
     for kept, spilled in zip(*results, strict=True):
         _equal(kept, spilled)
-    assert pair[1].engine._adapters.spilled_count > 0
+    assert pair[1].engine.weights.adapters.spilled_count > 0
     for name in names:
-        a, b = (client.engine._adapters[name] for client in pair)
+        a, b = (client.engine.weights.adapters[name] for client in pair)
         assert a.steps == b.steps
         for part in ("weights", "grad", "m", "v"):
             assert torch.equal(getattr(a, part), getattr(b, part)), part
@@ -112,8 +112,10 @@ def test_nothing_is_left_of_what_is_gone(pair: tuple[Client, Client]) -> None:
     client.one(UnloadModel("gone"))
     client.one(DropSnapshot("gone-too"))
     client.one(UnloadModel("nobody"))  # one more turn
-    assert len(client.engine._adapters) == 0 and client.engine._adapters.size_bytes == 0
-    assert not list(client.engine._spill_folder.rglob("*.safetensors"))
+    assert (
+        len(client.engine.weights.adapters) == 0 and client.engine.weights.adapters.size_bytes == 0
+    )
+    assert not list(client.engine.weights.spill_folder.rglob("*.safetensors"))
 
 
 class Clock:
@@ -134,22 +136,24 @@ def test_only_idle_ones_go_while_there_is_room(nano: bases.Base, tmp_path: Path)
     clock.now = 120
     client.one(UnloadModel("nobody"))
     client.one(UnloadModel("nobody"))
-    assert list(engine._adapters._spilled) == ["b"] and list(engine._adapters._live) == ["a"]
+    assert list(engine.weights.adapters._spilled) == ["b"] and list(
+        engine.weights.adapters._live
+    ) == ["a"]
     engine.close()
-    assert not engine._spill_folder.exists()
+    assert not engine.weights.spill_folder.exists()
 
 
 def test_a_disk_that_refuses_costs_memory_only(nano: bases.Base, tmp_path: Path) -> None:
     engine = TorchEngine(nano, Store(tmp_path), dtype=torch.float32, memory_bytes=0)
     client = Client(engine)
-    shutil.rmtree(engine._spill_folder)
-    engine._spill_folder.write_text("no folder")
+    shutil.rmtree(engine.weights.spill_folder)
+    engine.weights.spill_folder.write_text("no folder")
     client.create("a")
     before = client.one(train("a", make_rows(0, (5,)), backward=False))
     client.step("a", make_rows(0, (5,)))
     after = client.one(train("a", make_rows(0, (5,)), backward=False))
     assert after.metrics["loss:sum"] < before.metrics["loss:sum"]
-    assert engine._adapters.spilled_count == 0
+    assert engine.weights.adapters.spilled_count == 0
     engine.close()
 
 
@@ -166,12 +170,12 @@ def test_a_pass_fetches_only_the_adapters_that_it_trains(pair: tuple[Client, Cli
     client = pair[1]
     names = [f"m{next(_names)}" for _ in range(4)]
     client.all([CreateModel(n, LoraSpec(8, 0)) for n in names])
-    folder = client.engine._spill_folder / "models"
+    folder = client.engine.weights.spill_folder / "models"
     fetched: list[int] = []
     hidden = client.engine._model.hidden
 
     def counted(*args: Any, **options: Any) -> torch.Tensor:
-        fetched.append(len(client.engine._adapters._live))
+        fetched.append(len(client.engine.weights.adapters._live))
         return hidden(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -184,10 +188,10 @@ def test_a_pass_fetches_only_the_adapters_that_it_trains(pair: tuple[Client, Cli
 def test_an_adapter_between_two_steps_has_no_gradient(pair: tuple[Client, Client]) -> None:
     client, name = pair[0], f"m{next(_names)}"
     client.create(name)
-    adapter = client.engine._adapters[name]
+    adapter = client.engine.weights.adapters[name]
     idle_bytes = adapter.size_bytes
     client.one(train(name, make_rows(0, (9,))))
     assert adapter.size_bytes == idle_bytes + adapter.weights.nbytes
     client.one(OptimStep(name, Adam()))
     assert adapter.size_bytes == idle_bytes
-    assert client.engine._adapters.size_bytes >= idle_bytes
+    assert client.engine.weights.adapters.size_bytes >= idle_bytes

@@ -30,7 +30,7 @@ STATE = TinkerPath("run:train:0", "weights", "half")
 
 
 def _weights(client: Client, name: str) -> torch.Tensor:
-    return client.engine._adapters[name].weights.clone()
+    return client.engine.weights.adapters[name].weights.clone()
 
 
 def test_loading_with_optimizer_goes_on_bit_for_bit(start: Callable[..., Client]) -> None:
@@ -70,7 +70,7 @@ engine = TorchEngine(bases.ensure_base("nano"), Store(Path(sys.argv[1])), dtype=
 client = Client(engine)
 client.one(LoadWeights("x", TinkerPath.parse(sys.argv[3]), True))
 client.step("x", make_rows(7, (9, 14)))
-print(hashlib.sha256(engine._adapters["x"].weights.numpy().tobytes()).hexdigest())
+print(hashlib.sha256(engine.weights.adapters["x"].weights.numpy().tobytes()).hexdigest())
 engine.close()
 """
 
@@ -134,14 +134,14 @@ def test_a_diverged_loss_is_reported_as_it_is(start: Callable[..., Client]) -> N
     client = start()
     client.create("m")
     client.create("n")
-    client.engine._adapters["m"].restore(
+    client.engine.weights.adapters["m"].restore(
         torch.full_like(_weights(client, "m"), float("nan")), None, None, 0
     )
     rows = make_rows(0, (6, 9))
     sick, well = client.all([train("m", rows), train("n", rows)])
     assert np.isnan(sick.metrics["loss:sum"])
     assert np.isfinite(well.metrics["loss:sum"])
-    assert torch.isfinite(client.engine._adapters["n"].grad).all()
+    assert torch.isfinite(client.engine.weights.adapters["n"].grad).all()
 
 
 def _manifest(path: TinkerPath) -> Manifest:
