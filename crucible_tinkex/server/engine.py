@@ -204,11 +204,18 @@ class TorchEngine:
     def _abandon(self, item: Job | Batch, failure: CrucibleError) -> None:
         """A turn went wrong where nothing should: what it was for has failed."""
         if isinstance(item, Job):
-            self._finish(item, failure)
+            self._fail(item, failure)
             return
         self._scheduler.stop(item)
         for prompt in item.state.pending():
             self._answer(prompt.ticket, failure)
+
+    def _fail(self, job: Job, failure: CrucibleError) -> None:
+        """What a training request has added to a gradient goes with it."""
+        operation, work = job.operation, job.work
+        if isinstance(operation, ForwardBackward) and work is not None:
+            _failure(lambda: work.undo(self.weights.adapter(operation.model_id)))
+        self._finish(job, failure)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         """Take it off its queue, and answer."""
@@ -218,8 +225,10 @@ class TorchEngine:
     def _answer(self, job: Job, outcome: Outcome) -> None:
         self._open.discard(job)
         failure = _failure(lambda: job.done(outcome))
-        if failure is not None:
-            _log.warning("an answer could not be given: %s", failure)
+        if failure is not None and _failure(lambda: job.done(failure)) is not None:
+            _log.error(
+                "%s was asked, and its answer could not be given", type(job.operation).__name__
+            )
 
     # --- passes --------------------------------------------------------------------------------
 
@@ -236,20 +245,19 @@ class TorchEngine:
             limit = room if parts else None
             part = _outcome(lambda j=job, r=limit: self._part(j, r))  # type: ignore[misc]
             if isinstance(part, CrucibleError):
-                self._finish(job, part)
+                self._fail(job, part)
             elif part is not None:
                 parts.append(part)
                 room -= part[1].chunk.size
             if room < MIN_TOKENS:
                 break
-        for (job, work, adapter), failure in zip(parts, self._pass(parts), strict=True):
-            if failure is not None:
-                work.undo(adapter)
-                self._finish(job, failure)
-            elif work.finished:
-                self._finish(job, _outcome(work.output))
-            else:
+        for (job, _, _), outcome in zip(parts, self._pass(parts), strict=True):
+            if outcome is None:
                 self._scheduler.requeue(job)
+            elif isinstance(outcome, CrucibleError):
+                self._fail(job, outcome)
+            else:
+                self._finish(job, outcome)
 
     def _part(self, job: Job, room: int | None) -> Part | None:
         """None: its chunk does not fit; its adapter, which may lie on disk, is not touched."""
@@ -262,14 +270,17 @@ class TorchEngine:
             return None
         return job, work, self.weights.adapter(operation.model_id)
 
-    def _pass(self, parts: Sequence[Part]) -> list[CrucibleError | None]:
-        """What failed of it; a pass that fails in company is run again one by one."""
+    def _pass(self, parts: Sequence[Part]) -> list[Outcome | None]:
+        """The outcomes of what is finished; a pass that fails in company is run again one by
+        one."""
         if not parts:
             return []
         failure = _failure(lambda: run_pass(self._model, [(w, a) for _, w, a in parts]))
-        if failure is None or len(parts) == 1:
-            return [failure] * len(parts)
-        return [f for part in parts for f in self._pass([part])]
+        if failure is None:
+            return [_outcome(work.output) for _, work, _ in parts]
+        if len(parts) == 1:
+            return [failure]
+        return [outcome for part in parts for outcome in self._pass([part])]
 
     # --- sampling ------------------------------------------------------------------------------
 
@@ -299,17 +310,19 @@ class TorchEngine:
 
     def _advance(self, batch: Batch) -> None:
         state: SampleBatch[Job] = batch.state
-        finished = _outcome(lambda: state.advance(STEPS_PER_TURN))
-        if isinstance(finished, CrucibleError):
+        progress = _outcome(lambda: state.advance(STEPS_PER_TURN))
+        if isinstance(progress, CrucibleError):
             self._scheduler.stop(batch)
-            self._apart([p.ticket for p in state.pending()], finished, company=state.size)
+            self._apart([p.ticket for p in state.pending()], progress, company=state.size)
             return
-        for prompt in finished:
-            self._answer(prompt.ticket, _outcome(prompt.output))
-        if state.finished:
+        finished, is_over = progress
+        if is_over:
             self._scheduler.stop(batch)
         else:
             self._scheduler.requeue(batch)
+        for prompt in finished:
+            prompt.reported = True
+            self._answer(prompt.ticket, _outcome(prompt.output))
 
     def _apart(self, jobs: Sequence[Job], failure: CrucibleError, *, company: int) -> None:
         """What failed in company begins again alone; what was alone has failed."""

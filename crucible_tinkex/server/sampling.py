@@ -129,25 +129,21 @@ class SampleBatch(Generic[Ticket]):
         """The number of its requests, finished or not."""
         return len(self._prompts)
 
-    @property
-    def finished(self) -> bool:
-        return all(p.reported for p in self._prompts)
-
     def pending(self) -> list[Prompt[Ticket]]:
         return [p for p in self._prompts if not p.reported]
 
     @torch.inference_mode()
-    def advance(self, steps: int) -> list[Prompt[Ticket]]:
-        """Generate up to `steps` tokens per row; returns the requests that became complete."""
+    def advance(self, steps: int) -> tuple[list[Prompt[Ticket]], bool]:
+        """Generate up to `steps` tokens per row; returns the complete requests that are not
+        reported yet, and whether they are all that was left."""
         for _ in range(steps):
             self._decode() if self._steps else self._prefill()
             self._steps += 1
             if all(p.row.stop_reason for p in self._places):
                 break
-        done = [p for p in self.pending() if all(r.stop_reason for r in p.rows)]
-        for prompt in done:
-            prompt.reported = True
-        return done
+        pending = self.pending()
+        done = [p for p in pending if all(r.stop_reason for r in p.rows)]
+        return done, len(done) == len(pending)
 
     def _prefill(self) -> None:
         count, bucket = len(self._prompts), self._bucket

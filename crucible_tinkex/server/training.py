@@ -60,11 +60,8 @@ class TrainingWork:
         self._logprobs: list[FloatArray | None] = [None] * len(operation.rows)
         self._loss = 0.0
         self._chunk: Chunk | None = None
+        self._has_begun = False
         self._backup: Tensor | None = None
-
-    @property
-    def finished(self) -> bool:
-        return self._next >= len(self._groups)
 
     @property
     def chunk(self) -> Chunk:
@@ -76,13 +73,14 @@ class TrainingWork:
         return self._chunk
 
     def begin(self, adapter: Adapter) -> None:
-        """Before the first chunk: keep what `undo` needs."""
-        if self._next == 0 and self.operation.backward:
+        """Before a chunk: keep what `undo` needs, if it is the first."""
+        if not self._has_begun and self.operation.backward:
             self._backup = adapter.backup_grad()
+            self._has_begun = True
 
     def undo(self, adapter: Adapter) -> None:
         """The request has failed: the gradient is what it was before it."""
-        if self.operation.backward:
+        if self._has_begun:
             adapter.restore_grad(self._backup)
 
     def split(self, logprobs: Tensor) -> list[FloatArray]:
@@ -106,7 +104,10 @@ class TrainingWork:
         self._next += 1
         self._chunk = None
 
-    def output(self) -> ForwardOutput:
+    def output(self) -> ForwardOutput | None:
+        """None: there are more chunks."""
+        if self._next < len(self._groups):
+            return None
         rows = tuple(p for p in self._logprobs if p is not None)
         return ForwardOutput(rows, {"loss:sum": self._loss})
 
