@@ -214,7 +214,8 @@ def tokens_of(given: wire.ModelInput, base: BaseInfo, where: str) -> IntArray:
     for chunk in given.chunks:
         if chunk.type != "encoded_text":
             raise refused(f"{where} has a chunk of type {chunk.type!r}; only encoded_text works")
-    tokens = in_vocabulary(given.tokens(), base, where)
+    chunks = given.chunks
+    tokens = in_vocabulary(chunks[0].tokens if len(chunks) == 1 else given.tokens(), base, where)
     if not 0 < len(tokens) <= base.max_length:
         raise refused(f"{where} has {len(tokens)} tokens; {base.name} takes 1 to {base.max_length}")
     return tokens
