@@ -208,7 +208,8 @@ def tokens_of(given: wire.ModelInput, base: BaseInfo, where: str) -> IntArray:
     for chunk in given.chunks:
         if chunk.type != "encoded_text":
             raise refused(f"{where} has a chunk of type {chunk.type!r}; only encoded_text works")
-    tokens = given.tokens()
+    chunks = given.chunks
+    tokens = chunks[0].tokens if len(chunks) == 1 else given.tokens()
     if not 0 < len(tokens) <= base.max_length:
         raise refused(f"{where} has {len(tokens)} tokens; {base.name} takes 1 to {base.max_length}")
     return in_vocabulary(tokens, base, where)

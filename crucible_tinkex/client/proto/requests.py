@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from crucible_tinkex.client.proto.errors import MalformedError, parsed
 from crucible_tinkex.client.proto.messages import ForwardBackwardRequest as Message
-from crucible_tinkex.client.proto.tensors import Budget, get_tensor, pack, put_tensor, unpack
+from crucible_tinkex.client.proto.tensors import Budget, get_tensor, pack, put_tensor, unpack_array
 from crucible_tinkex.client.wire import (
     Chunk,
     Datum,
@@ -71,7 +71,7 @@ def _put_spans(field: Any, spans: Sequence[ProvenanceSpan] | None) -> None:
 
 
 def decode_forward_backward(data: bytes) -> ForwardBackwardCall:
-    """Raises `MalformedError`. Sparse tensors come out dense."""
+    """Raises `MalformedError`. Sparse tensors come out dense, numbers as arrays."""
     message = parsed(Message, data)
     budget = Budget()
     given = ForwardInput.model_construct(
@@ -95,7 +95,7 @@ def _config(message: Any) -> dict[str, float] | None:
 def _datum(row: Any, where: str, budget: Budget) -> Datum:
     chunks = [_chunk(chunk, f"{where}.model_input[{i}]") for i, chunk in enumerate(row.model_input)]
     inputs = {
-        name: get_tensor(tensor, what=f"{where}.{name}", budget=budget)
+        name: get_tensor(tensor, what=f"{where}.{name}", budget=budget, as_array=True)
         for name, tensor in row.loss_fn_inputs.items()
     }
     return Datum.model_construct(
@@ -110,7 +110,7 @@ def _chunk(chunk: Any, where: str) -> Chunk:
     kind = chunk.WhichOneof("chunk")
     if kind != _TEXT:
         return Chunk.model_construct(type=kind or "unknown", tokens=[])
-    tokens = unpack(chunk.encoded_text.tokens, "i", what=where)
+    tokens: Any = unpack_array(chunk.encoded_text.tokens, "i", what=where)
     return Chunk.model_construct(type=_TEXT, tokens=tokens)
 
 

@@ -73,6 +73,11 @@ def _buffered(values: Buffer) -> array[Any]:
 
 
 def unpack(data: bytes, code: Code, *, what: str) -> list[Any]:
+    return unpack_array(data, code, what=what).tolist()
+
+
+def unpack_array(data: bytes, code: Code, *, what: str) -> array[Any]:
+    """The same without a Python object per number; numpy takes it over as it is."""
     numbers = array(code)
     if len(data) % numbers.itemsize:
         raise MalformedError(f"{what} is cut: {len(data)} bytes of {numbers.itemsize} each")
@@ -80,8 +85,8 @@ def unpack(data: bytes, code: Code, *, what: str) -> list[Any]:
     if _SWAP:
         numbers.byteswap()
     if code == "H":  # bfloat16 is the upper half of a float32
-        return array("f", array("I", (n << 16 for n in numbers)).tobytes()).tolist()
-    return numbers.tolist()
+        return array("f", array("I", (n << 16 for n in numbers)).tobytes())
+    return numbers
 
 
 def put_tensor(message: Any, tensor: TensorData) -> None:
@@ -98,16 +103,17 @@ def put_tensor(message: Any, tensor: TensorData) -> None:
     message.sparse_csr.col_indices = pack(tensor.sparse_col_indices or [], "q")
 
 
-def get_tensor(message: Any, *, what: str, budget: Budget) -> TensorData:
-    """A dense tensor, whatever came. Raises `MalformedError`."""
+def get_tensor(message: Any, *, what: str, budget: Budget, as_array: bool = False) -> TensorData:
+    """A dense tensor, whatever came; `as_array`: its data may be an array instead of a list.
+    Raises `MalformedError`."""
     code = CODES.get(message.dtype)
     if code is None:
         raise MalformedError(f"{what} has the unknown dtype {message.dtype}")
     shape = list(message.shape)
     if message.WhichOneof("encoding") == "sparse_csr":
-        data = _unfolded(message.sparse_csr, code, shape, what=what, budget=budget)
+        data: Any = _unfolded(message.sparse_csr, code, shape, what=what, budget=budget)
     else:
-        data = unpack(message.dense, code, what=what)
+        data = (unpack_array if as_array else unpack)(message.dense, code, what=what)
         shape = checked_shape(shape or [len(data)], len(data), what=what)
     return TensorData.model_construct(data=data, dtype=NAMES[message.dtype], shape=shape)
 
