@@ -6,6 +6,7 @@ alone, without a session (`oracle`).
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,7 @@ def oracle(rank: int, seed: int, step: int) -> FakeWeights:
 def measured() -> Mapping[tuple[str, int], Mapping[str, float]]:
     """Of every trial and step, what an undisturbed sweep measures."""
     with tempfile.TemporaryDirectory() as folder:
-        world = World(Path(folder), 0)
+        world = World(Path(folder), random.Random(0))
         world.asked = Asked(RANKS, SEEDS, STEPS, False, 4, 0, 1, 0)
         assert world.run() is None
         trials = world.state.trials.values()
@@ -196,9 +197,9 @@ def check_nothing_repeated(world: World, before: SweepState, after: SweepState, 
     assert failed or steps <= missing, f"I1: {steps} steps trained, {missing} were missing"
 
 
-def live(folder: Path, seed: int) -> World:
+def live(folder: Path, rng: random.Random) -> World:
     """A whole life of a sweep: disturbed runs, then one undisturbed, judged after each part."""
-    world = play(folder, seed)
+    world = play(folder, rng)
     before, trained = check(world), world.backend.calls.count("optim_step")
     error = world.run()
     after = check(world)

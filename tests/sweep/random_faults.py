@@ -220,9 +220,8 @@ class FaultyBackend(FakeBackend):
 class World:
     """One sweep in one folder, its service, and who drives it now."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.seed = seed
-        self.rng = random.Random(seed)
+    def __init__(self, folder: Path, rng: random.Random) -> None:
+        self.rng = rng
         self.paths = SweepPaths.of(folder, "s")
         self.schedule = Schedule(self.rng)
         self.backend = FaultyBackend(self)
@@ -416,9 +415,9 @@ class World:
         )
 
 
-def play(folder: Path, seed: int) -> World:
+def play(folder: Path, rng: random.Random) -> World:
     """Up to three runs that are disturbed, and amended in between."""
-    world = World(folder, seed)
+    world = World(folder, rng)
     for _ in range(world.rng.randrange(1, 4)):
         world.run(schedule=Schedule.drawn(world.rng))
         if world.rng.random() < 0.4:
