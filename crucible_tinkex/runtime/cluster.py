@@ -41,6 +41,12 @@ START_S = 180.0
 ACTORS_S = 90.0
 """Its actors follow in a second."""
 HEAD_PORT = "RAY_GCS_SERVER_PORT"
+VARIABLES = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_prestart_worker_first_driver": "0",
+}
+"""The last: else Ray waits for workers in C++, where neither a deadline nor Ctrl-C reaches it."""
 PROBE_S = 5.0
 POLL_S = 2.0
 LOST_S = 20.0
@@ -76,14 +82,15 @@ class Runtime:
         that ends meanwhile takes it along.
         """
         started: Future[Runtime] = Future()
-        threading.Thread(target=cls._start, args=(address, started), daemon=True).start()
-        try:
-            async with asyncio.timeout(deadline_s):
-                return await asyncio.wrap_future(started)
-        except TimeoutError:
-            raise RayStartError(_why(address, f"no answer within {deadline_s:.0f} s")) from None
-        finally:
-            started.cancel()
+        with _environment(address):
+            threading.Thread(target=cls._start, args=(address, started), daemon=True).start()
+            try:
+                async with asyncio.timeout(deadline_s):
+                    return await asyncio.wrap_future(started)
+            except TimeoutError:
+                raise RayStartError(_why(address, f"no answer within {deadline_s:.0f} s")) from None
+            finally:
+                started.cancel()
 
     @classmethod
     def _start(cls, address: str | None, started: Future[Runtime]) -> None:
@@ -213,10 +220,6 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS") or None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Else Ray waits for workers in C++, where neither a deadline nor Ctrl-C reaches it.
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         _probe(address)
@@ -224,26 +227,32 @@ def connect(address: str | None) -> None:
     else:
         options |= {"address": "local", "include_dashboard": False}
         options["object_store_memory"] = STORE_BYTES
-    try:
-        _init(address, options)
-    except RayStartError:  # once more: a machine under load needs longer than Ray gives itself
-        _init(address, options)
+    with _environment(address):
+        try:
+            _init(address, options)
+        except RayStartError:  # once more: a loaded machine needs longer than Ray gives itself
+            _init(address, options)
 
 
 def _init(address: str | None, options: Mapping[str, Any]) -> None:
     try:
-        with contextlib.nullcontext() if address else _known_port():
-            ray.init(**options)
+        ray.init(**options)
     except Exception as e:  # Ray's own are of many kinds, RuntimeError among them
         ray.shutdown()
         raise RayStartError(_why(address, str(e) or repr(e))) from e
 
 
 @contextlib.contextmanager
-def _known_port() -> Iterator[None]:
-    """Tell Ray the port of its head: else it waits up to 30 seconds for the head to name one, in
-    C++, where neither a deadline nor Ctrl-C reaches it."""
-    if HEAD_PORT in os.environ:
+def _environment(address: str | None) -> Iterator[None]:
+    """What Ray is told by environment variables; the user's own count. Set by the thread that
+    starts other processes: the system may not find what another thread is changing.
+
+    Ray is told the port of its head, else it waits up to 30 seconds for the head to name one, in
+    C++, where neither a deadline nor Ctrl-C reaches it.
+    """
+    for name, value in VARIABLES.items():
+        os.environ.setdefault(name, value)
+    if address or os.environ.get("RAY_ADDRESS") or HEAD_PORT in os.environ:
         yield
         return
     with socket.create_server(("", 0)) as free:

@@ -10,8 +10,9 @@ import asyncio
 import json
 import socket
 import struct
+from array import array
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,8 +52,17 @@ class Seen:
         data = zstandard.ZstdDecompressor().decompress(self.body) if packed else self.body
         call = proto.decode_forward_backward(data)
         part = "forward_input" if call.forward_only else "forward_backward_input"
-        given = call.given.model_dump(exclude_none=True)
-        return {"model_id": call.model_id, "seq_id": call.seq_id, part: given}
+        given = call.given.model_dump(exclude_none=True, warnings=False)
+        return {"model_id": call.model_id, "seq_id": call.seq_id, part: _lists(given)}
+
+
+def _lists(value: Any) -> Any:
+    """With lists in place of arrays."""
+    if isinstance(value, Mapping):
+        return {k: _lists(v) for k, v in value.items()}
+    if isinstance(value, (list, array)):
+        return [_lists(v) for v in value]
+    return value
 
 
 @dataclass
