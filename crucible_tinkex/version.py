@@ -1,4 +1,4 @@
 """The version of this package, a constant: it is known also where the package is only unpacked,
 as in a working folder that Ray ships, and has no metadata. The build reads it from here."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"

@@ -48,9 +48,10 @@ from crucible_tinkex.errors import (
     ServiceError,
     ServiceUnavailableError,
 )
+from crucible_tinkex.version import VERSION
 
 T = TypeVar("T")
-USER_AGENT = "crucible-tinkex/0.1.0"
+USER_AGENT = f"crucible-tinkex/{VERSION}"
 LOST: frozenset[int] = frozenset({410})
 NONE: frozenset[int] = frozenset()
 NOT_YET = Reply(408, (), b"")
