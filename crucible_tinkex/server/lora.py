@@ -3,10 +3,10 @@
 A pass holds the tokens of several requests one after another, [1, M, d]; a `Segment` says which
 stretch belongs to which adapter. The base's product is over all M tokens; each adapter adds
 `scale * (x @ A) @ B` on its own stretch. Neighbouring segments of one size and layout form a
-`Stack`: their products are one batch of products, which costs a fifth of as many small ones.
+`Stack`: in fp32 their products are one batch, which costs a fifth of as many small ones.
 Guarantees: what a segment gets depends on its own tokens only (its LoRA products have the shape of
 the segment, the base's are made of tiles of one size, see `products`, and the members of a batch of
-products do not depend on how many there are, which the tests verify); rank columns beyond an
+products are made one by one where they would depend on how many there are); rank columns beyond an
 adapter's rank stay exactly 0, because both of their gradients are 0.
 Not here: the output layer (`head`), whose logits are never kept whole.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from crucible_tinkex.server.operations import HEAD, LoraSpec
-from crucible_tinkex.server.products import PACKED, tiled
+from crucible_tinkex.server.products import PACKED, add_each, each, tiled
 
 RANK_BUCKETS = (8, 16, 32, 64, 128, 256)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -160,14 +160,14 @@ class Stack:
         """Add the adapters' share to this stack's part of `y`, [1, M, d_out], in place; returns
         x @ A, which backward needs."""
         if self._filled is None:
-            u = torch.bmm(self.rows(x), pair[0])
-            self.rows(y).baddbmm_(u, pair[1], alpha=self.scale)
+            u = each(self.rows(x), pair[0])
+            add_each(self.rows(y), u, pair[1], self.scale)
             return u
         taken, real = self._filled
         rows = x[0].index_select(0, taken).view(self.count, -1, x.shape[2])
         out = y[0].index_select(0, taken).view(self.count, -1, y.shape[2])
-        u = torch.bmm(rows, pair[0])
-        out.baddbmm_(u, pair[1], alpha=self.scale)
+        u = each(rows, pair[0])
+        add_each(out, u, pair[1], self.scale)
         y[0, self.start : self.end] = out.view(-1, y.shape[2]).index_select(0, real)
         return u
 
@@ -299,11 +299,11 @@ class _Trained(torch.autograd.Function):
                 continue
             into_a, into_b = s.grads[ctx.index]
             g = s.rows(gy)
-            du = torch.bmm(g, pair[1].mT).mul_(s.scale)
-            into_b.baddbmm_(u.mT, g, beta=0, alpha=s.scale)
-            torch.bmm(s.rows(x).mT, du, out=into_a)
+            du = each(g, pair[1].mT).mul_(s.scale)
+            add_each(into_b.zero_(), u.mT, g, s.scale)
+            add_each(into_a.zero_(), s.rows(x).mT, du)
             if gx is not None:
-                s.rows(gx).baddbmm_(du, pair[0].mT)
+                add_each(s.rows(gx), du, pair[0].mT)
         return gx, None, None, None, None, None
 
 

@@ -35,3 +35,24 @@ def in_tiles(product: Callable[[Tensor], Tensor], x: Tensor, tile: int) -> Tenso
         x = F.pad(x, (0, 0, 0, filling))
     parts = [product(x[first : first + tile]) for first in range(0, len(x), tile)]
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[:rows]
+
+
+def each(a: Tensor, b: Tensor) -> Tensor:
+    """[n, m, k] times [n, k, l]. In bf16 on a CPU one after another, because there a batch of them
+    has, for some shapes, other bits than one alone."""
+    if _may_be_batch(a):
+        return torch.bmm(a, b)
+    return torch.stack([torch.mm(x, y) for x, y in zip(a, b, strict=True)])
+
+
+def add_each(out: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+    """Add `scale` times `each(a, b)` to `out` in place."""
+    if _may_be_batch(a):
+        out.baddbmm_(a, b, alpha=scale)
+        return
+    for into, x, y in zip(out, a, b, strict=True):
+        into.addmm_(x, y, alpha=scale)
+
+
+def _may_be_batch(a: Tensor) -> bool:
+    return a.dtype != torch.bfloat16 or a.device.type != "cpu"
