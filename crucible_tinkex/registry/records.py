@@ -121,6 +121,10 @@ class TrialRecord:
         at_rung = self.target in self.results and self.target < self.total_steps
         return self.state == RUNNING and at_rung
 
+    def knows_checkpoint(self, path: str) -> bool:
+        """Whether it was announced or committed, and neither lost nor deleted."""
+        return path in self.intents.values() or any(c.path == path for c in self.checkpoints)
+
     def resumable(self) -> tuple[CheckpointRecord, ...]:
         """Its checkpoints, the newest first."""
         return tuple(sorted(self.checkpoints, key=_by_age, reverse=True))

@@ -139,7 +139,7 @@ class Registry:
 
     async def intend_checkpoint(self, trial_id: str, attempt: int, path: str) -> None:
         trial = self._current(trial_id, attempt)
-        if path not in (*trial.intents.values(), *(c.path for c in trial.checkpoints)):
+        if not trial.knows_checkpoint(path):
             self._stage({"type": "intent", "trial_id": trial_id, "path": path})
         await self._journal.flush()
 
@@ -152,7 +152,7 @@ class Registry:
 
     async def lose_checkpoint(self, trial_id: str, attempt: int, path: str, reason: str) -> None:
         trial = self._current(trial_id, attempt)
-        if path in (*trial.intents.values(), *(c.path for c in trial.checkpoints)):
+        if trial.knows_checkpoint(path):
             record = {"type": "checkpoint_lost", "trial_id": trial_id}
             self._stage({**record, "path": path, "reason": reason})
         await self._journal.flush()

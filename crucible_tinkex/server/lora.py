@@ -300,8 +300,8 @@ class _Trained(torch.autograd.Function):
             into_a, into_b = s.grads[ctx.index]
             g = s.rows(gy)
             du = each(g, pair[1].mT).mul_(s.scale)
-            add_each(into_b.zero_(), u.mT, g, s.scale)
-            add_each(into_a.zero_(), s.rows(x).mT, du)
+            add_each(into_b, u.mT, g, s.scale)
+            add_each(into_a, s.rows(x).mT, du)
             if gx is not None:
                 add_each(s.rows(gx), du, pair[0].mT)
         return gx, None, None, None, None, None

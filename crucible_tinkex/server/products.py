@@ -1,9 +1,10 @@
-"""Products with a frozen matrix whose rows do not depend on each other's number.
+"""Products whose bits do not depend on how many others are made with them.
 
 A CPU's library chooses its kernel, and with it the order in which a row's terms are added, by how
 many rows there are: bf16 on AMX, and fp32 on two threads, give a row other last bits in company
-than alone. So a product is made of tiles of always the same number of rows, the last one filled up;
-within one shape a row's bits do not depend on its place (`tests/server/test_server_products.py`).
+than alone. So the base's products are made of tiles of always the same number of rows, the last one
+filled up; within one shape a row's bits do not depend on its place. The adapters' have the shape of
+their own request, one after another (`tests/server/test_server_products.py`).
 Measured for SmolLM2's shapes in bf16 on AMX, one thread: tiles of 128 take 1.6 to 1.9 times as long
 as one product of 512 or 1,024 rows.
 """
