@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ FLOW = Path(__file__).parent / "sdk_flow.py"
 CLIENT_FLOW = Path(__file__).parent / "client_flow.py"
 FLAGS = {"fwdbwd_max_chunk_len": 2}
 """Many small chunks, so that a request of nine rows goes out of order."""
+_CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 _PYTHON = f"py{sys.version_info.major}{sys.version_info.minor}"
 OLD_VERSIONS = ("0.25.0", "0.22.2")
 _CODE = """
@@ -124,7 +126,8 @@ def sdk_python(version: str) -> Path:
 
 def cookbook_python(version: str) -> Path:
     """The Python of an environment with this cookbook, our SDK and our torch."""
-    folder = _environment(f"cookbook-{version}-{_PYTHON}")
+    lent = hashlib.sha256(_CONSTRAINTS.read_bytes()).hexdigest()[:8]  # pip adds what these lack
+    folder = _environment(f"cookbook-{version}-{_PYTHON}-{lent}")
     _lend(folder)
     _install(folder, f"tinker-cookbook[math-rl]=={version}")
     return folder / "bin" / "python"
