@@ -1,8 +1,9 @@
 """The two data sets of the recorded benchmark: made up, seeded, hard enough to be learnt slowly.
 
-`classify`: three words, two of one kind and one of another, in any order; the answer is the letter
-of the kind, and one answer in ten is drawn blindly, so that the loss has a floor as real data has.
-`copy`: four letters and the instruction to copy or to flip them.
+`classify`: two words of one kind; the answer is the votes of six people on the kind, of which one
+in five is drawn blindly. `copy`: an instruction and a word; the answer is the word, as it is or in
+capitals, with one letter in ten drawn blindly. What is blind gives the loss a floor, as real data
+has, and many answered tokens a row keep seeds from deciding what the settings should.
 """
 
 from __future__ import annotations
@@ -12,32 +13,30 @@ import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-ROWS = {"train": 2048, "eval": 48}
+ROWS = {"train": 2048, "eval": 40}
 SEEDS = {"train": 1, "eval": 2}
-BLIND = 0.1
+VOTES = 6
 KINDS = {
     "a": ("sun", "rain", "snow", "wind", "cloud", "storm"),
     "b": ("cat", "dog", "fox", "owl", "bee", "ant"),
     "c": ("bread", "rice", "soup", "cake", "milk", "tea"),
     "d": ("red", "blue", "green", "pink", "grey", "gold"),
 }
-LETTERS = "abcdefgh"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 Row = dict[str, str]
 
 
 def classify(draw: random.Random) -> Row:
     kind = draw.choice(list(KINDS))
-    others = [word for other, words in KINDS.items() if other != kind for word in words]
-    words = [*draw.sample(KINDS[kind], 2), draw.choice(others)]
-    draw.shuffle(words)
-    answer = kind if draw.random() >= BLIND else draw.choice(list(KINDS))
-    return {"prompt": f"{' '.join(words)} >", "completion": answer}
+    votes = [kind if draw.random() >= 0.2 else draw.choice(list(KINDS)) for _ in range(VOTES)]
+    return {"prompt": f"{' '.join(draw.sample(KINDS[kind], 2))} >", "completion": "".join(votes)}
 
 
 def copy(draw: random.Random) -> Row:
-    text = "".join(draw.choice(LETTERS) for _ in range(4))
-    verb = draw.choice(("copy", "flip"))
-    return {"prompt": f"{verb} {text}>", "completion": text if verb == "copy" else text[::-1]}
+    word = draw.choice([word for words in KINDS.values() for word in words])
+    verb = draw.choice(("copy", "caps"))
+    said = "".join(c if draw.random() >= 0.1 else draw.choice(LETTERS) for c in word)
+    return {"prompt": f"{verb} {word}>", "completion": said if verb == "copy" else said.upper()}
 
 
 TASKS: Mapping[str, Callable[[random.Random], Row]] = {"classify": classify, "copy": copy}
