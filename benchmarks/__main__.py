@@ -1,6 +1,6 @@
 """`make bench`: all benchmarks but `sessions`, which takes six minutes and 8 GB, and `telemetry`,
 which takes five, or those named: `python -m benchmarks engine sampling server sessions client
-telemetry overhead throughput scale`."""
+telemetry overhead throughput scale priors replay`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from benchmarks import (
     client_cost,
     engine_speed,
     overhead,
+    priors,
+    replay,
     sampling_speed,
     scale,
     server_cost,
@@ -37,6 +39,10 @@ def _scale() -> Iterator[str]:
     yield scale.growth()
 
 
+def _replay() -> Iterator[str]:
+    yield from replay.tables(1000)
+
+
 def _one(make: Callable[[], str]) -> Callable[[], Iterator[str]]:
     def tables() -> Iterator[str]:
         yield make()
@@ -54,6 +60,8 @@ BENCHMARKS: Mapping[str, Callable[[], Iterator[str]]] = {
     "overhead": _one(lambda: overhead.table(overhead.run())),
     "throughput": _one(lambda: throughput.table(throughput.run())),
     "scale": _scale,
+    "priors": _one(priors.run),
+    "replay": _replay,
 }
 ONLY_IF_NAMED = {"sessions", "telemetry"}
 

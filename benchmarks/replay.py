@@ -268,7 +268,7 @@ def experience(others: Sequence[Surface]) -> list[Record]:
             batch_size=point["train.batch_size"],
             steps=surface.total,
             metric=float(loss),
-            sweep=f"{surface.task} {point['optimizer.schedule']}",
+            sweep=f"{surface.task} {point.get('optimizer.schedule')}",
         )
         for surface in others
         for point, loss in zip(surface.points, surface.losses[:, -1], strict=True)

@@ -1,9 +1,9 @@
 """How `auto` spends: how many configurations it looks at, up to which rungs, and who goes on.
 
-The recipe: what the prior holds likely is trained up to one early rung; a few go on to a second, the
-best of those to the end; then the neighbours of the leader, one setting changed by one place, are
-tried in the same way until none is better. Early rungs mislead in one direction, as a rate that is
-too high looks good early and one that is a little lower wins late; the neighbours are what makes up
+The recipe: what the prior holds likely is trained up to one early rung; a few go on to a second,
+the best of those to the end; then the neighbours of the leader, one setting changed by one place,
+are tried in the same way until none is better. Early rungs mislead in one direction, as a rate
+that is too high looks good early and one that is a little lower wins late; the neighbours make up
 for that. All are pure functions, so a resumed sweep plans the same again; measured against the
 other strategies in `benchmarks/replay.py`.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-FIRST_SHARE, SECOND_SHARE = 1 / 9, 1 / 3
+FIRST_SHARE, SECOND_SHARE = 1 / 20, 1 / 3
 """Where the two rungs lie between the start and the end of a trial."""
 KEEP_FIRST = 6
 """How many pass the first rung."""
