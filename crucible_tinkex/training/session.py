@@ -134,12 +134,12 @@ class Session:
         for checkpoint in grant.checkpoints:
             try:
                 training = await self._service.create_training_from_state(checkpoint.path)
-                await self._verify(training, checkpoint)
             except CrucibleError as error:
                 if not speaks_of_checkpoint(error):
                     raise
                 lost.append((checkpoint, error))
             else:
+                await self._verify(training, checkpoint)
                 self._saved_step = self._report.step = checkpoint.step
                 self._found.restore(checkpoint.metrics)
                 break
