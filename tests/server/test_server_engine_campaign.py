@@ -20,7 +20,7 @@ import pytest
 import torch
 from server_client import Client, make_rows, train
 
-import crucible_tinkex.server.engine as engine_module
+import crucible_tinkex.server.engine.engine as engine_module
 from crucible_tinkex.errors import CrucibleError
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server.operations import (

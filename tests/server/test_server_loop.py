@@ -17,7 +17,8 @@ import httpx
 import pytest
 from app_client import AppClient
 
-from crucible_tinkex.server import bases, bodies, checks, exports
+from crucible_tinkex.server import bases, bodies, exports
+from crucible_tinkex.server.sessions import checks
 
 WAIT_S = 5.0
 
