@@ -25,6 +25,7 @@ from starlette.types import Receive, Scope, Send
 import crucible_tinkex.protocol.wire as wire
 from crucible_tinkex.errors import ConfigError, CrucibleError, ServiceError, StorageError
 from crucible_tinkex.protocol.proto import MalformedError
+from crucible_tinkex.server.bodies import ForwardRequest
 from crucible_tinkex.server.operations import Engine, Operation
 from crucible_tinkex.server.sessions import checks
 from crucible_tinkex.server.sessions.checks import refused
@@ -196,7 +197,7 @@ class App:
         request_id = self.service.operations.forward(decoded, operation, size_bytes)
         return _json(wire.FutureEnvelope(request_id=request_id, model_id=decoded.model_id))
 
-    def _checked(self, decoded: codec.ForwardRequest) -> Operation | CrucibleError:
+    def _checked(self, decoded: ForwardRequest) -> Operation | CrucibleError:
         """A refusal is an answer, not an exception: it has a place in the model's order."""
         try:
             return checks.forward(
