@@ -256,12 +256,11 @@ async def test_large_batches_are_cut_and_merged(
 
 
 def test_cut_by_bytes() -> None:
-    pieces = list(cut([row(100_000)] * 7, max_rows=MAX_ROWS, max_bytes=MAX_BYTES))
-    assert [len(p) for p in pieces] == [3, 3, 1]
-    assert [len(p) for p in cut([row(900_000)] * 2, max_rows=MAX_ROWS, max_bytes=MAX_BYTES)] == [
-        1,
-        1,
-    ]
+    def sizes(data: list[Datum]) -> list[int]:
+        return [len(piece) for piece in cut(data, max_rows=MAX_ROWS, max_bytes=MAX_BYTES)]
+
+    assert sizes([row(100_000)] * 7) == [3, 3, 1]
+    assert sizes([row(900_000)] * 2) == [1, 1]
 
 
 def test_merge_by_suffix() -> None:
