@@ -231,9 +231,9 @@ def serve(
     exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", hidden=True)] = False,
 ) -> None:
     """Run the embedded Tinker-compatible server alone."""
-    from crucible_tinkex.server.limits import Limits
-    from crucible_tinkex.server.serve import ServeOptions
-    from crucible_tinkex.server.serve import serve as run_server
+    from crucible_tinkex.server.sessions.limits import Limits
+    from crucible_tinkex.server.web.serve import ServeOptions
+    from crucible_tinkex.server.web.serve import serve as run_server
 
     run_server(
         ServeOptions(

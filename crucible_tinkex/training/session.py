@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
-from crucible_tinkex.client.wire import ForwardBackwardOutput, LoraConfig, OptimStepResponse
 from crucible_tinkex.errors import CrucibleError, StaleAttemptError, TrialFailedError
 from crucible_tinkex.names import TinkerPath, checkpoint_name
+from crucible_tinkex.protocol.wire import ForwardBackwardOutput, LoraConfig, OptimStepResponse
 from crucible_tinkex.registry import (
     DONE,
     FAILED,

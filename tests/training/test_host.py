@@ -9,13 +9,13 @@ import pytest
 from trial_bench import STEPS, Bench, make_plan
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient
-from crucible_tinkex.client.wire import ForwardBackwardOutput
 from crucible_tinkex.errors import (
     AuthenticationError,
     ConfigError,
     OperationFailedError,
     StorageError,
 )
+from crucible_tinkex.protocol.wire import ForwardBackwardOutput
 from crucible_tinkex.registry import DONE, FAILED, PAUSED, PENDING, RUNNING, STOPPED
 from crucible_tinkex.testing import FakeService
 from crucible_tinkex.training.data import SweepData

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from trial_bench import DATA, STEPS, Bench, make_plan
 
-from crucible_tinkex.client.watch import ACTIVE, QueueState, RequestRecord
+from crucible_tinkex.client.http.watch import ACTIVE, QueueState, RequestRecord
 from crucible_tinkex.datasets import batch_indices
 from crucible_tinkex.errors import (
     AuthenticationError,

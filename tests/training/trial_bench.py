@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from memory_registry import MemoryRegistry, Trial
 
-from crucible_tinkex.client.watch import Observer
+from crucible_tinkex.client.http.watch import Observer
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.events import KINDS

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from crucible_tinkex.client.interface import TrainingClient
-from crucible_tinkex.client.wire import AdamParams, Datum, ForwardBackwardOutput
+from crucible_tinkex.protocol.wire import AdamParams, Datum, ForwardBackwardOutput
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.plan import TrialPlan
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from crucible_tinkex.client.interface import TrainingClient
-from crucible_tinkex.client.loss import cross_entropy
-from crucible_tinkex.client.wire import AdamParams, ForwardBackwardOutput
+from crucible_tinkex.client.model.loss import cross_entropy
 from crucible_tinkex.datasets import batch_indices, epoch_of
+from crucible_tinkex.protocol.wire import AdamParams, ForwardBackwardOutput
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.datums import datum, total_weight
