@@ -60,8 +60,9 @@ class Sweep:
         rows = []
         for trial in ranked(state):
             fixed = {"trial_id": trial.trial_id, "trial": trial.run_name, "seed": trial.seed}
-            where = {"reference": trial.reference, "state": trial.state, "step": trial.step}
-            rows.append({**fixed, **trial.values, **where, **objective.metrics(trial)})
+            where = {"phase": trial.phase, "reference": trial.reference}
+            now = {"state": trial.state, "step": trial.step}
+            rows.append({**fixed, **trial.values, **where, **now, **objective.metrics(trial)})
         columns = list(dict.fromkeys(k for row in rows for k in row))
         return pa.table({c: [row.get(c) for row in rows] for c in columns})
 

@@ -51,6 +51,11 @@ class SearchSection(Section):
     """Dotted key to a list of values or a range."""
     configs: tuple[dict[str, AxisValue], ...] = ()
     """The configurations of strategy `list`: tables of dotted keys."""
+    confirm: int = Field(default=0, ge=0, le=1000)
+    """After the search, train the leaders again with so many fresh seeds; the winner's value is
+    then read from these alone."""
+    confirm_top: int = Field(default=3, ge=1, le=1000)
+    """How many leaders are confirmed."""
     reference: bool = True
     """Also evaluate the untrained base model, as a row to compare with."""
     stopping: StoppingSection = StoppingSection()

@@ -18,12 +18,15 @@ from crucible_tinkex.registry import (
     PAUSED,
     PENDING,
     RUNNING,
+    SEARCH,
+    STOPPED,
     Decision,
     SweepState,
     TrialRecord,
 )
-from crucible_tinkex.registry.records import declared
+from crucible_tinkex.registry.records import DecisionKind, declared
 from crucible_tinkex.search.stopping import StoppingRule, Verdict
+from crucible_tinkex.sweep.confirming import confirmation_seeds, next_confirmations
 from crucible_tinkex.sweep.planner import Planner
 from crucible_tinkex.sweep.rungs import Rung
 from crucible_tinkex.training.plan import TrialPlan
@@ -57,19 +60,38 @@ class Policy:
 
     @property
     def planned(self) -> int:
-        return self._asker.planned
+        search = self._planner.experiment.search
+        leaders = min(search.confirm_top, self._asker.planned)
+        return self._asker.planned + len(confirmation_seeds(search)) * leaders
 
-    def resume(self, state: SweepState, *, retry: Collection[str] = ()) -> list[Decision]:
+    def resume(
+        self,
+        state: SweepState,
+        *,
+        retry: Collection[str] = (),
+        answering: Collection[str] = (),
+    ) -> list[Decision]:
         """What a new run takes up again: trials that were lost, those that failed and are in
-        `retry`, and those that are now asked for another number of steps, whether they are done
-        or on their way."""
-        return [d for t in state.trials.values() for d in self._taken_up(t, retry)]
+        `retry`, those that somebody paused, and those that are now asked for another number of
+        steps, whether they are done or on their way."""
+        trials = [t for t in state.trials.values() if t.trial_id not in answering]
+        return [d for t in trials for d in self._taken_up(t, retry)]
+
+    def further(self, trial: TrialRecord) -> list[Decision]:
+        """A trial is done. If it was asked to go further while it trained, it does."""
+        return list(self._taken_up(trial, ()))
 
     def _taken_up(self, trial: TrialRecord, retry: Collection[str]) -> Iterator[Decision]:
         if trial.state == FAILED and trial.trial_id in retry:
             yield Decision("retry", trial.trial_id, reason="a person asked to try it again")
         elif trial.state == LOST:
             yield Decision("retry", trial.trial_id, reason="a new run tries what was lost again")
+        if trial.state == PAUSED and trial.hold:
+            goal = self._planner.of(trial).total_steps
+            rung = min(trial.target, goal)
+            reason = f"it was paused by a {trial.hold}, and a new run goes on"
+            yield Decision("advance", trial.trial_id, rung, goal, reason)
+            return
         if trial.reference or not (trial.state in (DONE, LOST) or is_waiting(trial)):
             return
         goal = self._planner.of(trial).total_steps
@@ -83,24 +105,70 @@ class Policy:
     ) -> list[Decision]:
         """`slots`: sessions that may be open at the same time. `answering`: trials whose sessions
         are in the middle of something; nothing is decided on them, whatever the journal has."""
+        if state.held:
+            return []
         free = slots - len(state.active)  # below 0: some that were promoted wait for a slot
         new = self._asker.ask(state, max(0, free) + 1)
         crowded = bool(new) or free < 0
         judged = list(self._judged(state, answering, more=bool(new), crowded=crowded))
         room = free + sum(_room(state.trials[d.trial_id], d) for d in judged)
         started = [self._start(p) for p in new[: max(0, room)]]
-        decisions = judged + started
-        if not decisions and not state.open and not new and state.ended is None:
-            decisions.append(Decision("end", reason="no trial is left to ask for or to train"))
-        return decisions
+        return judged + started or ([] if new else list(self._last(state, free, answering)))
+
+    def _last(self, state: SweepState, free: int, answering: Collection[str]) -> Iterator[Decision]:
+        """When the search has nothing more to ask for or to judge: see that somebody was trained to
+        the end, then confirm the leaders, then end."""
+        if state.ended is not None or any(t.phase == SEARCH for t in state.open.values()):
+            return
+        if not state.open and (again := self._best_stopped(state)):
+            if again.trial_id in answering:
+                return
+            yield self._advance(
+                again,
+                max(again.target, again.step),
+                self._planner.of(again).total_steps,
+                "nobody was trained to the end, and this is the best of those that were stopped",
+            )
+            return
+        plans = next_confirmations(state, self._planner)
+        first = len(state.trials)
+        for i, plan in enumerate(plans[: max(0, free)]):
+            numbered = self._planner.plan(plan.values, plan.seed, index=first + i, phase=plan.phase)
+            yield self._begin("confirm", numbered, "a leader of the search, with a fresh seed")
+        if not plans and not state.open:
+            yield Decision("end", reason="no trial is left to ask for or to train")
+
+    def _best_stopped(self, state: SweepState) -> TrialRecord | None:
+        """The best of those that were stopped furthest on, if no trial of the search is done."""
+        trials = [t for t in state.trials.values() if not t.reference and t.phase == SEARCH]
+        if any(t.state == DONE for t in trials):
+            return None
+        stopped = [t for t in trials if t.state == STOPPED and t.results]
+        return min(stopped, key=lambda t: (-t.metrics_step, self._loss(t), t.index), default=None)
+
+    def _loss(self, trial: TrialRecord) -> float:
+        value = self._sign * trial.metrics.get(self._metric, math.nan)
+        return math.inf if math.isnan(value) else value
 
     def _start(self, plan: TrialPlan) -> Decision:
+        reason = "the next configuration of the search" if plan.values else "as declared"
+        return self._begin("start", plan, reason)
+
+    def fork(self, plan: TrialPlan) -> Decision:
+        """A clone of another trial; it waits for a slot like one that was promoted."""
+        assert plan.origin
+        where = f"from its step {plan.origin.step}" if plan.origin.warm else "from the base"
+        return self._begin("fork", plan, f"a clone of trial {plan.origin.parent}, {where}")
+
+    def _begin(self, kind: DecisionKind, plan: TrialPlan, reason: str) -> Decision:
+        goal, begun = plan.total_steps, plan.origin.step if plan.origin else 0
+        rungs = (goal,) if kind == "confirm" else self._rule.rungs(goal)
         return Decision(
-            "start",
+            kind,
             plan.trial_id,
-            to_step=self._rule.rungs(plan.total_steps)[0],
-            total_steps=plan.total_steps,
-            reason="the next configuration of the search" if plan.values else "as declared",
+            to_step=next((r for r in rungs if r > begun), goal),
+            total_steps=goal,
+            reason=reason,
             trial=declared(plan),
         )
 

@@ -10,7 +10,7 @@ import heapq
 import math
 from bisect import bisect_left, insort
 
-from crucible_tinkex.registry import PAUSED, SweepState, TrialRecord
+from crucible_tinkex.registry import CONFIRM, PAUSED, SweepState, TrialRecord
 
 
 class Rung:
@@ -49,7 +49,7 @@ class Rung:
         self._seen_paused = len(paused)
 
     def _measure(self, trial: TrialRecord) -> None:
-        if trial.reference:
+        if trial.reference or trial.phase == CONFIRM:
             return
         value = self._sign * trial.results[self._step].get(self._metric, math.nan)
         loss = math.inf if math.isnan(value) else value
@@ -62,7 +62,7 @@ class Rung:
         """The best of those that are paused here; it is `give_back`'s to keep."""
         while self._paused:
             trial = state.trials[heapq.heappop(self._paused)[2]]
-            if trial.state == PAUSED and trial.target == self._step:
+            if trial.state == PAUSED and trial.target == self._step and not trial.hold:
                 return trial
         return None
 
