@@ -8,7 +8,7 @@ incomparable is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from crucible_tinkex.client.address import Address
 from crucible_tinkex.config import EMBEDDED, Experiment, ServiceSection
+from crucible_tinkex.config.section import set_dotted
 from crucible_tinkex.datasets import (
     Row,
     Tokenizer,
@@ -34,6 +35,7 @@ from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule
 from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.storage import storage_errors
 from crucible_tinkex.sweep.asking import ListedTrials
+from crucible_tinkex.sweep.control import Inbox
 from crucible_tinkex.sweep.planner import Planner
 from crucible_tinkex.sweep.policy import Policy
 from crucible_tinkex.training.data import SweepData
@@ -225,8 +227,20 @@ def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
 
 
 def load_sweep(storage: str | Path, name: str) -> Experiment:
-    """The experiment of an existing sweep, to resume it."""
+    """The experiment of an existing sweep, to resume it, with the extensions that wait there."""
     paths = SweepPaths.of(storage, name)
     if not paths.resolved.exists():
         raise ConfigError(f"no sweep {name!r} in {paths.root.parent}; `crucible list` shows them")
-    return Experiment.loaded(read_resolved(paths)["experiment"], folder=paths.root)
+    experiment = Experiment.loaded(read_resolved(paths)["experiment"], folder=paths.root)
+    for command in Inbox(paths).waiting():
+        if command.kind == "extend":
+            experiment = extended(experiment, command.settings, paths)
+    return experiment
+
+
+def extended(experiment: Experiment, settings: Mapping[str, Any], paths: SweepPaths) -> Experiment:
+    """The experiment of a sweep with dotted keys changed. Raises `ConfigError`."""
+    raw = experiment.stored(paths.root)
+    for key, value in settings.items():
+        set_dotted(raw, key, value)
+    return Experiment.loaded(raw, folder=paths.root, source="--set")

@@ -22,6 +22,10 @@ def trial(bench: Bench, index: int = 0) -> TrialRecord:
     return list(bench.state.trials.values())[index]
 
 
+def saved(bench: Bench) -> bool:
+    return any(t.checkpoints for t in bench.state.trials.values())
+
+
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0.05)
@@ -35,7 +39,7 @@ def test_a_running_trial_is_stopped_and_the_others_go_on(tmp_path: Path) -> None
     bench = Bench(tmp_path, search={"reference": False})
 
     async def stop(bench: Bench) -> None:
-        await asyncio.sleep(2)
+        await asyncio.sleep(1.3)
         bench.inbox.put(Command("stop", ("1",)))
         bench.inbox.put(Command("stop", ("1",)))
 
@@ -110,7 +114,7 @@ def test_a_running_trial_is_cloned_from_its_newest_checkpoint(tmp_path: Path) ->
     clone = Command("clone", ("0",), {"optimizer.learning_rate": 1e-3})
 
     async def ask(bench: Bench) -> None:
-        await until(lambda: bool(trial(bench).checkpoints))
+        await until(lambda: saved(bench))
         bench.inbox.put(clone)
         await until(lambda: not bench.inbox.waiting())
         bench.inbox.put(clone)  # the same once more
@@ -160,7 +164,7 @@ def test_a_command_that_cannot_be_is_refused_and_changes_nothing(
     bench = Bench(tmp_path, search=ONE)
 
     async def ask(bench: Bench) -> None:
-        await until(lambda: bool(trial(bench).checkpoints))
+        await until(lambda: saved(bench))
         bench.inbox.put(command)
         await asyncio.Event().wait()
 
