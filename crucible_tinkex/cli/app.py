@@ -1,7 +1,7 @@
 """The `crucible` command. Data goes to stdout, progress and errors to stderr.
 
 Every command imports what it needs when it runs, so that `crucible --help` answers at once. Exit
-codes: 0 done, 1 some trials failed, 2 usage or config, 4 service, 5 storage, 130
+codes: 0 done, 1 some trials failed, 2 usage or config, 3 budget used up, 4 service, 5 storage, 130
 interrupted (resumable).
 """
 
@@ -188,12 +188,20 @@ def clone(
 
 
 @app.command()
-def extend(sweep: Sweep, set_: Set = None, storage: Storage = None, json: Json = False) -> None:
+def extend(
+    sweep: Sweep,
+    set_: Set = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="5usd, 2h, 1e6tok, 300steps, 20trials: in all.")
+    ] = None,
+    storage: Storage = None,
+    json: Json = False,
+) -> None:
     """Ask a sweep, running or not, for more: --set train.epochs=4, search.seeds=[0,1,2]."""
     from crucible_tinkex.cli.control import command_sweep
 
-    where = storage or DEFAULT_STORAGE
-    command_sweep(sweep, "extend", storage=where, json=json, assignments=set_ or [])
+    where, asked = storage or DEFAULT_STORAGE, set_ or []
+    command_sweep(sweep, "extend", storage=where, json=json, assignments=asked, budget=budget or [])
 
 
 @app.command()

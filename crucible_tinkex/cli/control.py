@@ -6,7 +6,7 @@ import json as json_module
 from collections.abc import Sequence
 from typing import Any
 
-from crucible_tinkex.config import parse_assignment
+from crucible_tinkex.config import parse_assignment, parse_budget
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.storage import is_locked
 from crucible_tinkex.sweep.control import Command, Kind
@@ -22,10 +22,13 @@ def command_sweep(
     storage: str,
     json: bool,
     assignments: Sequence[str] = (),
+    budget: Sequence[str] = (),
     **options: Any,
 ) -> None:
     """Print the answer. `options`: further fields of `Command`."""
     settings = dict(parse_assignment(a) for a in assignments)
+    for text in budget:
+        settings |= parse_budget(text)
     if kind == "extend" and not settings:
         raise ConfigError("extend: say what to ask for with --set key=value")
     command = Command(kind, tuple(trials), settings, **options)

@@ -37,9 +37,18 @@ class Spent:
     sample_tokens: int = 0
     seconds: float = 0.0
     """Wall time of the attempt."""
+    steps: int = 0
+    """Optimizer steps that were sent; 0 in a journal of an older version."""
+
+    @property
+    def tokens(self) -> int:
+        return self.train_tokens + self.prefill_tokens + self.sample_tokens
 
     def __add__(self, other: Spent) -> Spent:
         return Spent(**{name: value + vars(other)[name] for name, value in vars(self).items()})
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(**{name: value - vars(other)[name] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)

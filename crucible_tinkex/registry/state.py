@@ -43,6 +43,8 @@ class SweepState:
     trials: dict[str, TrialRecord] = field(default_factory=dict)
     wall_s: float = 0.0
     """Seconds spent by runs that ended in order."""
+    spent: Spent = field(default_factory=Spent)
+    """By all attempts of all trials."""
     runs: list[str] = field(default_factory=list)
     """Ids of all runs; the newest one's epoch is their number."""
     amendments: list[Record] = field(default_factory=list)
@@ -198,7 +200,7 @@ class SweepState:
         trial.checkpoints.append(checkpoint)
         trial.intents.pop(_name(checkpoint.path), None)
         trial.step = max(trial.step, checkpoint.step)
-        _spend(trial, checkpoint.attempt, record)
+        self._spend(trial, checkpoint.attempt, record)
 
     def _checkpoint_lost(self, record: Record) -> None:
         trial = self.trials[record["trial_id"]]
@@ -214,14 +216,24 @@ class SweepState:
         if trial.results.get(step) != metrics:
             self.measured.setdefault(step, []).append(trial)
         trial.results[step] = metrics
-        _spend(trial, trial.attempt, record)
+        self._spend(trial, trial.attempt, record)
 
     def _finished(self, record: Record) -> None:
         trial = self.trials[record["trial_id"]]
         if record["state"] != PENDING or trial.state not in (PAUSED, STOPPED):
             trial.state, trial.error = record["state"], record["error"]
-        _spend(trial, trial.attempt, record)
+        self._spend(trial, trial.attempt, record)
         self._index(trial)
+
+    def _spent(self, record: Record) -> None:
+        trial = self.trials[record["trial_id"]]
+        self._spend(trial, trial.attempt, record)
+
+    def _spend(self, trial: TrialRecord, attempt: int, record: Record) -> None:
+        if "spent" in record:
+            spent = known(Spent, record["spent"])
+            self.spent += spent - trial.spends.get(attempt, Spent())
+            trial.spends[attempt] = spent
 
     def _sweep(self, record: Record) -> None:
         self.state = record["state"]
@@ -231,11 +243,6 @@ class SweepState:
 def _name(path: str) -> str:
     """What a service may put before it differs."""
     return path.rsplit("/", 1)[-1]
-
-
-def _spend(trial: TrialRecord, attempt: int, record: Record) -> None:
-    if "spent" in record:
-        trial.spends[attempt] = known(Spent, record["spent"])
 
 
 def _go(trial: TrialRecord, decision: Decision) -> None:
@@ -283,6 +290,7 @@ _HANDLERS: dict[str, Callable[[SweepState, Record], None]] = {
     "checkpoint": SweepState._checkpoint,
     "checkpoint_lost": SweepState._checkpoint_lost,
     "result": SweepState._result,
+    "spent": SweepState._spent,
     "finished": SweepState._finished,
     "sweep": SweepState._sweep,
 }

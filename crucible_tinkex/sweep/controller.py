@@ -183,7 +183,12 @@ class Controller:
 
     def _decisions(self) -> list[Decision]:
         slots = self._pool.capacity
-        return self._policy.decide(self._state, slots=slots, answering=self._answering)
+        return self._policy.decide(
+            self._state,
+            slots=slots,
+            answering=self._answering,
+            wall_s=self._clock() - self._started,
+        )
 
     @property
     def _answering(self) -> set[str]:
@@ -340,7 +345,7 @@ class Controller:
     async def _watch(self) -> None:
         while True:
             await self._refresh()
-            if self._inbox and self._inbox.waiting():
+            if self._policy.budget.capped or (self._inbox and self._inbox.waiting()):
                 self._happened.set()
             await asyncio.sleep(REFRESH_S)
 

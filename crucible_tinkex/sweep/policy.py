@@ -26,6 +26,7 @@ from crucible_tinkex.registry import (
 )
 from crucible_tinkex.registry.records import DecisionKind, declared
 from crucible_tinkex.search.stopping import StoppingRule, Verdict
+from crucible_tinkex.sweep.budget import BUDGET, Budget
 from crucible_tinkex.sweep.confirming import confirmation_seeds, next_confirmations
 from crucible_tinkex.sweep.planner import Planner
 from crucible_tinkex.sweep.rungs import Rung
@@ -47,7 +48,14 @@ class Policy:
     """`resume` once per run, then `decide` after every event."""
 
     def __init__(
-        self, planner: Planner, asker: Asker, rule: StoppingRule, *, metric: str, sign: float
+        self,
+        planner: Planner,
+        asker: Asker,
+        rule: StoppingRule,
+        *,
+        metric: str,
+        sign: float,
+        budget: Budget | None = None,
     ) -> None:
         """`sign` is 1 for a metric to minimise, -1 for one to maximise."""
         self._planner = planner
@@ -55,6 +63,7 @@ class Policy:
         self._rule = rule
         self._metric = metric
         self._sign = sign
+        self.budget = budget or Budget()
         self._state: SweepState | None = None
         self._rungs: dict[int, Rung] = {}
 
@@ -74,6 +83,8 @@ class Policy:
         """What a new run takes up again: trials that were lost, those that failed and are in
         `retry`, those that somebody paused, and those that are now asked for another number of
         steps, whether they are done or on their way."""
+        if self.budget.reached(state, 0.0):
+            return []
         trials = [t for t in state.trials.values() if t.trial_id not in answering]
         return [d for t in trials for d in self._taken_up(t, retry)]
 
@@ -101,19 +112,50 @@ class Policy:
             yield self._advance(trial, trial.step, goal, f"asked for {goal} steps now")
 
     def decide(
-        self, state: SweepState, *, slots: int, answering: Collection[str] = ()
+        self,
+        state: SweepState,
+        *,
+        slots: int,
+        answering: Collection[str] = (),
+        wall_s: float = 0.0,
     ) -> list[Decision]:
         """`slots`: sessions that may be open at the same time. `answering`: trials whose sessions
-        are in the middle of something; nothing is decided on them, whatever the journal has."""
+        are in the middle of something; only a budget decides on them. `wall_s`: seconds of this
+        run so far."""
+        if why := self.budget.reached(state, wall_s):
+            return list(self._exhausted(state, why))
+        if overdrawn := list(self._overdrawn(state)):
+            return overdrawn
         if state.held:
             return []
         free = slots - len(state.active)  # below 0: some that were promoted wait for a slot
         new = self._asker.ask(state, max(0, free) + 1)
+        left = self.budget.trials_left(state)
+        if left is not None and len(new) > left:
+            new = new[:left]
+            if not new and not state.open:
+                return self._end_by_budget(state, f"budget.trials: {len(state.trials)} are started")
         crowded = bool(new) or free < 0
         judged = list(self._judged(state, answering, more=bool(new), crowded=crowded))
         room = free + sum(_room(state.trials[d.trial_id], d) for d in judged)
         started = [self._start(p) for p in new[: max(0, room)]]
         return judged + started or ([] if new else list(self._last(state, free, answering)))
+
+    def _exhausted(self, state: SweepState, why: str) -> Iterator[Decision]:
+        """Have what trains save and wait, then end; more budget takes it up again."""
+        for trial in state.active.values():
+            yield Decision("pause", trial.trial_id, reason=why, by=BUDGET)
+        if not state.active:
+            yield from self._end_by_budget(state, why)
+
+    def _overdrawn(self, state: SweepState) -> Iterator[Decision]:
+        if self.budget.capped:
+            for trial in state.active.values():
+                if why := self.budget.reached_by(trial):
+                    yield Decision("stop", trial.trial_id, reason=why, by=BUDGET)
+
+    def _end_by_budget(self, state: SweepState, why: str) -> list[Decision]:
+        return [Decision("end", reason=why, by=BUDGET)] if state.ended is None else []
 
     def _last(self, state: SweepState, free: int, answering: Collection[str]) -> Iterator[Decision]:
         """When the search has nothing more to ask for or to judge: see that somebody was trained to
@@ -131,6 +173,11 @@ class Policy:
             )
             return
         plans = next_confirmations(state, self._planner)
+        left = self.budget.trials_left(state)
+        if plans and left == 0 and not state.open:
+            yield from self._end_by_budget(state, "budget.trials: no more for the confirmation")
+            return
+        free = free if left is None else min(free, left)
         first = len(state.trials)
         for i, plan in enumerate(plans[: max(0, free)]):
             numbered = self._planner.plan(plan.values, plan.seed, index=first + i, phase=plan.phase)

@@ -35,9 +35,11 @@ from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule
 from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.storage import storage_errors
 from crucible_tinkex.sweep.asking import ListedTrials
+from crucible_tinkex.sweep.budget import Budget
 from crucible_tinkex.sweep.control import Inbox
 from crucible_tinkex.sweep.planner import Planner
 from crucible_tinkex.sweep.policy import Policy
+from crucible_tinkex.sweep.prices import checked_price
 from crucible_tinkex.training.data import SweepData
 
 
@@ -84,6 +86,7 @@ class PreparedSweep:
             stopping_rule(self.experiment),
             metric=search.metric,
             sign=1.0 if search.objective_direction == "min" else -1.0,
+            budget=Budget(self.experiment.budget, checked_price(self.experiment)),
         )
 
     def tokenised(self, tokenizer: Tokenizer, name: str) -> SweepData:
@@ -175,6 +178,7 @@ def prepare(
         source=source,
         existing=_existing(paths),
     )
+    checked_price(experiment)
     if prepared.existing:
         _refuse_other(prepared, prepared.existing)
     return prepared

@@ -267,6 +267,9 @@ class Session:
         self._report.measure("optimizer_step", told)
         self._found.stepped(measured, step.update.weight)
         self._check_finite(measured)
+        if self._plan.experiment.budget.meters:
+            spent = self._meter.spent()
+            await self._registry.record_spend(self._plan.trial_id, self.attempt, spent)
 
     def _check_finite(self, measured: Mapping[str, float]) -> None:
         for name, value in measured.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from crucible_tinkex.runtime.pool import Packing, SessionPool
 from crucible_tinkex.search.stopping import Halving, NoStopping
 from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.sweep.asking import ListedTrials
+from crucible_tinkex.sweep.budget import Budget
 from crucible_tinkex.sweep.control import Inbox
 from crucible_tinkex.sweep.controller import Amendment, Controller
 from crucible_tinkex.sweep.planner import Planner
@@ -165,6 +167,7 @@ class Bench:
         self.view = SweepView("s")
         self.retry: Sequence[str] = ()
         self.inbox = Inbox(self.paths)
+        self.clock: Callable[[], float] = time.monotonic
 
     @property
     def state(self) -> SweepState:
@@ -217,6 +220,7 @@ class Bench:
             retry=self.retry,
             inbox=self.inbox,
             amend=self._amended,
+            clock=self.clock,
         )
         work = asyncio.ensure_future(controller.run(self.meta(), changed))
         beside = asyncio.ensure_future(meanwhile(self)) if meanwhile else None
@@ -248,6 +252,7 @@ class Bench:
             rule if stopping.rule == "halving" else NoStopping(),
             metric="eval/nll",
             sign=1.0,
+            budget=Budget(self.experiment.budget),
         )
 
     def _sessions(self, registry: Registry) -> SessionHost:

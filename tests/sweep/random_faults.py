@@ -38,6 +38,8 @@ from crucible_tinkex.runtime.pool import Packing, SessionPool
 from crucible_tinkex.search.stopping import Halving, NoStopping
 from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.sweep.asking import ListedTrials
+from crucible_tinkex.sweep.budget import Budget
+from crucible_tinkex.sweep.control import KINDS, Command, Inbox
 from crucible_tinkex.sweep.controller import Controller
 from crucible_tinkex.sweep.planner import Planner
 from crucible_tinkex.sweep.policy import Policy
@@ -52,12 +54,15 @@ T = TypeVar("T")
 
 DATA = make_data(rows=12, evaluated=2)
 BATCH = 2
+RATES = (1e-3, 2e-3)
+"""Of the sweep, and of clones."""
 MOST_POINTS = 5_000
 """A run that passes more than this spins."""
 READS = ("changes",)
 ACTIONS = (
     *("host", "zombie", "driver", "registry", "drain", "second", "hold", "forget", "damage"),
     *("host", "driver", "drain"),
+    *("command", "command", "command"),
 )
 
 
@@ -72,13 +77,16 @@ class Asked(NamedTuple):
     checkpoint_every: int
     eval_every: int
     submit_ahead: int
+    confirm: int = 0
+    budget: int | None = None
+    """Most steps."""
 
 
 @cache
 def experiment(asked: Asked) -> Experiment:
     stopping = {"rule": "halving", "eta": 2, "first_rung": 1} if asked.halving else {"rule": "none"}
     return make_experiment(
-        optimizer={"learning_rate": 1e-3},
+        optimizer={"learning_rate": RATES[0]},
         train={
             "max_steps": asked.steps,
             "batch_size": BATCH,
@@ -87,7 +95,14 @@ def experiment(asked: Asked) -> Experiment:
             "submit_ahead": asked.submit_ahead,
         },
         evaluation={"generate": False},
-        search={"space": {"lora.rank": asked.ranks}, "seeds": asked.seeds, "stopping": stopping},
+        search={
+            "space": {"lora.rank": asked.ranks},
+            "seeds": asked.seeds,
+            "stopping": stopping,
+            "confirm": asked.confirm,
+            "confirm_top": 1,
+        },
+        budget={"steps": asked.budget},
         run={"max_concurrent": asked.slots},
     )
 
@@ -223,6 +238,7 @@ class World:
     def __init__(self, folder: Path, rng: random.Random) -> None:
         self.rng = rng
         self.paths = SweepPaths.of(folder, "s")
+        self.inbox = Inbox(self.paths)
         self.schedule = Schedule(self.rng)
         self.backend = FaultyBackend(self)
         self.drivers: list[Driver] = []
@@ -233,6 +249,7 @@ class World:
         self.asked = self._first()
         self.told: Asked | None = None
         self.disturbed = False
+        self.commanded = False
         self.told_failed = 0
         """Operations that failed as the user's own fault."""
         self.log: list[str] = []
@@ -255,16 +272,19 @@ class World:
             checkpoint_every=rng.choice((0, 1, 2, 3)),
             eval_every=rng.choice((0, 2)),
             submit_ahead=rng.choice((0, 1, 2)),
+            confirm=rng.choice((0, 0, 1)),
+            budget=rng.choice((None, None, 3, 10)),
         )
 
     def amend(self) -> None:
         rng, asked = self.rng, self.asked
-        change = rng.choice(("steps", "seeds", "ranks", "slots"))
+        change = rng.choice(("steps", "seeds", "ranks", "slots", "budget"))
         more: Mapping[str, Any] = {
             "steps": 6,
             "seeds": (0, 1),
             "ranks": (2, 8, 32),
             "slots": rng.randint(1, 4),
+            "budget": None,
         }
         self.asked = asked._replace(**{change: more[change]})
 
@@ -321,6 +341,7 @@ class World:
             halving if self.asked.halving else NoStopping(),
             metric="eval/nll",
             sign=1.0,
+            budget=Budget(declared.budget),
         )
         launcher: Any = type("Launcher", (), {})()
         launcher.starting_at_once = lambda: 2
@@ -339,6 +360,8 @@ class World:
             planner=planner,
             max_attempts=self.max_attempts,
             view=SweepView("s"),
+            inbox=self.inbox,
+            clock=asyncio.get_running_loop().time,
         )
         meta = {"sweep": "s", "experiment": declared.model_dump(mode="json")}
         return await controller.run(meta, changed)
@@ -384,11 +407,23 @@ class World:
         elif action == "second" and not self._others:
             (self.paths.journal / "lock").unlink(missing_ok=True)
             self._others.append(asyncio.ensure_future(self._second()))
+        elif action == "command":
+            self.command()
         elif action == "hold":
             self.backend.hold()
             asyncio.get_running_loop().call_later(self.rng.random() * 50, self.backend.let_go)
         elif action in ("forget", "damage") and self.backend.checkpoints:
             self._spoil(self.rng.choice(sorted(self.backend.checkpoints)), action)
+
+    def command(self) -> None:
+        """A person asks for something, possible or not."""
+        kind = self.rng.choice(KINDS)
+        trials = () if self.rng.random() < 0.2 else (str(self.rng.randrange(6)),)
+        settings = {"optimizer.learning_rate": RATES[1]} if kind == "clone" else {}
+        at = self.rng.choice((None, 2))
+        made = Command(kind, trials, settings, at=at, command_id=f"c{self.rng.random()}")  # type: ignore[arg-type]
+        self.commanded = True
+        self.inbox.put(made)
 
     def _spoil(self, path: str, action: str) -> None:
         if path not in self.backend.gone:
