@@ -65,7 +65,7 @@ class Policy:
         self._sign = sign
         self.budget = budget or Budget()
         self._state: SweepState | None = None
-        self._rungs: dict[int, Rung] = {}
+        self._rungs: dict[tuple[int, int], Rung] = {}
 
     @property
     def planned(self) -> int:
@@ -162,7 +162,8 @@ class Policy:
         the end, then confirm the leaders, then end."""
         if state.ended is not None or any(t.phase == SEARCH for t in state.open.values()):
             return
-        if not state.open and (again := self._best_stopped(state)):
+        crowns = self._rule.crowns and not state.open
+        if crowns and (again := self._best_stopped(state)):
             if again.trial_id in answering:
                 return
             yield self._advance(
@@ -209,7 +210,7 @@ class Policy:
 
     def _begin(self, kind: DecisionKind, plan: TrialPlan, reason: str) -> Decision:
         goal, begun = plan.total_steps, plan.origin.step if plan.origin else 0
-        rungs = (goal,) if kind == "confirm" else self._rule.rungs(goal)
+        rungs = (goal,) if kind == "confirm" else self._rule.rungs(goal, self._bracket(plan.index))
         return Decision(
             kind,
             plan.trial_id,
@@ -220,7 +221,8 @@ class Policy:
         )
 
     def _advance(self, trial: TrialRecord, step: int, goal: int, reason: str) -> Decision:
-        rung = next((r for r in self._rule.rungs(goal) if r > step), goal)
+        rungs = self._rule.rungs(goal, self._bracket(trial.index))
+        rung = next((r for r in rungs if r > step), goal)
         return Decision("advance", trial.trial_id, rung, goal, reason)
 
     # --- rungs --------------------------------------------------------------------------------
@@ -229,18 +231,36 @@ class Policy:
         self, state: SweepState, answering: Collection[str], *, more: bool, crowded: bool
     ) -> Iterator[Decision]:
         """Decisions on the trials that stand at a rung; one that must wait keeps its slot unless
-        another trial needs it (`crowded`). A rung is final, so that its best goes on whatever its
-        share, once nobody can come to it any more."""
+        another trial needs it (`crowded`)."""
+        for bracket in range(self._rule.brackets):
+            yield from self._judged_in(bracket, state, answering, more=more, crowded=crowded)
+
+    def _bracket(self, index: int) -> int:
+        return index % self._rule.brackets
+
+    def _judged_in(
+        self,
+        bracket: int,
+        state: SweepState,
+        answering: Collection[str],
+        *,
+        more: bool,
+        crowded: bool,
+    ) -> Iterator[Decision]:
+        """A rung is final, so that its best goes on whatever its share, once nobody can come to it
+        any more."""
         standing: dict[int, list[TrialRecord]] = {}
-        climbing = [state.open[i].target for i in answering if i in state.open]
-        for trial in state.active.values():
+        mine = [t for t in state.active.values() if self._bracket(t.index) == bracket]
+        answers = (state.open[i] for i in answering if i in state.open)
+        climbing = [t.target for t in answers if self._bracket(t.index) == bracket]
+        for trial in mine:
             if trial.parked and trial.trial_id not in answering:
                 standing.setdefault(trial.target, []).append(trial)
             else:
                 climbing.append(trial.target)
         lowest = min(climbing, default=math.inf)
         for step in sorted({*standing, *state.paused}):
-            rung = self._rung(state, step)
+            rung = self._rung(state, step, bracket)
             final = not more and lowest > step
             for trial in standing.get(step, ()):
                 lowest = min(lowest, step)
@@ -277,7 +297,7 @@ class Policy:
     def _verdict(self, rung: Rung, trial: TrialRecord, *, final: bool) -> tuple[Verdict, str]:
         place, of = rung.place(trial), len(rung)
         reason = f"place {place + 1} of {of} by {self._metric} at step {trial.target}"
-        return self._rule.judge(place, of, final=final), reason
+        return self._rule.judge(rung.standing(trial, final=final)), reason
 
     def _judgement(self, trial: TrialRecord, verdict: Verdict, reason: str) -> Decision:
         if verdict == "stop":
@@ -285,13 +305,15 @@ class Policy:
         goal = self._planner.of(trial).total_steps
         return self._advance(trial, trial.target, goal, reason)
 
-    def _rung(self, state: SweepState, step: int) -> Rung:
+    def _rung(self, state: SweepState, step: int, bracket: int) -> Rung:
         if state is not self._state:
             self._state, self._rungs = state, {}
-        if step not in self._rungs:
-            self._rungs[step] = Rung(step, metric=self._metric, sign=self._sign)
-        self._rungs[step].read(state)
-        return self._rungs[step]
+        key = step, bracket
+        if key not in self._rungs:
+            of = {"bracket": bracket, "brackets": self._rule.brackets}
+            self._rungs[key] = Rung(step, metric=self._metric, sign=self._sign, **of)
+        self._rungs[key].read(state)
+        return self._rungs[key]
 
 
 def _room(trial: TrialRecord, decision: Decision) -> int:

@@ -30,8 +30,8 @@ from crucible_tinkex.datasets import (
 from crucible_tinkex.errors import ConfigError, CorruptLogError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
+from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.space import Values
-from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule
 from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.storage import storage_errors
 from crucible_tinkex.sweep.asking import ListedTrials
@@ -83,7 +83,7 @@ class PreparedSweep:
         return Policy(
             self.planner,
             ListedTrials(self.planner, self.configurations),
-            stopping_rule(self.experiment),
+            stopping_rule(search),
             metric=search.metric,
             sign=1.0 if search.objective_direction == "min" else -1.0,
             budget=Budget(self.experiment.budget, checked_price(self.experiment)),
@@ -141,13 +141,6 @@ class Existing:
         experiment = Experiment.loaded(found["experiment"], folder=paths.root)
         service = found.get("service", EMBEDDED)
         return cls(experiment, found["fingerprint"], service, found.get("sweep_id"))
-
-
-def stopping_rule(experiment: Experiment) -> StoppingRule:
-    stopping = experiment.search.stopping
-    if stopping.rule == "halving":
-        return Halving(stopping.eta, stopping.first_rung)
-    return NoStopping()
 
 
 def prepare(

@@ -65,7 +65,7 @@ def measured() -> Mapping[tuple[str, int], Mapping[str, float]]:
     """Of every trial and step, what an undisturbed sweep measures."""
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder), random.Random(0))
-        world.asked = Asked(RANKS, SEEDS, STEPS, False, 4, 0, 1, 0)
+        world.asked = Asked(RANKS, SEEDS, STEPS, "none", 4, 0, 1, 0)
         assert world.run() is None
         trials = world.state.trials.values()
         return {(t.trial_id, s): m for t in trials for s, m in t.results.items()}

@@ -20,7 +20,7 @@ from crucible_tinkex.errors import HostLostError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Registry, SweepState
 from crucible_tinkex.runtime.pool import Packing, SessionPool
-from crucible_tinkex.search.stopping import Halving, NoStopping
+from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.sweep.asking import ListedTrials
 from crucible_tinkex.sweep.budget import Budget
@@ -244,12 +244,10 @@ class Bench:
 
     def _made(self) -> tuple[Planner, Policy]:
         planner = Planner(self.experiment, rows=20, fingerprint="f")
-        stopping = self.experiment.search.stopping
-        rule = Halving(stopping.eta, stopping.first_rung)
         return planner, Policy(
             planner,
             ListedTrials(planner, configurations(self.experiment)),
-            rule if stopping.rule == "halving" else NoStopping(),
+            stopping_rule(self.experiment.search),
             metric="eval/nll",
             sign=1.0,
             budget=Budget(self.experiment.budget),

@@ -35,7 +35,7 @@ from crucible_tinkex.errors import (
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Registry, SweepState
 from crucible_tinkex.runtime.pool import Packing, SessionPool
-from crucible_tinkex.search.stopping import Halving, NoStopping
+from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.sweep.asking import ListedTrials
 from crucible_tinkex.sweep.budget import Budget
@@ -54,6 +54,10 @@ T = TypeVar("T")
 
 DATA = make_data(rows=12, evaluated=2)
 BATCH = 2
+RULES = (
+    *("none", "none", "none", "halving", "halving"),
+    *("topk", "hyperband", "median", ("median", "plateau", "halving")),
+)
 RATES = (1e-3, 2e-3)
 """Of the sweep, and of clones."""
 MOST_POINTS = 5_000
@@ -72,7 +76,7 @@ class Asked(NamedTuple):
     ranks: tuple[int, ...]
     seeds: tuple[int, ...]
     steps: int
-    halving: bool
+    rule: str | tuple[str, ...]
     slots: int
     checkpoint_every: int
     eval_every: int
@@ -81,10 +85,15 @@ class Asked(NamedTuple):
     budget: int | None = None
     """Most steps."""
 
+    @property
+    def halving(self) -> bool:
+        """Whether trials are compared and stopped."""
+        return self.rule != "none"
+
 
 @cache
 def experiment(asked: Asked) -> Experiment:
-    stopping = {"rule": "halving", "eta": 2, "first_rung": 1} if asked.halving else {"rule": "none"}
+    stopping = {"rule": asked.rule, "eta": 2, "first_rung": 1, "startup": 1, "patience": 0}
     return make_experiment(
         optimizer={"learning_rate": RATES[0]},
         train={
@@ -267,7 +276,7 @@ class World:
             ranks=rng.choice(((2,), (2, 8), (2, 8, 32))),
             seeds=rng.choice(((0,), (0, 1))),
             steps=rng.choice((2, 4)),
-            halving=rng.random() < 0.5,
+            rule=rng.choice(RULES),
             slots=rng.randint(1, 4),
             checkpoint_every=rng.choice((0, 1, 2, 3)),
             eval_every=rng.choice((0, 2)),
@@ -333,12 +342,10 @@ class World:
     async def _controlled(self, driver: Driver, changed: list[str]) -> SweepState:
         declared = experiment(self.asked)
         planner = Planner(declared, rows=len(DATA.train), fingerprint="f")
-        stopping = declared.search.stopping
-        halving = Halving(stopping.eta, stopping.first_rung)
         policy = Policy(
             planner,
             ListedTrials(planner, configurations(declared)),
-            halving if self.asked.halving else NoStopping(),
+            stopping_rule(declared.search),
             metric="eval/nll",
             sign=1.0,
             budget=Budget(declared.budget),
@@ -424,6 +431,9 @@ class World:
         made = Command(kind, trials, settings, at=at, command_id=f"c{self.rng.random()}")  # type: ignore[arg-type]
         self.commanded = True
         self.inbox.put(made)
+        if kind == "pause":  # somebody comes back; else it would wait for ever
+            go_on = Command("unpause", command_id=f"{made.command_id}-again")
+            asyncio.get_running_loop().call_later(50 * self.rng.random(), self.inbox.put, go_on)
 
     def _spoil(self, path: str, action: str) -> None:
         if path not in self.backend.gone:
