@@ -47,7 +47,7 @@ class StoppingSection(Section):
     patience: int = Field(default=3, ge=0)
     """plateau: decisions without an improvement that are borne with."""
     min_delta: float = Field(default=0.0, ge=0)
-    """plateau: what counts as an improvement, in the metric's unit."""
+    """plateau: the least improvement that counts, in the metric's unit."""
     threshold: float | None = None
     """threshold: the worst value with which a trial goes on, in the metric's unit."""
     factor: float = Field(default=2.0, gt=1)

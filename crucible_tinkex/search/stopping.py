@@ -186,7 +186,7 @@ class Plateau(_Regular):
         before, after = curve[: -self.patience - 1], curve[-self.patience - 1 :]
         if not before:
             return "go"
-        return "stop" if min(before) + self.min_delta < min(after) else "go"
+        return "stop" if min(after) > min(before) - self.min_delta else "go"
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from crucible_tinkex.training.reporter import Reporter
 
 log = logging.getLogger(__name__)
 
+DELETE_TRIES = 5
 _END_REASONS: dict[str, EndReason] = {DONE: "success", STOPPED: "success", FAILED: "errored"}
 
 
@@ -340,11 +341,18 @@ class Session:
         checkpoint = CheckpointRecord(trial_id, attempt, step, path, self._found.carried())
         try:
             await self._registry.commit_checkpoint(checkpoint, self._meter.spent())
-        except StaleAttemptError:  # whoever replaced this attempt may have looked too early
-            with contextlib.suppress(CrucibleError):
-                await self._service.delete_checkpoint(path)
+        except StaleAttemptError:
+            await self._take_back(path)
             raise
         self._saved_step = step
+
+    async def _take_back(self, path: str) -> None:
+        """Delete what was saved for an attempt that was replaced meanwhile: who replaced it may
+        have looked too early, and nobody else will."""
+        for _ in range(DELETE_TRIES):
+            with contextlib.suppress(CrucibleError):
+                await self._service.delete_checkpoint(path)
+                return
 
     # --- its end -------------------------------------------------------------------------------
 

@@ -266,7 +266,7 @@ def test_trials_to_retry_are_named_by_id_name_or_number(tmp_path: Path) -> None:
         {"rule": "median", "every": 2, "startup": 2},
         {"rule": ["median", "divergence"], "every": 2, "startup": 1},
         {"rule": "plateau", "every": 2, "patience": 0, "min_delta": 0.5},
-        {"rule": "threshold", "every": 4, "threshold": 5.0},
+        {"rule": "threshold", "every": 4, "threshold": 4.0},
     ],
     ids=lambda s: str(s["rule"]),
 )
