@@ -73,6 +73,9 @@ def summary(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
     return {
         "sweep": paths.root.name,
         "state": sweep_state(state, paths),
+        "ended": state.ended,
+        "ended_by": state.ended_by or None,
+        "paused": state.held,
         "metric": objective.metric,
         "direction": objective.direction,
         "at": objective.at,
