@@ -220,7 +220,8 @@ class SweepState:
 
     def _finished(self, record: Record) -> None:
         trial = self.trials[record["trial_id"]]
-        if record["state"] != PENDING or trial.state not in (PAUSED, STOPPED):
+        is_later = record["state"] in (PENDING, PAUSED)  # than the decision, which stands
+        if not is_later or trial.state not in (PAUSED, STOPPED):
             trial.state, trial.error = record["state"], record["error"]
         self._spend(trial, trial.attempt, record)
         self._index(trial)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any
 
 from crucible_tinkex.errors import (
     ConfigError,
@@ -40,7 +40,7 @@ from crucible_tinkex.sweep.control import LASTING, REFUSED, Command, Inbox
 from crucible_tinkex.sweep.obeying import obey
 from crucible_tinkex.sweep.planner import Planner
 from crucible_tinkex.sweep.policy import Policy, is_waiting
-from crucible_tinkex.sweep.ports import TelemetryPort
+from crucible_tinkex.sweep.ports import Amend, TelemetryPort
 from crucible_tinkex.sweep.view import Observer, SweepView, TrialView, ignore
 from crucible_tinkex.training.outcome import Outcome, Verdict
 
@@ -56,19 +56,6 @@ class _Ended:
 
     trial_id: str
     outcome: Outcome
-
-
-@dataclass(frozen=True)
-class Amendment:
-    """The sweep with other settings."""
-
-    policy: Policy
-    planner: Planner
-    meta: Mapping[str, Any]
-    changed: Sequence[str]
-
-
-Amend: TypeAlias = Callable[[Mapping[str, Any]], Awaitable[Amendment]]
 
 
 class Controller:
@@ -257,6 +244,8 @@ class Controller:
             if command.op in self._state.ops:
                 self._drop(command)
                 continue
+            if command.kind in ("unpause", "extend") and self._pausing:
+                continue  # again when those sessions have left
             try:
                 if command.kind == "extend":
                     decisions, answer = await self._extend(command)
@@ -267,6 +256,11 @@ class Controller:
             await self._answer(command, decisions, answer)
             if command.kind == "stop" and not command.trials:
                 self.request_drain()
+
+    @property
+    def _pausing(self) -> bool:
+        """Whether a session has still to hear, or to say, that its trial is paused."""
+        return any(self._state.trials[i].state == PAUSED for i in self._answering)
 
     async def _answer(self, command: Command, decisions: list[Decision], answer: str) -> None:
         await self._decide([command.answered(answer), *decisions], command.op)

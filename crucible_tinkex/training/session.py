@@ -20,7 +20,12 @@ from dataclasses import dataclass
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
 from crucible_tinkex.client.wire import ForwardBackwardOutput, LoraConfig, OptimStepResponse
-from crucible_tinkex.errors import CrucibleError, StaleAttemptError, TrialFailedError
+from crucible_tinkex.errors import (
+    CrucibleError,
+    StaleAttemptError,
+    StaleEpochError,
+    TrialFailedError,
+)
 from crucible_tinkex.names import TinkerPath, checkpoint_name
 from crucible_tinkex.registry import (
     DONE,
@@ -341,7 +346,7 @@ class Session:
         checkpoint = CheckpointRecord(trial_id, attempt, step, path, self._found.carried())
         try:
             await self._registry.commit_checkpoint(checkpoint, self._meter.spent())
-        except StaleAttemptError:
+        except (StaleAttemptError, StaleEpochError):
             await self._take_back(path)
             raise
         self._saved_step = step

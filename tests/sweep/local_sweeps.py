@@ -25,9 +25,10 @@ from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.sweep.asking import ListedTrials
 from crucible_tinkex.sweep.budget import Budget
 from crucible_tinkex.sweep.control import Inbox
-from crucible_tinkex.sweep.controller import Amendment, Controller
+from crucible_tinkex.sweep.controller import Controller
 from crucible_tinkex.sweep.planner import Planner
 from crucible_tinkex.sweep.policy import Policy
+from crucible_tinkex.sweep.ports import Amendment
 from crucible_tinkex.sweep.view import SweepView
 from crucible_tinkex.testing import FakeBackend, FakeService
 from crucible_tinkex.testing.clock import run_virtual
