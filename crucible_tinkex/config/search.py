@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from crucible_tinkex.config.axes import AXIS_SECTIONS, Axis, AxisValue, points_of
 from crucible_tinkex.config.section import Section
@@ -19,15 +19,53 @@ from crucible_tinkex.metrics import Direction, objective
 DEFAULT_METRIC = "eval/nll"
 
 
+Rule = Literal[
+    "none", "halving", "topk", "hyperband", "median", "plateau", "threshold", "divergence"
+]
+
+
 class StoppingSection(Section):
     """When a trial that lags behind is ended before its last step."""
 
-    rule: Literal["none", "halving"] = "none"
-    """`halving`: at each rung the best `1 / eta` go on (successive halving)."""
+    rule: Rule | tuple[Rule, ...] = "none"
+    """One rule, or several that all hold. `halving`: at each rung the best `1 / eta` go on (ASHA);
+    `topk`: at one rung the best `keep`; `hyperband`: halving in `brackets`; `median`: better than
+    the median; `plateau`, `threshold`, `divergence`: by the trial's own curve."""
     eta: int = Field(default=3, ge=2)
-    """How much rarer trials become, and how much longer they train, from rung to rung."""
+    """halving, hyperband: how much rarer trials become, and how much longer they train, from rung
+    to rung."""
     first_rung: int | None = Field(default=None, ge=1)
-    """Step of the first decision; by default it follows from `eta` and the trials' steps."""
+    """Step of the first decision; by default it follows from the trials' steps."""
+    keep: int = Field(default=1, ge=1)
+    """topk: how many go on."""
+    brackets: int = Field(default=3, ge=1, le=20)
+    """hyperband: how many first rungs there are, each `eta` times later than the one before."""
+    every: int | None = Field(default=None, ge=1)
+    """median, plateau, threshold, divergence: steps between decisions; by default a tenth."""
+    startup: int = Field(default=5, ge=1)
+    """median: rivals that must have been measured at a step before one is stopped there."""
+    patience: int = Field(default=3, ge=0)
+    """plateau: decisions without an improvement that are borne with."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """plateau: the least improvement that counts, in the metric's unit."""
+    threshold: float | None = None
+    """threshold: the worst value with which a trial goes on, in the metric's unit."""
+    factor: float = Field(default=2.0, gt=1)
+    """divergence: how many times its own best a trial's loss may become."""
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        given = self.rule if isinstance(self.rule, tuple) else (self.rule,)
+        return tuple(dict.fromkeys(rule for rule in given if rule != "none"))
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> StoppingSection:
+        ranked = [rule for rule in self.rules if rule in ("halving", "topk", "hyperband")]
+        if len(ranked) > 1:
+            raise ValueError(f"rules {' and '.join(ranked)} contradict each other: take one")
+        if "threshold" in self.rules and self.threshold is None:
+            raise ValueError("rule 'threshold' needs a threshold")
+        return self
 
 
 class SearchSection(Section):
@@ -51,6 +89,11 @@ class SearchSection(Section):
     """Dotted key to a list of values or a range."""
     configs: tuple[dict[str, AxisValue], ...] = ()
     """The configurations of strategy `list`: tables of dotted keys."""
+    confirm: int = Field(default=0, ge=0, le=1000)
+    """After the search, train the leaders again with so many fresh seeds; the winner's value is
+    then read from these alone."""
+    confirm_top: int = Field(default=3, ge=1, le=1000)
+    """How many leaders are confirmed."""
     reference: bool = True
     """Also evaluate the untrained base model, as a row to compare with."""
     stopping: StoppingSection = StoppingSection()

@@ -8,7 +8,7 @@ incomparable is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from crucible_tinkex.client.http.address import Address
 from crucible_tinkex.config import EMBEDDED, Experiment, ServiceSection
+from crucible_tinkex.config.section import set_dotted
 from crucible_tinkex.datasets import (
     Row,
     Tokenizer,
@@ -29,13 +30,16 @@ from crucible_tinkex.datasets import (
 from crucible_tinkex.errors import ConfigError, CorruptLogError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
+from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.space import Values
-from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule
 from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.storage import storage_errors
 from crucible_tinkex.sweep.asking import ListedTrials
+from crucible_tinkex.sweep.budget import Budget
+from crucible_tinkex.sweep.control import Inbox
 from crucible_tinkex.sweep.planner import Planner
 from crucible_tinkex.sweep.policy import Policy
+from crucible_tinkex.sweep.prices import checked_price
 from crucible_tinkex.training.data import SweepData
 
 
@@ -79,9 +83,10 @@ class PreparedSweep:
         return Policy(
             self.planner,
             ListedTrials(self.planner, self.configurations),
-            stopping_rule(self.experiment),
+            stopping_rule(search),
             metric=search.metric,
             sign=1.0 if search.objective_direction == "min" else -1.0,
+            budget=Budget(self.experiment.budget, checked_price(self.experiment)),
         )
 
     def tokenised(self, tokenizer: Tokenizer, name: str) -> SweepData:
@@ -138,13 +143,6 @@ class Existing:
         return cls(experiment, found["fingerprint"], service, found.get("sweep_id"))
 
 
-def stopping_rule(experiment: Experiment) -> StoppingRule:
-    stopping = experiment.search.stopping
-    if stopping.rule == "halving":
-        return Halving(stopping.eta, stopping.first_rung)
-    return NoStopping()
-
-
 def prepare(
     experiment: Experiment,
     *,
@@ -173,6 +171,7 @@ def prepare(
         source=source,
         existing=_existing(paths),
     )
+    checked_price(experiment)
     if prepared.existing:
         _refuse_other(prepared, prepared.existing)
     return prepared
@@ -225,8 +224,20 @@ def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
 
 
 def load_sweep(storage: str | Path, name: str) -> Experiment:
-    """The experiment of an existing sweep, to resume it."""
+    """The experiment of an existing sweep, to resume it, with the extensions that wait there."""
     paths = SweepPaths.of(storage, name)
     if not paths.resolved.exists():
         raise ConfigError(f"no sweep {name!r} in {paths.root.parent}; `crucible list` shows them")
-    return Experiment.loaded(read_resolved(paths)["experiment"], folder=paths.root)
+    experiment = Experiment.loaded(read_resolved(paths)["experiment"], folder=paths.root)
+    for command in Inbox(paths).waiting():
+        if command.kind == "extend":
+            experiment = extended(experiment, command.settings, paths)
+    return experiment
+
+
+def extended(experiment: Experiment, settings: Mapping[str, Any], paths: SweepPaths) -> Experiment:
+    """The experiment of a sweep with dotted keys changed. Raises `ConfigError`."""
+    raw = experiment.stored(paths.root)
+    for key, value in settings.items():
+        set_dotted(raw, key, value)
+    return Experiment.loaded(raw, folder=paths.root, source="--set")
