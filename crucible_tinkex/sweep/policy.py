@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from typing import Protocol
 
 from crucible_tinkex.registry import (
     DONE,
@@ -24,20 +23,10 @@ from crucible_tinkex.registry import (
 )
 from crucible_tinkex.registry.records import declared
 from crucible_tinkex.search.stopping import StoppingRule, Verdict
+from crucible_tinkex.sweep.asking import Asker
 from crucible_tinkex.sweep.planner import Planner
 from crucible_tinkex.sweep.rungs import Rung
 from crucible_tinkex.training.plan import TrialPlan
-
-
-class Asker(Protocol):
-    """Where new trials come from."""
-
-    @property
-    def planned(self) -> int:
-        """How many trials there will be in all, or at most."""
-        ...
-
-    def ask(self, state: SweepState, count: int) -> list[TrialPlan]: ...
 
 
 class Policy:
@@ -84,13 +73,14 @@ class Policy:
         """`slots`: sessions that may be open at the same time. `answering`: trials whose sessions
         are in the middle of something; nothing is decided on them, whatever the journal has."""
         free = slots - len(state.active)  # below 0: some that were promoted wait for a slot
-        new = self._asker.ask(state, max(0, free) + 1)
-        crowded = bool(new) or free < 0
-        judged = list(self._judged(state, answering, more=bool(new), crowded=crowded))
+        more = self._asker.more(state)
+        crowded = more or free < 0
+        judged = list(self._judged(state, answering, more=more, crowded=crowded))
         room = free + sum(_room(state.trials[d.trial_id], d) for d in judged)
-        started = [self._start(p) for p in new[: max(0, room)]]
+        started = [self._start(p) for p in self._asker.ask(state, max(0, room))]
         decisions = judged + started
-        if not decisions and not state.open and not new and state.ended is None:
+        is_over = not state.open and not self._asker.more(state)
+        if not decisions and is_over and state.ended is None:
             decisions.append(Decision("end", reason="no trial is left to ask for or to train"))
         return decisions
 

@@ -29,11 +29,11 @@ from crucible_tinkex.datasets import (
 from crucible_tinkex.errors import ConfigError, CorruptLogError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
+from crucible_tinkex.search import strategies
 from crucible_tinkex.search.space import Values
 from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule
-from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.storage import storage_errors
-from crucible_tinkex.sweep.asking import ListedTrials
+from crucible_tinkex.sweep.asking import trials_of
 from crucible_tinkex.sweep.planner import Planner
 from crucible_tinkex.sweep.policy import Policy
 from crucible_tinkex.training.data import SweepData
@@ -52,6 +52,7 @@ class PreparedSweep:
     service: str
     """`embedded`, or the address that sessions will be given."""
     configurations: Sequence[Values]
+    """Those known beforehand: all, or the first of a search that learns."""
     source: str | None
     """Text of the experiment file, if there was one."""
     existing: Existing | None
@@ -78,7 +79,7 @@ class PreparedSweep:
         search = self.experiment.search
         return Policy(
             self.planner,
-            ListedTrials(self.planner, self.configurations),
+            trials_of(self.planner, self.configurations),
             stopping_rule(self.experiment),
             metric=search.metric,
             sign=1.0 if search.objective_direction == "min" else -1.0,
@@ -98,6 +99,7 @@ class PreparedSweep:
     def warnings(self) -> list[str]:
         """What a careful colleague would mention before the run."""
         found = self.experiment.warnings(rows=len(self.train_rows))
+        found += strategies.warnings(self.experiment, self.configurations)
         shared = overlap(self.train_rows, self.eval_rows) if self.eval_rows else 0
         if shared:
             found.append(f"{shared} eval rows also stand in the training file")
@@ -169,7 +171,7 @@ def prepare(
         eval_rows=eval_rows,
         fingerprint=_fingerprint(experiment, train_rows),
         service=_address(experiment.service),
-        configurations=configurations(experiment),
+        configurations=strategies.configurations(experiment),
         source=source,
         existing=_existing(paths),
     )

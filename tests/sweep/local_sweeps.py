@@ -20,7 +20,7 @@ from crucible_tinkex.registry import Registry, SweepState
 from crucible_tinkex.runtime.pool import Packing, SessionPool
 from crucible_tinkex.search.stopping import Halving, NoStopping
 from crucible_tinkex.search.strategies import configurations
-from crucible_tinkex.sweep.asking import ListedTrials
+from crucible_tinkex.sweep.asking import trials_of
 from crucible_tinkex.sweep.controller import Controller
 from crucible_tinkex.sweep.planner import Planner
 from crucible_tinkex.sweep.policy import Policy
@@ -195,7 +195,7 @@ class Bench:
         rule = Halving(stopping.eta, stopping.first_rung)
         policy = Policy(
             planner,
-            ListedTrials(planner, configurations(self.experiment)),
+            trials_of(planner, configurations(self.experiment)),
             rule if stopping.rule == "halving" else NoStopping(),
             metric="eval/nll",
             sign=1.0,

@@ -37,7 +37,7 @@ from crucible_tinkex.registry import Registry, SweepState
 from crucible_tinkex.runtime.pool import Packing, SessionPool
 from crucible_tinkex.search.stopping import Halving, NoStopping
 from crucible_tinkex.search.strategies import configurations
-from crucible_tinkex.sweep.asking import ListedTrials
+from crucible_tinkex.sweep.asking import trials_of
 from crucible_tinkex.sweep.controller import Controller
 from crucible_tinkex.sweep.planner import Planner
 from crucible_tinkex.sweep.policy import Policy
@@ -317,7 +317,7 @@ class World:
         halving = Halving(stopping.eta, stopping.first_rung)
         policy = Policy(
             planner,
-            ListedTrials(planner, configurations(declared)),
+            trials_of(planner, configurations(declared)),
             halving if self.asked.halving else NoStopping(),
             metric="eval/nll",
             sign=1.0,

@@ -13,7 +13,7 @@ from crucible_tinkex.registry import DONE, PENDING, RUNNING, Decision, SweepStat
 from crucible_tinkex.registry.registry import _plain
 from crucible_tinkex.search.stopping import Halving, NoStopping
 from crucible_tinkex.search.strategies import configurations
-from crucible_tinkex.sweep.asking import ListedTrials
+from crucible_tinkex.sweep.asking import trials_of
 from crucible_tinkex.sweep.planner import Planner
 from crucible_tinkex.sweep.policy import Policy
 
@@ -39,7 +39,7 @@ class Journal:
 
     def fresh_policy(self) -> Policy:
         planner = Planner(self.experiment, rows=20, fingerprint="f")
-        asker = ListedTrials(planner, configurations(self.experiment))
+        asker = trials_of(planner, configurations(self.experiment))
         rule = Halving(2, 2) if self.halving else NoStopping()
         sign = 1.0 if self.experiment.search.objective_direction == "min" else -1.0
         metric = self.experiment.search.metric
