@@ -109,10 +109,3 @@ def is_integer(key: str, axis: AxisRange) -> bool:
     """Whether the axis yields whole numbers."""
     annotation = str(axis_keys().get(key))
     return axis.integer or ("int" in annotation and "float" not in annotation)
-
-
-def points_of(key: str, axis: Axis) -> int | None:
-    """How many distinct values the axis has; None for a continuous range."""
-    if not isinstance(axis, AxisRange):
-        return len(set(axis))
-    return round(axis.high) - round(axis.low) + 1 if is_integer(key, axis) else None

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,8 +63,7 @@ class Learner(Protocol):
 
 def learner(strategy: str, dimensions: Sequence[Dimension]) -> Learner:
     """For one of `config.search.LEARNING`."""
-    made = {"tpe": TreeParzen, "gp": GaussianProcess, "cmaes": Evolution}[strategy]
-    return made(dimensions)  # type: ignore[no-any-return,operator]
+    return _LEARNERS[strategy](dimensions)
 
 
 def check_usable(strategy: str) -> None:
@@ -254,3 +253,10 @@ class Evolution:
             # An infinite loss ranks last, and nothing but the rank is looked at.
             self._optimizer.tell([(np.array(t.places), t.loss) for t in generation])
             self._folded.append(generation)
+
+
+_LEARNERS: Mapping[str, Callable[[Sequence[Dimension]], Learner]] = {
+    "tpe": TreeParzen,
+    "gp": GaussianProcess,
+    "cmaes": Evolution,
+}

@@ -38,6 +38,7 @@ class LearningSearch:
         self._experiment = experiment
         self._space = Space(experiment)
         self._guesses = list(distinct(experiment, map(dict, search.enqueue)))
+        self._guessed = {trial_settings(experiment, guess) for guess in self._guesses}
         outside = sum(self._space.places(g) is None for g in self._guesses)
         inside = count_up_to(experiment, self._space, search.trials)
         self.total = min(search.trials, inside + outside)
@@ -67,7 +68,7 @@ class LearningSearch:
 
     def is_guess(self, settings: object) -> bool:
         """Whether these are the settings of one of `search.enqueue`."""
-        return any(self.settings(guess) == settings for guess in self._guesses)
+        return settings in self._guessed
 
     def places(self, values: Mapping[str, Any]) -> tuple[float, ...] | None:
         """Where it stands in the space; None for one that the strategy cannot learn from."""

@@ -1,4 +1,4 @@
-"""The search space: which settings vary, over what, together with which, and under which conditions.
+"""The search space: which settings vary, over what, with which others, under which conditions.
 
 A point of the space is one row of each dimension; the configuration at a point has the values of
 those keys that are active there (`search.when`). Points at which `search.where` does not hold are
@@ -177,7 +177,7 @@ def _check_length(configured: Experiment, values: Mapping[str, Any]) -> None:
     if varied and configured.optimizer.schedule == "constant":
         raise ConfigError(
             f'search.space: {varied[0]!r} cannot vary under optimizer.schedule = "constant": the '
-            "longer trial passes through the shorter one; train.eval_every measures both. Where the "
-            f'schedule varies, too: search.when = {{"{varied[0]}" = '
-            "\"optimizer.schedule != 'constant'\"}"
+            "longer trial passes through the shorter one; train.eval_every measures both. Where "
+            "the schedule varies, too, let the length vary under the others: "
+            f"search.when.{varied[0]} = \"optimizer.schedule != 'constant'\""
         )
