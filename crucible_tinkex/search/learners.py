@@ -43,6 +43,10 @@ class Told:
     ended: bool = False
     """Whether it is trained no further."""
 
+    @property
+    def is_measured(self) -> bool:
+        return self.loss is not None
+
 
 class Learner(Protocol):
     """One strategy over the dimensions that it was made for."""
@@ -52,12 +56,8 @@ class Learner(Protocol):
         """How often to ask again, with another seed, for what was tried already."""
         ...
 
-    def learns_from(self, told: Told) -> bool:
-        """Whether it can use what is known of a configuration so far."""
-        ...
-
     def propose(self, told: Sequence[Told], *, seed: int) -> Places:
-        """At least one of `told` can be learnt from. The order is that of asking."""
+        """At least one of `told` is measured. The order is that of asking."""
         ...
 
 
@@ -173,9 +173,6 @@ class TreeParzen(_Sampler):
 
     tries = 8
 
-    def learns_from(self, told: Told) -> bool:
-        return told.loss is not None
-
     def propose(self, told: Sequence[Told], *, seed: int) -> Places:
         trials = [self._trial(i, t) for i, t in enumerate(told)]
         return self._ask(self._optuna.samplers.TPESampler(seed=seed, n_startup_trials=0), trials)
@@ -183,29 +180,21 @@ class TreeParzen(_Sampler):
 
 class GaussianProcess(_Sampler):
     """Gaussian process with expected improvement, over running trials too (Optuna's `GPSampler`,
-    on torch). What was stopped counts with its last loss, what failed like the worst of those that
-    did not."""
+    on torch). What has not ended or was stopped counts with its last loss, what failed like the
+    worst of those that did not."""
 
     tries = 2
 
-    def learns_from(self, told: Told) -> bool:
-        return told.loss is not None and told.ended
-
     def propose(self, told: Sequence[Told], *, seed: int) -> Places:
-        measured = [i for i, t in enumerate(told) if self.learns_from(t)]
-        losses = {i: told[i].loss for i in measured}
-        finite = [loss for loss in losses.values() if loss is not None and math.isfinite(loss)]
-        worst = max(finite, default=0.0)
-        final = {
-            i: Told(told[i].places, loss if loss is not None and loss <= worst else worst)
-            for i, loss in losses.items()
-        }
-        best = sorted(measured, key=lambda i: final[i].loss or 0.0)[: GP_TOLD // 2]
-        rest = sorted(set(measured) - set(best))
-        kept = sorted([*best, *rest[-(GP_TOLD - len(best)) :]])
-        running = [i for i in range(len(told)) if i not in final][-GP_RUNNING:]
-        shown = {**{i: final[i] for i in kept}, **{i: Told(told[i].places) for i in running}}
-        trials = [self._trial(i, shown[i]) for i in sorted(shown)]
+        losses = {i: t.loss for i, t in enumerate(told) if t.loss is not None}
+        worst = max(filter(math.isfinite, losses.values()), default=0.0)
+        by_loss = sorted(losses, key=lambda i: (losses[i], i))
+        best, rest = by_loss[: GP_TOLD // 2], sorted(by_loss[GP_TOLD // 2 :])
+        running = [i for i in range(len(told)) if i not in losses][-GP_RUNNING:]
+        trials = [
+            self._trial(i, Told(told[i].places, min(losses[i], worst) if i in losses else None))
+            for i in sorted([*best, *rest[-GP_TOLD // 2 :], *running])
+        ]
         return self._ask(self._optuna.samplers.GPSampler(seed=seed, n_startup_trials=1), trials)
 
 
@@ -229,9 +218,6 @@ class Evolution:
         mean = np.full(self._dims, 0.5)
         return self._cmaes.CMA(mean=mean, sigma=STEP_SIZE, bounds=bounds, seed=0)
 
-    def learns_from(self, told: Told) -> bool:
-        return told.loss is not None
-
     def propose(self, told: Sequence[Told], *, seed: int) -> Places:
         self._fold(told)
         self._optimizer._rng = np.random.RandomState(seed)
@@ -244,7 +230,7 @@ class Evolution:
         generations: list[Sequence[Told]] = []
         for start in range(0, len(told) - size + 1, size):
             generation = told[start : start + size]
-            if not all(self.learns_from(t) for t in generation):
+            if not all(t.is_measured for t in generation):
                 break
             generations.append(generation)
         if generations[: len(self._folded)] != self._folded:

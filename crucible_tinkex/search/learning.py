@@ -82,7 +82,7 @@ class LearningSearch:
         guess = next((values for settings, values in guesses if settings not in known), None)
         if guess is not None:
             return guess
-        if sum(map(self._learner.learns_from, told)) >= self.startup:
+        if sum(t.is_measured for t in told) >= self.startup:
             proposed = self._proposed(told, known, number)
             if proposed is not None:
                 return proposed

@@ -41,6 +41,10 @@ class Space:
         check_axes(search.space)
         self._declared = _declared(experiment)
         self.dimensions: Sequence[Dimension] = dimensions(search.space, search.zip)
+        for d in self.dimensions:
+            if d.span is not None:  # the experiment's rules refuse its ends, or nothing of it
+                for end in d.bounds:
+                    experiment.configured({d.keys[0]: end})
         self._keys = [key for d in self.dimensions for key in d.keys]
         self._where = [self._condition("search.where", text) for text in search.where]
         self._when = self._conditions(search.when)
