@@ -38,6 +38,10 @@ def test_a_sound_experiment_is_left_in_peace() -> None:
             {"search": {"strategy": "list", "configs": [{}], "space": RANKS}},
             "search.space has no effect",
         ),
+        (
+            {"search": {"strategy": "list", "configs": [{}], "where": ["lora.rank > 1"]}},
+            "search.where has no effect on strategy 'list'",
+        ),
         ({"optimizer": {"warmup_steps": 19}}, "never leaves the warm-up"),
     ],
 )

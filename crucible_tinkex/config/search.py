@@ -42,9 +42,10 @@ class SearchSection(Section):
     strategy: Literal["grid", "list", "random", "qmc", "tpe", "gp", "cmaes"] = "grid"
     """`grid`: all points of the space. `list`: those of `configs`. The others try `trials` points:
     `random` and `qmc` (evenly spread, a scrambled Sobol sequence) draw them beforehand; `tpe`
-    (Parzen estimator; a good choice from 20 trials on), `gp` (Gaussian process; best with few
-    trials at a time, needs torch) and `cmaes` (evolution strategy; for numbers, from 50 trials on)
-    choose the next one by the results so far, the first ten at most as `qmc` does."""
+    (Parzen estimator; a good choice from 20 trials on), `gp` (Gaussian process; for few and
+    dear trials: choosing takes up to a second; needs torch) and `cmaes` (evolution strategy; for
+    numbers, from 50 trials on) choose the next one by the results so far, the first ten at most as
+    `qmc` does."""
     trials: int | None = Field(default=None, ge=1, le=100_000)
     """How many configurations the sampled strategies try."""
     seed: int = Field(default=0, ge=0)
@@ -58,7 +59,8 @@ class SearchSection(Section):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Every configuration runs once per seed (adapter initialisation and data order)."""
     space: dict[str, Axis] = Field(default_factory=dict)
-    """Dotted key to a list of values or a range."""
+    """Dotted key to a list of values or a range. A list of numbers that rise or fall is an axis
+    with an order; another is a choice."""
     zip: tuple[tuple[str, ...], ...] = ()
     """Axes that go together: lists of keys whose axes have as many values each, the first with the
     first and so on."""

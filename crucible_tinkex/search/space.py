@@ -29,8 +29,6 @@ computed."""
 
 Values = dict[str, Any]
 """One configuration: dotted key to value, in the order of the space."""
-Point = tuple[Row, ...]
-"""One row for each dimension."""
 
 
 class Space:
@@ -40,12 +38,14 @@ class Space:
         search = experiment.search
         check_axes(search.space)
         self._declared = _declared(experiment)
-        self.dimensions: Sequence[Dimension] = dimensions(search.space, search.zip)
+        self._in_order = dimensions(search.space, search.zip)
+        # A file that was written anew may have its tables in another order, and asks for the same.
+        self.dimensions: Sequence[Dimension] = sorted(self._in_order, key=lambda d: d.keys)
         for d in self.dimensions:
             if d.span is not None:  # the experiment's rules refuse its ends, or nothing of it
                 for end in d.bounds:
                     experiment.configured({d.keys[0]: end})
-        self._keys = [key for d in self.dimensions for key in d.keys]
+        self._keys = [key for d in self._in_order for key in d.keys]
         self._where = [self._condition("search.where", text) for text in search.where]
         self._when = self._conditions(search.when)
 
@@ -54,13 +54,9 @@ class Space:
         """Keys whose values have no order, where there is more than one."""
         return [d.keys[0] for d in self.dimensions if not d.ordered and d.size != 1]
 
-    def configuration(self, point: Point) -> Values | None:
+    def _configuration(self, rows: Iterable[tuple[Dimension, Row]]) -> Values | None:
         """The values at a point; None where the space's conditions exclude it."""
-        given = {
-            key: value
-            for d, row in zip(self.dimensions, point, strict=True)
-            for key, value in zip(d.keys, row, strict=True)
-        }
+        given = {key: value for d, row in rows for key, value in zip(d.keys, row, strict=True)}
         for key, condition in self._when.items():
             if not self._holds(condition, given):
                 del given[key]
@@ -84,27 +80,27 @@ class Space:
 
     def at(self, places: Sequence[float]) -> Values | None:
         """The configuration at places in [0, 1); None where conditions exclude it."""
-        rows = (d.at(place) for d, place in zip(self.dimensions, places, strict=True))
-        return self.configuration(tuple(rows))
+        pairs = zip(self.dimensions, places, strict=True)
+        return self._configuration((d, d.at(place)) for d, place in pairs)
 
     def grid(self) -> Iterator[Values]:
         """The product of the dimensions' grids; an empty space is the one configuration with
         nothing changed."""
-        return self._product([d.grid_rows() for d in self.dimensions])
+        return self._product([d.grid_rows() for d in self._in_order])
 
     def everything(self) -> Iterator[Values] | None:
         """All configurations of a small finite space; None for another."""
         sizes = [d.size for d in self.dimensions]
         if None in sizes or math.prod(s or 0 for s in sizes) > MAX_GRID:
             return None
-        return self._product([d.all_rows() for d in self.dimensions])
+        return self._product([d.all_rows() for d in self._in_order])
 
     def _product(self, rows: Sequence[Sequence[Row]]) -> Iterator[Values]:
         size = math.prod(map(len, rows))
         if size > MAX_GRID:
             raise ConfigError(f"search.space: the grid has {size:,} points; at most {MAX_GRID:,}")
         for point in itertools.product(*rows):
-            values = self.configuration(point)
+            values = self._configuration(zip(self._in_order, point, strict=True))
             if values is not None:
                 yield values
 
