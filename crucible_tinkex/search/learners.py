@@ -6,6 +6,9 @@ directly, over trials that lie in the journal and not in a storage of Optuna's. 
 keeps its state in the storage of the study that asked, which a rebuilt study has not; so CMA-ES is
 taken from `cmaes`, the library underneath it, and folded over what is told.
 
+What a question costs, on two busy cores: TPE 5 to 10 ms at 100 told configurations and 25 ms at
+1,000; CMA-ES 1 ms; a Gaussian process 0.3 to 1 s, whatever is told beyond `GP_TOLD`.
+
 Everything happens in places, [0, 1] per dimension; a lower loss is better.
 """
 

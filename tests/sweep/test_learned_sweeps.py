@@ -225,6 +225,32 @@ def test_a_crash_in_the_middle_changes_no_configuration(tmp_path: Path, strategy
     assert numbers(state) == numbers(whole.state)
 
 
+def test_a_killed_driver_changes_no_configuration(tmp_path: Path) -> None:
+    whole = sweep(tmp_path / "whole", "tpe", 12, slots=1)
+    bench = Bench(
+        tmp_path / "cut",
+        train=SMALL,
+        search=searching("tpe", 12),
+        evaluation={"generate": False},
+        run={"max_concurrent": 1},
+    )
+
+    async def kill(bench: Bench) -> None:
+        await asyncio.sleep(3.5)
+        for host in bench.hosts:
+            host.die()
+        for task in asyncio.all_tasks():
+            if getattr(task.get_coro(), "__qualname__", "") == "Controller.run":
+                task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        bench.run(meanwhile=kill)
+    assert 2 < len(configurations(bench)) < 12
+    bench.run()
+    assert configurations(bench) == configurations(whole)
+    assert numbers(bench.state) == numbers(whole.state)
+
+
 def test_halving_stops_what_tpe_then_leaves_alone(tmp_path: Path) -> None:
     stopping = {"rule": "halving", "eta": 2, "first_rung": 1}
     bench = sweep(tmp_path, "tpe", 16, slots=2, stopping=stopping)
