@@ -160,6 +160,33 @@ def query(
 
 
 @app.command()
+def report(
+    sweeps: Annotated[list[str], typer.Argument(help="One sweep, or several to compare.")],
+    storage: Storage = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to (default: report in the sweep's).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a page about a sweep, or several: one HTML file that needs no network."""
+    from crucible_tinkex.cli.reporting import make_report
+
+    make_report(sweeps, storage=storage or DEFAULT_STORAGE, out=out, json=json)
+
+
+@app.command()
+def watch(
+    sweeps: Annotated[list[str], typer.Argument(help="One sweep, or several.")],
+    storage: Storage = None,
+    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.")] = 8088,
+) -> None:
+    """Follow running sweeps on a page in the browser (loopback only)."""
+    from crucible_tinkex.cli.reporting import watch_sweeps
+
+    raise typer.Exit(watch_sweeps(sweeps, storage=storage or DEFAULT_STORAGE, port=port))
+
+
+@app.command()
 def tb(
     sweep: Sweep,
     storage: Storage = None,
@@ -204,9 +231,9 @@ def serve(
     exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", hidden=True)] = False,
 ) -> None:
     """Run the embedded Tinker-compatible server alone."""
-    from crucible_tinkex.server.limits import Limits
-    from crucible_tinkex.server.serve import ServeOptions
-    from crucible_tinkex.server.serve import serve as run_server
+    from crucible_tinkex.server.sessions.limits import Limits
+    from crucible_tinkex.server.web.serve import ServeOptions
+    from crucible_tinkex.server.web.serve import serve as run_server
 
     run_server(
         ServeOptions(

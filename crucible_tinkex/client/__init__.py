@@ -8,8 +8,7 @@ async with TinkexService("https://...", api_key_file="key") as service:
     print((await loss).metrics, await step, await model.save_state("done"))
 ```
 
-Names are resolved on first use, so that `client.wire` and `client.proto` can be imported without
-an HTTP library.
+Names are resolved on first use, so that a part of it can be imported without an HTTP library.
 """
 
 from __future__ import annotations
@@ -18,18 +17,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crucible_tinkex.client import custom_loss as custom_loss
-    from crucible_tinkex.client.exchange import Limits
+    from crucible_tinkex.client.http.exchange import Limits
+    from crucible_tinkex.client.http.retry import Clock, RetryPolicy
+    from crucible_tinkex.client.http.watch import Observer, QueueState, RequestRecord
     from crucible_tinkex.client.interface import (
         EndReason,
         SamplingClient,
         TrainingClient,
         TrainingService,
     )
-    from crucible_tinkex.client.retry import Clock, RetryPolicy
     from crucible_tinkex.client.service import TinkexService
-    from crucible_tinkex.client.settings import ClientSettings
-    from crucible_tinkex.client.watch import Observer, QueueState, RequestRecord
+    from crucible_tinkex.client.session.settings import ClientSettings
 
 __all__ = [
     "ClientSettings",
@@ -47,14 +45,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ClientSettings": "settings",
-    "Clock": "retry",
+    "ClientSettings": "session.settings",
+    "Clock": "http.retry",
     "EndReason": "interface",
-    "Limits": "exchange",
-    "Observer": "watch",
-    "QueueState": "watch",
-    "RequestRecord": "watch",
-    "RetryPolicy": "retry",
+    "Limits": "http.exchange",
+    "Observer": "http.watch",
+    "QueueState": "http.watch",
+    "RequestRecord": "http.watch",
+    "RetryPolicy": "http.retry",
     "SamplingClient": "interface",
     "TinkexService": "service",
     "TrainingClient": "interface",
@@ -63,8 +61,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "custom_loss":
-        return import_module(f"{__name__}.custom_loss")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -6,13 +6,13 @@ from collections.abc import Collection
 from importlib import import_module
 from typing import Literal, TypeAlias
 
-from crucible_tinkex.client.address import Address
+from crucible_tinkex.client.http.address import Address
+from crucible_tinkex.client.http.key import ApiKey
+from crucible_tinkex.client.http.transport import hold_back as hold_transports
+from crucible_tinkex.client.http.watch import Observer
 from crucible_tinkex.client.interface import TrainingService
-from crucible_tinkex.client.key import ApiKey
 from crucible_tinkex.client.service import TinkexService
-from crucible_tinkex.client.settings import ClientSettings
-from crucible_tinkex.client.transport import hold_back as hold_transports
-from crucible_tinkex.client.watch import Observer
+from crucible_tinkex.client.session.settings import ClientSettings
 from crucible_tinkex.errors import ConfigError
 
 ServiceTransport: TypeAlias = Literal["http", "sdk"]
@@ -41,7 +41,7 @@ def open_service(
             observer=observer,
         )
     try:
-        sdk = import_module("crucible_tinkex.client.sdk")
+        sdk = import_module("crucible_tinkex.client.sdk.sdk_service")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != "tinker":
             raise

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crucible_tinkex.client.address import Address
 from crucible_tinkex.client.choose import ServiceTransport, hold_back, open_service
+from crucible_tinkex.client.http.address import Address
+from crucible_tinkex.client.http.watch import Observer
 from crucible_tinkex.client.interface import TrainingService
-from crucible_tinkex.client.watch import Observer
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The clients of one session on a Tinker-compatible service over HTTP.
 
-The service session (`client.live_session`) is created at the first use that needs one. When the
+The service session (`session.live_session`) is created at the first use that needs one. When the
 service says that it is over, every client of it fails with `SessionLostError`: resume from a
 checkpoint with a new `TinkexService`. Make one per training session; all of a process share
 connections and back-off underneath.
@@ -14,18 +14,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from crucible_tinkex.client.address import Address
-from crucible_tinkex.client.capabilities import ServerCapabilities
+from crucible_tinkex.client.checkpoints.rest import RestClient
+from crucible_tinkex.client.http.address import Address
+from crucible_tinkex.client.http.key import ApiKey
+from crucible_tinkex.client.http.watch import Observer, Watch
 from crucible_tinkex.client.interface import EndReason
-from crucible_tinkex.client.key import ApiKey
-from crucible_tinkex.client.live_session import LiveSession
-from crucible_tinkex.client.older import create_then_load
-from crucible_tinkex.client.rest import RestClient
-from crucible_tinkex.client.sampling import TinkexSampling
-from crucible_tinkex.client.settings import ClientSettings
-from crucible_tinkex.client.training import TinkexTraining
-from crucible_tinkex.client.watch import Observer, Watch
-from crucible_tinkex.client.wire import (
+from crucible_tinkex.client.model.older import create_then_load
+from crucible_tinkex.client.model.sampling_client import TinkexSampling
+from crucible_tinkex.client.model.training_client import TinkexTraining
+from crucible_tinkex.client.session.live_session import LiveSession
+from crucible_tinkex.client.session.settings import ClientSettings
+from crucible_tinkex.errors import ConfigError, RequestRejectedError
+from crucible_tinkex.names import NOT_FOR_TRAINING, TinkerPath, model_id_of
+from crucible_tinkex.protocol.capabilities import ServerCapabilities
+from crucible_tinkex.protocol.wire import (
     CreateModelRequest,
     CreateModelResponse,
     CreateSamplingSessionRequest,
@@ -35,8 +37,6 @@ from crucible_tinkex.client.wire import (
     LoadWeightsResponse,
     LoraConfig,
 )
-from crucible_tinkex.errors import ConfigError, RequestRejectedError
-from crucible_tinkex.names import NOT_FOR_TRAINING, TinkerPath, model_id_of
 
 
 class TinkexService:

@@ -47,6 +47,8 @@ class CheckpointRecord:
     path: str
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The newest evaluation at or before `step`."""
+    fingerprint: float | None = None
+    """Of the weights (`Recipe.fingerprint`); None: not measured."""
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Any
 
 from ray.actor import ActorHandle
 
+from crucible_tinkex.client.http.watch import Observer, QueueState, RequestRecord
 from crucible_tinkex.client.interface import TrainingService
 from crucible_tinkex.client.resolved import ResolvedService
-from crucible_tinkex.client.watch import Observer, QueueState, RequestRecord
 from crucible_tinkex.events import EventWriter
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.runtime.handles import RegistryHandle, TelemetryHandle

@@ -1,16 +1,17 @@
-"""Request bodies that only servers need; what clients of ours send as well is in `client.wire`."""
+"""Request bodies that only servers need; what our clients send as well is in `protocol.wire`."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from crucible_tinkex.client.wire import AdamParams, Wire
-from crucible_tinkex.client.wire import CreateModelRequest as Created
-from crucible_tinkex.client.wire import CreateSessionRequest as SessionRequest
-from crucible_tinkex.client.wire import LoadWeightsRequest as Loaded
-from crucible_tinkex.client.wire import SampleRequest as Sampled
-from crucible_tinkex.client.wire import SaveWeightsForSamplerRequest as SavedForSampler
-from crucible_tinkex.client.wire import SaveWeightsRequest as Saved
+from crucible_tinkex.protocol.wire import AdamParams, ForwardInput, Wire
+from crucible_tinkex.protocol.wire import CreateModelRequest as Created
+from crucible_tinkex.protocol.wire import CreateSessionRequest as SessionRequest
+from crucible_tinkex.protocol.wire import LoadWeightsRequest as Loaded
+from crucible_tinkex.protocol.wire import SampleRequest as Sampled
+from crucible_tinkex.protocol.wire import SaveWeightsForSamplerRequest as SavedForSampler
+from crucible_tinkex.protocol.wire import SaveWeightsRequest as Saved
 
 
 class CreateSessionRequest(SessionRequest):
@@ -73,3 +74,15 @@ class CancelRequest(Wire):
 
 class TtlRequest(Wire):
     ttl_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardRequest:
+    """A forward or forward_backward request, whichever way it was encoded."""
+
+    model_id: str
+    seq_id: int | None
+    given: ForwardInput
+    backward: bool
+    digest: bytes
+    """Equal for a repeat, even if its encoder put things into another order."""

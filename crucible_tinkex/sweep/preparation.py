@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from crucible_tinkex.client.address import Address
+from crucible_tinkex.client.http.address import Address
 from crucible_tinkex.config import EMBEDDED, Experiment, ServiceSection
 from crucible_tinkex.datasets import (
     Row,

@@ -16,8 +16,8 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 
+from crucible_tinkex.client.http.watch import Observer
 from crucible_tinkex.client.interface import TrainingService
-from crucible_tinkex.client.watch import Observer
 from crucible_tinkex.errors import CrucibleError, TrialFailedError
 from crucible_tinkex.events import EventSink
 from crucible_tinkex.registry import DONE, FAILED, PENDING, RegistryPort, Spent

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from crucible_tinkex.client.interface import SamplingClient, TrainingClient
-from crucible_tinkex.client.wire import (
+from crucible_tinkex.protocol.wire import (
     AdamParams,
     Datum,
     ForwardBackwardOutput,
@@ -23,7 +23,7 @@ from crucible_tinkex.client.wire import (
 from crucible_tinkex.registry import Spent
 
 if TYPE_CHECKING:
-    from crucible_tinkex.client.custom_loss import CustomLoss
+    from crucible_tinkex.client.model.custom_loss import CustomLoss
 
 
 class Meter:

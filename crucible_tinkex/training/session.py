@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
-from crucible_tinkex.client.wire import ForwardBackwardOutput, LoraConfig, OptimStepResponse
 from crucible_tinkex.errors import CrucibleError, StaleAttemptError, TrialFailedError
 from crucible_tinkex.names import TinkerPath, checkpoint_name
+from crucible_tinkex.protocol.wire import ForwardBackwardOutput, LoraConfig, OptimStepResponse
 from crucible_tinkex.registry import (
     DONE,
     FAILED,
@@ -40,6 +40,9 @@ from crucible_tinkex.training.recipes.recipe import Recipe, Update
 from crucible_tinkex.training.reporter import Reporter
 
 log = logging.getLogger(__name__)
+
+SAME_NATS, SAME_SHARE = 0.02, 0.02
+"""How far, or by which share, the loss of the same weights may differ from pass to pass."""
 
 _END_REASONS: dict[str, EndReason] = {DONE: "success", STOPPED: "success", FAILED: "errored"}
 
@@ -136,6 +139,7 @@ class Session:
                     raise
                 lost.append((checkpoint, error))
             else:
+                await self._verify(training, checkpoint)
                 self._saved_step = self._report.step = checkpoint.step
                 self._found.restore(checkpoint.metrics)
                 break
@@ -145,6 +149,24 @@ class Session:
                 self._plan.trial_id, self.attempt, checkpoint.path, str(reason)
             )
         return training
+
+    async def _verify(self, training: TrainingClient, checkpoint: CheckpointRecord) -> None:
+        """Raises `TrialFailedError` if the service gave other weights than were saved."""
+        saved = checkpoint.fingerprint
+        if saved is None or not self._plan.experiment.run.verify_resume:
+            return
+        found = await self._recipe.fingerprint(MeteredTraining(training, self._meter))
+        if not abs(found - saved) <= max(SAME_NATS, SAME_SHARE * abs(saved)):
+            raise TrialFailedError(
+                f"the service loaded other weights than were saved as {checkpoint.path}: the loss "
+                f"of the same rows was {saved:.4f} and is {found:.4f}; resume on a service that "
+                "keeps checkpoints, or set run.verify_resume = false to go on all the same"
+            )
+
+    async def _fingerprint(self) -> float | None:
+        if not self._plan.experiment.run.verify_resume:
+            return None
+        return await self._recipe.fingerprint(self._client)
 
     async def _delete(self, orphans: Iterable[str]) -> None:
         """Free what an attempt had saved, or nearly, when it ended. What cannot be deleted now is
@@ -307,10 +329,12 @@ class Session:
         name = checkpoint_name(trial_id, attempt, step)
         intended = TinkerPath(self._client.model_id, "weights", name)
         await self._registry.intend_checkpoint(trial_id, attempt, str(intended))
-        path = await self._client.save_state(name)
+        path, fingerprint = await asyncio.gather(self._client.save_state(name), self._fingerprint())
         self._report.emit("checkpoint_saved", name=name, extra={"path": path})
         await self._report.flush()
-        checkpoint = CheckpointRecord(trial_id, attempt, step, path, self._found.carried())
+        checkpoint = CheckpointRecord(
+            trial_id, attempt, step, path, self._found.carried(), fingerprint
+        )
         try:
             await self._registry.commit_checkpoint(checkpoint, self._meter.spent())
         except StaleAttemptError:  # whoever replaced this attempt may have looked too early

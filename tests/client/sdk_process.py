@@ -17,8 +17,8 @@ import pytest
 from service_contract import ADAM, BATCH, check_training_service
 
 from crucible_tinkex.client.choose import ServiceTransport, open_service
-from crucible_tinkex.client.wire import LoraConfig
 from crucible_tinkex.errors import AuthenticationError, ServiceError
+from crucible_tinkex.protocol.wire import LoraConfig
 
 
 async def contract(base_url: str, api_key_file: str) -> None:

@@ -10,22 +10,22 @@ from scripted_service import Recorder
 from service_contract import check_training_service
 
 from crucible_tinkex.client import ClientSettings, TinkexService, TrainingClient
-from crucible_tinkex.client.download import Download
-from crucible_tinkex.client.encoding import Preference, State
-from crucible_tinkex.client.training import TinkexTraining
-from crucible_tinkex.client.wire import (
+from crucible_tinkex.client.checkpoints.download import Download
+from crucible_tinkex.client.http.encoding import Preference, State
+from crucible_tinkex.client.model.training_client import TinkexTraining
+from crucible_tinkex.errors import (
+    AuthenticationError,
+    OperationFailedError,
+    RequestRejectedError,
+    ServiceError,
+)
+from crucible_tinkex.protocol.wire import (
     AdamParams,
     Datum,
     LoraConfig,
     ModelInput,
     SamplingParams,
     TensorData,
-)
-from crucible_tinkex.errors import (
-    AuthenticationError,
-    OperationFailedError,
-    RequestRejectedError,
-    ServiceError,
 )
 
 ADAM = AdamParams(learning_rate=5e-3)

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from scripted_service import Answer, ScriptedService
 
-from crucible_tinkex.client import TinkexService, proto
-from crucible_tinkex.client.sampling import TinkexSampling
-from crucible_tinkex.client.training import TinkexTraining
-from crucible_tinkex.client.wire import SampledSequence, SampleResponse, SamplingParams
+from crucible_tinkex.client import TinkexService
+from crucible_tinkex.client.model.sampling_client import TinkexSampling
+from crucible_tinkex.client.model.training_client import TinkexTraining
 from crucible_tinkex.errors import ProtocolError
+from crucible_tinkex.protocol import proto
+from crucible_tinkex.protocol.wire import SampledSequence, SampleResponse, SamplingParams
 
 PATH = "tinker://s1:train:0/weights/a"
 PARAMS = SamplingParams(max_tokens=1)

@@ -11,9 +11,9 @@ from scripted_service import Answer, ScriptedService
 from test_client_training import FAST, row, seqs
 
 from crucible_tinkex.client import TinkexService
-from crucible_tinkex.client.training import TinkexTraining
-from crucible_tinkex.client.wire import AdamParams, LoraConfig, SamplingParams, TensorData
+from crucible_tinkex.client.model.training_client import TinkexTraining
 from crucible_tinkex.errors import ConfigError, ProtocolError, RequestRejectedError
+from crucible_tinkex.protocol.wire import AdamParams, LoraConfig, SamplingParams, TensorData
 
 
 @pytest.fixture(params=["json", "protobuf"])

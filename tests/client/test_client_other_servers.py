@@ -16,17 +16,8 @@ import tokenizers
 from scripted_service import Answer, ScriptedService
 
 from crucible_tinkex.client import ClientSettings, RetryPolicy, TinkexService
-from crucible_tinkex.client.loss import cross_entropy, loss_of
-from crucible_tinkex.client.training import TinkexTraining
-from crucible_tinkex.client.wire import (
-    AdamParams,
-    Datum,
-    ForwardBackwardOutput,
-    LoraConfig,
-    ModelInput,
-    SamplingParams,
-    TensorData,
-)
+from crucible_tinkex.client.model.loss import cross_entropy, loss_of
+from crucible_tinkex.client.model.training_client import TinkexTraining
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import (
     ConfigError,
@@ -34,6 +25,15 @@ from crucible_tinkex.errors import (
     RequestRejectedError,
     ServiceError,
     ServiceUnavailableError,
+)
+from crucible_tinkex.protocol.wire import (
+    AdamParams,
+    Datum,
+    ForwardBackwardOutput,
+    LoraConfig,
+    ModelInput,
+    SamplingParams,
+    TensorData,
 )
 from crucible_tinkex.sweep.connection import connected
 from crucible_tinkex.sweep.launch import Launch

@@ -13,8 +13,7 @@ import pytest
 from scripted_service import FAST, Answer, Recorder, ScriptedService, Seen
 from test_client_training import row, seqs
 
-from crucible_tinkex.client import ClientSettings, QueueState, TinkexService, proto
-from crucible_tinkex.client.wire import AdamParams, LoraConfig, SamplingParams
+from crucible_tinkex.client import ClientSettings, QueueState, TinkexService
 from crucible_tinkex.errors import (
     AuthenticationError,
     ProtocolError,
@@ -22,6 +21,8 @@ from crucible_tinkex.errors import (
     ServiceError,
     SessionLostError,
 )
+from crucible_tinkex.protocol import proto
+from crucible_tinkex.protocol.wire import AdamParams, LoraConfig, SamplingParams
 
 STATE = "tinker://s1:train:0/weights/a"
 LORA = LoraConfig(rank=2, seed=1)

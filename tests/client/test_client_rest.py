@@ -16,9 +16,9 @@ from scripted_service import Answer, ScriptedService
 from test_client_training import FAST
 
 from crucible_tinkex.client import TinkexService
-from crucible_tinkex.client.archive import ArchiveLimits, member_path, unpack
-from crucible_tinkex.client.download import DownloadLimits, split_url
-from crucible_tinkex.client.rest import RestClient
+from crucible_tinkex.client.checkpoints.archive import ArchiveLimits, member_path, unpack
+from crucible_tinkex.client.checkpoints.download import DownloadLimits, split_url
+from crucible_tinkex.client.checkpoints.rest import RestClient
 from crucible_tinkex.errors import (
     ConfigError,
     ProtocolError,

@@ -10,13 +10,13 @@ import pytest
 from scripted_service import FAST, NEVER_S, Answer, ScriptedService, VirtualTime
 
 from crucible_tinkex.client import TinkexService
-from crucible_tinkex.client.wire import AdamParams, LoraConfig, SamplingParams
 from crucible_tinkex.errors import (
     ConfigError,
     ProtocolError,
     RequestRejectedError,
     SessionLostError,
 )
+from crucible_tinkex.protocol.wire import AdamParams, LoraConfig, SamplingParams
 
 LORA = LoraConfig(rank=2)
 SAMPLING = SamplingParams(max_tokens=1)

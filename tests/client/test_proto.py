@@ -12,10 +12,11 @@ from google.protobuf import descriptor_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crucible_tinkex.client import proto
-from crucible_tinkex.client.proto import messages
-from crucible_tinkex.client.proto.tensors import MAX_UNFOLDED
-from crucible_tinkex.client.wire import (
+from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.protocol import proto
+from crucible_tinkex.protocol.proto import messages
+from crucible_tinkex.protocol.proto.tensors import MAX_UNFOLDED
+from crucible_tinkex.protocol.wire import (
     Chunk,
     Datum,
     ForwardBackwardRequest,
@@ -26,7 +27,6 @@ from crucible_tinkex.client.wire import (
     SampleResponse,
     TensorData,
 )
-from crucible_tinkex.errors import ConfigError
 
 theirs = pytest.importorskip("tinker.proto.tinker_public_pb2", reason="needs the extra [sdk]")
 

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from crucible_tinkex.client import TinkexService
-from crucible_tinkex.client.wire import (
+from crucible_tinkex.errors import RequestRejectedError
+from crucible_tinkex.protocol.wire import (
     AdamParams,
     Datum,
     ForwardBackwardOutput,
@@ -28,7 +29,6 @@ from crucible_tinkex.client.wire import (
     SamplingParams,
     TensorData,
 )
-from crucible_tinkex.errors import RequestRejectedError
 
 NAME = "our client"
 STEPS: list[Callable[[dict[str, Any]], Awaitable[None]]] = []

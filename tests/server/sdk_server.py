@@ -25,8 +25,8 @@ OLD_VERSIONS = ("0.25.0", "0.22.2")
 _CODE = """
 import json, logging, sys
 from pathlib import Path
-from crucible_tinkex.server.serve import ServeOptions, serve
-logging.getLogger("crucible_tinkex.server.app").setLevel(logging.DEBUG)
+from crucible_tinkex.server.web.serve import ServeOptions, serve
+logging.getLogger("crucible_tinkex.server.web.app").setLevel(logging.DEBUG)
 folder, flags, model = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 serve(ServeOptions(model=model, threads=1, dtype="fp32", data_dir=folder, client_flags=flags,
                    ready_file=folder / "ready.json", exit_with_parent=True))

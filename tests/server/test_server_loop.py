@@ -17,7 +17,9 @@ import httpx
 import pytest
 from app_client import AppClient
 
-from crucible_tinkex.server import bases, bodies, checks, exports
+from crucible_tinkex.server import bases, bodies
+from crucible_tinkex.server.sessions import checks
+from crucible_tinkex.server.web import exports
 
 WAIT_S = 5.0
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from random_faults import BATCH, DATA, Asked, World, play
 
-from crucible_tinkex.client.wire import LoraConfig
 from crucible_tinkex.datasets import batch_indices
+from crucible_tinkex.protocol.wire import LoraConfig
 from crucible_tinkex.registry import DONE, FAILED, LOST, STOPPED, SweepState, TrialRecord
 from crucible_tinkex.registry.journal import read_records
 from crucible_tinkex.sweep.leaderboard import best, exit_code

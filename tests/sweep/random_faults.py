@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from local_sweeps import MortalHost, NoSink, NoTelemetry, make_data, make_experiment
 
-from crucible_tinkex.client.watch import Observer
+from crucible_tinkex.client.http.watch import Observer
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import (
     CrucibleError,

@@ -12,10 +12,10 @@ import pytest
 from trial_bench import Bench, counting, dataset, make_plan
 
 from crucible_tinkex.client import TrainingClient
-from crucible_tinkex.client.wire import AdamParams, LoraConfig, SamplingParams
 from crucible_tinkex.config import EvaluationSection
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import OperationFailedError
+from crucible_tinkex.protocol.wire import AdamParams, LoraConfig, SamplingParams
 from crucible_tinkex.testing import FakeBackend, FakeService, FakeTraining
 from crucible_tinkex.training.data import SweepData, decoded
 from crucible_tinkex.training.outcome import Verdict

@@ -19,10 +19,10 @@ from functools import partial
 from typing import TypeVar
 
 from crucible_tinkex.client.interface import SamplingClient, TrainingClient
-from crucible_tinkex.client.loss import cross_entropy
-from crucible_tinkex.client.wire import Datum, ForwardBackwardOutput, SamplingParams, TensorData
+from crucible_tinkex.client.model.loss import cross_entropy
 from crucible_tinkex.config import EvaluationSection
 from crucible_tinkex.datasets import TokenisedDataset
+from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput, SamplingParams, TensorData
 from crucible_tinkex.training.data import decoded
 from crucible_tinkex.training.recipes.datums import datum, total_weight
 from crucible_tinkex.training.recipes.recipe import Evaluation, Example, Tell

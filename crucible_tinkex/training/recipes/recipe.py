@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from crucible_tinkex.client.interface import TrainingClient
-from crucible_tinkex.client.wire import AdamParams, Datum, ForwardBackwardOutput
+from crucible_tinkex.protocol.wire import AdamParams, Datum, ForwardBackwardOutput
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.plan import TrialPlan
 
@@ -73,6 +73,11 @@ class Recipe(Protocol):
 
     async def evaluate(self, client: TrainingClient, tell: Tell) -> Evaluation:
         """Measure the weights as they are now; changes nothing on the service."""
+        ...
+
+    async def fingerprint(self, client: TrainingClient) -> float:
+        """A number by which the weights are known again: the loss of a few rows that are always the
+        same. Changes nothing on the service."""
         ...
 
     def epoch(self, step: int) -> int:
