@@ -44,6 +44,8 @@ ASKED: dict[str, list[Any]] = {
     "search.seeds": [(0, 1), (7,)],
     "search.strategy": ["random"],
     "search.trials": [9],
+    "search.where": [("lora.rank > 1",)],
+    "search.enqueue": [({"lora.rank": 3},)],
     "search.space": [{"lora.rank": [4, 16, 32]}],
     "search.reference": [False],
     "search.stopping": [{"rule": "halving"}],

@@ -21,6 +21,7 @@ def test_it_shows_types_bounds_and_defaults() -> None:
         "| `rank` | integer, >= 1, <= 1024 | `8` |",
         '| `executor` | `"ray"` or `"local"` | `"ray"` |',
         "| `train` | path | required |",
+        "| `zip` | list of lists of strings | `[]` |",
         "| `allow_http` | boolean or list of strings | `false` |",
         "## `[search.stopping]`",
         "| `eval/accuracy` | share of rows | max | yes |",

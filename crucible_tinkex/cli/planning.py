@@ -6,7 +6,7 @@ import asyncio
 import json as json_module
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,19 @@ def plan_file(
     found = describe(prepared, data)
     if json:
         print(json_module.dumps(found))
-        return
+    else:
+        show(found)
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """What `describe` found, for people; warnings to stderr."""
     for key, value in found.items():
-        if key not in ("configurations", "warnings"):
+        if key not in ("configurations", "chosen_later", "warnings"):
             print(f"{key.replace('_', ' '):<16}{value}")
     for values in found["configurations"]:
         print("  " + (", ".join(f"{k} = {v}" for k, v in values.items()) or "as declared"))
+    if later := found["chosen_later"]:
+        print(f"  and {later} more, chosen as results come in")
     for warning in found["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
 
@@ -51,11 +58,15 @@ async def _tokenised(prepared: PreparedSweep) -> SweepData:
 
 
 def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
-    """Trials, steps and tokens of the sweep, if every trial is trained to its end."""
+    """Trials, steps and tokens of the sweep, if every trial is trained to its end; those that are
+    chosen later are taken to be as long as those that are known."""
     experiment, planner = prepared.experiment, prepared.planner
     seeds = experiment.search.seeds
     plans = [planner.plan(values, seeds[0]) for values in prepared.configurations]
     row_tokens = data.train.positions / len(data.train)
+    planned = prepared.policy().planned
+    trials = planned - planner.has_reference
+    each = trials / len(plans)
     batch_rows = sum(p.total_steps * p.experiment.train.batch_size for p in plans)
     return {
         "sweep": prepared.name,
@@ -64,10 +75,11 @@ def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
         "base_model": experiment.model.base,
         "train_rows": len(data.train),
         "eval_rows": len(data.eval) if data.eval else 0,
-        "trials": prepared.policy().planned,
-        "steps": len(seeds) * sum(p.total_steps for p in plans),
-        "train_tokens": round(len(seeds) * batch_rows * row_tokens),
+        "trials": planned,
+        "steps": round(each * sum(p.total_steps for p in plans)),
+        "train_tokens": round(each * batch_rows * row_tokens),
         "configurations": [dict(values) for values in prepared.configurations],
+        "chosen_later": trials // len(seeds) - len(plans),
         "warnings": prepared.warnings(),
     }
 

@@ -94,7 +94,9 @@ def _type_name(annotation: Any) -> str:
         named = (_type_name(a) for a in arguments if a is not types.NoneType)
         return " or ".join(dict.fromkeys(named))
     if origin is tuple:
-        return f"list of {_type_name(arguments[0])}s"
+        inner = _type_name(arguments[0])
+        is_list = inner.startswith("list of")
+        return f"list of {inner.replace('list', 'lists', 1) if is_list else inner + 's'}"
     if origin is dict:
         return "table"
     return _NAMES.get(annotation, "path")

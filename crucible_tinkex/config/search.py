@@ -5,18 +5,24 @@ Declared and checked here; drawing configurations is `search`, stopping is the c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from crucible_tinkex.config.axes import AXIS_SECTIONS, Axis, AxisValue, points_of
+from crucible_tinkex.config.axes import SECTIONS, Axis, AxisValue
+from crucible_tinkex.config.expression import Expression
 from crucible_tinkex.config.section import Section
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import Direction, objective
 
 DEFAULT_METRIC = "eval/nll"
+DRAWN = ("random", "qmc")
+"""Strategies that draw points without looking at results."""
+LEARNING = ("tpe", "gp", "cmaes")
+"""Strategies that choose the next point by the results so far."""
+SAMPLED = (*DRAWN, *LEARNING)
+"""Strategies that try `trials` points of the space."""
 
 
 Rule = Literal[
@@ -71,10 +77,15 @@ class StoppingSection(Section):
 class SearchSection(Section):
     """Which configurations are tried and by what they are ranked."""
 
-    strategy: Literal["grid", "list", "random"] = "grid"
-    """All points of the space, those of `configs`, or `trials` points drawn from the space."""
+    strategy: Literal["grid", "list", "random", "qmc", "tpe", "gp", "cmaes"] = "grid"
+    """`grid`: all points of the space. `list`: those of `configs`. The others try `trials` points:
+    `random` and `qmc` (evenly spread, a scrambled Sobol sequence) draw them beforehand; `tpe`
+    (Parzen estimator; a good choice from 20 trials on), `gp` (Gaussian process; for few and
+    dear trials: choosing takes up to a second; needs torch) and `cmaes` (evolution strategy; for
+    numbers, from 50 trials on) choose the next one by the results so far, the first ten at most as
+    `qmc` does."""
     trials: int | None = Field(default=None, ge=1, le=100_000)
-    """How many configurations the sampled strategies draw."""
+    """How many configurations the sampled strategies try."""
     seed: int = Field(default=0, ge=0)
     """Seed of the sampled strategies."""
     metric: str = DEFAULT_METRIC
@@ -86,7 +97,19 @@ class SearchSection(Section):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Every configuration runs once per seed (adapter initialisation and data order)."""
     space: dict[str, Axis] = Field(default_factory=dict)
-    """Dotted key to a list of values or a range."""
+    """Dotted key to a list of values or a range. A list of numbers that rise or fall is an axis
+    with an order; another is a choice."""
+    zip: tuple[tuple[str, ...], ...] = ()
+    """Axes that go together: lists of keys whose axes have as many values each, the first with the
+    first and so on."""
+    where: tuple[str, ...] = ()
+    """Conditions that every configuration meets, such as `"lora.rank * train.batch_size <= 512"`.
+    A key that does not vary has its declared value."""
+    when: dict[str, str] = Field(default_factory=dict)
+    """Dotted key to a condition without which it does not vary and has its declared value, such as
+    `"optimizer.warmup_steps" = "optimizer.schedule != 'constant'"`."""
+    enqueue: tuple[dict[str, AxisValue], ...] = ()
+    """Configurations that are tried first, whatever the strategy: tables of dotted keys."""
     configs: tuple[dict[str, AxisValue], ...] = ()
     """The configurations of strategy `list`: tables of dotted keys."""
     confirm: int = Field(default=0, ge=0, le=1000)
@@ -113,12 +136,26 @@ class SearchSection(Section):
             raise ValueError("seeds must be distinct and not negative")
         return seeds
 
-    @field_validator("space", mode="before")
+    @field_validator("where")
+    @classmethod
+    def _are_conditions(cls, where: tuple[str, ...]) -> tuple[str, ...]:
+        for text in where:
+            _check_condition(text)
+        return where
+
+    @field_validator("when")
+    @classmethod
+    def _have_conditions(cls, when: dict[str, str]) -> dict[str, str]:
+        for text in when.values():
+            _check_condition(text)
+        return when
+
+    @field_validator("space", "when", mode="before")
     @classmethod
     def _dotted_space(cls, space: Any) -> Any:
         return _flat(space) if isinstance(space, Mapping) else space
 
-    @field_validator("configs", mode="before")
+    @field_validator("configs", "enqueue", mode="before")
     @classmethod
     def _dotted_configs(cls, configs: Any) -> Any:
         if not isinstance(configs, list | tuple):
@@ -130,11 +167,12 @@ class SearchSection(Section):
         """Which way is better: as declared, else as the catalogue has it."""
         return self.direction or objective(self.metric).direction or "min"
 
-    @property
-    def points(self) -> int | None:
-        """How many distinct points the space has; None if an axis is continuous."""
-        counts = [points_of(key, axis) for key, axis in self.space.items()]
-        return None if None in counts else math.prod(c for c in counts if c is not None)
+
+def _check_condition(text: str) -> None:
+    try:
+        Expression.parse(text)
+    except ConfigError as e:
+        raise ValueError(e.message) from None
 
 
 def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +190,7 @@ def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 def _axes(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in tables.items():
-        if key in AXIS_SECTIONS and isinstance(value, Mapping):
+        if key in SECTIONS and isinstance(value, Mapping):
             yield from ((f"{key}.{name}", inner) for name, inner in value.items())
         else:
             yield key, value

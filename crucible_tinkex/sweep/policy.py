@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from typing import Protocol
 
 from crucible_tinkex.registry import (
     DONE,
@@ -26,22 +25,12 @@ from crucible_tinkex.registry import (
 )
 from crucible_tinkex.registry.records import DecisionKind, declared
 from crucible_tinkex.search.stopping import StoppingRule, Verdict
+from crucible_tinkex.sweep.asking import Asker
 from crucible_tinkex.sweep.budget import BUDGET, Budget
 from crucible_tinkex.sweep.confirming import confirmation_seeds, next_confirmations
 from crucible_tinkex.sweep.planner import Planner
 from crucible_tinkex.sweep.rungs import Rung
 from crucible_tinkex.training.plan import TrialPlan
-
-
-class Asker(Protocol):
-    """Where new trials come from."""
-
-    @property
-    def planned(self) -> int:
-        """How many trials there will be in all, or at most."""
-        ...
-
-    def ask(self, state: SweepState, count: int) -> list[TrialPlan]: ...
 
 
 class Policy:
@@ -129,17 +118,19 @@ class Policy:
         if state.held:
             return []
         free = slots - len(state.active)  # below 0: some that were promoted wait for a slot
-        new = self._asker.ask(state, max(0, free) + 1)
         left = self.budget.trials_left(state)
-        if left is not None and len(new) > left:
-            new = new[:left]
-            if not new and not state.open:
+        more = self._asker.more(state)
+        if more and left == 0:
+            if not state.open:
                 return self._end_by_budget(state, f"budget.trials: {len(state.trials)} are started")
-        crowded = bool(new) or free < 0
-        judged = list(self._judged(state, answering, more=bool(new), crowded=crowded))
+            more = False
+        crowded = more or free < 0
+        judged = list(self._judged(state, answering, more=more, crowded=crowded))
         room = free + sum(_room(state.trials[d.trial_id], d) for d in judged)
-        started = [self._start(p) for p in new[: max(0, room)]]
-        return judged + started or ([] if new else list(self._last(state, free, answering)))
+        room = room if left is None else min(room, left)
+        started = [self._start(p) for p in self._asker.ask(state, max(0, room))]
+        is_over = left == 0 or not self._asker.more(state)
+        return judged + started or (list(self._last(state, free, answering)) if is_over else [])
 
     def _exhausted(self, state: SweepState, why: str) -> Iterator[Decision]:
         """Have what trains save and wait, then end; more budget takes it up again."""

@@ -30,11 +30,11 @@ from crucible_tinkex.datasets import (
 from crucible_tinkex.errors import ConfigError, CorruptLogError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
+from crucible_tinkex.search import strategies
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.space import Values
-from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.storage import storage_errors
-from crucible_tinkex.sweep.asking import ListedTrials
+from crucible_tinkex.sweep.asking import trials_of
 from crucible_tinkex.sweep.budget import Budget
 from crucible_tinkex.sweep.control import Inbox
 from crucible_tinkex.sweep.planner import Planner
@@ -56,6 +56,7 @@ class PreparedSweep:
     service: str
     """`embedded`, or the address that sessions will be given."""
     configurations: Sequence[Values]
+    """Those known beforehand: all, or the first of a search that learns."""
     source: str | None
     """Text of the experiment file, if there was one."""
     existing: Existing | None
@@ -82,7 +83,7 @@ class PreparedSweep:
         search = self.experiment.search
         return Policy(
             self.planner,
-            ListedTrials(self.planner, self.configurations),
+            trials_of(self.planner, self.configurations),
             stopping_rule(search),
             metric=search.metric,
             sign=1.0 if search.objective_direction == "min" else -1.0,
@@ -103,6 +104,7 @@ class PreparedSweep:
     def warnings(self) -> list[str]:
         """What a careful colleague would mention before the run."""
         found = self.experiment.warnings(rows=len(self.train_rows))
+        found += strategies.warnings(self.experiment, self.configurations)
         shared = overlap(self.train_rows, self.eval_rows) if self.eval_rows else 0
         if shared:
             found.append(f"{shared} eval rows also stand in the training file")
@@ -167,7 +169,7 @@ def prepare(
         eval_rows=eval_rows,
         fingerprint=_fingerprint(experiment, train_rows),
         service=_address(experiment.service),
-        configurations=configurations(experiment),
+        configurations=strategies.configurations(experiment),
         source=source,
         existing=_existing(paths),
     )

@@ -22,7 +22,7 @@ from crucible_tinkex.registry import Registry, SweepState
 from crucible_tinkex.runtime.pool import Packing, SessionPool
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations
-from crucible_tinkex.sweep.asking import ListedTrials
+from crucible_tinkex.sweep.asking import trials_of
 from crucible_tinkex.sweep.budget import Budget
 from crucible_tinkex.sweep.control import Inbox
 from crucible_tinkex.sweep.controller import Controller
@@ -247,7 +247,7 @@ class Bench:
         planner = Planner(self.experiment, rows=20, fingerprint="f")
         return planner, Policy(
             planner,
-            ListedTrials(planner, configurations(self.experiment)),
+            trials_of(planner, configurations(self.experiment)),
             stopping_rule(self.experiment.search),
             metric="eval/nll",
             sign=1.0,

@@ -37,7 +37,7 @@ from crucible_tinkex.registry import Registry, SweepState
 from crucible_tinkex.runtime.pool import Packing, SessionPool
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations
-from crucible_tinkex.sweep.asking import ListedTrials
+from crucible_tinkex.sweep.asking import trials_of
 from crucible_tinkex.sweep.budget import Budget
 from crucible_tinkex.sweep.control import KINDS, Command, Inbox
 from crucible_tinkex.sweep.controller import Controller
@@ -344,7 +344,7 @@ class World:
         planner = Planner(declared, rows=len(DATA.train), fingerprint="f")
         policy = Policy(
             planner,
-            ListedTrials(planner, configurations(declared)),
+            trials_of(planner, configurations(declared)),
             stopping_rule(declared.search),
             metric="eval/nll",
             sign=1.0,
