@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from crucible_tinkex.datasets.fingerprint import file_hash, fingerprint, reading
-from crucible_tinkex.datasets.order import batch_indices, epoch_of, total_steps
+from crucible_tinkex.datasets.files.source import DataFile, Rows, open_rows, read_rows
+from crucible_tinkex.datasets.fingerprint import file_hash, files_hash, fingerprint, reading
+from crucible_tinkex.datasets.order import Segment, batch_indices, epoch_of, total_steps
 from crucible_tinkex.datasets.rows import (
     Chat,
     Format,
@@ -17,10 +18,13 @@ from crucible_tinkex.datasets.rows import (
     PromptCompletion,
     Row,
     Text,
+    TrainOn,
     overlap,
-    read_rows,
 )
-from crucible_tinkex.datasets.tokenised import Inputs, TokenisedDataset, tokenise
+from crucible_tinkex.datasets.split import split, stratified
+from crucible_tinkex.datasets.statistics import LengthStatistics
+from crucible_tinkex.datasets.tokenised import Inputs, TokenisedDataset
+from crucible_tinkex.datasets.tokenising import TooLong, tokenise
 
 if TYPE_CHECKING:
     from crucible_tinkex.datasets.tokenizer import Tokenizer, load_tokenizer
@@ -28,24 +32,34 @@ if TYPE_CHECKING:
 __all__ = [  # noqa: RUF022  (in groups)
     # rows
     "Chat",
+    "DataFile",
     "Format",
     "Message",
     "PromptCompletion",
     "Row",
+    "Rows",
     "Text",
+    "open_rows",
     "overlap",
     "read_rows",
+    "split",
+    "stratified",
     # tokens
     "Inputs",
+    "LengthStatistics",
     "TokenisedDataset",
     "Tokenizer",
+    "TooLong",
+    "TrainOn",
     "load_tokenizer",
     "tokenise",
     # identity
     "file_hash",
+    "files_hash",
     "fingerprint",
     "reading",
     # order
+    "Segment",
     "batch_indices",
     "epoch_of",
     "total_steps",
