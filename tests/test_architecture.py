@@ -14,7 +14,7 @@ MAX_LINES = 400
 # Imports go down only: a module may import from its own layer and from the layers above this line.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "names", "version", "events", "metrics", "storage"),
-    ("config", "datasets"),
+    ("config", "datasets", "scoring"),
     ("client", "telemetry", "registry", "search"),
     ("training",),
     ("runtime",),
@@ -41,8 +41,12 @@ HOMES: dict[str, tuple[str, ...]] = {
     "httpx": ("client.connections",),
     "httpx_aiohttp": ("client.connections",),
     "aiohttp": ("client.connections", "runtime.jobs"),
-    "pyarrow": ("telemetry", "sweep.tables", "api"),
+    "pyarrow": ("telemetry", "sweep.tables", "api", "datasets.files.containers"),
     "tensorboardX": ("telemetry.tensorboard",),
+    "obstore": ("storage", "telemetry", "datasets.files.remote"),
+    "huggingface_hub": ("datasets", "server"),
+    "jinja2": ("datasets.chat",),
+    "jsonschema": ("scoring.answers",),
     "duckdb": ("telemetry.query",),
     "optuna": ("search",),
     "torch": ("server",),

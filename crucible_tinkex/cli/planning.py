@@ -7,10 +7,13 @@ import json as json_module
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from crucible_tinkex.cli.examples import print_examples, print_lengths
 from crucible_tinkex.cli.running import read_experiment
+from crucible_tinkex.datasets import LengthStatistics, load_tokenizer, shown, typical
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.sweep.connection import connected
 from crucible_tinkex.sweep.preparation import PreparedSweep, prepare
@@ -33,10 +36,12 @@ def plan_file(
         print(json_module.dumps(found))
         return
     for key, value in found.items():
-        if key not in ("configurations", "warnings"):
+        if isinstance(value, str | int):
             print(f"{key.replace('_', ' '):<16}{value}")
+    print_lengths(found["row_tokens"])
     for values in found["configurations"]:
         print("  " + (", ".join(f"{k} = {v}" for k, v in values.items()) or "as declared"))
+    print_examples(found["examples"])
     for warning in found["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
 
@@ -56,6 +61,7 @@ def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
     seeds = experiment.search.seeds
     plans = [planner.plan(values, seeds[0]) for values in prepared.configurations]
     row_tokens = data.train.positions / len(data.train)
+    batch_size = experiment.train.batch_size
     batch_rows = sum(p.total_steps * p.experiment.train.batch_size for p in plans)
     return {
         "sweep": prepared.name,
@@ -67,9 +73,19 @@ def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
         "trials": prepared.policy().planned,
         "steps": len(seeds) * sum(p.total_steps for p in plans),
         "train_tokens": round(len(seeds) * batch_rows * row_tokens),
+        "row_tokens": asdict(LengthStatistics.of(data.train, batch_size=batch_size)),
+        "examples": _examples(data),
         "configurations": [dict(values) for values in prepared.configurations],
         "warnings": prepared.warnings(),
     }
+
+
+def _examples(data: SweepData) -> list[dict[str, Any]]:
+    """Three rows as they are trained on."""
+    if data.tokenizer is None:
+        return []
+    tokenizer = load_tokenizer(data.tokenizer)
+    return [shown(data.train, tokenizer, row)._asdict() for row in typical(data.train)]
 
 
 def _state(prepared: PreparedSweep) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from crucible_tinkex.config.axes import AxisRange
 
-_MEMBERS = {"range", "values", "bool", "int", "float", "str"}
+_MEMBERS = {"range", "values", "bool", "int", "float", "str", "file", "files", "weighted"}
 """Names that pydantic gives to members of a union, which are no keys."""
 
 

@@ -1,6 +1,6 @@
 """Datasets: rows read from a file, tokenised once, and drawn in an order that is a pure function.
 
-`load_tokenizer` and `Tokenizer` are resolved on first use (PEP 562): a session trains on arrays of
+What needs the tokenizer library is resolved on first use (PEP 562): a session trains on arrays of
 token ids and never needs the tokenizer library, which costs 30 ms and 10 MB to import.
 """
 
@@ -27,6 +27,7 @@ from crucible_tinkex.datasets.tokenised import Inputs, TokenisedDataset
 from crucible_tinkex.datasets.tokenising import TooLong, tokenise
 
 if TYPE_CHECKING:
+    from crucible_tinkex.datasets.showing import ShownRow, shown, typical
     from crucible_tinkex.datasets.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [  # noqa: RUF022  (in groups)
@@ -47,12 +48,15 @@ __all__ = [  # noqa: RUF022  (in groups)
     # tokens
     "Inputs",
     "LengthStatistics",
+    "ShownRow",
     "TokenisedDataset",
     "Tokenizer",
     "TooLong",
     "TrainOn",
     "load_tokenizer",
+    "shown",
     "tokenise",
+    "typical",
     # identity
     "file_hash",
     "files_hash",
@@ -71,4 +75,8 @@ def __getattr__(name: str) -> Any:
         from crucible_tinkex.datasets import tokenizer
 
         return getattr(tokenizer, name)
+    if name in ("ShownRow", "shown", "typical"):
+        from crucible_tinkex.datasets import showing
+
+        return getattr(showing, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

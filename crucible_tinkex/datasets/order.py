@@ -34,6 +34,11 @@ class Segment(NamedTuple):
     rows: int
     drawn: int
 
+    @classmethod
+    def weighted(cls, rows: int, weight: float) -> Segment:
+        """An epoch shows each row `weight` times, rounded to whole rows and at least one."""
+        return cls(rows, max(1, round(weight * rows)) if rows else 0)
+
 
 def batch_indices(rows: int, *, seed: int, step: int, batch_size: int) -> list[int]:
     """The rows of step `step` (from 1); `ValueError` where a count is below 1."""

@@ -72,8 +72,7 @@ def tokenise(
         for weight, group in _groups(rows):
             before = making.rows
             making.add(group)
-            kept = making.rows - before
-            segments.append(Segment(kept, max(1, round(weight * kept)) if kept else 0))
+            segments.append(Segment.weighted(making.rows - before, weight))
         return making.finish(tuple(segments))
 
 

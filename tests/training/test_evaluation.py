@@ -90,7 +90,7 @@ async def test_rows_add_up_to_the_mean() -> None:
 async def test_options_of_the_evaluation() -> None:
     model = await trained(FakeBackend(), 2)
     some = await measured(model, max_rows=7, generate=False)
-    assert list(some.metrics) == ["eval/nll"]
+    assert list(some.metrics) == ["eval/nll", "eval/perplexity"]
     assert [(e.correct, e.text) for e in some.examples] == [(None, None)] * 7
     plain = dataset(counting(5))
     object.__setattr__(plain, "has_prompts", False)

@@ -71,8 +71,7 @@ def _from_bucket(name: str) -> Path:
     if not (bucket and key):
         raise DataError(f"{name}: an address is {scheme}://BUCKET/FILE")
     try:
-        # obstore types one overload for each scheme.
-        store: ObjectStore = from_url(f"{scheme}://{bucket}")  # type: ignore[assignment]
+        store: ObjectStore = from_url(f"{scheme}://{bucket}")
     except Exception as error:  # its errors share no base below this
         raise DataError(f"{name}: {error}") from error
     return from_store(store, key, name)

@@ -27,6 +27,7 @@ from crucible_tinkex.datasets.files.published import (
     with_corpus,
 )
 from crucible_tinkex.datasets.files.remote import fetched, is_remote
+from crucible_tinkex.datasets.order import Segment
 from crucible_tinkex.datasets.rows import Format, Row
 from crucible_tinkex.errors import DataError
 
@@ -100,6 +101,13 @@ class Rows(Collection[Row]):
         """Of all rows (`Row.key`), in their order."""
         pairs = zip(self.files, self.chosen, strict=True)
         return np.concatenate([file.keys[chosen] for file, chosen in pairs])
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows that one epoch shows."""
+        pairs = zip(self.files, self.chosen, strict=True)
+        counts = ((int(chosen.sum()), file.declared.weight) for file, chosen in pairs)
+        return sum(Segment.weighted(*count).drawn for count in counts)
 
     @property
     def formats(self) -> list[Format]:
