@@ -30,7 +30,7 @@ class LengthStatistics:
     def of(cls, data: TokenisedDataset, *, batch_size: int) -> LengthStatistics:
         """`ValueError` where `batch_size` is below 1."""
         lengths = data.lengths
-        p50, p90, p99 = np.percentile(lengths, [50, 90, 99], method="higher").tolist()
+        p50, p90, p99 = np.percentile(lengths, [50, 90, 99], method="inverted_cdf").tolist()
         return cls(
             rows=len(data),
             tokens=len(data.tokens),
