@@ -39,7 +39,7 @@ def experiment(**sections: Any) -> Experiment:
         ({"train": {"batch_size": 0}}, "train.batch_size"),
         ({"data": {}}, "missing key 'data.train'"),
         ({"data": {"train": ""}}, "data.train: it must name a file"),
-        ({"data": {"train": []}}, "data.train: List should have at least 1 item"),
+        ({"data": {"train": []}}, "data.train: it must name at least one file"),
         ({"data": {"train": ["a.jsonl", ""]}}, "data.train.1: it must name a file"),
         ({"data": {"train": [{"weight": 2}]}}, "missing key 'data.train.0.path'"),
         (
@@ -48,7 +48,7 @@ def experiment(**sections: Any) -> Experiment:
         ),
         (
             {"data": {"train": [{"path": "a", "wieght": 1}]}},
-            "unknown key 'data.train.0.wieght'; did you mean 'weight'? legal here: path, weight",
+            "'data.train.0.wieght'; did you mean 'weight'. legal here: path, weight$",
         ),
         (
             {"data": {"train": "a", "eval": "b", "eval_rows": 3}},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from crucible_tinkex.config.section import AnchoredPath, Section
 from crucible_tinkex.datasets.files.source import DataFile
@@ -40,8 +40,7 @@ class DataSection(Section):
     """The rows."""
 
     train: Annotated[
-        Annotated[AnchoredPath, Tag("file")]
-        | Annotated[tuple[File, ...], Field(min_length=1), Tag("files")],
+        Annotated[AnchoredPath, Tag("file")] | Annotated[tuple[File, ...], Tag("files")],
         Discriminator(_many),
     ]
     """A JSONL, JSON, CSV, TSV or Parquet file, relative to the experiment file, or at an address
@@ -68,6 +67,13 @@ class DataSection(Section):
     """What becomes of rows over `train.max_length`. By default a row of format text is cut and any
     other refused; `"truncate"` cuts all from the right and leaves out those with nothing to learn
     after it."""
+
+    @field_validator("train")
+    @classmethod
+    def _names_a_file(cls, train: Any) -> Any:
+        if not train:
+            raise ValueError("it must name at least one file")
+        return train
 
     @model_validator(mode="after")
     def _one_way_to_hold_out(self) -> DataSection:
