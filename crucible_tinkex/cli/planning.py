@@ -60,7 +60,7 @@ def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
     experiment, planner = prepared.experiment, prepared.planner
     seeds = experiment.search.seeds
     plans = [planner.plan(values, seeds[0]) for values in prepared.configurations]
-    row_tokens = data.train.positions / len(data.train)
+    row_tokens = data.train.epoch_positions / data.train.epoch_rows
     batch_size = experiment.train.batch_size
     batch_rows = sum(p.total_steps * p.experiment.train.batch_size for p in plans)
     return {

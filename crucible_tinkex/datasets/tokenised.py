@@ -72,13 +72,27 @@ class TokenisedDataset:
 
     @property
     def positions(self) -> int:
-        """Positions that one epoch trains on: what a service counts and bills."""
+        """Positions of all rows together."""
         return len(self.tokens) - len(self)
 
     @property
     def epoch_rows(self) -> int:
         """Rows that one epoch shows: all of them, but for files with weights."""
         return sum(segment.drawn for segment in self.segments) or len(self)
+
+    @property
+    def epoch_positions(self) -> float:
+        """Positions that one epoch trains on: what a service counts and bills; on average, where
+        files have weights."""
+        segments = self.segments or (Segment(len(self), len(self)),)
+        found, start = 0.0, 0
+        for segment in segments:
+            end = start + segment.rows
+            tokens = int(self.offsets[end] - self.offsets[start])
+            if segment.rows:
+                found += (tokens - segment.rows) * segment.drawn / segment.rows
+            start = end
+        return found
 
     def batch(self, *, seed: int, step: int, batch_size: int) -> list[int]:
         """The rows of step `step` (from 1)."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +265,57 @@ def test_an_object_is_fetched_once_and_again_when_it_changes(
         with pytest.raises(DataError, match="missing: could not be fetched"):
             from_store(store, "none.jsonl", "s3://bucket/missing")
     assert not list((tmp_path / "cache").rglob("tmp*"))
+
+
+class Bucket(BaseHTTPRequestHandler):
+    """As much of S3 as a reader needs."""
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self.wfile.write(self._answer())
+
+    def _answer(self) -> bytes:
+        found = self.path == "/bucket/folder/rows.jsonl"
+        body = b'{"text": "from the bucket"}' if found else b""
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"1"')
+        self.send_header("Last-Modified", "Fri, 01 Aug 2025 00:00:00 GMT")
+        self.end_headers()
+        return body
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_an_address_reads_the_credentials_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    for key, value in {
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "not-to-be-shown",
+    }.items():
+        monkeypatch.setenv(key, value)
+    try:
+        [row] = read_rows("s3://bucket/folder/rows.jsonl")
+        assert row.content == ("from the bucket",)
+        assert row.where == "s3://bucket/folder/rows.jsonl, line 1"
+        with pytest.raises(DataError, match=r"^s3://bucket/none\.jsonl: could not be fet") as e:
+            read_rows("s3://bucket/none.jsonl")
+        assert "not-to-be-shown" not in str(e.value)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 HUB = "hf://datasets/org/name"

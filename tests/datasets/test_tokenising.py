@@ -221,6 +221,8 @@ def test_weights_decide_how_often_an_epoch_shows_a_row(
     data = tokenise(rows, tokenizer)
     assert data.segments == (Segment(3, 3), Segment(10, 3))
     assert data.epoch_rows == rows.epoch_rows == 6
+    assert data.epoch_positions == (1 + 2 + 6) + 3 * 2
+    assert tokenise(list(rows), tokenizer).epoch_positions == (1 + 2 + 6) + 10 * 2
     short = tokenise(rows, tokenizer, max_length=4, too_long="drop")
     assert short.segments == (Segment(2, 2), Segment(10, 3))  # of the rows that are left
 
