@@ -19,8 +19,8 @@ from pathlib import Path
 from crucible_tinkex.datasets import load_tokenizer, open_rows, tokenise
 from crucible_tinkex.server.bases import ensure_base
 
-SIZES = (10_000, 100_000)
-_WORDS = [
+SIZES = (5_000, 50_000)
+_WORDS = (
     "protein",
     "cell",
     "growth",
@@ -28,24 +28,11 @@ _WORDS = [
     "the",
     "in",
     "rate",
-    "increase",
     "shows",
     "that",
     "patient",
     "dose",
-    "effect",
-    "and",
-    "model",
-    "with",
-    "response",
-    "trial",
-    "was",
-    "measured",
-    "by",
-    "acid",
-    "binding",
-    "factor",
-]
+)
 
 
 def _write(path: Path, rows: int) -> None:
