@@ -61,6 +61,7 @@ PLACES: dict[str, list[Any]] = {
     "run.storage": ["elsewhere"],
     "data.train": ["moved.jsonl"],
     "data.eval": ["moved.jsonl"],
+    "data.corpus": ["corpus.jsonl"],
     "model.tokenizer": ["org/name"],
 }
 RECIPE: dict[str, list[Any]] = {
@@ -87,6 +88,9 @@ NOT_MY_SETTINGS: dict[str, list[Any]] = {
     "service.base_url": ["https://tinker.example"],
     "service.dtype": ["fp32"],
     "data.format": ["text"],
+    "data.train_on": ["last_assistant", "everything"],
+    "data.too_long": ["refuse", "truncate", "drop"],
+    "data.eval_seed": [1],
 }
 
 

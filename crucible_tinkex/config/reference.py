@@ -13,7 +13,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Iterator
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import AfterValidator, BaseModel
@@ -88,6 +88,9 @@ def _type(field: FieldInfo) -> str:
 
 def _type_name(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        is_path = any(isinstance(m, AfterValidator) for m in annotation.__metadata__)
+        return "path" if is_path else _type_name(arguments[0])
     if origin is Literal:
         return " or ".join(f"`{json.dumps(a)}`" for a in arguments)
     if origin in (Union, types.UnionType):
@@ -95,9 +98,10 @@ def _type_name(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(named))
     if origin is tuple:
         inner = _type_name(arguments[0])
-        is_list = inner.startswith("list of")
-        return f"list of {inner.replace('list', 'lists', 1) if is_list else inner + 's'}"
-    if origin is dict:
+        if inner.startswith("list of"):
+            return f"list of {inner.replace('list', 'lists', 1)}"
+        return f"list of {inner.replace(' or ', 's or ')}s"
+    if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return "table"
     return _NAMES.get(annotation, "path")
 

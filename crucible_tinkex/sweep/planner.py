@@ -27,7 +27,7 @@ class Planner:
     @property
     def has_reference(self) -> bool:
         """Whether the untrained base is a trial, too."""
-        return self.experiment.search.reference and self.experiment.data.eval is not None
+        return self.experiment.search.reference and self.experiment.data.evaluates
 
     @property
     def steps(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from crucible_tinkex.client.interface import TrainingClient
 from crucible_tinkex.client.model.loss import cross_entropy
-from crucible_tinkex.datasets import batch_indices, epoch_of
+from crucible_tinkex.datasets import epoch_of
 from crucible_tinkex.protocol.wire import AdamParams, ForwardBackwardOutput
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.plan import TrialPlan
@@ -27,9 +27,7 @@ class SupervisedRecipe:
 
     async def update(self, step: int, client: TrainingClient) -> Update:
         train = self._plan.experiment.train
-        rows = batch_indices(
-            len(self._data.train), seed=self._plan.seed, step=step, batch_size=train.batch_size
-        )
+        rows = self._data.train.batch(seed=self._plan.seed, step=step, batch_size=train.batch_size)
         batch = [datum(self._data.train, i) for i in rows]
         return Update(batch, self._adam(step), total_weight(batch), train.loss)
 
@@ -53,7 +51,7 @@ class SupervisedRecipe:
 
     def epoch(self, step: int) -> int:
         batch_size = self._plan.experiment.train.batch_size
-        return epoch_of(max(step, 1), rows=len(self._data.train), batch_size=batch_size)
+        return epoch_of(max(step, 1), rows=self._data.train.epoch_rows, batch_size=batch_size)
 
     def _adam(self, step: int) -> AdamParams:
         optimizer = self._plan.experiment.optimizer
