@@ -48,7 +48,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "tensorboardX": ("telemetry.tensorboard",),
     "obstore": ("storage", "telemetry", "datasets.files.remote"),
     "huggingface_hub": ("datasets", "server"),
-    "jinja2": ("datasets.chat",),
+    "jinja2": ("datasets.chat", "report.page"),
     "jsonschema": ("scoring.answers",),
     "duckdb": ("telemetry.query",),
     "optuna": ("search",),
