@@ -1,0 +1,98 @@
+"""How much configurations differ from seed to seed: own variance, helped by that of the others.
+
+Two or three seeds say little about one configuration's variance; all configurations together say
+much. The moderated variance weighs both by what the data say of how alike the variances are
+(empirical Bayes, Smyth 2004, doi 10.2202/1544-6115.1027): equal variances are pooled, different
+ones stay apart. All functions take values of shape (..., configurations, seeds) with NaN for what
+was not measured, and treat the leading axes as separate sweeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+from crucible_tinkex.bench.intervals import Floats
+
+_ROUNDS = 50
+_CLOSE = 1e-10
+
+
+def effects(values: Floats) -> tuple[Floats, Floats]:
+    """Least squares of `configuration + seed`: shapes (..., k, 1) and (..., 1, n).
+
+    Where all configurations have all seeds, these are plain means; else a configuration is not
+    favoured for having met the easier seeds. The seeds' effects have mean zero over the cells.
+    """
+    there = np.isfinite(values)
+    filled = np.where(there, values, 0.0)
+    seeds = np.zeros((*values.shape[:-2], 1, values.shape[-1]))
+    for _ in range(_ROUNDS):
+        configurations = _mean(filled - seeds * there, there, axis=-1)
+        new = _mean(filled - configurations * there, there, axis=-2)
+        change = np.max(np.abs(new - seeds), initial=0.0)
+        seeds = new
+        if there.all() or change <= _CLOSE * np.max(np.abs(filled), initial=0.0):
+            break
+    centre = np.sum(seeds * there, axis=(-2, -1), keepdims=True) / np.maximum(
+        there.sum(axis=(-2, -1), keepdims=True), 1
+    )
+    configurations = _mean(filled - (seeds - centre) * there, there, axis=-1)
+    return np.where(there.any(axis=-1, keepdims=True), configurations, np.nan), seeds - centre
+
+
+def _mean(filled: Floats, there: Floats, *, axis: int) -> Floats:
+    count = np.maximum(there.sum(axis=axis, keepdims=True), 1)
+    return np.asarray(filled.sum(axis=axis, keepdims=True) / count)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What all configurations say of one's variance: it is near `variance`, as sure as if `df`
+    more degrees of freedom had been seen. Each of shape (..., 1)."""
+
+    variance: Floats
+    df: Floats
+    most: Floats
+    """Degrees of freedom of all residuals together: no variance is known better than that."""
+
+
+def prior(values: Floats) -> Prior:
+    """Of the variance of one value about its configuration and seed."""
+    there = np.isfinite(values)
+    configurations, seeds = effects(values)
+    residuals = np.where(there, values - configurations - seeds, 0.0)
+    own = np.maximum(there.sum(axis=-1) - 1.0, 0.0)
+    rows = there.any(axis=-1).sum(axis=-1, keepdims=True)
+    columns = there.any(axis=-2).sum(axis=-1, keepdims=True)
+    cells = there.sum(axis=(-2, -1))[..., None]
+    most = np.maximum(cells - rows - columns + 1.0, 0.0)
+    df = own * most / np.maximum(own.sum(axis=-1, keepdims=True), 1.0)
+    squares = (residuals**2).sum(axis=-1)
+    floor = (_CLOSE * np.max(np.abs(np.where(there, values, 0.0)), axis=(-2, -1))[..., None]) ** 2
+    used = (df > 0) & (squares > floor)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pooled = np.where(most > 0, squares.sum(axis=-1, keepdims=True) / most, 0.0)
+        pooled = np.where(pooled > floor, pooled, 0.0)
+        half = np.where(used, df / 2, 1.0)
+        logs = np.where(used, np.log(squares / (2 * half)) - special.psi(half) + np.log(half), 0.0)
+        count = used.sum(axis=-1, keepdims=True)
+        centre = logs.sum(axis=-1, keepdims=True) / count
+        noise = np.where(used, special.polygamma(1, half), 0.0).sum(axis=-1, keepdims=True) / count
+        scatter = (np.where(used, logs - centre, 0.0) ** 2).sum(axis=-1, keepdims=True)
+        beyond = scatter / (count - 1) - noise
+        apart = (count > 1) & (beyond > 0)
+        own_df = 2 * _inverse_trigamma(np.where(apart, beyond, 1.0))
+        typical = np.exp(centre + special.psi(own_df / 2) - np.log(own_df / 2))
+    return Prior(np.where(apart, typical, pooled), np.where(apart, own_df, most), most)
+
+
+def _inverse_trigamma(y: Floats) -> Floats:
+    """Newton's method on 1 / trigamma, which is nearly straight (Smyth 2004, appendix)."""
+    x = 0.5 + 1 / y
+    for _ in range(12):
+        trigamma = special.polygamma(1, x)
+        x = x + trigamma * (1 - trigamma / y) / special.polygamma(2, x)
+    return np.asarray(x)
