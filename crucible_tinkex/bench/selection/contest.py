@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crucible_tinkex.bench.intervals import Floats, boundary
-from crucible_tinkex.bench.spread import Prior, effects, prior
+from crucible_tinkex.bench.selection.spread import Prior, effects, prior
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,18 @@ class Contest:
     none: the leader is the best, or as good as the best."""
     spread: Prior
 
+    @property
+    def varies(self) -> bool:
+        """Whether anything depends on the seed beyond what it does to all alike."""
+        return bool(np.any(self.duels.sd[~self.duels.itself] > 0))
+
 
 def contest(values: Floats, *, zone: float, alpha: float) -> Contest:
     """`zone`: differences up to it do not matter (the indifference zone of ranking and selection,
-    Bechhofer 1954; Kim and Nelson 2001, doi 10.1145/502109.502111)."""
+    Bechhofer 1954; Kim and Nelson 2001, doi 10.1145/502109.502111). A seed that only one has run
+    counts for nothing here, so that it can tell that one's value without optimism."""
+    together = np.isfinite(values).sum(axis=-2, keepdims=True) > 1
+    values = np.where(together, values, np.nan)
     known = prior(values)
     first = leader(values)
     found = duels(values, first, alpha=alpha, known=known)

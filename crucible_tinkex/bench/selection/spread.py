@@ -16,8 +16,8 @@ from scipy import special
 
 from crucible_tinkex.bench.intervals import Floats
 
-_ROUNDS = 50
-_CLOSE = 1e-10
+_ROUNDS = 100
+_CLOSE = 1e-9
 
 
 def effects(values: Floats) -> tuple[Floats, Floats]:
@@ -55,6 +55,8 @@ class Prior:
 
     variance: Floats
     df: Floats
+    pooled: Floats
+    """As if all configurations had the same variance."""
     most: Floats
     """Degrees of freedom of all residuals together: no variance is known better than that."""
 
@@ -86,7 +88,7 @@ def prior(values: Floats) -> Prior:
         apart = (count > 1) & (beyond > 0)
         own_df = 2 * _inverse_trigamma(np.where(apart, beyond, 1.0))
         typical = np.exp(centre + special.psi(own_df / 2) - np.log(own_df / 2))
-    return Prior(np.where(apart, typical, pooled), np.where(apart, own_df, most), most)
+    return Prior(np.where(apart, typical, pooled), np.where(apart, own_df, most), pooled, most)
 
 
 def _inverse_trigamma(y: Floats) -> Floats:

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from crucible_tinkex.bench.contest import leader
+from crucible_tinkex.bench.selection.contest import leader
 from crucible_tinkex.bench.intervals import Floats
-from crucible_tinkex.bench.spread import Prior, prior
+from crucible_tinkex.bench.selection.spread import Prior, prior
 
 ENOUGH_ALONE = 2
 """Seeds run by the chosen one alone, from which its value is read from them only."""
