@@ -15,7 +15,7 @@ MAX_LINES = 400
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "names", "version", "events", "metrics", "storage"),
     ("config", "datasets"),
-    ("client", "telemetry", "registry", "search"),
+    ("client", "telemetry", "registry", "search", "bench"),
     ("training",),
     ("runtime",),
     ("sweep",),
@@ -45,6 +45,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "tensorboardX": ("telemetry.tensorboard",),
     "duckdb": ("telemetry.query",),
     "optuna": ("search",),
+    "scipy": ("bench",),
     "torch": ("server",),
     "transformers": ("server",),
     "safetensors": ("server",),

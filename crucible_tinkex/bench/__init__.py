@@ -7,16 +7,23 @@ Pure functions on numbers: they know nothing of sweeps, files or services. `conc
 
 from __future__ import annotations
 
+from crucible_tinkex.bench.analysis import Analysis, analyze
+from crucible_tinkex.bench.comparison import Comparison, Scores, compare
 from crucible_tinkex.bench.selection.conclusion import conclude, terms
 from crucible_tinkex.bench.selection.configurations import Configuration
 from crucible_tinkex.bench.selection.results import Conclusion, Terms
 from crucible_tinkex.bench.selection.seeds import NextSeeds, next_seeds
 
 __all__ = [
+    "Analysis",
+    "Comparison",
     "Conclusion",
     "Configuration",
     "NextSeeds",
+    "Scores",
     "Terms",
+    "analyze",
+    "compare",
     "conclude",
     "next_seeds",
     "terms",

@@ -78,4 +78,4 @@ def dunnett(t: Floats, df: float, counts: Floats, control_count: float) -> Float
         low = (-edge * spread[None, :, None] - a * z) / b
         inside = (special.ndtr(high) - special.ndtr(low)) ** times[:, None, None]
         found.append(1 - float((inside.prod(axis=0) * weights).sum()))
-    return np.clip(np.array(found), 0.0, 1.0)
+    return np.asarray(np.clip(found, 0.0, 1.0))

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
+Bools: TypeAlias = NDArray[np.bool_]
+Indices: TypeAlias = NDArray[np.intp]
 
 EFFECT_VARIANCE = 5.0
 """Of the prior on effect / sd. Large, because what settings differ by is often several times what

@@ -80,8 +80,10 @@ def table(
     twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
     if twice:
         raise ConfigError(f"two configurations are called {twice[0]!r}; names must be distinct")
-    fresh = {c.name: {s: v for s, v in c.measured.items() if s not in set(chosen_by)}
-             for c in configurations}
+    fresh = {
+        c.name: {s: v for s, v in c.measured.items() if s not in set(chosen_by)}
+        for c in configurations
+    }
     aside = bool(chosen_by) and sum(len(v) >= at_least for v in fresh.values()) >= 2
     measured = fresh if aside else {c.name: c.measured for c in configurations}
     left = tuple(
@@ -101,9 +103,7 @@ def table(
     values = _aligned([measured[c.name] for c in rows], seeds)
     if len(rows) > 1 and not _paired(values):
         most = max(len(measured[c.name]) for c in rows)
-        values = _aligned(
-            [dict(enumerate(measured[c.name].values())) for c in rows], range(most)
-        )
+        values = _aligned([dict(enumerate(measured[c.name].values())) for c in rows], range(most))
         seeds = list(range(most))
         notes.append("no seeds are shared, so nothing is paired: differences are less certain")
     return Table(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crucible_tinkex.bench.intervals import Floats, boundary
+from crucible_tinkex.bench.intervals import Bools, Floats, Indices, boundary
 from crucible_tinkex.bench.selection.spread import Prior, effects, prior
 
 
@@ -33,10 +33,10 @@ class Duels:
     df: Floats
     half_width: Floats
     """Of the confidence sequence around `lead`; infinite where nothing can be said."""
-    itself: Floats
+    itself: Bools
 
     @property
-    def beaten(self) -> Floats:
+    def beaten(self) -> Bools:
         """Which are worse than the reference, beyond doubt."""
         return np.asarray(~self.itself & (self.lead - self.half_width > 0))
 
@@ -46,15 +46,13 @@ class Duels:
         return np.asarray(np.where(self.itself, 0.0, self.half_width - self.lead))
 
 
-def leader(values: Floats) -> Floats:
+def leader(values: Floats) -> Indices:
     """The index of the best configuration by its mean, seeds' effects taken out; shape (...)."""
     means = effects(values)[0][..., 0]
     return np.asarray(np.argmax(np.where(np.isfinite(means), means, -np.inf), axis=-1))
 
 
-def duels(
-    values: Floats, reference: Floats, *, alpha: float, known: Prior | None = None
-) -> Duels:
+def duels(values: Floats, reference: Indices, *, alpha: float, known: Prior | None = None) -> Duels:
     """`reference`, indices of shape (...), against all. `known` saves estimating the variances."""
     known = known or prior(values)
     index = np.asarray(reference)[..., None, None]
@@ -85,9 +83,9 @@ def duels(
 class Contest:
     """The leader against all others, and who may still be better than it by more than matters."""
 
-    leader: Floats
+    leader: Indices
     duels: Duels
-    open: Floats
+    open: Bools
     """Rivals that more seeds could still show to be better than the leader by more than the zone;
     none: the leader is the best, or as good as the best."""
     spread: Prior

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from crucible_tinkex.bench.classical import Test
+from crucible_tinkex.bench.plain import plain
 from crucible_tinkex.bench.selection.configurations import LeftOut
 from crucible_tinkex.metrics import Direction
 
@@ -110,14 +109,3 @@ class Conclusion:
         """For JSON: keys are only ever added; what is not finite is null."""
         found: dict[str, Any] = plain(asdict(self))
         return found
-
-
-def plain(value: Any) -> Any:
-    """The same with lists for tuples and None for what JSON has no number for."""
-    if isinstance(value, Mapping):
-        return {key: plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

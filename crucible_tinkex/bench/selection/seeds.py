@@ -106,9 +106,7 @@ class _Offer:
     aside: frozenset[int]
     most_runs: int | None
 
-    def made(
-        self, runs: Sequence[tuple[str, int]], leader: str | None, reason: str
-    ) -> NextSeeds:
+    def made(self, runs: Sequence[tuple[str, int]], leader: str | None, reason: str) -> NextSeeds:
         ran = sum(len(self._ran(c)) for c in self.competing)
         if self.most_runs is not None and ran + len(runs) > self.most_runs:
             return NextSeeds((), False, f"{self.most_runs} runs do not suffice: {reason}", leader)
@@ -182,6 +180,4 @@ def forecast(found: Table, result: Contest, terms: Terms) -> Forecast:
     costs = [found.costs[i] for i in needed]
     known = [c for c in costs if c is not None]
     cost = sum(n * c for n, c in zip(needed.values(), known, strict=False))
-    return Forecast(
-        needed[first], sum(needed.values()), cost if len(known) == len(costs) else None
-    )
+    return Forecast(needed[first], sum(needed.values()), cost if len(known) == len(costs) else None)

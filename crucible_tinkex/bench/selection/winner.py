@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from crucible_tinkex.bench.intervals import Floats, Indices
 from crucible_tinkex.bench.selection.contest import leader
-from crucible_tinkex.bench.intervals import Floats
 from crucible_tinkex.bench.selection.spread import Prior, prior
 
 ENOUGH_ALONE = 2
@@ -43,9 +43,9 @@ class ChosenValue:
 
 def chosen_value(
     values: Floats,
-    chosen: Floats,
+    chosen: Indices,
     *,
-    among: Floats | int,
+    among: Indices | int,
     alpha: float,
     known: Prior | None = None,
 ) -> ChosenValue:

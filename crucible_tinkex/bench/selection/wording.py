@@ -64,8 +64,10 @@ def notes(found: Table, result: Contest, control: str | None) -> list[str]:
     """What a reader must know beside the verdict."""
     said = []
     if found.left_out:
-        ones = "1 configuration does" if len(found.left_out) == 1 else (
-            f"{len(found.left_out)} configurations do"
+        ones = (
+            "1 configuration does"
+            if len(found.left_out) == 1
+            else (f"{len(found.left_out)} configurations do")
         )
         said.append(f"{ones} not compete; nothing is claimed of what was stopped, failed or unseen")
     same = (result.duels.lead == 0) & ~result.duels.itself & (result.duels.shared > 1)
