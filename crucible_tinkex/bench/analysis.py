@@ -136,15 +136,16 @@ def _trend(steps: Floats, values: Floats) -> Finding:
 
 
 def _convergence(steps: Floats, values: Floats) -> Finding:
-    """The first step from which the running median stays within three standard deviations of the
-    noise of the final level, if the last fifth has no trend that matters beside that."""
+    """The first step from which the running median stays near the final level: within three
+    standard deviations of the noise (of differences of neighbours, von Neumann 1941). Not converged
+    where the last fifth has a trend that goes beyond that."""
     n = len(values)
     if n < 10:
         return {"step": None, "about": f"n = {n}: ten values are needed to see convergence"}
     tail = slice(n - max(5, n // 5), n)
     level = float(np.median(values[tail]))
-    smooth = _running_median(values, 5)
-    noise = _MAD_TO_SD * float(np.median(np.abs(values - smooth)))
+    smooth = _running_median(values, 9)
+    noise = _MAD_TO_SD * float(np.median(np.abs(np.diff(values)))) / math.sqrt(2)
     tolerance = max(3 * noise, 0.01 * float(np.ptp(values)))
     trend = _trend(steps[tail], values[tail])
     drift = abs(trend["slope"]) * float(np.ptp(steps[tail]))

@@ -175,9 +175,10 @@ def _judged(
         p = float(2 * special.stdtr(df, -abs(difference) / error))
         method, seen = "t, cluster-robust", detectable(error, df, alpha=alpha)
         if counts["clusters"] < FEW_CLUSTERS and counts["seeds"] == 1:
-            sums = np.bincount(pairs.clusters, d)
+            sums = np.asarray(np.bincount(pairs.clusters, d), dtype=float)
+            sizes = np.bincount(pairs.clusters)
             p, method = sign_flip(sums)
-            interval = bca(sums, np.bincount(pairs.clusters).astype(float), alpha=alpha)
+            interval = bca(sums, np.asarray(sizes, dtype=float), alpha=alpha)
     found = Comparison(
         "",
         difference,

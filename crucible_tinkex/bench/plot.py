@@ -15,7 +15,7 @@ MOST_POINTS = 1000
 
 
 def svg(name: str, steps: Floats, values: Floats, *, marked: Collection[float] = ()) -> str:
-    """A whole document, at most some tens of KB: long series are thinned. `marked` steps get a ring."""
+    """A whole document of some tens of KB: long series are thinned. `marked` steps get a ring."""
     kept = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_POINTS)).astype(int))
     kept = np.union1d(kept, np.flatnonzero(np.isin(steps, list(marked)))).astype(int)
     x = _LEFT + _share(steps)[kept] * (WIDTH - _LEFT - _RIGHT)

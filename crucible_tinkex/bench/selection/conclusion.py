@@ -133,7 +133,8 @@ def _taken(found: Table, result: Contest, tied: Sequence[int], agreed: Terms) ->
     first = tied[0]
     if len(tied) == 1:
         return first
-    dearest = math.inf if found.costs[first] is None else found.costs[first]
+    own = found.costs[first]
+    dearest = math.inf if own is None else own
     costs = {i: c for i in tied if (c := found.costs[i]) is not None and c < dearest}
     for i in sorted(costs, key=lambda i: costs[i])[:MOST_TAKERS]:
         against = duels(found.values, np.array(i), alpha=agreed.level, known=result.spread)

@@ -16,8 +16,8 @@ from scipy import special
 
 from crucible_tinkex.bench.intervals import Floats
 
-_ROUNDS = 100
 _CLOSE = 1e-9
+"""Relative to the values: differences below are rounding, not spread."""
 
 
 def effects(values: Floats) -> tuple[Floats, Floats]:
@@ -28,24 +28,28 @@ def effects(values: Floats) -> tuple[Floats, Floats]:
     """
     there = np.isfinite(values)
     filled = np.where(there, values, 0.0)
-    seeds = np.zeros((*values.shape[:-2], 1, values.shape[-1]))
-    for _ in range(_ROUNDS):
-        configurations = _mean(filled - seeds * there, there, axis=-1)
-        new = _mean(filled - configurations * there, there, axis=-2)
-        change = np.max(np.abs(new - seeds), initial=0.0)
-        seeds = new
-        if there.all() or change <= _CLOSE * np.max(np.abs(filled), initial=0.0):
-            break
-    centre = np.sum(seeds * there, axis=(-2, -1), keepdims=True) / np.maximum(
-        there.sum(axis=(-2, -1), keepdims=True), 1
-    )
-    configurations = _mean(filled - (seeds - centre) * there, there, axis=-1)
-    return np.where(there.any(axis=-1, keepdims=True), configurations, np.nan), seeds - centre
+    if there.all():
+        seeds = filled.mean(axis=-2, keepdims=True)
+    else:
+        seeds = _seeds(filled, there.astype(float))
+    cells = np.maximum(there.sum(axis=(-2, -1), keepdims=True), 1)
+    seeds = seeds - (seeds * there).sum(axis=(-2, -1), keepdims=True) / cells
+    count = there.sum(axis=-1, keepdims=True)
+    means = (filled - seeds * there).sum(axis=-1, keepdims=True) / np.maximum(count, 1)
+    return np.where(count > 0, means, np.nan), seeds
 
 
-def _mean(filled: Floats, there: Floats, *, axis: int) -> Floats:
-    count = np.maximum(there.sum(axis=axis, keepdims=True), 1)
-    return np.asarray(filled.sum(axis=axis, keepdims=True) / count)
+def _seeds(filled: Floats, there: Floats) -> Floats:
+    """The normal equations with the configurations eliminated: one row per seed, so they stay small
+    however many configurations there are. Their level is free, and so is what no seed connects."""
+    weights = there / np.maximum(there.sum(axis=-1, keepdims=True), 1)
+    transposed = np.swapaxes(there, -1, -2)
+    matrix = -transposed @ weights
+    diagonal = np.arange(there.shape[-1])
+    matrix[..., diagonal, diagonal] += there.sum(axis=-2)
+    right = filled.sum(axis=-2) - (weights * filled.sum(axis=-1, keepdims=True)).sum(axis=-2)
+    inverse = np.linalg.pinv(matrix, hermitian=True)
+    return np.asarray(np.swapaxes(inverse @ right[..., None], -1, -2))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from crucible_tinkex.bench.power import MOST_SEEDS
 from crucible_tinkex.bench.selection.configurations import Table
 from crucible_tinkex.bench.selection.contest import Contest
 from crucible_tinkex.bench.selection.results import Estimate, Forecast, Kind, Terms
@@ -41,7 +42,7 @@ def verdict(
 
 def _more(more: Forecast | None) -> str:
     if more is None or more.seeds is None:
-        return "more seeds would not settle it, as far as can be seen"
+        return f"more seeds (up to {MOST_SEEDS}) would not settle it, as far as can be seen"
     cost = f", cost {more.cost:.3g}" if more.cost is not None else ""
     plural = "" if more.seeds == 1 else "s"
     return f"about {more.seeds} more seed{plural} ({more.runs} runs{cost}) would settle it"
