@@ -1,6 +1,6 @@
 """`make bench`: all benchmarks but `sessions`, which takes six minutes and 8 GB, and `telemetry`,
 which takes five, or those named: `python -m benchmarks engine sampling server sessions client
-telemetry overhead throughput scale`."""
+telemetry overhead throughput scale honesty`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from benchmarks import (
     client_cost,
     engine_speed,
+    honesty,
     overhead,
     sampling_speed,
     scale,
@@ -54,6 +55,7 @@ BENCHMARKS: Mapping[str, Callable[[], Iterator[str]]] = {
     "overhead": _one(lambda: overhead.table(overhead.run())),
     "throughput": _one(lambda: throughput.table(throughput.run())),
     "scale": _scale,
+    "honesty": _one(honesty.run),
 }
 ONLY_IF_NAMED = {"sessions", "telemetry"}
 

@@ -1,4 +1,4 @@
-"""Are the conclusions honest? Simulated sweeps of which the truth is known, judged by the real code.
+"""Are the conclusions honest? Simulated sweeps whose truth is known, judged by the real code.
 
 Seeds' effects are shared by all configurations of a sweep (sd 1), and each value has noise of its
 own (sd 1, the unit of everything here). The tests run a tenth or less of what `make bench` does.
@@ -7,7 +7,7 @@ own (sd 1, the unit of everything here). The tests run a tenth or less of what `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,7 @@ class Rate:
 def drawn(
     rng: np.random.Generator, sweeps: int, means: Sequence[float], seeds: int, *, spread: float = 1
 ) -> Floats:
-    """(sweeps, configurations, seeds); `spread`: how many times noisier the last is than the first."""
+    """(sweeps, configurations, seeds); the last is `spread` times as noisy as the first."""
     k = len(means)
     noise = rng.normal(size=(sweeps, k, seeds)) * np.geomspace(1, spread, k)[:, None]
     return np.asarray(np.array(means)[:, None] + noise + rng.normal(size=(sweeps, 1, seeds)))
@@ -124,15 +124,14 @@ def confirmed(
         found = bench.conclude([bench.Configuration(n, v) for n, v in values.items()], agreed)
         assert found.leader is not None and found.value is not None
         true = means[found.leader]
-        right += true - best < agreed.zone or true == best
+        right += true == best or true - best < agreed.zone
         winners += found.kind == "winner"
         covered += found.value.low <= true <= found.value.high
         runs += sum(map(len, values.values()))
         errors.append(true - found.value.value)
     bias = float(np.mean(errors)) / math.sqrt(2)
-    rates = (Rate(n, sweeps) for n in (right, winners, covered))
-    first, second, third = rates
-    return Confirmed(first, second, runs / sweeps, bias, third)
+    rates = [Rate(int(n), sweeps) for n in (right, winners, covered)]
+    return Confirmed(rates[0], rates[1], runs / sweeps, bias, rates[2])
 
 
 def _obeyed(
@@ -162,7 +161,13 @@ def fixed_repeats(rng: np.random.Generator, k: int, zone: float, *, sweeps: int 
 
 
 def coverage(
-    rng: np.random.Generator, sweeps: int, *, clusters: int, size: int, seeds: int = 1, by_seed: float = 0
+    rng: np.random.Generator,
+    sweeps: int,
+    *,
+    clusters: int,
+    size: int,
+    seeds: int = 1,
+    by_seed: float = 0,
 ) -> tuple[Rate, Rate]:
     """Of 95 % intervals of a difference over examples in clusters: ours, and the naive ones that
     take all scores for independent."""
@@ -180,9 +185,53 @@ def coverage(
 
 
 def power(rng: np.random.Generator, sweeps: int, *, n: int, effect: float) -> tuple[Rate, float]:
-    """How often `compare` sees a difference of `effect` standard deviations, and what theory says."""
+    """How often `compare` sees a difference of `effect` standard deviations, and the theory."""
     seen = 0
     for _ in range(sweeps):
         a = rng.normal(effect, 1, size=n)
         seen += bench.compare(a, np.zeros(n)).p < ALPHA
     return Rate(int(seen), sweeps), paired_power(effect, n, alpha=ALPHA)
+
+
+SPREAD_OUT = {f"c{i}": mean for i, mean in enumerate([0.0, *np.linspace(1, 4, 11)])}
+"""One is better than all others by 1; these lie as in a sweep, from near to far."""
+ALIKE = {f"c{i}": float(i > 0) for i in range(12)}
+"""The same with all others equally near: the worst case."""
+EQUAL = {f"c{i}": 0.0 for i in range(5)}
+
+
+def run(sweeps: int = SWEEPS, confirmations: int = CONFIRMED) -> str:
+    rng = np.random.default_rng(20_26)
+    rows = ["| equal configurations | winner declared |", "|---|---|"]
+    for k, seeds, spread in ((2, 5, 1), (2, 20, 1), (12, 3, 1), (12, 5, 5), (60, 5, 1)):
+        few = sweeps if k < 60 else sweeps // 10
+        rate = false_winners(rng, few, k=k, seeds=seeds, spread=spread)
+        noisy = f", noise up to {spread} times" if spread > 1 else ""
+        rows.append(f"| {k} x {seeds} seeds, {RUNGS} rungs{noisy}, a look at each | {rate} |")
+    rows += [
+        "",
+        "| winner's value | bias, sd | plain mean's | interval covers |",
+        "|---|---|---|---|",
+    ]
+    for means, seeds in (([0.0] * 12, 5), ([0.0] * 12, 10), ([0.0, 0.0, -0.5, -2.0], 5)):
+        bias, naive, covered = chosen_values(rng, sweeps, means, seeds)
+        share = f"{100 * covered.share:.1f} %"
+        rows.append(f"| {len(means)} x {seeds} seeds | {bias:+.3f} | {naive:+.3f} | {share} |")
+    rows += ["", "| 95 % interval of a difference | ours | naive |", "|---|---|---|"]
+    for seeds, by_seed in ((1, 0.0), (2, 0.3), (3, 0.3)):
+        ours, naive_rate = coverage(rng, sweeps, clusters=50, size=4, seeds=seeds, by_seed=by_seed)
+        shares = f"{100 * ours.share:.1f} % | {100 * naive_rate.share:.1f} %"
+        rows.append(f"| 50 clusters of 4, {seeds} seeds | {shares} |")
+    seen, theory = power(rng, sweeps // 5, n=40, effect=0.4)
+    rows += ["", f"Power of `compare`: {100 * seen.share:.1f} %, theory {100 * theory:.1f} %."]
+    fixed = fixed_repeats(rng, 12, 1.0)
+    rows += ["", "| confirmed seed by seed | right | winner | runs | bias, sd | covers |"]
+    rows += ["|---|---|---|---|---|---|"]
+    for label, means in (("spread out", SPREAD_OUT), ("alike", ALIKE), ("equal", EQUAL)):
+        found = confirmed(rng, confirmations, means, bench.terms(zone=1.0))
+        rows.append(
+            f"| {len(means)}, {label} | {100 * found.right.share:.1f} % | "
+            f"{100 * found.winners.share:.1f} % | {found.runs:.0f} | {found.bias:+.3f} | "
+            f"{100 * found.covered.share:.1f} % |"
+        )
+    return "\n".join([*rows, "", f"Equal repeats of 12 need {fixed} runs for 95 % right."])
