@@ -41,7 +41,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "httpx": ("client.connections",),
     "httpx_aiohttp": ("client.connections",),
     "aiohttp": ("client.connections", "runtime.jobs"),
-    "pyarrow": ("telemetry", "sweep.tables", "api"),
+    "pyarrow": ("telemetry", "sweep.tables", "sweep.conclusion", "api"),
     "tensorboardX": ("telemetry.tensorboard",),
     "duckdb": ("telemetry.query",),
     "optuna": ("search",),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from crucible_tinkex.bench.analysis import Analysis, analyze
 from crucible_tinkex.bench.comparison import Comparison, Scores, compare
 from crucible_tinkex.bench.selection.conclusion import conclude, terms
-from crucible_tinkex.bench.selection.configurations import Configuration
+from crucible_tinkex.bench.selection.configurations import Configuration, Status
 from crucible_tinkex.bench.selection.results import Conclusion, Terms
 from crucible_tinkex.bench.selection.seeds import NextSeeds, next_seeds
 
@@ -21,6 +21,7 @@ __all__ = [
     "Configuration",
     "NextSeeds",
     "Scores",
+    "Status",
     "Terms",
     "analyze",
     "compare",

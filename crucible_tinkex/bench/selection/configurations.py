@@ -18,7 +18,7 @@ from crucible_tinkex.bench.intervals import Floats
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import Direction
 
-Status = Literal["complete", "stopped", "failed", "lost"]
+Status = Literal["complete", "unfinished", "stopped", "failed", "lost"]
 
 
 @dataclass(frozen=True)
