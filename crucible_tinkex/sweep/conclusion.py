@@ -12,7 +12,7 @@ from statistics import fmean
 
 import pyarrow as pa
 
-from crucible_tinkex import bench
+import crucible_tinkex.bench as bench
 from crucible_tinkex.bench import Comparison, Conclusion, Scores
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import CATALOGUE, Direction
@@ -39,13 +39,17 @@ def conclusion(state: SweepState) -> Conclusion:
 
 def terms(objective: Objective) -> bench.Terms:
     direction: Direction = "max" if objective.direction == "max" else "min"
-    return bench.terms(objective.metric, direction)
+    return bench.terms(objective.metric, direction, cost_unit="training tokens")
 
 
 def configuration_names(found: Sequence[Configuration]) -> list[str]:
     """What varied, in words; told apart by the number of the first trial where that is the same."""
     short = short_keys(dict.fromkeys(k for c in found for k in c.values))
-    names = [", ".join(f"{short[k]} = {_text(v)}" for k, v in c.values.items()) for c in found]
+    varied = {k: v for k, v in short.items() if len({str(c.values.get(k)) for c in found}) > 1}
+    names = [
+        ", ".join(f"{varied[k]} = {_text(v)}" for k, v in c.values.items() if k in varied)
+        for c in found
+    ]
     return [
         name if name and names.count(name) == 1 else f"{name} (trial {c.trials[0].index})".strip()
         for name, c in zip(names, found, strict=True)

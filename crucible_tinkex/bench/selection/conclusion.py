@@ -39,6 +39,7 @@ def terms(
     zone: float | None = None,
     alpha: float = 0.05,
     looks: int = 1,
+    cost_unit: str = "",
 ) -> Terms:
     """With the catalogue's direction and indifference zone of the metric where none is given; of an
     unknown metric, "min" and 0. Raises `ConfigError` for what is out of range."""
@@ -53,7 +54,7 @@ def terms(
         raise ConfigError(f"alpha is {alpha}; it must be between 0 and 1, for example 0.05")
     if looks < 1:
         raise ConfigError(f"looks is {looks}; it must be at least 1")
-    return Terms(metric, direction, zone, alpha, looks)
+    return Terms(metric, direction, zone, alpha, looks, cost_unit)
 
 
 def conclude(

@@ -25,6 +25,8 @@ class Terms:
     """The probability of declaring a false winner, over all looks."""
     looks: int = 1
     """Rungs that are concluded from; each has its share of `alpha`."""
+    cost_unit: str = ""
+    """Of the configurations' `cost`, for words."""
 
     @property
     def level(self) -> float:

@@ -37,13 +37,13 @@ def verdict(
                 f"tie: {among}; take {take}: none is better by more than {agreed.zone:g}; {worth}"
             )
         return f"tie: {among}; take {take}, the cheapest that is within {agreed.zone:g} of the best"
-    return f"not enough evidence: {among}; {leader} leads; {_more(more)}"
+    return f"not enough evidence: {among}; {leader} leads; {_more(more, agreed.cost_unit)}"
 
 
-def _more(more: Forecast | None) -> str:
+def _more(more: Forecast | None, unit: str) -> str:
     if more is None or more.seeds is None:
         return f"more seeds (up to {MOST_SEEDS}) would not settle it, as far as can be seen"
-    cost = f", cost {more.cost:.3g}" if more.cost is not None else ""
+    cost = f", {more.cost:,.0f} {unit or 'of cost'}" if more.cost is not None else ""
     plural = "" if more.seeds == 1 else "s"
     return f"about {more.seeds} more seed{plural} ({more.runs} runs{cost}) would settle it"
 
@@ -87,4 +87,4 @@ def notes(found: Table, result: Contest, control: str | None) -> list[str]:
 
 def _list(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    return "; ".join(names[:_LISTED]) + more
