@@ -197,7 +197,7 @@ def _against_control(
 def _described(
     found: Table, against: Duels, others: Sequence[int], agreed: Terms, p: Floats
 ) -> tuple[Rival, ...]:
-    means = agreed.sign * np.nanmean(found.values, axis=1)
+    means, counts = agreed.sign * np.nanmean(found.values, axis=1), found.counts
     t = _t(against)
     evidence = e_value(np.nan_to_num(t), against.shared, np.maximum(against.df, 1e-9))
     always = np.minimum(1.0, len(others) / evidence)
@@ -206,7 +206,7 @@ def _described(
         Rival(
             found.names[i],
             float(means[i]),
-            int(found.counts[i]),
+            int(counts[i]),
             int(against.shared[i]),
             float(against.lead[i]),
             float(low[i]),
