@@ -1,6 +1,6 @@
 """`make bench`: all benchmarks but `sessions`, which takes six minutes and 8 GB, and `telemetry`,
 which takes five, or those named: `python -m benchmarks engine sampling server sessions client
-data telemetry overhead throughput scale`."""
+data telemetry overhead throughput scale honesty`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from benchmarks import (
     client_cost,
     data_memory,
     engine_speed,
+    honesty,
     overhead,
     sampling_speed,
     scale,
@@ -56,6 +57,7 @@ BENCHMARKS: Mapping[str, Callable[[], Iterator[str]]] = {
     "overhead": _one(lambda: overhead.table(overhead.run())),
     "throughput": _one(lambda: throughput.table(throughput.run())),
     "scale": _scale,
+    "honesty": _one(honesty.run),
 }
 ONLY_IF_NAMED = {"sessions", "telemetry"}
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
@@ -28,6 +28,9 @@ from crucible_tinkex.sweep.summary import existing_sweep, read_state, summary, t
 from crucible_tinkex.sweep.tables import query_tables
 from crucible_tinkex.sweep.view import Observer, SweepView, ignore
 from crucible_tinkex.telemetry.query import query, read_evaluations, read_events
+
+if TYPE_CHECKING:
+    from crucible_tinkex.bench import Comparison, Conclusion
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,19 @@ class Sweep:
     def evaluations(self, *, trial_id: str | None = None, step: int | None = None) -> pa.Table:
         """What every held-out row got: example, nll, tokens, whether it was right, its text."""
         return read_evaluations(self.paths.events, trial_id=trial_id, step=step)
+
+    def conclusion(self) -> Conclusion:
+        """Which configuration is best, how sure that is, and what would settle it."""
+        from crucible_tinkex.sweep.conclusion import conclusion
+
+        return conclusion(self._state)
+
+    def compare(self, a: str, b: str) -> Comparison:
+        """The configurations of two trials (id, name or number), held-out row by row, over all
+        their seeds. Raises `ConfigError` for a trial that is not there."""
+        from crucible_tinkex.sweep.conclusion import comparison
+
+        return comparison(self._state, self.evaluations(), a, b)
 
     def query(self, sql: str) -> pa.Table:
         """DuckDB SQL over `events`, `steps`, `evaluations`, `trials`, `checkpoints`, `requests`."""

@@ -212,6 +212,28 @@ def status(sweep: Sweep, storage: Storage = None, json: Json = False) -> None:
     show_status(sweep, storage=storage or DEFAULT_STORAGE, json=json)
 
 
+@app.command()
+def conclude(sweep: Sweep, storage: Storage = None, json: Json = False) -> None:
+    """Say which configuration is best, how sure that is, and what would settle it."""
+    from crucible_tinkex.cli.concluding import show_conclusion
+
+    show_conclusion(sweep, storage=storage or DEFAULT_STORAGE, json=json)
+
+
+@app.command()
+def compare(
+    sweep: Sweep,
+    a: Annotated[str, typer.Argument(help="A trial: id, name or number.", show_default=False)],
+    b: Annotated[str, typer.Argument(help="Another.", show_default=False)],
+    storage: Storage = None,
+    json: Json = False,
+) -> None:
+    """Compare two trials' configurations on every held-out row, over all their seeds."""
+    from crucible_tinkex.cli.concluding import show_comparison
+
+    show_comparison(sweep, a, b, storage=storage or DEFAULT_STORAGE, json=json)
+
+
 @app.command("list")
 def list_(storage: Storage = None, json: Json = False) -> None:
     """List the sweeps in the storage folder."""

@@ -7,6 +7,7 @@ import json as json_module
 import sys
 from collections.abc import Sequence
 
+from crucible_tinkex.cli.concluding import conclusion_lines
 from crucible_tinkex.cli.hints import sweep_arguments
 from crucible_tinkex.cli.live import LiveTable, PlainProgress
 from crucible_tinkex.cli.tables import print_leaderboard, verdict
@@ -51,6 +52,8 @@ def _is_live(quiet: bool) -> bool:
 def _print_result(state: SweepState, prepared: PreparedSweep) -> None:
     print_leaderboard(state)
     print(verdict(state))
+    for line in conclusion_lines(state):
+        print(line)
     where = sweep_arguments(prepared.paths)
     left = prepared.policy().planned - (len(state.trials) - len(state.open))
     if state.ended_by == "budget":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 from pathlib import Path
 
+from crucible_tinkex.cli.concluding import conclusion_lines
 from crucible_tinkex.cli.tables import (
     plain_table,
     print_leaderboard,
@@ -37,6 +38,8 @@ def show_status(sweep: str, *, storage: str, json: bool) -> None:
     if state.trials:
         print_leaderboard(state)
     print(verdict(state))
+    for line in conclusion_lines(state):
+        print(line)
     for line in (*wait_lines(waits(state, paths).values()), *faults(paths)):
         print(line)
 

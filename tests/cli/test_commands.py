@@ -157,3 +157,16 @@ def test_ctrl_c_ends_a_run_at_any_moment(tmp_path: Path, after_s: float) -> None
     assert process.returncode in (130, -signal.SIGINT), errors
     assert after_s < 1 or "Traceback" not in errors, errors
     assert not psutil.wait_procs(children, timeout=20)[1]
+
+
+def test_conclude_and_compare(folder: Path) -> None:
+    found = crucible(folder, "conclude", "small")
+    assert found.returncode == 0 and "n = 1: nothing can be said" in found.stdout
+    assert "n = 1: nothing can be said" in crucible(folder, "status", "small").stdout
+    as_json = json.loads(crucible(folder, "conclude", "small", "--json").stdout)
+    assert as_json["kind"] == "nothing" and as_json["take"] is None
+    rows = crucible(folder, "compare", "small", "1", "2")
+    assert rows.returncode == 0 and "6 pairs of 6 examples, 1 shared seeds" in rows.stdout
+    assert json.loads(crucible(folder, "compare", "small", "1", "2", "--json").stdout)["p"] < 1
+    unknown = crucible(folder, "compare", "small", "1", "77")
+    assert unknown.returncode == 2 and "no trial '77'" in unknown.stderr
