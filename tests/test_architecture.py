@@ -41,6 +41,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "httpx": ("client.connections",),
     "httpx_aiohttp": ("client.connections",),
     "aiohttp": ("client.connections", "runtime.jobs"),
+    "obstore": ("storage",),
     "pyarrow": ("telemetry", "sweep.tables", "api"),
     "tensorboardX": ("telemetry.tensorboard",),
     "duckdb": ("telemetry.query",),
