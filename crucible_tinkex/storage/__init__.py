@@ -1,4 +1,4 @@
-"""Durable storage: files, a lock of one owner, an append-only log of records, objects in buckets."""
+"""Durable storage: files, a lock of one owner, an append-only log, objects in buckets."""
 
 from crucible_tinkex.storage.files import (
     Files,
