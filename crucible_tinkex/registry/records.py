@@ -21,6 +21,10 @@ infrastructure's fault, a later run takes it up again."""
 DecisionKind: TypeAlias = Literal["start", "advance", "pause", "stop", "retry", "end"]
 
 
+CheckpointKind: TypeAlias = Literal["state", "sampler"]
+"""state: weights and optimizer, resumable; sampler: the weights, to sample from and to export."""
+
+
 @dataclass(frozen=True)
 class Spent:
     """What one attempt has used so far. Cumulative, so that telling it twice changes nothing."""
@@ -39,7 +43,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """A resumable `state` checkpoint that the service has acknowledged."""
+    """A checkpoint that the service has acknowledged."""
 
     trial_id: str
     attempt: int
@@ -47,6 +51,7 @@ class CheckpointRecord:
     path: str
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The newest evaluation at or before `step`."""
+    kind: CheckpointKind = "state"
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,9 @@ class TrialRecord:
     results: dict[int, dict[str, float]] = field(default_factory=dict)
     """Every evaluated step and its metrics."""
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
+    """Those that can be resumed."""
+    samplers: list[CheckpointRecord] = field(default_factory=list)
+    """Those for sampling; it has one at its end."""
     intents: dict[str, str] = field(default_factory=dict)
     """Names of checkpoints that were asked for and not yet committed, and their paths."""
     spends: dict[int, Spent] = field(default_factory=dict)
@@ -123,7 +131,8 @@ class TrialRecord:
 
     def knows_checkpoint(self, path: str) -> bool:
         """Whether it was announced or committed, and neither lost nor deleted."""
-        return path in self.intents.values() or any(c.path == path for c in self.checkpoints)
+        saved = any(c.path == path for c in (*self.checkpoints, *self.samplers))
+        return saved or path in self.intents.values()
 
     def resumable(self) -> tuple[CheckpointRecord, ...]:
         """Its checkpoints, the newest first."""

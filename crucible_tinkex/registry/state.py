@@ -161,13 +161,20 @@ class SweepState:
     def _checkpoint(self, record: Record) -> None:
         checkpoint = known(CheckpointRecord, record["checkpoint"])
         trial = self.trials[checkpoint.trial_id]
-        trial.checkpoints.append(checkpoint)
         trial.intents.pop(_name(checkpoint.path), None)
-        trial.step = max(trial.step, checkpoint.step)
+        if checkpoint.kind == "sampler":
+            trial.samplers.append(checkpoint)
+        else:
+            trial.checkpoints.append(checkpoint)
+            trial.step = max(trial.step, checkpoint.step)
         _spend(trial, checkpoint.attempt, record)
 
     def _checkpoint_lost(self, record: Record) -> None:
         trial = self.trials[record["trial_id"]]
+        samplers = [c for c in trial.samplers if c.path != record["path"]]
+        if len(samplers) < len(trial.samplers):
+            trial.samplers = samplers
+            return
         trial.checkpoints = [c for c in trial.checkpoints if c.path != record["path"]]
         trial.intents.pop(_name(record["path"]), None)
         trial.step = trial.last_checkpoint.step if trial.last_checkpoint else 0
