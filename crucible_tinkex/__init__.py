@@ -19,11 +19,13 @@ from crucible_tinkex.version import VERSION
 if TYPE_CHECKING:
     from crucible_tinkex.api import RunningSweep, Sweep, open_sweep, run, start
     from crucible_tinkex.config import Experiment
+    from crucible_tinkex.registry.models import ModelRegistry
     from crucible_tinkex.runtime.cluster import Runtime
 
 __version__ = VERSION
 __all__ = [
     "Experiment",
+    "ModelRegistry",
     "RunningSweep",
     "Runtime",
     "Sweep",
@@ -35,6 +37,7 @@ __all__ = [
 
 _HOMES = {
     "Experiment": "crucible_tinkex.config",
+    "ModelRegistry": "crucible_tinkex.registry.models",
     "RunningSweep": "crucible_tinkex.api",
     "Runtime": "crucible_tinkex.runtime.cluster",
     "Sweep": "crucible_tinkex.api",

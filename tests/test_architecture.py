@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime",),
     ("sweep",),
     ("server",),
+    ("weights",),
     ("api", "testing", "cli", "__main__", "__init__"),
 )
 SERVER_MAY_IMPORT = (

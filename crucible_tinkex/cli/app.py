@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from crucible_tinkex.cli.weights.export import export
 from crucible_tinkex.errors import CrucibleError, StorageError
 from crucible_tinkex.version import VERSION
 
@@ -241,6 +242,9 @@ def submit(
     raise typer.Exit(
         submit_file(file, set_ or [], address=address, name=name, storage=storage, wait=wait)
     )
+
+
+app.command()(export)
 
 
 def main() -> None:

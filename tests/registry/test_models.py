@@ -129,7 +129,7 @@ def test_only_models_that_fit_vote_and_no_trial_twice(models: ModelRegistry) -> 
     assert names(thresholds={"eval/accuracy": ">0.8", "eval/nll": "<=0.25"}) == ["m1"]
     models.promote("m0", "archived")
     assert names(top_n=1) == ["m1"]
-    with pytest.raises(ConfigError, match="like '>=0.8'"):
+    with pytest.raises(ConfigError, match=r"like '>=0.8'"):
         names(thresholds={"eval/nll": "about 1"})
 
 
