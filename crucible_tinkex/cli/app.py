@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 from crucible_tinkex.cli.weights.export import export
+from crucible_tinkex.cli.weights.models import models_app
 from crucible_tinkex.errors import CrucibleError, StorageError
 from crucible_tinkex.version import VERSION
 
@@ -245,6 +246,7 @@ def submit(
 
 
 app.command()(export)
+app.add_typer(models_app)
 
 
 def main() -> None:

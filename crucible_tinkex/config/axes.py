@@ -27,6 +27,7 @@ FIXED: Mapping[str, str] = {
     "train.max_length": "the rows are tokenised once, for all trials",
     "train.eval_every": "it says when something is measured, and changes no number",
     "train.checkpoint_every": "it says when something is saved, and changes no number",
+    "train.sampler_checkpoint": "it says what is saved, and changes no number",
     "train.submit_ahead": "it says when something is sent, and changes no number",
 }
 """Keys of those sections that cannot vary, and why."""

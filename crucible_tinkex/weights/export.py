@@ -21,8 +21,8 @@ from crucible_tinkex.client.download import Progress
 from crucible_tinkex.errors import ConfigError, ProtocolError, StorageError
 from crucible_tinkex.names import SweepPaths, TinkerPath, hub_id
 from crucible_tinkex.storage import make_folder, storage_errors
+from crucible_tinkex.sweep.trained import Trained
 from crucible_tinkex.weights.service import blocking, sampling_path, service_of
-from crucible_tinkex.weights.trained import Trained
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 

