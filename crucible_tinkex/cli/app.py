@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from crucible_tinkex.cli.weights.chat import chat
 from crucible_tinkex.cli.weights.export import export
 from crucible_tinkex.cli.weights.models import models_app
 from crucible_tinkex.errors import CrucibleError, StorageError
@@ -246,6 +247,7 @@ def submit(
 
 
 app.command()(export)
+app.command()(chat)
 app.add_typer(models_app)
 
 
