@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from crucible_tinkex.config import Experiment
     from crucible_tinkex.registry.models import ModelRegistry
     from crucible_tinkex.runtime.cluster import Runtime
+    from crucible_tinkex.weights.checkpoints import CheckpointManager
 
 __version__ = VERSION
 __all__ = [
+    "CheckpointManager",
     "Experiment",
     "ModelRegistry",
     "RunningSweep",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CheckpointManager": "crucible_tinkex.weights.checkpoints",
     "Experiment": "crucible_tinkex.config",
     "ModelRegistry": "crucible_tinkex.registry.models",
     "RunningSweep": "crucible_tinkex.api",

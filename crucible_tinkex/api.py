@@ -28,6 +28,7 @@ from crucible_tinkex.sweep.view import Observer, SweepView, ignore
 from crucible_tinkex.telemetry.query import query, read_evaluations, read_events
 
 if TYPE_CHECKING:
+    from crucible_tinkex.weights.checkpoints import CheckpointManager
     from crucible_tinkex.weights.export import Exported
 
 
@@ -80,6 +81,13 @@ class Sweep:
         if winner is None:
             return None
         return TrainedTrial(trial_summary(winner.best_trial, Objective.of(state)), self.paths)
+
+    @property
+    def checkpoints(self) -> CheckpointManager:
+        """What the sweep left on its service."""
+        from crucible_tinkex.weights.checkpoints import CheckpointManager
+
+        return CheckpointManager(self.paths)
 
     def leaderboard(self) -> pa.Table:
         """One row per trial, the best first: id, what varied, seed, state, step, metrics."""

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 from crucible_tinkex.cli.weights.chat import chat
+from crucible_tinkex.cli.weights.checkpoints import checkpoints_app
 from crucible_tinkex.cli.weights.export import export
 from crucible_tinkex.cli.weights.models import models_app
 from crucible_tinkex.errors import CrucibleError, StorageError
@@ -249,6 +250,7 @@ def submit(
 app.command()(export)
 app.command()(chat)
 app.add_typer(models_app)
+app.add_typer(checkpoints_app)
 
 
 def main() -> None:

@@ -109,6 +109,10 @@ class TrialRecord:
     """Those for sampling; it has one at its end."""
     intents: dict[str, str] = field(default_factory=dict)
     """Names of checkpoints that were asked for and not yet committed, and their paths."""
+    pinned: set[str] = field(default_factory=set)
+    """Paths of checkpoints that a person wants kept."""
+    tombstones: dict[str, str] = field(default_factory=dict)
+    """Paths of checkpoints that are being deleted, and why; nobody loads them any more."""
     spends: dict[int, Spent] = field(default_factory=dict)
     """Per attempt."""
     decisions: list[Decision] = field(default_factory=list)

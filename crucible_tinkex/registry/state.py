@@ -179,6 +179,24 @@ class SweepState:
         trial.intents.pop(_name(record["path"]), None)
         trial.step = trial.last_checkpoint.step if trial.last_checkpoint else 0
 
+    def _pinned(self, record: Record) -> None:
+        trial = self.trials[record["trial_id"]]
+        if record["pinned"]:
+            trial.pinned.add(record["path"])
+        else:
+            trial.pinned.discard(record["path"])
+
+    def _tombstone(self, record: Record) -> None:
+        """What was learnt is still learnt, so the trial's step stays."""
+        trial, path = self.trials[record["trial_id"]], record["path"]
+        trial.checkpoints = [c for c in trial.checkpoints if c.path != path]
+        trial.samplers = [c for c in trial.samplers if c.path != path]
+        trial.intents = {name: p for name, p in trial.intents.items() if p != path}
+        trial.tombstones[path] = record["reason"]
+
+    def _deleted(self, record: Record) -> None:
+        self.trials[record["trial_id"]].tombstones.pop(record["path"], None)
+
     def _result(self, record: Record) -> None:
         trial = self.trials[record["trial_id"]]
         step, metrics = record["step"], dict(record["metrics"])
@@ -247,6 +265,9 @@ _HANDLERS: dict[str, Callable[[SweepState, Record], None]] = {
     "intent": SweepState._intent,
     "checkpoint": SweepState._checkpoint,
     "checkpoint_lost": SweepState._checkpoint_lost,
+    "pinned": SweepState._pinned,
+    "tombstone": SweepState._tombstone,
+    "deleted": SweepState._deleted,
     "result": SweepState._result,
     "finished": SweepState._finished,
     "sweep": SweepState._sweep,

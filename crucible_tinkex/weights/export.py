@@ -66,7 +66,7 @@ def export_trial(
     make_folder(folder.parent)
     with _staged(folder) as staged:
         adapter = staged / "adapter"
-        _fetch(trained, adapter, progress)
+        fetch_adapter(trained, adapter, progress)
         ready = adapter
         if merged:
             ready = staged / "merged"
@@ -105,7 +105,8 @@ def _staged(folder: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _fetch(trained: Trained, out: Path, progress: Progress | None) -> None:
+def fetch_adapter(trained: Trained, out: Path, progress: Progress | None = None) -> None:
+    """The adapter's files, as peft loads them, into the new folder `out`."""
     if trained.experiment.service.embedded:
         _read_embedded(trained, out)
     else:

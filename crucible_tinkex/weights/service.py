@@ -29,8 +29,11 @@ MADE_TTL_S = 24 * 3600
 
 
 @contextlib.asynccontextmanager
-async def service_of(paths: SweepPaths, experiment: Experiment) -> AsyncIterator[TinkexService]:
-    """A client of the sweep's service; closed, and the server ended, with the context."""
+async def service_of(
+    paths: SweepPaths, experiment: Experiment, *, owned: bool = False
+) -> AsyncIterator[TinkexService]:
+    """A client of the sweep's service; closed, and the server ended, with the context. `owned`: the
+    caller holds the sweep's lock, so nobody runs it."""
     section = experiment.service
     async with contextlib.AsyncExitStack() as stack:
         if not section.embedded:
@@ -40,7 +43,7 @@ async def service_of(paths: SweepPaths, experiment: Experiment) -> AsyncIterator
                 transport="http",
                 allow_http=section.allow_http,
             )
-        elif is_locked(paths.lock):
+        elif not owned and is_locked(paths.lock):
             found = _running(paths.service / "ready.json")
         else:
             if not paths.service.is_dir():
