@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 REQUIREMENT = "moto[s3,server]==5.2.5"
+BUCKET = "crucible-test"
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import ENVIRONMENT, s3_served
+from s3_server import BUCKET, ENVIRONMENT
 
 from crucible_tinkex.errors import ConfigError, StorageError
 from crucible_tinkex.storage import Objects
 
-BUCKET = "crucible-test"
 BIG = 12_000_000  # more than one part of an upload
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    try:
-        with s3_served(BUCKET) as url:
-            yield url
-    except RuntimeError as e:
-        pytest.skip(str(e))
 
 
 @pytest.fixture(params=["folder", "memory", "s3"])
