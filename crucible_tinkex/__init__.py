@@ -19,11 +19,15 @@ from crucible_tinkex.version import VERSION
 if TYPE_CHECKING:
     from crucible_tinkex.api import RunningSweep, Sweep, open_sweep, run, start
     from crucible_tinkex.config import Experiment
+    from crucible_tinkex.registry.models import ModelRegistry
     from crucible_tinkex.runtime.cluster import Runtime
+    from crucible_tinkex.weights.checkpoints import CheckpointManager
 
 __version__ = VERSION
 __all__ = [
+    "CheckpointManager",
     "Experiment",
+    "ModelRegistry",
     "RunningSweep",
     "Runtime",
     "Sweep",
@@ -34,7 +38,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CheckpointManager": "crucible_tinkex.weights.checkpoints",
     "Experiment": "crucible_tinkex.config",
+    "ModelRegistry": "crucible_tinkex.registry.models",
     "RunningSweep": "crucible_tinkex.api",
     "Runtime": "crucible_tinkex.runtime.cluster",
     "Sweep": "crucible_tinkex.api",

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -31,6 +32,30 @@ from crucible_tinkex.telemetry.query import query, read_evaluations, read_events
 
 if TYPE_CHECKING:
     from crucible_tinkex.bench import Comparison, Conclusion
+    from crucible_tinkex.weights.checkpoints import CheckpointManager
+    from crucible_tinkex.weights.export import Exported
+
+
+class TrainedTrial(dict[str, Any]):
+    """A trial as `crucible status --json` prints it, and what can be done with its weights."""
+
+    def __init__(self, summary: dict[str, Any], paths: SweepPaths) -> None:
+        super().__init__(summary)
+        self._paths = paths
+
+    def export(
+        self,
+        to: str | Path,
+        *,
+        merged: bool = False,
+        base: str | None = None,
+        force: bool = False,
+    ) -> Exported:
+        """Write the adapter as a folder for `peft`, or merged into its base as a Hugging Face
+        model; see `weights.export`. A folder that is not empty is refused without `force`."""
+        from crucible_tinkex.weights.export import export_trial
+
+        return export_trial(self._paths, self["id"], to, merged=merged, base=base, force=force)
 
 
 @dataclass(frozen=True)
@@ -53,11 +78,20 @@ class Sweep:
         """What `crucible status --json` prints."""
         return summary(self._state, self.paths)
 
-    def best(self) -> dict[str, Any] | None:
+    def best(self) -> TrainedTrial | None:
         """The best trial of the best configuration, or None while none is complete."""
         state = self._state
         winner = best(state)
-        return trial_summary(winner.best_trial, Objective.of(state)) if winner else None
+        if winner is None:
+            return None
+        return TrainedTrial(trial_summary(winner.best_trial, Objective.of(state)), self.paths)
+
+    @property
+    def checkpoints(self) -> CheckpointManager:
+        """What the sweep left on its service."""
+        from crucible_tinkex.weights.checkpoints import CheckpointManager
+
+        return CheckpointManager(self.paths)
 
     def clone(
         self,

@@ -79,6 +79,11 @@ def checkpoint_name(trial_id: str, attempt: int, step: int) -> str:
     return f"{trial_id}-a{attempt:03d}-step{step:08d}"
 
 
+def sampler_name(trial_id: str, attempt: int, step: int) -> str:
+    """As `checkpoint_name`, of the weights alone."""
+    return f"{checkpoint_name(trial_id, attempt, step)}-sampler"
+
+
 class TinkerPath(NamedTuple):
     """`tinker://RUN/KIND/NAME`; `kind` is one of `CHECKPOINT_KINDS`."""
 

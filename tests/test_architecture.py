@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime",),
     ("sweep",),
     ("server",),
+    ("weights",),
     ("report",),
     ("api", "testing", "cli", "__main__", "__init__"),
 )

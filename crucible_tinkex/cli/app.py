@@ -14,6 +14,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from crucible_tinkex.cli.weights.chat import chat
+from crucible_tinkex.cli.weights.checkpoints import checkpoints_app
+from crucible_tinkex.cli.weights.export import export
+from crucible_tinkex.cli.weights.models import models_app
 from crucible_tinkex.errors import CrucibleError, StorageError
 from crucible_tinkex.version import VERSION
 
@@ -372,6 +376,12 @@ def submit(
     raise typer.Exit(
         submit_file(file, set_ or [], address=address, name=name, storage=storage, wait=wait)
     )
+
+
+app.command()(export)
+app.command()(chat)
+app.add_typer(models_app)
+app.add_typer(checkpoints_app)
 
 
 def main() -> None:

@@ -39,6 +39,7 @@ FIXED: Mapping[str, str] = {
     **dict.fromkeys(("service.base_url", "service.dtype"), _ONE_QUESTION),
     "train.eval_every": "it says when something is measured, and changes no number",
     "train.checkpoint_every": "it says when something is saved, and changes no number",
+    "train.sampler_checkpoint": "it says what is saved, and changes no number",
     "train.submit_ahead": "it says when something is sent, and changes no number",
 }
 """Keys that cannot vary, and why."""

@@ -18,7 +18,14 @@ from crucible_tinkex.config.section import leaves
 if TYPE_CHECKING:
     from crucible_tinkex.config.experiment import Experiment
 
-ONLY_ASKED = ("epochs", "max_steps", "eval_every", "checkpoint_every", "submit_ahead")
+ONLY_ASKED = (
+    "epochs",
+    "max_steps",
+    "eval_every",
+    "checkpoint_every",
+    "submit_ahead",
+    "sampler_checkpoint",
+)
 """Of `train`: how far and how often, not what is computed at a step."""
 _CONTRADICTING = (
     "model.base",

@@ -52,6 +52,8 @@ class TrainSection(Section):
     """Steps between resumable checkpoints; the final step is always saved. 0: only the final."""
     eval_every: int = Field(default=0, ge=0)
     """Steps between evaluations; the final step is always evaluated. 0: only the final."""
+    sampler_checkpoint: bool = True
+    """Save the weights for sampling at a trial's end, so that its adapter can be used at once."""
     submit_ahead: int = Field(default=1, ge=0, le=8)
     """Steps that are sent before the result of an earlier one is awaited."""
 

@@ -26,6 +26,10 @@ DecisionKind: TypeAlias = Literal[
 ]
 
 
+CheckpointKind: TypeAlias = Literal["state", "sampler"]
+"""state: weights and optimizer, resumable; sampler: the weights, to sample from and to export."""
+
+
 @dataclass(frozen=True)
 class Spent:
     """What one attempt has used so far. Cumulative, so that telling it twice changes nothing."""
@@ -53,7 +57,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """A resumable `state` checkpoint that the service has acknowledged."""
+    """A checkpoint that the service has acknowledged."""
 
     trial_id: str
     attempt: int
@@ -63,6 +67,7 @@ class CheckpointRecord:
     """The newest evaluation at or before `step`."""
     fingerprint: float | None = None
     """Of the weights (`Recipe.fingerprint`); None: not measured."""
+    kind: CheckpointKind = "state"
 
 
 @dataclass(frozen=True)
@@ -139,8 +144,15 @@ class TrialRecord:
     results: dict[int, dict[str, float]] = field(default_factory=dict)
     """Every evaluated step and its metrics."""
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
+    """Those that can be resumed."""
+    samplers: list[CheckpointRecord] = field(default_factory=list)
+    """Those for sampling; it has one at its end."""
     intents: dict[str, str] = field(default_factory=dict)
     """Names of checkpoints that were asked for and not yet committed, and their paths."""
+    pinned: set[str] = field(default_factory=set)
+    """Paths of checkpoints that a person wants kept."""
+    tombstones: dict[str, str] = field(default_factory=dict)
+    """Paths of checkpoints that are being deleted, and why; nobody loads them any more."""
     spends: dict[int, Spent] = field(default_factory=dict)
     """Per attempt."""
     decisions: list[Decision] = field(default_factory=list)
@@ -170,7 +182,8 @@ class TrialRecord:
 
     def knows_checkpoint(self, path: str) -> bool:
         """Whether it was announced or committed, and neither lost nor deleted."""
-        return path in self.intents.values() or any(c.path == path for c in self.checkpoints)
+        saved = any(c.path == path for c in (*self.checkpoints, *self.samplers))
+        return saved or path in self.intents.values()
 
     def resumable(self) -> tuple[CheckpointRecord, ...]:
         """Its checkpoints, the newest first."""

@@ -149,7 +149,7 @@ class Registry:
 
     async def commit_checkpoint(self, checkpoint: CheckpointRecord, spent: Spent) -> None:
         trial = self._current(checkpoint.trial_id, checkpoint.attempt)
-        if all(c.path != checkpoint.path for c in trial.checkpoints):
+        if all(c.path != checkpoint.path for c in (*trial.checkpoints, *trial.samplers)):
             record = {"type": "checkpoint", "checkpoint": {**vars(checkpoint)}}
             self._stage({**record, "spent": {**vars(spent)}})
         await self._journal.flush()

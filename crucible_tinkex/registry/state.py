@@ -197,16 +197,41 @@ class SweepState:
     def _checkpoint(self, record: Record) -> None:
         checkpoint = known(CheckpointRecord, record["checkpoint"])
         trial = self.trials[checkpoint.trial_id]
-        trial.checkpoints.append(checkpoint)
         trial.intents.pop(_name(checkpoint.path), None)
-        trial.step = max(trial.step, checkpoint.step)
+        if checkpoint.kind == "sampler":
+            trial.samplers.append(checkpoint)
+        else:
+            trial.checkpoints.append(checkpoint)
+            trial.step = max(trial.step, checkpoint.step)
         self._spend(trial, checkpoint.attempt, record)
 
     def _checkpoint_lost(self, record: Record) -> None:
         trial = self.trials[record["trial_id"]]
+        samplers = [c for c in trial.samplers if c.path != record["path"]]
+        if len(samplers) < len(trial.samplers):
+            trial.samplers = samplers
+            return
         trial.checkpoints = [c for c in trial.checkpoints if c.path != record["path"]]
         trial.intents.pop(_name(record["path"]), None)
         trial.step = trial.last_checkpoint.step if trial.last_checkpoint else trial.first_step
+
+    def _pinned(self, record: Record) -> None:
+        trial = self.trials[record["trial_id"]]
+        if record["pinned"]:
+            trial.pinned.add(record["path"])
+        else:
+            trial.pinned.discard(record["path"])
+
+    def _tombstone(self, record: Record) -> None:
+        """What was learnt is still learnt, so the trial's step stays."""
+        trial, path = self.trials[record["trial_id"]], record["path"]
+        trial.checkpoints = [c for c in trial.checkpoints if c.path != path]
+        trial.samplers = [c for c in trial.samplers if c.path != path]
+        trial.intents = {name: p for name, p in trial.intents.items() if p != path}
+        trial.tombstones[path] = record["reason"]
+
+    def _deleted(self, record: Record) -> None:
+        self.trials[record["trial_id"]].tombstones.pop(record["path"], None)
 
     def _result(self, record: Record) -> None:
         trial = self.trials[record["trial_id"]]
@@ -290,6 +315,9 @@ _HANDLERS: dict[str, Callable[[SweepState, Record], None]] = {
     "intent": SweepState._intent,
     "checkpoint": SweepState._checkpoint,
     "checkpoint_lost": SweepState._checkpoint_lost,
+    "pinned": SweepState._pinned,
+    "tombstone": SweepState._tombstone,
+    "deleted": SweepState._deleted,
     "result": SweepState._result,
     "spent": SweepState._spent,
     "finished": SweepState._finished,

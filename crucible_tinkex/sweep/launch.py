@@ -35,6 +35,7 @@ from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
 from crucible_tinkex.sweep.manifest import write_manifest
 from crucible_tinkex.sweep.ports import Amendment, Executor
 from crucible_tinkex.sweep.preparation import PreparedSweep, extended, prepare
+from crucible_tinkex.sweep.registering import register_best
 from crucible_tinkex.sweep.view import Observer, SweepView, ignore
 from crucible_tinkex.telemetry.recorder import Recorder
 from crucible_tinkex.telemetry.sender import BufferedSink
@@ -85,8 +86,9 @@ class Launch:
         lock = Lock(paths.lock)
         try:
             meta = write_manifest(self._prepared)
-            finished = self._finished()
-            return finished or asyncio.run(self._start(meta))
+            result = self._finished() or asyncio.run(self._start(meta))
+            register_best(result.state, paths)
+            return result
         finally:
             lock.close()
 

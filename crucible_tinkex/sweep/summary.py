@@ -122,6 +122,7 @@ def trial_summary(trial: TrialRecord, objective: Objective) -> dict[str, Any]:
         "metrics": finite(objective.metrics(trial)),
         "metrics_step": objective.step(trial),
         "checkpoints": [{"step": c.step, "path": c.path} for c in trial.checkpoints],
+        "samplers": [{"step": c.step, "path": c.path} for c in trial.samplers],
         "attempts": trial.attempt,
         "error": trial.error,
         "spent": {**vars(trial.spent)},

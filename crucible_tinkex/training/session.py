@@ -3,9 +3,10 @@
 Guarantees: the numbers of a trial are a function of (experiment, seed, step), so an attempt that
 resumes from a checkpoint repeats the lost steps exactly; a checkpoint is announced before it is
 saved, and committed only after the service acknowledged it and after all telemetry up to it is
-durable; the last step of a rung is always evaluated and checkpointed. A checkpoint that the service
-cannot load any more costs the steps after the one before it, never the trial. Knows nothing of Ray,
-datasets or losses (`recipe`), and owns the service it is given only until `leave`.
+durable; the last step of a rung is always evaluated and checkpointed, that of the trial also for
+sampling. A checkpoint that the service cannot load any more costs the steps after the one before
+it, never the trial. Knows nothing of Ray, datasets or losses (`recipe`), and owns the service it is
+given only until `leave`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from crucible_tinkex.training.outcome import Progress, speaks_of_checkpoint
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.recipe import Recipe, Update
 from crucible_tinkex.training.reporter import Reporter
+from crucible_tinkex.training.sampler_checkpoint import save_for_sampling
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +94,7 @@ class Session:
         self._found = Measurements()
         self._training: TrainingClient | None = None
         self._saved_step = 0
+        self._kept_step = 0
         self._last_time = 0.0
 
     @property
@@ -237,7 +240,10 @@ class Session:
         while self.step < to_step and not self.drain.is_set():
             await self._train(self._next_milestone(to_step))
             await self._milestone(to_step)
-        return self.progress(drained=self.step < to_step or self._owes_evaluation(to_step))
+        is_drained = self.step < to_step or self._owes_evaluation(to_step)
+        if not is_drained and self.step >= self._plan.total_steps:
+            await self._keep()
+        return self.progress(drained=is_drained)
 
     def progress(self, *, drained: bool) -> Progress:
         metrics = dict(self._found.metrics)
@@ -382,6 +388,19 @@ class Session:
             with contextlib.suppress(CrucibleError):
                 await self._service.delete_checkpoint(path)
                 return
+
+    async def _keep(self) -> None:
+        """Save the trained weights for sampling, once."""
+        is_asked = self._plan.experiment.train.sampler_checkpoint
+        if is_asked and self.step > self._kept_step:
+            kept = CheckpointRecord(
+                *(self._plan.trial_id, self.attempt, self.step, "", self._found.carried()),
+                kind="sampler",
+            )
+            await save_for_sampling(
+                kept, self._meter.spent(), self._client, self._service, self._registry
+            )
+            self._kept_step = self.step
 
     # --- its end -------------------------------------------------------------------------------
 
