@@ -56,7 +56,7 @@ def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
     seeds = experiment.search.seeds
     plans = [planner.plan(values, seeds[0]) for values in prepared.configurations]
     row_tokens = data.train.positions / len(data.train)
-    batch_rows = sum(p.total_steps * p.experiment.train.batch_size for p in plans)
+    batch_rows = sum(p.total_steps * p.experiment.train.step_rows for p in plans)
     return {
         "sweep": prepared.name,
         "folder": str(prepared.paths.root),

@@ -26,10 +26,16 @@ class SupervisedRecipe:
     async def update(self, step: int, client: TrainingClient) -> Update:
         train = self._plan.experiment.train
         rows = batch_indices(
-            len(self._data.train), seed=self._plan.seed, step=step, batch_size=train.batch_size
+            len(self._data.train), seed=self._plan.seed, step=step, batch_size=train.step_rows
         )
         batch = [datum(self._data.train, i) for i in rows]
-        return Update(batch, self._adam(step), total_weight(batch), train.loss)
+        return Update(
+            batch,
+            self._adam(step),
+            total_weight(batch),
+            train.loss,
+            accumulate=train.accumulate,
+        )
 
     def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
         return {"train/nll": loss_of(output) / update.weight}
@@ -43,7 +49,7 @@ class SupervisedRecipe:
         )
 
     def epoch(self, step: int) -> int:
-        batch_size = self._plan.experiment.train.batch_size
+        batch_size = self._plan.experiment.train.step_rows
         return epoch_of(max(step, 1), rows=len(self._data.train), batch_size=batch_size)
 
     def _adam(self, step: int) -> AdamParams:
