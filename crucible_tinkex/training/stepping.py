@@ -11,6 +11,7 @@ service may still do what was sent.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -76,9 +77,7 @@ async def stepped(
 
 async def _submit(recipe: Recipe, client: TrainingClient, number: int) -> _Step:
     update = await recipe.update(number, client)
-    backward = [
-        asyncio.ensure_future(_backward(client, update, part)) for part in portions(update)
-    ]
+    backward = [asyncio.ensure_future(_backward(client, update, part)) for part in portions(update)]
     return _Step(number, update, backward, asyncio.ensure_future(client.optim_step(update.adam)))
 
 
@@ -102,4 +101,4 @@ def portions(update: Update) -> list[Sequence[Datum]]:
     """The batch in `accumulate` consecutive parts whose sizes differ by at most one row."""
     rows, parts = len(update.batch), max(1, min(update.accumulate, len(update.batch)))
     edges = [rows * i // parts for i in range(parts + 1)]
-    return [update.batch[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [update.batch[a:b] for a, b in itertools.pairwise(edges)]
