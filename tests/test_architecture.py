@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime",),
     ("sweep",),
     ("server",),
-    ("api", "testing", "cli", "__main__", "__init__"),
+    ("api", "embedded", "testing", "cli", "__main__", "__init__"),
 )
 SERVER_MAY_IMPORT = (
     "server",
@@ -54,7 +54,14 @@ HOMES: dict[str, tuple[str, ...]] = {
     "typer": ("cli",),
     "rich": ("cli",),
 }
-BORDERS = {"training.host", "runtime.cluster", "server.engine"}
+BORDERS = {
+    "training.host",
+    "training.losses.gradient_hooks",
+    "training.harness.running",
+    "telemetry.bridge.bridge",
+    "runtime.cluster",
+    "server.engine",
+}
 """Modules in which a broad except is the border between strangers' errors and ours."""
 
 

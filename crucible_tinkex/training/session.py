@@ -36,7 +36,7 @@ from crucible_tinkex.training.outcome import Progress, speaks_of_checkpoint
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.recipe import Recipe
 from crucible_tinkex.training.reporter import Reporter
-from crucible_tinkex.training.stepping import StepResult, stepped
+from crucible_tinkex.training.stepping import StepResult, next_milestone, stepped
 
 log = logging.getLogger(__name__)
 
@@ -215,12 +215,7 @@ class Session:
 
     def _next_milestone(self, to_step: int) -> int:
         train = self._plan.experiment.train
-        coming = [
-            (self.step // every + 1) * every
-            for every in (train.eval_every, train.checkpoint_every)
-            if every > 0
-        ]
-        return min([to_step, *coming])
+        return next_milestone(self.step, to_step, train.eval_every, train.checkpoint_every)
 
     def _owes_evaluation(self, to_step: int) -> bool:
         every = self._plan.experiment.train.eval_every

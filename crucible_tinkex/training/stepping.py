@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from crucible_tinkex.client.chunks import merge
@@ -54,7 +54,7 @@ async def stepped(
     *,
     ahead: int,
     is_over: Callable[[], bool] = lambda: False,
-) -> AsyncIterator[StepResult]:
+) -> AsyncGenerator[StepResult, None]:
     """Yield the result of every step of `numbers`; `ahead` more may be under way meanwhile.
 
     When `is_over` says so, nothing more is sent and what was sent is still awaited. Close the
@@ -77,11 +77,11 @@ async def stepped(
 
 async def _submit(recipe: Recipe, client: TrainingClient, number: int) -> _Step:
     update = await recipe.update(number, client)
-    backward = [asyncio.ensure_future(_backward(client, update, part)) for part in portions(update)]
+    backward = [asyncio.ensure_future(send(client, update, part)) for part in portions(update)]
     return _Step(number, update, backward, asyncio.ensure_future(client.optim_step(update.adam)))
 
 
-def _backward(
+def send(
     client: TrainingClient, update: Update, part: Sequence[Datum]
 ) -> Awaitable[ForwardBackwardOutput]:
     if update.custom is not None:
@@ -102,3 +102,8 @@ def portions(update: Update) -> list[Sequence[Datum]]:
     rows, parts = len(update.batch), max(1, min(update.accumulate, len(update.batch)))
     edges = [rows * i // parts for i in range(parts + 1)]
     return [update.batch[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def next_milestone(step: int, last: int, *every: int) -> int:
+    """The first step after `step` that is a multiple of one of `every` (0: never), or `last`."""
+    return min([last, *((step // n + 1) * n for n in every if n > 0)])

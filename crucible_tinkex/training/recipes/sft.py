@@ -13,7 +13,7 @@ from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.datums import datum, total_weight
 from crucible_tinkex.training.recipes.evaluation import evaluate
 from crucible_tinkex.training.recipes.recipe import Evaluation, Tell, Update
-from crucible_tinkex.training.recipes.schedule import learning_rate
+from crucible_tinkex.training.recipes.schedule import adam_params
 
 
 class SupervisedRecipe:
@@ -54,11 +54,4 @@ class SupervisedRecipe:
 
     def _adam(self, step: int) -> AdamParams:
         optimizer = self._plan.experiment.optimizer
-        return AdamParams(
-            learning_rate=learning_rate(optimizer, step=step, total_steps=self._plan.total_steps),
-            beta1=optimizer.beta1,
-            beta2=optimizer.beta2,
-            eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay,
-            grad_clip_norm=optimizer.grad_clip_norm,
-        )
+        return adam_params(optimizer, step=step, total_steps=self._plan.total_steps)
