@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -31,13 +31,11 @@ def embedded_server(
     section = ServiceSection(base_url=EMBEDDED, dtype=dtype, device=device, threads=threads)
     loop = LoopThread("embedded server")
     try:
-        if data_dir is not None:
-            with _served(loop, section, base, Path(data_dir)) as service:
-                yield service
-            return
-        with TemporaryDirectory(prefix="tinkex-", ignore_cleanup_errors=True) as folder:
-            with _served(loop, section, base, Path(folder)) as service:
-                yield service
+        with ExitStack() as stack:
+            if data_dir is None:
+                folder = TemporaryDirectory(prefix="tinkex-", ignore_cleanup_errors=True)
+                data_dir = stack.enter_context(folder)
+            yield stack.enter_context(_served(loop, section, base, Path(data_dir)))
     finally:
         loop.close()
 

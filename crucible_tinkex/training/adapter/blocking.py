@@ -14,6 +14,7 @@ from crucible_tinkex.errors import SessionStateError
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.telemetry.bridge import Bridge
 from crucible_tinkex.training.adapter.experiment import LoraExperiment
+from crucible_tinkex.training.adapter.protocol import LoraAdapter
 from crucible_tinkex.training.tinkex.evaluating import Scorer
 from crucible_tinkex.training.tinkex.results import (
     Checkpoint,
@@ -83,6 +84,10 @@ class BlockingSession:
     @property
     def experiment(self) -> LoraExperiment:
         return self.live.experiment
+
+    @property
+    def adapter(self) -> LoraAdapter:
+        return self.live.adapter
 
     @property
     def status(self) -> State:

@@ -46,7 +46,8 @@ class TrainingRun:
         self._clock = clock
         self._last_time = clock()
         self.first = first
-        self.step = start
+        self.step = self._start = start
+        self._saved_step = first + start
         self.found = Measurements()
         self.rows: dict[int, StepRow] = {}
         """By the session's step."""
@@ -66,6 +67,7 @@ class TrainingRun:
         """Go on after `session_step`; the rows of later steps are trained again."""
         self.step = max(0, session_step - self.first)
         self.rows = {step: row for step, row in self.rows.items() if step <= session_step}
+        self._saved_step = session_step
         self.found = Measurements()
         self.found.restore(metrics)
 
@@ -152,11 +154,11 @@ class TrainingRun:
 
     @property
     def owes_checkpoint(self) -> bool:
-        saved = self.checkpoints[-1].step if self.checkpoints else self.first
-        return self._is_due(self._options.checkpoint_every) and self.session_step > saved
+        return self._is_due(self._options.checkpoint_every) and self.session_step > self._saved_step
 
     def _is_due(self, every: int) -> bool:
-        return self.step > 0 and (self.is_done or (every > 0 and self.step % every == 0))
+        is_regular = every > 0 and self.step % every == 0 and self.step > self._start
+        return self.step > 0 and (self.is_done or is_regular)
 
     async def evaluate(self, client: TrainingClient) -> None:
         started = self._clock()
@@ -176,5 +178,6 @@ class TrainingRun:
 
     def saved(self, checkpoint: Checkpoint) -> None:
         self.checkpoints.append(checkpoint)
+        self._saved_step = checkpoint.step
         if self._options.on_checkpoint is not None:
             self._options.on_checkpoint(checkpoint)
