@@ -71,7 +71,9 @@ class AdapterRecipe:
         self.measures_citations = self._loss.name == CITATIONS or (
             options.token_weights == CITATIONS
         )
-        self._format = Format(tokenizer, max_length, _scheme(options, self._loss), options.weighing)
+        self._format = Format(
+            tokenizer, max_length, scheme_of(options, self._loss), options.weighing
+        )
         order = [
             index
             for step in range(1, options.steps(len(rows)) + 1)
@@ -159,7 +161,8 @@ def resolved(options: TrainOptions, losses: LossRegistry) -> Loss:
     raise ConfigError(f"train: loss_fn = {given!r} must be a name, {{name: weight}} or a function")
 
 
-def _scheme(options: TrainOptions, loss: Loss) -> str:
+def scheme_of(options: TrainOptions, loss: Loss) -> str:
+    """The token-weight scheme that is asked for, by name."""
     if options.token_weights is not None:
         return options.token_weights
     return "uniform" if loss.weights is None else loss.name

@@ -36,7 +36,13 @@ from crucible_tinkex.training.tinkex.driving import drive
 from crucible_tinkex.training.tinkex.evaluating import Scorer, measured
 from crucible_tinkex.training.tinkex.live import LiveModel
 from crucible_tinkex.training.tinkex.options import RecoveryPolicy, TrainOptions, optimizer
-from crucible_tinkex.training.tinkex.recipe import AdapterRecipe, mean_loss, resolved, weight_of
+from crucible_tinkex.training.tinkex.recipe import (
+    AdapterRecipe,
+    mean_loss,
+    resolved,
+    scheme_of,
+    weight_of,
+)
 from crucible_tinkex.training.tinkex.results import (
     Checkpoint,
     Completion,
@@ -198,7 +204,8 @@ class TinkexSession:
                 await drive(self._live, run, asked.recovery, self.bridge)
             finally:
                 self._live.step, self._run = run.session_step, None
-                self._keep(run)
+                kept = [row for row in self.experiment.metrics if row["step"] <= run.first]
+                self.experiment.metrics[:] = [*kept, *run.rows.values()]
         return TrainResult(
             results=list(run.rows.values()),
             metrics=self.adapter.calculate_metrics(list(run.rows.values())),
@@ -212,10 +219,6 @@ class TinkexSession:
         """Let `train` finish what was sent, save and return."""
         if self._run is not None:
             self._run.is_stopping = True
-
-    def _keep(self, run: TrainingRun) -> None:
-        kept = [row for row in self.experiment.metrics if row["step"] <= run.first]
-        self.experiment.metrics[:] = [*kept, *run.rows.values()]
 
     async def forward_backward(
         self,
@@ -248,14 +251,12 @@ class TinkexSession:
         self._states.check()
         if all(isinstance(item, Datum) for item in data) and data:
             return list(data)
-        loss = resolved(options, self.losses)
-        weights = options.token_weights or (loss.name if loss.weights else "uniform")
         return list(
             self.adapter.format_training_data(
                 load(data),
                 tokenizer=self.tokenizer,
                 max_length=self.experiment.config.max_length,
-                token_weights=weights,
+                token_weights=scheme_of(options, resolved(options, self.losses)),
                 weight_config=options.weighing,
             )
         )
