@@ -26,7 +26,7 @@ FOLDER = Path("runs/seed-example")
 
 
 def load(split: str) -> list[dict[str, Any]]:
-    """2. The sample in SciFact's shape; the published files are read by `crucible_tinkex.datasets`."""
+    """2. The sample in SciFact's shape."""
     lines = (DATA / f"scifact_sample_{split}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 

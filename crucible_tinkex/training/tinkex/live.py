@@ -63,7 +63,6 @@ class LiveModel:
         self._client: TrainingClient | None = None
         self._samplers = Samplers(bridge, self.meter, clock)
         self._carried: dict[str, Mapping[str, float]] = {}
-        self._loads = 0
 
     @property
     def client(self) -> TrainingClient:
@@ -112,9 +111,13 @@ class LiveModel:
     async def _adopt(self, training: TrainingClient) -> None:
         metered = MeteredTraining(training, self.meter)
         self._client = BridgedTraining(metered, self._bridge, self._clock)
+        self._begin(training.model_id)
+
+    def _begin(self, model_id: str) -> None:
+        """Stored for every opening and loading: what was measured after this step is replaced."""
         self.report.attempt += 1
         self.report.step = self.step
-        extra = {**self._about(), "resumed_step": self.step, "model_id": training.model_id}
+        extra = {**self._about(), "resumed_step": self.step, "model_id": model_id}
         self.report.emit("session_start", extra=extra)
 
     def _about(self) -> dict[str, Any]:
@@ -239,8 +242,8 @@ class LiveModel:
                 f"{checkpoint.path} holds weights for sampling only; load one of weights/"
             )
         await self.client.load_state(checkpoint.path, optimizer=optimizer)
-        self.step = self.report.step = checkpoint.step
-        self._loads += 1
+        self.step = checkpoint.step
+        self._begin(self.client.model_id)
         self._bridge.execute("checkpoint_loaded", {"step": self.step}, path=checkpoint.path)
 
     # --- samplers ------------------------------------------------------------------------------
@@ -250,7 +253,7 @@ class LiveModel:
         return await self._samplers.of_checkpoint(self.service, path)
 
     async def current_sampler(self) -> SamplingClient:
-        version = (self.step, self._loads, self.report.attempt)
+        version = (self.step, self.report.attempt)
         return await self._samplers.of_weights(self.client, version)
 
     async def to_evaluate(

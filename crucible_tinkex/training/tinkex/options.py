@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from crucible_tinkex.config import OptimizerSection
 from crucible_tinkex.config.problems import explain
+from crucible_tinkex.config.train import DEFAULT_EPOCHS
 from crucible_tinkex.datasets import total_steps
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.training.losses.gradient_hooks import Hook
@@ -52,8 +53,10 @@ class RecoveryPolicy:
 class TrainOptions:
     """What `train` takes by name."""
 
-    epochs: float = 1.0
+    epochs: float | None = None
+    """Passes over the rows; 1 if neither this nor `max_steps` is given."""
     max_steps: int | None = None
+    """Alone, exactly so many steps; with `epochs`, the smaller of the two."""
     batch_size: int = 8
     accumulate: int = 1
     checkpoint_every: int = 100
@@ -101,7 +104,8 @@ class TrainOptions:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"train: {name} = {value!r} must be a whole number, >= {least}")
-        if not (isinstance(options.epochs, int | float) and 0 < options.epochs < float("inf")):
+        epochs = DEFAULT_EPOCHS if options.epochs is None else options.epochs
+        if not (isinstance(epochs, int | float) and 0 < epochs < float("inf")):
             raise ConfigError(f"train: epochs = {options.epochs!r} must be a positive number")
         return options
 
@@ -112,7 +116,10 @@ class TrainOptions:
 
     def steps(self, rows: int) -> int:
         """Steps over `rows` rows, as a sweep counts them."""
-        passes = total_steps(rows, epochs=self.epochs, batch_size=self.step_rows)
+        if self.epochs is None and self.max_steps is not None:
+            return self.max_steps
+        epochs = DEFAULT_EPOCHS if self.epochs is None else self.epochs
+        passes = total_steps(rows, epochs=epochs, batch_size=self.step_rows)
         return passes if self.max_steps is None else min(passes, self.max_steps)
 
     @property
