@@ -255,6 +255,13 @@ def query(
     limit: Annotated[
         int | None, typer.Option(help="Most rows to print; 0: all (default: 40; all as JSON).")
     ] = None,
+    format: Annotated[
+        Literal["csv", "jsonl", "parquet"] | None,
+        typer.Option(help="Of the output, in place of a table (default: as -o is named)."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write all rows to this file.")
+    ] = None,
 ) -> None:
     """Ask a sweep in SQL; works while it runs.
 
@@ -262,9 +269,13 @@ def query(
     checkpoints, requests (those that had trouble), events (all telemetry), and events_all,
     evaluations_all (also of attempts that were replaced).
     """
-    from crucible_tinkex.cli.querying import show_query
+    from crucible_tinkex.cli.querying import export_query, show_query
 
-    show_query(sweep, sql, storage=storage or DEFAULT_STORAGE, json=json, limit=limit)
+    where = storage or DEFAULT_STORAGE
+    if format is None and output is None:
+        show_query(sweep, sql, storage=where, json=json, limit=limit)
+    else:
+        export_query(sweep, sql, storage=where, format=format, output=output, limit=limit)
 
 
 @app.command()

@@ -73,7 +73,7 @@ def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
     planned = prepared.policy().planned
     trials = planned - planner.has_reference
     each = trials / len(plans)
-    batch_rows = sum(p.total_steps * p.experiment.train.batch_size for p in plans)
+    batch_rows = sum(p.total_steps * p.experiment.train.step_rows for p in plans)
     return {
         "sweep": prepared.name,
         "folder": str(prepared.paths.root),

@@ -67,7 +67,7 @@ def _values(search: SearchSection, key: str) -> list[Any]:
 
 
 def _on_size(train: TrainSection, rows: int, tokens: int | None) -> Iterator[str]:
-    size = train.batch_size
+    size = train.step_rows
     if size > rows:
         each = f" of about {tokens * size // rows:,} tokens" if tokens else ""
         yield (

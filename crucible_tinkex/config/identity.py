@@ -17,6 +17,7 @@ from crucible_tinkex.config.section import leaves
 
 if TYPE_CHECKING:
     from crucible_tinkex.config.experiment import Experiment
+    from crucible_tinkex.config.train import TrainSection
 
 ONLY_ASKED = (
     "epochs",
@@ -65,9 +66,15 @@ def trial_settings(
         **measured,
         "lora": experiment.lora.model_dump(mode="json", exclude=not_applied),
         "optimizer": experiment.optimizer.model_dump(mode="json"),
-        "train": experiment.train.model_dump(mode="json", exclude=set(ONLY_ASKED)),
+        "train": _learning(experiment.train),
         "schedule_steps": None if constant else total_steps,
     }
+
+
+def _learning(train: TrainSection) -> dict[str, Any]:
+    """Losses are sums, so a step's gradient is the same however its rows are portioned out."""
+    fields = train.model_dump(mode="json", exclude={*ONLY_ASKED, "accumulate"})
+    return {**fields, "batch_size": train.step_rows}
 
 
 def contradictions(new: Experiment, old: Experiment) -> list[str]:

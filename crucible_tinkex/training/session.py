@@ -15,9 +15,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
 from crucible_tinkex.errors import (
@@ -27,7 +25,7 @@ from crucible_tinkex.errors import (
     TrialFailedError,
 )
 from crucible_tinkex.names import TinkerPath, checkpoint_name
-from crucible_tinkex.protocol.wire import ForwardBackwardOutput, LoraConfig, OptimStepResponse
+from crucible_tinkex.protocol.wire import LoraConfig
 from crucible_tinkex.registry import (
     DONE,
     FAILED,
@@ -42,9 +40,10 @@ from crucible_tinkex.training.measurements import Measurements
 from crucible_tinkex.training.meter import Meter, MeteredTraining
 from crucible_tinkex.training.outcome import Progress, speaks_of_checkpoint
 from crucible_tinkex.training.plan import TrialPlan
-from crucible_tinkex.training.recipes.recipe import Recipe, Update
+from crucible_tinkex.training.recipes.recipe import Recipe
 from crucible_tinkex.training.reporter import Reporter
 from crucible_tinkex.training.sampler_checkpoint import save_for_sampling
+from crucible_tinkex.training.stepping import StepResult, next_milestone, stepped
 
 log = logging.getLogger(__name__)
 
@@ -53,20 +52,6 @@ SAME_NATS, SAME_SHARE = 0.02, 0.02
 
 DELETE_TRIES = 5
 _END_REASONS: dict[str, EndReason] = {DONE: "success", STOPPED: "success", FAILED: "errored"}
-
-
-@dataclass
-class _Step:
-    """A step that was sent and not yet awaited."""
-
-    number: int
-    update: Update
-    backward: asyncio.Future[ForwardBackwardOutput]
-    optim: asyncio.Future[OptimStepResponse]
-
-    def cancel(self) -> None:
-        self.backward.cancel()
-        self.optim.cancel()
 
 
 class Session:
@@ -250,46 +235,21 @@ class Session:
         return Progress(self._plan.trial_id, self.attempt, self.step, metrics, drained)
 
     async def _train(self, until: int) -> None:
-        """Steps are sent ahead of the results of earlier ones; the last result is awaited."""
-        ahead = self._plan.experiment.train.submit_ahead
-        pending: deque[_Step] = deque()
-        try:
-            for number in range(self.step + 1, until + 1):
-                if self.drain.is_set():
-                    break
-                pending.append(await self._submit(number))
-                if len(pending) > ahead:
-                    await self._complete(pending.popleft())
-            while pending:
-                await self._complete(pending.popleft())
-        finally:
-            for step in pending:
-                step.cancel()
-
-    async def _submit(self, number: int) -> _Step:
-        client = self._client
-        update = await self._recipe.update(number, client)
-        return _Step(
-            number,
-            update,
-            asyncio.ensure_future(
-                client.forward_backward(
-                    update.batch, loss_fn=update.loss_fn, loss_fn_config=update.loss_config
-                )
-            ),
-            asyncio.ensure_future(client.optim_step(update.adam)),
+        results = stepped(
+            self._recipe,
+            self._client,
+            range(self.step + 1, until + 1),
+            ahead=self._plan.experiment.train.submit_ahead,
+            is_over=self.drain.is_set,
         )
+        async with contextlib.aclosing(results):
+            async for step in results:
+                await self._complete(step)
 
-    async def _complete(self, step: _Step) -> None:
-        try:
-            backward = await step.backward
-            optim = await step.optim
-        except BaseException:
-            step.cancel()
-            raise
+    async def _complete(self, step: StepResult) -> None:
         now = self._clock()
         seconds, self._last_time = now - self._last_time, now
-        measured = self._recipe.measure(step.update, backward)
+        measured = self._recipe.measure(step.update, step.backward)
         self._report.step = step.number
         self._report.measure("training_step", measured)
         tokens_per_s = step.update.tokens / max(seconds, 1e-9)
@@ -297,7 +257,7 @@ class Session:
             "training_step", {"perf/step_s": seconds, "perf/tokens_per_s": tokens_per_s}
         )
         self._report.measure("optimizer_step", {"optim/lr": step.update.adam.learning_rate})
-        told = {f"optim/{k.replace(':', '_')}": v for k, v in (optim.metrics or {}).items()}
+        told = {f"optim/{k.replace(':', '_')}": v for k, v in (step.optim.metrics or {}).items()}
         self._report.measure("optimizer_step", told)
         self._found.stepped(measured, step.update.weight)
         self._check_finite(measured)
@@ -316,12 +276,7 @@ class Session:
 
     def _next_milestone(self, to_step: int) -> int:
         train = self._plan.experiment.train
-        coming = [
-            (self.step // every + 1) * every
-            for every in (train.eval_every, train.checkpoint_every)
-            if every > 0
-        ]
-        return min([to_step, *coming])
+        return next_milestone(self.step, to_step, train.eval_every, train.checkpoint_every)
 
     def _owes_evaluation(self, to_step: int) -> bool:
         every = self._plan.experiment.train.eval_every

@@ -57,6 +57,24 @@ def test_a_query_shows_forty_rows_and_says_how_to_get_all(folder: Path) -> None:
     assert crucible(folder, "query", "small", sql, "--limit", "-1").returncode == 2
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_a_query_is_exported(folder: Path, tmp_path: Path, form: str) -> None:
+    sql, path = "select n from range(100) r(n)", tmp_path / f"out.{form}"
+    found = crucible(folder, "query", "small", sql, "-o", str(path))
+    assert (found.returncode, found.stdout) == (0, "")
+    assert "100 rows in" in found.stderr
+    assert path.stat().st_size > 100
+    piped = crucible(folder, "query", "small", sql, "--format", form, "--limit", "2")
+    if form == "parquet":
+        assert (piped.returncode, "-o FILE" in piped.stderr) == (2, True)
+    else:
+        assert piped.stdout.split() == {"csv": ['"n"', "0", "1"]}.get(
+            form, ['{"n":', "0}", '{"n":', "1}"]
+        )
+    named = crucible(folder, "query", "small", sql, "-o", str(tmp_path / "out.txt"))
+    assert (named.returncode, "name it .csv" in named.stderr) == (2, True)
+
+
 def test_a_sweep_that_only_starts_has_a_status(folder: Path, tmp_path: Path) -> None:
     start = tmp_path / "runs" / "small"
     start.mkdir(parents=True)

@@ -13,7 +13,7 @@ from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.datums import datum, total_weight
 from crucible_tinkex.training.recipes.evaluation import evaluate
 from crucible_tinkex.training.recipes.recipe import Evaluation, Tell, Update
-from crucible_tinkex.training.recipes.schedule import learning_rate
+from crucible_tinkex.training.recipes.schedule import adam_params
 
 FINGERPRINT_ROWS = 2
 
@@ -27,9 +27,15 @@ class SupervisedRecipe:
 
     async def update(self, step: int, client: TrainingClient) -> Update:
         train = self._plan.experiment.train
-        rows = self._data.train.batch(seed=self._plan.seed, step=step, batch_size=train.batch_size)
+        rows = self._data.train.batch(seed=self._plan.seed, step=step, batch_size=train.step_rows)
         batch = [datum(self._data.train, i) for i in rows]
-        return Update(batch, self._adam(step), total_weight(batch), train.loss)
+        return Update(
+            batch,
+            self._adam(step),
+            total_weight(batch),
+            train.loss,
+            accumulate=train.accumulate,
+        )
 
     def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
         # From the logprobs: some services report a mean, or nothing, as the sum.
@@ -50,16 +56,9 @@ class SupervisedRecipe:
         return cross_entropy(await client.forward(batch), batch) / total_weight(batch)
 
     def epoch(self, step: int) -> int:
-        batch_size = self._plan.experiment.train.batch_size
+        batch_size = self._plan.experiment.train.step_rows
         return epoch_of(max(step, 1), rows=self._data.train.epoch_rows, batch_size=batch_size)
 
     def _adam(self, step: int) -> AdamParams:
         optimizer = self._plan.experiment.optimizer
-        return AdamParams(
-            learning_rate=learning_rate(optimizer, step=step, total_steps=self._plan.total_steps),
-            beta1=optimizer.beta1,
-            beta2=optimizer.beta2,
-            eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay,
-            grad_clip_norm=optimizer.grad_clip_norm,
-        )
+        return adam_params(optimizer, step=step, total_steps=self._plan.total_steps)
