@@ -12,7 +12,9 @@ from crucible_tinkex.errors import CorruptLogError, StorageError
 from crucible_tinkex.registry import CheckpointRecord
 from crucible_tinkex.weights.copies import MANIFEST, Copies
 
-CHECKPOINT = CheckpointRecord("t1", 1, 6, "tinker://run:train:0/sampler_weights/x", {}, "sampler")
+CHECKPOINT = CheckpointRecord(
+    "t1", 1, 6, "tinker://run:train:0/sampler_weights/x", {}, kind="sampler"
+)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def state(*, at: str = "final", trial_state: str = DONE) -> SweepState:
             path = f"tinker://r{index}/weights/s{step}"
             trial.checkpoints.append(CheckpointRecord(trial.trial_id, 1, step, path, metrics))
         path = f"tinker://r{index}/sampler_weights/s6"
-        trial.samplers.append(CheckpointRecord(trial.trial_id, 1, 6, path, metrics, "sampler"))
+        trial.samplers.append(CheckpointRecord(trial.trial_id, 1, 6, path, metrics, kind="sampler"))
         found.trials[trial.trial_id] = trial
     return found
 
