@@ -181,7 +181,7 @@ class TinkexService:
 
     @property
     def rest(self) -> RestClient:
-        """Sessions, runs and checkpoints. Usable until `close`."""
+        """Checkpoints. Usable until `close`."""
         return RestClient(self._live.transport(), self._watch)
 
     async def close(self, *, reason: EndReason = "success", detail: str | None = None) -> None:

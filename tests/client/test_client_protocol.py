@@ -303,8 +303,6 @@ async def test_every_body_is_one_that_the_official_sdk_could_send(
             prompt_logprobs=True,
             topk_prompt_logprobs=1,
             topk_sample_logprobs=1,
-            prompt_logprobs_last_n=1,
-            record_stability_info=True,
         )
         await asyncio.sleep(0.05)
     seen = set()

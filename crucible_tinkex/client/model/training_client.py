@@ -215,16 +215,8 @@ class TinkexTraining:
         )
 
     async def sampler(self) -> TinkexSampling:
-        return self._snapshot(await self._frozen())
-
-    async def refresh(self, sampler: TinkexSampling) -> None:
-        """Let `sampler` sample from the weights as they are now; its samples under way do not."""
-        sampler.move(await self._frozen())
-
-    async def _frozen(self) -> str:
-        """A sampling session of the weights as they are now."""
         number = self._next_sampling_seq()
-        return await self.operations.submit(
+        session_id = await self.operations.submit(
             "save_weights_for_sampler",
             lambda seq: SaveWeightsForSamplerRequest(
                 model_id=self.model_id,
@@ -233,6 +225,7 @@ class TinkexTraining:
             ),
             Answer(SaveWeightsResponse, _sampling_session),
         )
+        return self._snapshot(session_id)
 
     async def info(self) -> ModelInfo:
         self.operations.check()

@@ -14,11 +14,11 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import crucible_tinkex.protocol.wire as wire
 from crucible_tinkex.errors import SessionLostError
 from crucible_tinkex.names import TinkerPath, model_id_of
-from crucible_tinkex.server.bodies import (
+from crucible_tinkex.protocol.wire import (
     CreateModelRequest,
+    CreateSamplingSessionRequest,
     CreateSessionRequest,
     LoadWeightsRequest,
 )
@@ -235,7 +235,7 @@ class Service:
 
     # --- sampling sessions ---------------------------------------------------------------------
 
-    def create_sampler(self, request: wire.CreateSamplingSessionRequest) -> str:
+    def create_sampler(self, request: CreateSamplingSessionRequest) -> str:
         checks.base_model(request.base_model, self.engine.base)
         source = self.samplers.saved(request.model_path)
         return self.add_sampler(request.session_id, request.sampling_session_seq_id, source)

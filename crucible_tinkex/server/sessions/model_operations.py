@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from crucible_tinkex.errors import CrucibleError
 from crucible_tinkex.names import TinkerPath, check_segment
-from crucible_tinkex.server.bodies import (
-    ForwardRequest,
+from crucible_tinkex.protocol.wire import (
+    ForwardInput,
     LoadWeightsRequest,
     OptimStepRequest,
     SaveExternalRequest,
-    SaveForSamplerRequest,
+    SaveWeightsForSamplerRequest,
     SaveWeightsRequest,
 )
 from crucible_tinkex.server.operations import (
@@ -39,6 +40,18 @@ from crucible_tinkex.server.store.store import UNNAMED
 
 UNNAMED_TTL_S = 24 * 3600
 """How long unnamed weights for sampling are kept, unless the client says it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardRequest:
+    """A forward or forward_backward request, whichever way it was encoded."""
+
+    model_id: str
+    seq_id: int | None
+    given: ForwardInput
+    backward: bool
+    digest: bytes
+    """Equal for a repeat, even if its encoder put things into another order."""
 
 
 class Models(Protocol):
@@ -96,7 +109,7 @@ class ModelOperations:
 
     def _save(
         self,
-        request: SaveWeightsRequest | SaveForSamplerRequest | SaveExternalRequest,
+        request: SaveWeightsRequest | SaveWeightsForSamplerRequest | SaveExternalRequest,
         kind: str,
         body: bytes,
         *,
@@ -121,7 +134,7 @@ class ModelOperations:
 
         return self._in_order(request.model_id, request.seq_id, digest(body), len(body), operation)
 
-    def save_for_sampler(self, request: SaveForSamplerRequest, body: bytes) -> str:
+    def save_for_sampler(self, request: SaveWeightsForSamplerRequest, body: bytes) -> str:
         number = request.sampling_session_seq_id
         if request.path is not None or number is None:
             return self._save(request, "sampler_weights", body)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crucible_tinkex.names import TinkerPath
-from crucible_tinkex.server.bodies import SampleRequest
+from crucible_tinkex.protocol.wire import SampleRequest
 from crucible_tinkex.server.operations import CancelSample, DropSnapshot, Outcome, SamplerSource
 from crucible_tinkex.server.sessions import checks
 from crucible_tinkex.server.sessions.checks import refused

@@ -25,12 +25,12 @@ from starlette.types import Receive, Scope, Send
 import crucible_tinkex.protocol.wire as wire
 from crucible_tinkex.errors import ConfigError, CrucibleError, ServiceError, StorageError
 from crucible_tinkex.protocol.proto import MalformedError
-from crucible_tinkex.server.bodies import ForwardRequest
 from crucible_tinkex.server.operations import Engine, Operation
 from crucible_tinkex.server.sessions import checks
 from crucible_tinkex.server.sessions.checks import refused
 from crucible_tinkex.server.sessions.lifecycle import Service
 from crucible_tinkex.server.sessions.limits import Limits
+from crucible_tinkex.server.sessions.model_operations import ForwardRequest
 from crucible_tinkex.server.store.store import Store
 from crucible_tinkex.server.web import codec
 from crucible_tinkex.server.web.calls import Call, Calls
@@ -164,7 +164,7 @@ class App:
     # --- futures -------------------------------------------------------------------------------
 
     async def _retrieve(self, body: bytes, request: Request, params: Mapping[str, str]) -> Response:
-        asked = wire.RetrieveFutureRequest.model_validate_json(body)
+        asked = wire.RequestId.model_validate_json(body)
         promise = await self.service.promises.wait(asked.request_id, self._long_poll_s)
         if promise.outcome is None:
             again = wire.TryAgain(request_id=asked.request_id)

@@ -19,7 +19,6 @@ import crucible_tinkex.protocol.wire as wire
 from crucible_tinkex.errors import CrucibleError, ServiceError, StorageError
 from crucible_tinkex.protocol.proto.malformed import parsed
 from crucible_tinkex.protocol.proto.messages import ForwardBackwardRequest as Message
-from crucible_tinkex.server.bodies import ForwardRequest
 from crucible_tinkex.server.operations import (
     Done,
     ForwardOutput,
@@ -31,6 +30,7 @@ from crucible_tinkex.server.operations import (
 )
 from crucible_tinkex.server.sessions.checks import refused
 from crucible_tinkex.server.sessions.dispatch import digest
+from crucible_tinkex.server.sessions.model_operations import ForwardRequest
 
 JSON = "application/json"
 _SAVED_TYPES = {
