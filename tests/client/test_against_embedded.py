@@ -164,25 +164,6 @@ async def test_runs_and_checkpoints_from_birth_to_death(
     assert [c async for c in rest.checkpoints(model.model_id)] == []
 
 
-async def test_metadata_and_overwriting(service: TinkexService) -> None:
-    model, rest = await create(service), service.rest
-    await train(model, range(2))
-    state = await model.save_state("kept", user_metadata={"step": "2"})
-    loss = (await model.forward(batch(0))).metrics["loss:sum"]
-    await model.optim_step(ADAM)
-    await train(model, range(2, 4))
-    with pytest.raises(ServiceError):
-        await model.save_state("kept")
-    assert await model.save_state("kept", overwrite=True) == state
-    await model.save_for_sampler("s", user_metadata={"for": "rollouts"})
-    found = {c.checkpoint_id: c.user_metadata async for c in rest.checkpoints(model.model_id)}
-    assert found == {"weights/kept": None, "sampler_weights/s": {"for": "rollouts"}}
-
-    resumed = await service.create_training_from_state(state, user_metadata={"from": "kept"})
-    assert (await resumed.forward(batch(0))).metrics["loss:sum"] != loss
-    assert await train(resumed, range(4, 6)) == await train(model, range(4, 6))
-
-
 async def test_samplers_and_what_can_be_asked_of_them(service: TinkexService) -> None:
     model, prompt = await create(service), [3, 4, 5, 6]
     fixed = await model.sampler()

@@ -9,7 +9,6 @@ from scripted_service import Answer, ScriptedService
 
 from crucible_tinkex.client import TinkexService
 from crucible_tinkex.client.model.sampling_client import TinkexSampling
-from crucible_tinkex.client.model.training_client import TinkexTraining
 from crucible_tinkex.protocol import proto
 from crucible_tinkex.protocol.wire import SampledSequence, SampleResponse, SamplingParams
 
@@ -20,35 +19,6 @@ PARAMS = SamplingParams(max_tokens=1)
 @pytest.fixture
 async def sampler(service: TinkexService) -> TinkexSampling:
     return await service.sampler(base_model="m")
-
-
-# --- saving and loading -----------------------------------------------------------------------
-
-
-async def test_checkpoints_carry_metadata_and_replace_each_other(
-    scripted: ScriptedService, model: TinkexTraining
-) -> None:
-    metadata = {"step": "3"}
-    saved = model.save_state("a", overwrite=True, user_metadata=metadata)
-    metadata["step"] = "4"
-    await saved
-    await model.save_state("b")
-    await model.save_for_sampler("c", user_metadata={"x": "y"})
-    first, second = scripted.bodies("save_weights")
-    assert (first["overwrite"], first["user_metadata"]) == (True, {"step": "3"})
-    assert not {"overwrite", "user_metadata"} & set(second)
-    assert scripted.bodies("save_weights_for_sampler")[0]["user_metadata"] == {"x": "y"}
-
-
-async def test_metadata_and_optimizer_survive_the_older_way(
-    scripted: ScriptedService, service: TinkexService
-) -> None:
-    scripted.on("load_weights", Answer(422, {"error": "model_id is missing"}))
-    scripted.on("weights_info", Answer(body={"base_model": "m", "lora_rank": 2}))
-    await service.create_training_from_state(PATH, optimizer=False, user_metadata={"a": "b"})
-    assert scripted.bodies("create_model")[0]["user_metadata"] == {"a": "b"}
-    legacy = scripted.bodies("load_weights")[1]
-    assert legacy["optimizer"] is False
 
 
 # --- things without a number ------------------------------------------------------------------

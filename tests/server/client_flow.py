@@ -78,7 +78,7 @@ async def checkpoints(s: dict[str, Any]) -> dict[str, Any]:
 
 @step
 async def create_training(s: dict[str, Any]) -> None:
-    s["service"] = TinkexService(tags=["flow"], user_metadata={"who": "client_flow"})
+    s["service"] = TinkexService()
     s["rest"] = s["service"].rest
     for found in (await s["service"].capabilities(), await s["rest"].capabilities()):
         assert [m.model_name for m in found.supported_models] == ["nano"]

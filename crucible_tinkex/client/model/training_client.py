@@ -159,44 +159,20 @@ class TinkexTraining:
             Answer(OptimStepResponse, _same),
         )
 
-    def save_state(
-        self,
-        name: str,
-        *,
-        ttl_s: int | None = None,
-        overwrite: bool = False,
-        user_metadata: Mapping[str, str] | None = None,
-    ) -> Awaitable[str]:
-        """Without `overwrite`, a name that exists is refused. What is overwritten loses its
-        metadata too."""
+    def save_state(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
         return self.operations.submit(
             "save_weights",
             lambda seq: SaveWeightsRequest(
-                model_id=self.model_id,
-                path=name,
-                seq_id=seq,
-                ttl_seconds=ttl_s,
-                overwrite=overwrite or None,
-                user_metadata=_copied(user_metadata),
+                model_id=self.model_id, path=name, seq_id=seq, ttl_seconds=ttl_s
             ),
             _saved(name),
         )
 
-    def save_for_sampler(
-        self,
-        name: str,
-        *,
-        ttl_s: int | None = None,
-        user_metadata: Mapping[str, str] | None = None,
-    ) -> Awaitable[str]:
+    def save_for_sampler(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
         return self.operations.submit(
             "save_weights_for_sampler",
             lambda seq: SaveWeightsForSamplerRequest(
-                model_id=self.model_id,
-                path=name,
-                seq_id=seq,
-                ttl_seconds=ttl_s,
-                user_metadata=_copied(user_metadata),
+                model_id=self.model_id, path=name, seq_id=seq, ttl_seconds=ttl_s
             ),
             _saved(name),
         )
@@ -244,10 +220,6 @@ class TinkexTraining:
     async def aclose(self) -> None:
         """Abandon what is under way; the service may still execute it."""
         await self.operations.aclose()
-
-
-def _copied(metadata: Mapping[str, str] | None) -> dict[str, str] | None:
-    return None if metadata is None else dict(metadata)
 
 
 def _same(answer: R) -> R:

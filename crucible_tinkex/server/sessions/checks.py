@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 import crucible_tinkex.protocol.wire as wire
-from crucible_tinkex.errors import RequestRejectedError
 from crucible_tinkex.names import base_name
 from crucible_tinkex.protocol.proto.tensors import Budget, unfold
 from crucible_tinkex.server.engine.loss_specs import LOSS_SPECS, WEIGHTS, LossSpec
@@ -28,6 +27,7 @@ from crucible_tinkex.server.operations import (
     Row,
     Sample,
     SamplerSource,
+    refused,
 )
 
 OPTIMIZER = "adamw"
@@ -40,10 +40,6 @@ MAX_TTL_S = 10 * 366 * 24 * 3600
 MAX_TARGETS = 1 << 22
 """Targets of one request whose tokens have several."""
 _INT64_MAX = 2**63 - 1
-
-
-def refused(message: str, status: int = 400) -> RequestRejectedError:
-    return RequestRejectedError(message, status=status, category="user")
 
 
 def base_model(name: str | None, base: BaseInfo) -> None:

@@ -29,6 +29,7 @@ from crucible_tinkex.server.operations import (
     Outcome,
     SaveWeights,
     TakeSnapshot,
+    refused,
 )
 from crucible_tinkex.server.sessions import checks
 from crucible_tinkex.server.sessions.dispatch import Dispatch, Report, digest
@@ -117,7 +118,7 @@ class ModelOperations:
     ) -> str:
         def operation() -> Operation:
             if getattr(request, "age_encryption_recipients", None):
-                raise checks.refused(
+                raise refused(
                     "age_encryption_recipients is not supported; save without it, and download that"
                 )
             path = _path(request.model_id, kind, request.path)
@@ -143,7 +144,7 @@ class ModelOperations:
 
         def operation() -> Operation:
             if request.kind not in (None, "snapshot"):
-                raise checks.refused(f"kind must be snapshot, not {request.kind!r}")
+                raise refused(f"kind must be snapshot, not {request.kind!r}")
             sampler_id = self._models.add_snapshot(session_id, number, request.model_id)
             return TakeSnapshot(request.model_id, sampler_id)
 
