@@ -1,6 +1,6 @@
 """`make bench`: all benchmarks but `sessions`, which takes six minutes and 8 GB, and `telemetry`,
 which takes five, or those named: `python -m benchmarks engine sampling server sessions client
-telemetry overhead throughput scale`."""
+data telemetry overhead throughput scale`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from benchmarks import (
     client_cost,
+    data_memory,
     engine_speed,
     overhead,
     sampling_speed,
@@ -50,6 +51,7 @@ BENCHMARKS: Mapping[str, Callable[[], Iterator[str]]] = {
     "server": _one(server_cost.run),
     "sessions": _one(sessions.run),
     "client": _one(lambda: client_cost.table(client_cost.run())),
+    "data": _one(data_memory.run),
     "telemetry": _one(telemetry.run),
     "overhead": _one(lambda: overhead.table(overhead.run())),
     "throughput": _one(lambda: throughput.table(throughput.run())),

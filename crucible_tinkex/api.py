@@ -7,6 +7,7 @@ loop runs already (a notebook): the sweep has a loop of its own.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,9 +19,11 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.runtime.cluster import Runtime
+from crucible_tinkex.sweep.control import Command
 from crucible_tinkex.sweep.launch import Launch
 from crucible_tinkex.sweep.leaderboard import Objective, best, ranked
 from crucible_tinkex.sweep.preparation import prepare
+from crucible_tinkex.sweep.steering import steer
 from crucible_tinkex.sweep.summary import existing_sweep, read_state, summary, trial_summary
 from crucible_tinkex.sweep.tables import query_tables
 from crucible_tinkex.sweep.view import Observer, SweepView, ignore
@@ -53,6 +56,36 @@ class Sweep:
         winner = best(state)
         return trial_summary(winner.best_trial, Objective.of(state)) if winner else None
 
+    def clone(
+        self,
+        trial: str,
+        settings: Mapping[str, Any],
+        *,
+        fresh: bool = False,
+        at: int | None = None,
+    ) -> str:
+        """Add a trial like `trial` (id, name or number) with dotted keys changed: from its newest
+        checkpoint at or before step `at`, or `fresh`. A running sweep begins it at once, another
+        when it is run again. What became of it, in words. Raises `ConfigError`."""
+        return steer(self.paths, Command("clone", (trial,), settings, fresh, at))
+
+    def extend(self, settings: Mapping[str, Any]) -> str:
+        """Ask for more: dotted keys, as `--set` takes them. Raises `ConfigError`."""
+        return steer(self.paths, Command("extend", settings=settings))
+
+    def stop(self, *trials: str) -> str:
+        """End trials of a running sweep; without trials, save and end its run. Raises
+        `ConfigError` if it does not run."""
+        return steer(self.paths, Command("stop", trials))
+
+    def pause(self, *trials: str) -> str:
+        """Have trials, or the whole running sweep, save and wait. Raises `ConfigError`."""
+        return steer(self.paths, Command("pause", trials))
+
+    def unpause(self, *trials: str) -> str:
+        """Let what was paused go on. Raises `ConfigError`."""
+        return steer(self.paths, Command("unpause", trials))
+
     def leaderboard(self) -> pa.Table:
         """One row per trial, the best first: id, what varied, seed, state, step, metrics."""
         state = self._state
@@ -60,8 +93,9 @@ class Sweep:
         rows = []
         for trial in ranked(state):
             fixed = {"trial_id": trial.trial_id, "trial": trial.run_name, "seed": trial.seed}
-            where = {"reference": trial.reference, "state": trial.state, "step": trial.step}
-            rows.append({**fixed, **trial.values, **where, **objective.metrics(trial)})
+            where = {"phase": trial.phase, "reference": trial.reference}
+            now = {"state": trial.state, "step": trial.step}
+            rows.append({**fixed, **trial.values, **where, **now, **objective.metrics(trial)})
         columns = list(dict.fromkeys(k for row in rows for k in row))
         return pa.table({c: [row.get(c) for row in rows] for c in columns})
 

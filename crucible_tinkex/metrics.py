@@ -42,6 +42,19 @@ _METRICS = (
         objective=True,
     ),
     Metric(
+        "eval/perplexity",
+        "per completion token",
+        "min",
+        "exponential of eval/nll",
+    ),
+    Metric(
+        "eval/bpb",
+        "bits per byte",
+        "min",
+        "the same negative log-likelihood, summed and divided by the bytes of the completions: "
+        "comparable across tokenizers",
+    ),
+    Metric(
         "eval/accuracy",
         "share of rows",
         "max",

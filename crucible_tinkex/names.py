@@ -172,6 +172,11 @@ class SweepPaths(NamedTuple):
         return self.root / "tb"
 
     @property
+    def control(self) -> Path:
+        """Commands to the running sweep."""
+        return self.root / "control"
+
+    @property
     def service(self) -> Path:
         """The embedded server's data: checkpoints, key, log."""
         return self.root / "service"

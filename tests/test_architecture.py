@@ -16,12 +16,13 @@ MAX_LINES = 400
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "names", "version", "events", "metrics", "storage"),
     ("protocol",),
-    ("config", "datasets"),
+    ("config", "datasets", "scoring"),
     ("client", "telemetry", "registry", "search"),
     ("training",),
     ("runtime",),
     ("sweep",),
     ("server",),
+    ("report",),
     ("api", "testing", "cli", "__main__", "__init__"),
 )
 WORDS = LAYERS[0]
@@ -43,8 +44,12 @@ HOMES: dict[str, tuple[str, ...]] = {
     "httpx": ("client.http.connections",),
     "httpx_aiohttp": ("client.http.connections",),
     "aiohttp": ("client.http.connections", "runtime.jobs"),
-    "pyarrow": ("telemetry", "sweep.tables", "api"),
+    "pyarrow": ("telemetry", "sweep.tables", "api", "datasets.files.containers"),
     "tensorboardX": ("telemetry.tensorboard",),
+    "obstore": ("storage", "telemetry", "datasets.files.remote"),
+    "huggingface_hub": ("datasets", "server"),
+    "jinja2": ("datasets.chat",),
+    "jsonschema": ("scoring.answers",),
     "duckdb": ("telemetry.query",),
     "optuna": ("search",),
     "tinker": ("client.sdk",),

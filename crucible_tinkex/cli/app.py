@@ -1,7 +1,7 @@
 """The `crucible` command. Data goes to stdout, progress and errors to stderr.
 
 Every command imports what it needs when it runs, so that `crucible --help` answers at once. Exit
-codes: 0 done, 1 some trials failed, 2 usage or config, 4 service, 5 storage, 130
+codes: 0 done, 1 some trials failed, 2 usage or config, 3 budget used up, 4 service, 5 storage, 130
 interrupted (resumable).
 """
 
@@ -39,6 +39,10 @@ Address = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+Trials = Annotated[
+    list[str] | None, typer.Argument(help="Ids, names or numbers (default: the whole sweep).")
+]
 
 DEFAULT_STORAGE = "runs"
 
@@ -114,12 +118,90 @@ def retry(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Continue a sweep, and try its failed and lost trials again."""
+    """Continue a sweep, and try its failed and lost trials again, also while it runs."""
+    from crucible_tinkex.cli.control import command_sweep, is_running
     from crucible_tinkex.cli.running import retry_trials
 
     where = storage or DEFAULT_STORAGE
+    if is_running(sweep, storage=where):
+        command_sweep(sweep, "retry", trials or [], storage=where, json=json)
+        return
     code = retry_trials(sweep, trials or [], storage=where, address=address, json=json, quiet=quiet)
     raise typer.Exit(code)
+
+
+@app.command()
+def stop(sweep: Sweep, trials: Trials = None, storage: Storage = None, json: Json = False) -> None:
+    """End trials of a running sweep for good; without trials, save and end its run."""
+    from crucible_tinkex.cli.control import command_sweep
+
+    command_sweep(sweep, "stop", trials or [], storage=storage or DEFAULT_STORAGE, json=json)
+
+
+@app.command()
+def pause(sweep: Sweep, trials: Trials = None, storage: Storage = None, json: Json = False) -> None:
+    """Have trials of a running sweep, or all of it, save and wait for `unpause`."""
+    from crucible_tinkex.cli.control import command_sweep
+
+    command_sweep(sweep, "pause", trials or [], storage=storage or DEFAULT_STORAGE, json=json)
+
+
+@app.command()
+def unpause(
+    sweep: Sweep, trials: Trials = None, storage: Storage = None, json: Json = False
+) -> None:
+    """Let what was paused go on."""
+    from crucible_tinkex.cli.control import command_sweep
+
+    command_sweep(sweep, "unpause", trials or [], storage=storage or DEFAULT_STORAGE, json=json)
+
+
+@app.command()
+def clone(
+    sweep: Sweep,
+    trial: Annotated[str, typer.Argument(help="Id, name or number.", show_default=False)],
+    set_: Set = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="From the base, not a checkpoint.")
+    ] = False,
+    at: Annotated[
+        int | None,
+        typer.Option(help="Newest checkpoint at or before this step (default: the last)."),
+    ] = None,
+    storage: Storage = None,
+    json: Json = False,
+) -> None:
+    """Add a trial like another with --set changes; it goes on from the other's checkpoint."""
+    from crucible_tinkex.cli.control import command_sweep
+
+    where = storage or DEFAULT_STORAGE
+    command_sweep(
+        sweep,
+        "clone",
+        [trial],
+        storage=where,
+        json=json,
+        assignments=set_ or [],
+        fresh=fresh,
+        at=at,
+    )
+
+
+@app.command()
+def extend(
+    sweep: Sweep,
+    set_: Set = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="5usd, 2h, 1e6tok, 300steps, 20trials: in all.")
+    ] = None,
+    storage: Storage = None,
+    json: Json = False,
+) -> None:
+    """Ask a sweep, running or not, for more: --set train.epochs=4, search.seeds=[0,1,2]."""
+    from crucible_tinkex.cli.control import command_sweep
+
+    where, asked = storage or DEFAULT_STORAGE, set_ or []
+    command_sweep(sweep, "extend", storage=where, json=json, assignments=asked, budget=budget or [])
 
 
 @app.command()
@@ -157,6 +239,33 @@ def query(
     from crucible_tinkex.cli.querying import show_query
 
     show_query(sweep, sql, storage=storage or DEFAULT_STORAGE, json=json, limit=limit)
+
+
+@app.command()
+def report(
+    sweeps: Annotated[list[str], typer.Argument(help="One sweep, or several to compare.")],
+    storage: Storage = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to (default: report in the sweep's).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a page about a sweep, or several: one HTML file that needs no network."""
+    from crucible_tinkex.cli.reporting import make_report
+
+    make_report(sweeps, storage=storage or DEFAULT_STORAGE, out=out, json=json)
+
+
+@app.command()
+def watch(
+    sweeps: Annotated[list[str], typer.Argument(help="One sweep, or several.")],
+    storage: Storage = None,
+    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.")] = 8088,
+) -> None:
+    """Follow running sweeps on a page in the browser (loopback only)."""
+    from crucible_tinkex.cli.reporting import watch_sweeps
+
+    raise typer.Exit(watch_sweeps(sweeps, storage=storage or DEFAULT_STORAGE, port=port))
 
 
 @app.command()

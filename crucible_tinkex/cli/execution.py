@@ -53,6 +53,8 @@ def _print_result(state: SweepState, prepared: PreparedSweep) -> None:
     print(verdict(state))
     where = sweep_arguments(prepared.paths)
     left = prepared.policy().planned - (len(state.trials) - len(state.open))
-    if state.open or state.ended is None:
+    if state.ended_by == "budget":
+        print(f"\nended by {state.ended}; more: crucible extend {where} --budget 2h")
+    elif state.open or state.ended is None:
         print(f"\ninterrupted with {left} trials to go; continue: crucible resume {where}")
     print(f"\nresults: {prepared.paths.root}\nlook:    crucible tb {where}")

@@ -32,7 +32,8 @@ def show_status(sweep: str, *, storage: str, json: bool) -> None:
     if json:
         print(json_module.dumps(summary(state, paths)))
         return
-    print(f"{sweep}: {sweep_state(state, paths)}")
+    why = f", by {state.ended}" if state.ended_by else ", paused" if state.held else ""
+    print(f"{sweep}: {sweep_state(state, paths)}{why}")
     if state.trials:
         print_leaderboard(state)
     print(verdict(state))

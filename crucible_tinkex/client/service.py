@@ -23,6 +23,7 @@ from crucible_tinkex.client.model.older import create_then_load
 from crucible_tinkex.client.model.sampling_client import TinkexSampling
 from crucible_tinkex.client.model.training_client import TinkexTraining
 from crucible_tinkex.client.session.live_session import LiveSession
+from crucible_tinkex.client.session.room import when_there_is_room
 from crucible_tinkex.client.session.settings import ClientSettings
 from crucible_tinkex.errors import ConfigError, RequestRejectedError
 from crucible_tinkex.names import NOT_FOR_TRAINING, TinkerPath, model_id_of
@@ -108,15 +109,18 @@ class TinkexService:
         user_metadata: Mapping[str, Any] | None = None,
     ) -> TinkexTraining:
         session_id = await self._live.opened()
-        number = next(self._model_seq)
-        request = CreateModelRequest(
-            session_id=session_id,
-            model_seq_id=number,
-            base_model=base_model,
-            user_metadata=dict(user_metadata) if user_metadata is not None else None,
-            lora_config=lora,
-        )
-        answer = await self._live.operate("create_model", request, CreateModelResponse)
+
+        async def create() -> CreateModelResponse:
+            request = CreateModelRequest(
+                session_id=session_id,
+                model_seq_id=next(self._model_seq),
+                base_model=base_model,
+                user_metadata=dict(user_metadata) if user_metadata is not None else None,
+                lora_config=lora,
+            )
+            return await self._live.operate("create_model", request, CreateModelResponse)
+
+        answer = await when_there_is_room(create, self._settings, self._watch)
         return self._training(answer.model_id)
 
     async def create_training_from_state(

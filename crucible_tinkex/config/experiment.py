@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from crucible_tinkex.config.advice import advise
+from crucible_tinkex.config.budget import BudgetSection
 from crucible_tinkex.config.data import DataSection, EvaluationSection
 from crucible_tinkex.config.identity import amendments, contradictions, trial_settings
 from crucible_tinkex.config.model import NOT_APPLIED, LoraSection, ModelSection, folder_beside
@@ -46,6 +47,7 @@ class Experiment(Section):
     train: TrainSection = TrainSection()
     evaluation: EvaluationSection = EvaluationSection()
     search: SearchSection = SearchSection()
+    budget: BudgetSection = BudgetSection()
     run: RunSection = Field(default_factory=RunSection)
 
     @field_validator("name")

@@ -25,11 +25,15 @@ _CONTRADICTING = (
     "service.base_url",
     "service.dtype",
     "data.format",
+    "data.train_on",
+    "data.too_long",
+    "data.eval_",
     "train.max_length",
     "evaluation.",
 )
-_PLACES = ("name", "run.storage", "data.train", "data.eval", "model.tokenizer")
-"""Where something lies; what it contains is in the data's fingerprint."""
+_PLACES = ("name", "run.storage", "data.train", "data.eval", "data.corpus", "model.tokenizer")
+"""Where something lies; what it contains is in the data's fingerprint (as is how often the rows of
+a training file are shown)."""
 
 
 def trial_settings(

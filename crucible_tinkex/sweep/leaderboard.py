@@ -4,6 +4,9 @@ A configuration is ranked by the mean over its seeds of the objective. It compet
 when it is complete: every seed that the sweep asks for is done. What is not complete is listed
 behind, with what is missing; a failed trial is never first. A value is that of the last step, or
 with `search.at = "best"` of the best evaluated step that has a checkpoint.
+
+Once confirmation is over (`search.confirm`), the leaders that were confirmed come first, by the
+mean over their fresh seeds alone: those had no part in choosing them.
 """
 
 from __future__ import annotations
@@ -16,7 +19,16 @@ from typing import Any
 
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.metrics import objective
-from crucible_tinkex.registry import DONE, FAILED, LOST, RUNNING, SweepState, TrialRecord
+from crucible_tinkex.registry import (
+    CONFIRM,
+    DONE,
+    FAILED,
+    LOST,
+    RUNNING,
+    SEARCH,
+    SweepState,
+    TrialRecord,
+)
 
 
 @dataclass(frozen=True)
@@ -81,10 +93,23 @@ class Configuration:
     missing_seeds: Sequence[int]
     """Asked for and not done."""
     reference: bool = False
+    phase: str = SEARCH
+    """The seeds that count: those of the search, or of the confirmation."""
+
+    @property
+    def counted(self) -> list[TrialRecord]:
+        """The trials of the phase that counts."""
+        return [t for t in self.trials if t.phase == self.phase]
 
     @property
     def done(self) -> list[TrialRecord]:
-        return [t for t in self.trials if t.state == DONE]
+        return [t for t in self.counted if t.state == DONE]
+
+    @property
+    def forked(self) -> bool:
+        """Whether it goes on from checkpoints of others."""
+        origin = self.trials[0].origin
+        return origin is not None and origin.warm
 
     @property
     def complete(self) -> bool:
@@ -99,7 +124,7 @@ class Configuration:
 
     def metric(self, name: str) -> list[float]:
         """Of the seeds that are done, or, if none is, of those that were measured."""
-        measured = [self.objective.metrics(t).get(name) for t in self.done or self.trials]
+        measured = [self.objective.metrics(t).get(name) for t in self.done or self.counted]
         return [v for v in measured if v is not None]
 
     @property
@@ -115,29 +140,53 @@ class Configuration:
 
     @property
     def best_trial(self) -> TrialRecord:
-        return min(self.trials, key=lambda t: self.objective.key(self.objective.value(t)))
+        return min(self.counted, key=lambda t: self.objective.key(self.objective.value(t)))
 
 
-def configurations(state: SweepState) -> list[Configuration]:
-    """The best first: complete ones by their mean, then the others."""
+def configurations(state: SweepState, *, confirmed: bool = True) -> list[Configuration]:
+    """The best first: confirmed ones, complete ones by their mean, then the others. Without
+    `confirmed`: as the search alone has it."""
     objective = Objective.of(state)
-    seeds = state.meta["experiment"]["search"]["seeds"]
+    search = state.meta["experiment"]["search"]
     groups: dict[tuple[object, ...], list[TrialRecord]] = {}
     for trial in state.trials.values():
-        key = (trial.reference, *sorted(trial.values.items()))
-        groups.setdefault(key, []).append(trial)
-    found = [_configuration(group, objective, seeds) for group in groups.values()]
-    return sorted(found, key=lambda c: (not c.complete, objective.key(c.mean), c.trials[0].index))
+        groups.setdefault(_key(state, trial), []).append(trial)
+    settled = confirmed and not any(t.phase == CONFIRM for t in state.open.values())
+    wanted = search.get("confirm", 0) if settled else 0
+    found = [_configuration(g, objective, search["seeds"], wanted) for g in groups.values()]
+    return sorted(
+        found,
+        key=lambda c: (
+            not c.complete,
+            c.phase != CONFIRM,
+            objective.key(c.mean),
+            c.trials[0].index,
+        ),
+    )
+
+
+def _key(state: SweepState, trial: TrialRecord) -> tuple[object, ...]:
+    """Equal for trials that differ in the seed alone."""
+    origin = trial.origin
+    key = (trial.reference, *sorted(trial.values.items()))
+    if origin is None or not origin.warm:
+        return key
+    parent = state.trials.get(origin.parent)
+    return (*key, origin.step, origin.parent if parent is None else _key(state, parent))
 
 
 def _configuration(
-    trials: Sequence[TrialRecord], objective: Objective, seeds: Sequence[int]
+    trials: Sequence[TrialRecord], objective: Objective, seeds: Sequence[int], wanted: int
 ) -> Configuration:
+    """`wanted`: seeds that a confirmed configuration has; 0 if none is confirmed."""
     first = trials[0]
-    done = {t.seed for t in trials if t.state == DONE and objective.value(t) is not None}
+    measured = [t for t in trials if t.state == DONE and objective.value(t) is not None]
+    done = {t.seed for t in measured if t.phase == SEARCH}
     asked = [first.seed] if first.reference else seeds
     missing = [s for s in asked if s not in done]
-    return Configuration(first.values, trials, objective, missing, first.reference)
+    is_confirmed = 0 < wanted <= sum(t.phase == CONFIRM for t in measured)
+    phase = CONFIRM if is_confirmed and not missing else SEARCH
+    return Configuration(first.values, trials, objective, missing, first.reference, phase)
 
 
 def best(state: SweepState) -> Configuration | None:
@@ -168,7 +217,10 @@ def ranked(state: SweepState) -> list[TrialRecord]:
 
 
 def exit_code(state: SweepState) -> int:
-    """0 all done or stopped in order, 1 some failed or were lost, 130 something is left to do."""
+    """0 all done or stopped in order, 1 some failed or were lost, 3 the budget is used up, 130
+    something is left to do."""
+    if state.ended_by == "budget":
+        return 3
     if state.open or (state.version != 1 and state.ended is None):
         return 130
     states = {t.state for t in state.trials.values()}

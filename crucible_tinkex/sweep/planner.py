@@ -11,7 +11,7 @@ from typing import Any
 
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.names import run_dir_name
-from crucible_tinkex.registry import TrialRecord
+from crucible_tinkex.registry import SEARCH, Origin, TrialRecord
 from crucible_tinkex.training.plan import TrialPlan, trial_identity
 
 
@@ -27,7 +27,7 @@ class Planner:
     @property
     def has_reference(self) -> bool:
         """Whether the untrained base is a trial, too."""
-        return self.experiment.search.reference and self.experiment.data.eval is not None
+        return self.experiment.search.reference and self.experiment.data.evaluates
 
     @property
     def steps(self) -> int:
@@ -35,14 +35,26 @@ class Planner:
         return self.experiment.train.steps(self._rows)
 
     def plan(
-        self, values: Mapping[str, Any], seed: int, *, index: int = 0, reference: bool = False
+        self,
+        values: Mapping[str, Any],
+        seed: int,
+        *,
+        index: int = 0,
+        reference: bool = False,
+        phase: str = SEARCH,
+        origin: Origin | None = None,
     ) -> TrialPlan:
         """One configuration with one seed. `reference`: the untrained base model."""
         configured = self.experiment.configured(values)
         steps = 0 if reference else configured.train.steps(self._rows)
         return TrialPlan(
             trial_id=trial_identity(
-                configured, seed, self._fingerprint, total_steps=steps, reference=reference
+                configured,
+                seed,
+                self._fingerprint,
+                total_steps=steps,
+                reference=reference,
+                origin=origin,
             ),
             index=index,
             run_name=run_dir_name(index, values, seed),
@@ -51,13 +63,21 @@ class Planner:
             total_steps=steps,
             experiment=configured,
             reference=reference,
+            phase=phase,
+            origin=origin,
         )
 
     def of(self, trial: TrialRecord) -> TrialPlan:
         """The plan of a trial that was asked for, as the experiment is now."""
         if trial.trial_id not in self._plans:
-            plan = self.plan(trial.values, trial.seed, index=trial.index, reference=trial.reference)
-            self._plans[trial.trial_id] = plan
+            self._plans[trial.trial_id] = self.plan(
+                trial.values,
+                trial.seed,
+                index=trial.index,
+                reference=trial.reference,
+                phase=trial.phase,
+                origin=trial.origin,
+            )
         return self._plans[trial.trial_id]
 
     def forget(self, trial_id: str) -> None:

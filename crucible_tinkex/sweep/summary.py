@@ -73,6 +73,9 @@ def summary(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
     return {
         "sweep": paths.root.name,
         "state": sweep_state(state, paths),
+        "ended": state.ended,
+        "ended_by": state.ended_by or None,
+        "paused": state.held,
         "metric": objective.metric,
         "direction": objective.direction,
         "at": objective.at,
@@ -110,6 +113,9 @@ def trial_summary(trial: TrialRecord, objective: Objective) -> dict[str, Any]:
         "state": trial.state,
         "reference": trial.reference,
         "seed": trial.seed,
+        "phase": trial.phase,
+        "parent": trial.origin.parent if trial.origin else None,
+        "forked_at": trial.origin.step if trial.origin and trial.origin.warm else None,
         "config": trial.values,
         "step": trial.step,
         "total_steps": trial.total_steps,
@@ -130,6 +136,7 @@ def configuration_summary(configuration: Configuration) -> dict[str, Any]:
     return {
         "config": dict(configuration.values),
         "reference": configuration.reference,
+        "phase": configuration.phase,
         "complete": configuration.complete,
         "n": len(configuration.done),
         "missing_seeds": list(configuration.missing_seeds),

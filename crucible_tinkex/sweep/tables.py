@@ -16,10 +16,12 @@ _DECLARED = (
     "run_name",
     "seed",
     "reference",
+    "phase",
     "state",
     "step",
     "total_steps",
 )
+_ADDED = ("parent", "forked_at", "attempts", "error", "train_tokens", "seconds")
 
 
 def query_tables(state: SweepState) -> dict[str, pa.Table]:
@@ -43,6 +45,8 @@ def query_tables(state: SweepState) -> dict[str, pa.Table]:
 def _trial(trial: TrialRecord, heads: Mapping[str, str]) -> dict[str, Any]:
     return {
         **{name: getattr(trial, name) for name in _DECLARED},
+        "parent": trial.origin.parent if trial.origin else None,
+        "forked_at": trial.origin.step if trial.origin and trial.origin.warm else None,
         "attempts": trial.attempt,
         "error": trial.error,
         **{heads[key]: value for key, value in trial.values.items()},
@@ -56,7 +60,7 @@ def _heads(keys: Collection[str]) -> dict[str, str]:
     """A column per hyperparameter: the last part of its key, or all of it where that would be
     another column's name."""
     last = {key: key.rsplit(".", 1)[-1] for key in keys}
-    taken = Counter([*last.values(), *_DECLARED, "attempts", "error", "train_tokens", "seconds"])
+    taken = Counter([*last.values(), *_DECLARED, *_ADDED])
     return {k: k.replace(".", "_") if taken[name] > 1 else name for k, name in last.items()}
 
 

@@ -19,7 +19,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
-from crucible_tinkex.errors import CrucibleError, StaleAttemptError, TrialFailedError
+from crucible_tinkex.errors import (
+    CrucibleError,
+    StaleAttemptError,
+    StaleEpochError,
+    TrialFailedError,
+)
 from crucible_tinkex.names import TinkerPath, checkpoint_name
 from crucible_tinkex.protocol.wire import ForwardBackwardOutput, LoraConfig, OptimStepResponse
 from crucible_tinkex.registry import (
@@ -41,6 +46,10 @@ from crucible_tinkex.training.reporter import Reporter
 
 log = logging.getLogger(__name__)
 
+SAME_NATS, SAME_SHARE = 0.02, 0.02
+"""How far, or by which share, the loss of the same weights may differ from pass to pass."""
+
+DELETE_TRIES = 5
 _END_REASONS: dict[str, EndReason] = {DONE: "success", STOPPED: "success", FAILED: "errored"}
 
 
@@ -69,7 +78,6 @@ class Session:
         service: TrainingService,
         registry: RegistryPort,
         reporter: Reporter,
-        drain: asyncio.Event,
         clock: Callable[[], float],
     ) -> None:
         self._plan = plan
@@ -77,13 +85,18 @@ class Session:
         self._service = service
         self._registry = registry
         self._report = reporter
-        self._drain = drain
+        self.drain = asyncio.Event()
+        """Set to have it finish its step, save, and stop."""
         self._clock = clock
         self._meter = Meter(clock)
         self._found = Measurements()
         self._training: TrainingClient | None = None
         self._saved_step = 0
         self._last_time = 0.0
+
+    @property
+    def trial_id(self) -> str:
+        return self._plan.trial_id
 
     @property
     def attempt(self) -> int:
@@ -121,7 +134,7 @@ class Session:
         )
 
     async def _start(self, grant: AttemptGrant) -> TrainingClient:
-        """From the newest checkpoint that can be loaded, else from the base.
+        """From the newest checkpoint that can be loaded, else from where it began.
 
         A checkpoint counts as lost only once something else could be opened: where nothing can,
         the service is at fault.
@@ -136,14 +149,53 @@ class Session:
                     raise
                 lost.append((checkpoint, error))
             else:
+                await self._verify(training, checkpoint)
                 self._saved_step = self._report.step = checkpoint.step
                 self._found.restore(checkpoint.metrics)
                 break
-        training = training or await self._create()
+        training = training or await self._begin()
         for checkpoint, reason in lost:
             await self._registry.lose_checkpoint(
                 self._plan.trial_id, self.attempt, checkpoint.path, str(reason)
             )
+        return training
+
+    async def _verify(self, training: TrainingClient, checkpoint: CheckpointRecord) -> None:
+        """Raises `TrialFailedError` if the service gave other weights than were saved."""
+        saved = checkpoint.fingerprint
+        if saved is None or not self._plan.experiment.run.verify_resume:
+            return
+        found = await self._recipe.fingerprint(MeteredTraining(training, self._meter))
+        if not abs(found - saved) <= max(SAME_NATS, SAME_SHARE * abs(saved)):
+            raise TrialFailedError(
+                f"the service loaded other weights than were saved as {checkpoint.path}: the loss "
+                f"of the same rows was {saved:.4f} and is {found:.4f}; resume on a service that "
+                "keeps checkpoints, or set run.verify_resume = false to go on all the same"
+            )
+
+    async def _fingerprint(self) -> float | None:
+        if not self._plan.experiment.run.verify_resume:
+            return None
+        return await self._recipe.fingerprint(self._client)
+
+    async def _begin(self) -> TrainingClient:
+        """From the base, or from the parent's checkpoint. A fork whose checkpoint cannot be loaded
+        fails by name: from another one its numbers would be those of another trial."""
+        origin = self._plan.origin
+        if origin is None or origin.path is None:
+            return await self._create()
+        try:
+            training = await self._service.create_training_from_state(origin.path)
+        except CrucibleError as error:
+            if not speaks_of_checkpoint(error):
+                raise
+            await self._create()  # where this fails, too, the service is at fault
+            raise TrialFailedError(
+                f"{origin.path}, step {origin.step} of trial {origin.parent}, from which it was "
+                f"forked, cannot be loaded: {error}"
+            ) from error
+        self._saved_step = self._report.step = origin.step
+        self._found.evaluated(origin.step, {})  # the parent did
         return training
 
     async def _delete(self, orphans: Iterable[str]) -> None:
@@ -182,7 +234,7 @@ class Session:
         """
         self._last_time = self._clock()
         await self._milestone(to_step)  # what an earlier attempt did not get to
-        while self.step < to_step and not self._drain.is_set():
+        while self.step < to_step and not self.drain.is_set():
             await self._train(self._next_milestone(to_step))
             await self._milestone(to_step)
         return self.progress(drained=self.step < to_step or self._owes_evaluation(to_step))
@@ -197,7 +249,7 @@ class Session:
         pending: deque[_Step] = deque()
         try:
             for number in range(self.step + 1, until + 1):
-                if self._drain.is_set():
+                if self.drain.is_set():
                     break
                 pending.append(await self._submit(number))
                 if len(pending) > ahead:
@@ -243,6 +295,9 @@ class Session:
         self._report.measure("optimizer_step", told)
         self._found.stepped(measured, step.update.weight)
         self._check_finite(measured)
+        if self._plan.experiment.budget.meters:
+            spent = self._meter.spent()
+            await self._registry.record_spend(self._plan.trial_id, self.attempt, spent)
 
     def _check_finite(self, measured: Mapping[str, float]) -> None:
         for name, value in measured.items():
@@ -270,14 +325,14 @@ class Session:
 
     def _is_checkpoint_due(self, to_step: int) -> bool:
         every = self._plan.experiment.train.checkpoint_every
-        is_end = self.step == to_step or self._drain.is_set()
+        is_end = self.step == to_step or self.drain.is_set()
         return is_end or (every > 0 and self.step % every == 0)
 
     async def _milestone(self, to_step: int) -> None:
         """Evaluate if due and not done yet; then save, so that the checkpoint has the metrics."""
-        if self._owes_evaluation(to_step) and not self._drain.is_set():
+        if self._owes_evaluation(to_step) and not self.drain.is_set():
             with contextlib.suppress(DrainedError):
-                await unless_drained(self._evaluate(), self._drain)
+                await unless_drained(self._evaluate(), self.drain)
         if self.step > self._saved_step and self._is_checkpoint_due(to_step):
             await self._save()
         self._last_time = self._clock()
@@ -307,17 +362,26 @@ class Session:
         name = checkpoint_name(trial_id, attempt, step)
         intended = TinkerPath(self._client.model_id, "weights", name)
         await self._registry.intend_checkpoint(trial_id, attempt, str(intended))
-        path = await self._client.save_state(name)
+        path, fingerprint = await asyncio.gather(self._client.save_state(name), self._fingerprint())
         self._report.emit("checkpoint_saved", name=name, extra={"path": path})
         await self._report.flush()
-        checkpoint = CheckpointRecord(trial_id, attempt, step, path, self._found.carried())
+        checkpoint = CheckpointRecord(
+            trial_id, attempt, step, path, self._found.carried(), fingerprint
+        )
         try:
             await self._registry.commit_checkpoint(checkpoint, self._meter.spent())
-        except StaleAttemptError:  # whoever replaced this attempt may have looked too early
-            with contextlib.suppress(CrucibleError):
-                await self._service.delete_checkpoint(path)
+        except (StaleAttemptError, StaleEpochError):
+            await self._take_back(path)
             raise
         self._saved_step = step
+
+    async def _take_back(self, path: str) -> None:
+        """Delete what was saved for an attempt that was replaced meanwhile: who replaced it may
+        have looked too early, and nobody else will."""
+        for _ in range(DELETE_TRIES):
+            with contextlib.suppress(CrucibleError):
+                await self._service.delete_checkpoint(path)
+                return
 
     # --- its end -------------------------------------------------------------------------------
 

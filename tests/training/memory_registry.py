@@ -88,6 +88,9 @@ class MemoryRegistry:
         trial.results[step] = dict(metrics)
         trial.spent[attempt] = spent
 
+    async def record_spend(self, trial_id: str, attempt: int, spent: Spent) -> None:
+        self._current("spend", trial_id, attempt).spent[attempt] = spent
+
     async def finish(
         self, trial_id: str, attempt: int, state: str, error: str | None, spent: Spent
     ) -> None:

@@ -16,7 +16,8 @@ is a fifth of the size. Nothing here sends.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -90,6 +91,8 @@ class Encoding:
         self.max_rows = MAX_ROWS
         self.max_bytes = MAX_BYTES
         self._compresses = False
+        self.settling = asyncio.Lock()
+        """Held by the batch that tries both forms."""
 
     def __repr__(self) -> str:
         return f"Encoding({self.state.value})"
@@ -119,6 +122,12 @@ class Encoding:
         if self.state is not State.PROVEN:
             forms.append(_json_form(request, backward=backward))
         return forms
+
+    def settled(self, forms: Sequence[Form]) -> Form | None:
+        """The one to send of a batch's forms; None while nobody knows."""
+        if self.state is State.OFFERED:
+            return None
+        return forms[0] if self.state is State.PROVEN else forms[-1]
 
     def packed(self, body: Body) -> Body:
         """Compressed, if the service asked for it. Takes milliseconds per megabyte."""

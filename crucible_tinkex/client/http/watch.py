@@ -27,6 +27,7 @@ class QueueState(NamedTuple):
 
 ACTIVE = QueueState("active")
 PAUSED_RATE_LIMIT = "paused_rate_limit"
+PAUSED_CAPACITY = "paused_capacity"
 
 
 class RequestRecord(NamedTuple):

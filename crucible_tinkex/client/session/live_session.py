@@ -44,6 +44,7 @@ from crucible_tinkex.protocol.wire import (
     FinishReason,
     FinishSessionRequest,
     FutureEnvelope,
+    ModelRequest,
     Wire,
 )
 
@@ -60,6 +61,9 @@ class Client(Protocol):
 
     async def aclose(self) -> None:
         """The session is about to be finished."""
+
+    @property
+    def model_id(self) -> str: ...
 
 
 class LiveSession:
@@ -229,16 +233,28 @@ class LiveSession:
     async def _finish(
         self, transport: Transport, session_id: str, reason: EndReason, detail: str | None
     ) -> None:
+        """Where a session cannot be finished, its models are unloaded: else they keep their places
+        until the service has missed enough heartbeats."""
         request = FinishSessionRequest(reason=FinishReason(type=reason), detail=detail)
+        path = f"sessions/{session_id}/finish"
         try:
-            await transport.call(
-                "finish_session",
-                f"sessions/{session_id}/finish",
-                lambda reply: None,
-                body=request.body(),
-                lane=Lane.VITAL,
-                total_s=self._settings.close_s,
-                watch=self._watch,
-            )
+            await self._farewell(transport, "finish_session", path, request)
+        except RequestRejectedError:
+            models = [ModelRequest(model_id=client.model_id) for client in self._clients]
+            calls = [self._farewell(transport, "unload_model", "unload_model", m) for m in models]
+            await asyncio.gather(*calls, return_exceptions=True)
         except ServiceError as error:
             _log.info("the session %s was not finished: %s", session_id, error)
+
+    async def _farewell(
+        self, transport: Transport, operation: str, path: str, request: Wire
+    ) -> None:
+        await transport.call(
+            operation,
+            path,
+            lambda reply: None,
+            body=request.body(),
+            lane=Lane.VITAL,
+            total_s=self._settings.close_s,
+            watch=self._watch,
+        )

@@ -178,7 +178,17 @@ class Operations:
     async def _offer(
         self, operation: str, forms: Sequence[Form], lost_on: frozenset[int]
     ) -> FutureEnvelope:
-        """Protobuf first, then JSON; see `client.http.encoding`."""
+        """Protobuf first, then JSON; see `client.http.encoding`. One batch tries it, and those that
+        were called meanwhile wait for what it learns."""
+        encoding = self.transport.encoding
+        async with encoding.settling:
+            if (form := encoding.settled(forms)) is None:
+                return await self._try_both(operation, forms, lost_on)
+        return await self._post(operation, form, lost_on)
+
+    async def _try_both(
+        self, operation: str, forms: Sequence[Form], lost_on: frozenset[int]
+    ) -> FutureEnvelope:
         first, second = forms
         encoding = self.transport.encoding
         try:

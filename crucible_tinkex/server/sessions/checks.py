@@ -94,13 +94,19 @@ def adam(params: wire.AdamParams) -> Adam:
     return Adam(**params.model_dump())
 
 
+_INSTEAD = "; recipes of the cookbook take loss_fn=importance_sampling"
+"""Its RL recipes default to a loss whose formula is not published."""
+
+
 def forward(
     model_id: str, given: wire.ForwardInput, base: BaseInfo, *, backward: bool
 ) -> ForwardBackward:
     spec = LOSS_SPECS.get(given.loss_fn)
     if spec is None:
         supported = ", ".join(LOSS_SPECS)
-        raise refused(f"loss_fn {given.loss_fn!r} is not supported; supported are {supported}")
+        raise refused(
+            f"loss_fn {given.loss_fn!r} is not supported; supported are {supported}{_INSTEAD}"
+        )
     config = _loss_config(given, spec)
     if not given.data:
         raise refused("data is empty")
@@ -248,7 +254,7 @@ def sample(request: wire.SampleRequest, source: SamplerSource, base: BaseInfo) -
     if last_n is not None and not 1 <= last_n < len(prompt):
         raise refused(f"prompt_logprobs_last_n must be 1 to {len(prompt) - 1}, not {last_n}")
     if request.record_stability_info:
-        raise refused("record_stability_info is not supported, nor is the loss stable_reinforce")
+        raise refused(f"record_stability_info is not supported, nor is stable_reinforce{_INSTEAD}")
     for name in ("target_prompt_logprobs", "prompt_alt_tokens_k"):
         if getattr(request, name):
             raise refused(f"{name} is not supported")
