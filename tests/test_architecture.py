@@ -30,7 +30,7 @@ WORDS = LAYERS[0]
 # Rooms of one layer in which imports go down only, too; what is not in a room stands above them.
 ROOMS: dict[str, tuple[str, ...]] = {
     "client": ("interface", "http", "session", "checkpoints", "model"),
-    "server": ("operations", "bodies", "bases", "model", "store", "engine", "sessions", "web"),
+    "server": ("operations", "bases", "model", "store", "engine", "sessions", "web"),
 }
 # Sides that know no other layer than these.
 KNOWS: dict[str, tuple[str, ...]] = {

@@ -9,7 +9,7 @@ connections and back-off underneath.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -53,8 +53,6 @@ class TinkexService:
         *,
         api_key_file: str | Path | None = None,
         allow_http: bool | Collection[str] = False,
-        tags: Sequence[str] = (),
-        user_metadata: Mapping[str, Any] | None = None,
         observer: Observer | None = None,
         settings: ClientSettings | None = None,
     ) -> None:
@@ -66,8 +64,6 @@ class TinkexService:
             ApiKey(None if api_key_file is None else str(api_key_file)),
             self._settings,
             self._watch,
-            tags=tags,
-            user_metadata=user_metadata,
         )
         self._model_seq = itertools.count()
         self._sampling_seq = itertools.count()
@@ -132,7 +128,6 @@ class TinkexService:
         path: str,
         *,
         optimizer: bool = True,
-        user_metadata: Mapping[str, Any] | None = None,
     ) -> TinkexTraining:
         if TinkerPath.read(path).kind in NOT_FOR_TRAINING:
             raise ConfigError(f"{path!r} is not a training checkpoint tinker://RUN/weights/NAME")
@@ -143,7 +138,6 @@ class TinkexService:
             optimizer=optimizer,
             session_id=session_id,
             model_seq_id=number,
-            user_metadata=dict(user_metadata) if user_metadata is not None else None,
         )
         try:
             envelope = await self._live.call(
@@ -185,7 +179,7 @@ class TinkexService:
 
     @property
     def rest(self) -> RestClient:
-        """Sessions, runs and checkpoints. Usable until `close`."""
+        """Checkpoints. Usable until `close`."""
         return RestClient(self._live.transport(), self._watch)
 
     async def close(self, *, reason: EndReason = "success", detail: str | None = None) -> None:

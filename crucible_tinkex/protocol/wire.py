@@ -8,7 +8,7 @@ protocol's. Tokens are ints, losses are nats, times are seconds. What a service 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -56,32 +56,21 @@ class ModelInput(Wire):
         return [t for c in self.chunks for t in c.tokens]
 
 
-class ProvenanceSpan(Wire):
-    """A run of tokens that stood in a prompt, or was sampled, in an earlier sample."""
-
-    type: Literal["prompt_tokens", "sampled_tokens"]
-    sequence_id: str
-    offset: int
-    length: int
-
-
 class Datum(Wire):
     """One row: `model_input` of N tokens; per-loss inputs of N or N x K (`target_tokens`, ...)."""
 
     model_input: ModelInput
     loss_fn_inputs: dict[str, TensorData]
-    model_input_spans: list[ProvenanceSpan] | None = None
-    loss_fn_input_spans: list[ProvenanceSpan] | None = None
 
 
 # --- sessions and models ---------------------------------------------------------------------
 
 
 class CreateSessionRequest(Wire):
+    display_name: str | None = None
     tags: list[str] = Field(default_factory=list)
     user_metadata: dict[str, Any] | None = None
     sdk_version: str
-    project_id: str | None = None
     type: Literal["create_session"] = "create_session"
 
 
@@ -114,12 +103,17 @@ class LoraConfig(Wire):
     train_attn: bool = True
 
 
+class OptimizerConfig(Wire):
+    type: str
+
+
 class CreateModelRequest(Wire):
     session_id: str
     model_seq_id: int
     base_model: str
     user_metadata: dict[str, Any] | None = None
     lora_config: LoraConfig
+    optimizer_config: OptimizerConfig | None = None
     type: Literal["create_model"] = "create_model"
 
 
@@ -186,9 +180,12 @@ class AdamParams(Wire):
 
 
 class OptimStepRequest(Wire):
+    """`optimizer_params` are those of other optimizers than Adam."""
+
     model_id: str
     seq_id: int | None = None
-    adam_params: AdamParams
+    adam_params: AdamParams | None = None
+    optimizer_params: OptimizerConfig | None = None
     type: Literal["optim_step"] = "optim_step"
 
 
@@ -208,10 +205,6 @@ class SaveWeightsRequest(Wire):
     type: Literal["save_weights"] = "save_weights"
 
 
-SamplerKind: TypeAlias = Literal["snapshot", "inflight"]
-"""Fixed weights, or the model's one target of weights that later saves move on."""
-
-
 class SaveWeightsForSamplerRequest(Wire):
     """Either `path` (a name) or `sampling_session_seq_id` (answered by a sampling session).
 
@@ -226,6 +219,17 @@ class SaveWeightsForSamplerRequest(Wire):
     kind: str | None = None
     user_metadata: dict[str, Any] | None = None
     type: Literal["save_weights_for_sampler"] = "save_weights_for_sampler"
+
+
+class SaveExternalRequest(Wire):
+    """How newer SDKs download: an adapter saved for others, whose files then have URLs."""
+
+    model_id: str
+    path: str
+    seq_id: int | None = None
+    ttl_seconds: int | None = None
+    age_encryption_recipients: list[str] | None = None
+    user_metadata: dict[str, Any] | None = None
 
 
 class SaveWeightsResponse(Wire):
@@ -245,7 +249,7 @@ class LoadWeightsRequest(Wire):
     seq_id: int | None = None
     base_model: str | None = None
     user_metadata: dict[str, Any] | None = None
-    weights_access_token: str | None = Field(default=None, repr=False)
+    optimizer_config: OptimizerConfig | None = None
     type: Literal["load_weights"] = "load_weights"
 
 
@@ -282,6 +286,9 @@ class SamplingParams(Wire):
 
 
 class SampleRequest(Wire):
+    """Our server refuses `target_prompt_logprobs`, `prompt_alt_tokens_k` and
+    `record_stability_info` by their names, and our client does not send them."""
+
     sampling_session_id: str | None = None
     seq_id: int | None = None
     base_model: str | None = None
@@ -292,7 +299,7 @@ class SampleRequest(Wire):
     prompt_logprobs: bool | None = None
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int | None = None
-    target_prompt_logprobs: TensorData | None = None
+    target_prompt_logprobs: Any = None
     prompt_alt_tokens_k: int | None = None
     prompt_logprobs_last_n: int | None = None
     record_stability_info: bool | None = None
@@ -300,20 +307,10 @@ class SampleRequest(Wire):
 
 
 class SampledSequence(Wire):
-    """`sequence_id` names it in the provenance of a later batch; our client fills it in."""
-
     stop_reason: lenient.StopReason
     tokens: list[int]
     logprobs: list[float] | None = None
     topk_logprobs: list[list[tuple[int, float]] | None] | None = None
-    sequence_id: str | None = None
-
-
-class PromptAltTokens(Wire):
-    """Draws from the model at each prompt position after the first: two (len(prompt) - 1) x k."""
-
-    tokens: TensorData
-    logprobs: TensorData
 
 
 class SampleResponse(Wire):
@@ -323,8 +320,6 @@ class SampleResponse(Wire):
     prompt_logprobs: list[float | None] | None = None
     topk_prompt_logprobs: list[list[tuple[int, float]] | None] | None = None
     prompt_cache_hit_tokens: int | None = None
-    target_prompt_logprobs: TensorData | None = None
-    prompt_alt_tokens: PromptAltTokens | None = None
     type: Literal["sample"] = "sample"
 
 
@@ -337,9 +332,10 @@ class FutureEnvelope(Wire):
     sample_sequence_ids: list[str] | None = None
 
 
-class RetrieveFutureRequest(Wire):
+class RequestId(Wire):
+    """Of `retrieve_future` and `cancel_future`."""
+
     request_id: str
-    allow_metadata_only: bool | None = None
 
 
 class TryAgain(Wire):

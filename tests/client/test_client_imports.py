@@ -17,7 +17,7 @@ HEAVY = {"numpy", "torch", "tinker", "httpx", "pyarrow", "ray"}
         ("crucible_tinkex.protocol.capabilities", HEAVY | {"httpcore", "google", "ssl"}),
         ("crucible_tinkex.protocol.proto", HEAVY | {"httpcore", "ssl"}),
         ("crucible_tinkex.client.service", HEAVY),
-        ("crucible_tinkex.client.choose", HEAVY),
+        ("crucible_tinkex.client.resolved", HEAVY),
     ],
 )
 def test_imports_stay_light(module: str, forbidden: set[str]) -> None:

@@ -156,17 +156,6 @@ async def test_logprobs_of_given_tokens(scripted: ScriptedService, model: Tinkex
         await sampler.compute_logprobs([4, 5])
 
 
-async def test_a_sampler_can_be_refreshed_in_place(
-    scripted: ScriptedService, model: TinkexTraining
-) -> None:
-    sampler = await model.sampler()
-    await sampler.sample([1], SamplingParams())
-    await model.refresh(sampler)
-    await sampler.sample([1], SamplingParams())
-    found = [(b["sampling_session_id"], b["seq_id"]) for b in scripted.bodies("asample")]
-    assert found == [("s1:sample:0", 0), ("s1:sample:1", 0)]
-
-
 async def test_a_time_to_live_is_sent(scripted: ScriptedService, model: TinkexTraining) -> None:
     await model.save_state("a", ttl_s=3600)
     await model.save_for_sampler("b", ttl_s=7200)

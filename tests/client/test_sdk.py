@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from crucible_tinkex.client import TinkexService
-from crucible_tinkex.client.choose import open_service
+from crucible_tinkex.client.resolved import ResolvedService
 from crucible_tinkex.errors import (
     AuthenticationError,
     ConfigError,
@@ -91,8 +91,8 @@ def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("sdk_service", "sdk_errors", "sdk_values"):
         monkeypatch.delitem(sys.modules, f"crucible_tinkex.client.sdk.{name}", raising=False)
     with pytest.raises(ConfigError, match=r"crucible-tinkex\[sdk\]"):
-        open_service("https://example.org", transport="sdk")
+        ResolvedService("https://example.org", transport="sdk").connect()
 
 
 def test_our_client_is_the_default() -> None:
-    assert isinstance(open_service("https://example.org"), TinkexService)
+    assert isinstance(ResolvedService("https://example.org").connect(), TinkexService)

@@ -89,9 +89,10 @@ def run_flow(
 ) -> dict[str, Any]:
     """What the flow says that worked with the SDK of this Python."""
     out = folder / "flow.json"
+    own = {"PYTHONPATH": str(flow.parents[2])} if flow == CLIENT_FLOW else {}
     done = subprocess.run(
         [str(python), str(flow), str(out)],
-        env={**client_environment(server), "SDK_FLOW_IDLE_S": str(idle_s)},
+        env={**client_environment(server), **own, "SDK_FLOW_IDLE_S": str(idle_s)},
         cwd=folder,
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""The account's sessions, training runs and checkpoints: lists, changes, downloads.
+"""The account's checkpoints: lists, changes, downloads.
 
 Needs no service session. Listings are asked for page by page, and end at an empty page, at the
 total that the service tells, or at `MAX_PAGES`. Deleting what is gone succeeds.
@@ -27,13 +27,7 @@ from crucible_tinkex.protocol.listings import (
     ArchiveUrl,
     Checkpoint,
     CheckpointPage,
-    Cursor,
     FileUrls,
-    SamplerRecord,
-    SessionList,
-    SessionRecord,
-    TrainingRun,
-    TrainingRunPage,
     TtlRequest,
 )
 from crucible_tinkex.protocol.wire import (
@@ -59,60 +53,28 @@ class RestClient:
         self._transport = transport
         self._watch = watch
 
-    # --- sessions and runs --------------------------------------------------------------------
-
     async def capabilities(self) -> ServerCapabilities:
         return await self._get("get_server_capabilities", ServerCapabilities)
-
-    async def sessions(self, *, page: int = 100) -> AsyncIterator[str]:
-        """Session ids, newest first as the service has it."""
-        offset = 0
-        for _ in range(MAX_PAGES):
-            path = _paged("sessions", page, offset)
-            found = (await self._get(path, SessionList)).sessions
-            for session_id in found:
-                yield session_id
-            offset += len(found)
-            if len(found) < page:
-                return
-
-    async def session(self, session_id: str) -> SessionRecord:
-        return await self._get(f"sessions/{_segment(session_id)}", SessionRecord)
-
-    async def sampler(self, sampler_id: str) -> SamplerRecord:
-        return await self._get(f"samplers/{_segment(sampler_id)}", SamplerRecord)
-
-    async def training_runs(self, *, page: int = 100) -> AsyncIterator[TrainingRun]:
-        offset = 0
-        for _ in range(MAX_PAGES):
-            found = await self._get(_paged("training_runs", page, offset), TrainingRunPage)
-            for run in found.training_runs:
-                yield run
-            offset += len(found.training_runs)
-            if _is_last(len(found.training_runs), page, offset, found.cursor):
-                return
-
-    async def training_run(self, run_id: str) -> TrainingRun:
-        return await self._get(f"training_runs/{_segment(run_id)}", TrainingRun)
-
-    # --- checkpoints --------------------------------------------------------------------------
 
     async def checkpoints(
         self, run_id: str | None = None, *, page: int = 100
     ) -> AsyncIterator[Checkpoint]:
         """Those of one run (which come in one page), or all of the user's."""
         if run_id is not None:
-            path = f"training_runs/{_segment(run_id)}/checkpoints"
+            path = f"training_runs/{quote(run_id, safe=':')}/checkpoints"
             for checkpoint in (await self._get(path, CheckpointPage)).checkpoints:
                 yield checkpoint
             return
         offset = 0
         for _ in range(MAX_PAGES):
-            found = await self._get(_paged("checkpoints", page, offset), CheckpointPage)
+            path = f"checkpoints?limit={page}&offset={offset}"
+            found = await self._get(path, CheckpointPage)
             for checkpoint in found.checkpoints:
                 yield checkpoint
-            offset += len(found.checkpoints)
-            if _is_last(len(found.checkpoints), page, offset, found.cursor):
+            count = len(found.checkpoints)
+            offset += count
+            total = found.cursor.total_count if found.cursor is not None else None
+            if count == 0 or (count < page if total is None else offset >= total):
                 return
 
     async def weights_info(self, path: str) -> WeightsInfo:
@@ -127,12 +89,15 @@ class RestClient:
         )
 
     async def delete(self, path: str) -> None:
-        await self._change("delete_checkpoint", "DELETE", _place(path), accepts=_GONE)
+        await self._call(
+            "delete_checkpoint", _place(path), _nothing, method="DELETE", accepts=_GONE
+        )
 
     async def set_ttl(self, path: str, ttl_s: int | None) -> None:
         """Keep for `ttl_s` seconds from now; None: for ever."""
         body = TtlRequest(ttl_seconds=ttl_s).body()
-        await self._change("checkpoint_ttl", "PUT", f"{_place(path)}/ttl", body=body)
+        place = f"{_place(path)}/ttl"
+        await self._call("checkpoint_ttl", place, _nothing, body=body, method="PUT")
 
     # --- downloads ----------------------------------------------------------------------------
 
@@ -188,19 +153,6 @@ class RestClient:
             method="GET",
         )
 
-    async def _change(
-        self,
-        operation: str,
-        method: str,
-        path: str,
-        *,
-        body: bytes | None = None,
-        accepts: Set[int] = NONE,
-    ) -> None:
-        await self._call(
-            operation, path, lambda reply: None, body=body, method=method, accepts=accepts
-        )
-
     async def _call(
         self,
         operation: str,
@@ -226,6 +178,10 @@ class RestClient:
         )
 
 
+def _nothing(reply: Reply) -> None:
+    """Nothing is read of the answer."""
+
+
 def _archive_location(reply: Reply) -> str:
     """The one redirect that is followed: by us, and without the key."""
     if reply.status in _REDIRECTS:
@@ -245,17 +201,3 @@ def _place(path: str) -> str:
 
 def _bare(checkpoint: TinkerPath) -> str:
     return f"training_runs/{checkpoint.run_id}/checkpoints/{checkpoint.name}"
-
-
-def _segment(value: str) -> str:
-    return quote(value, safe=":")
-
-
-def _paged(path: str, limit: int, offset: int) -> str:
-    return f"{path}?limit={limit}&offset={offset}"
-
-
-def _is_last(found: int, page: int, offset: int, cursor: Cursor | None) -> bool:
-    if cursor is not None and cursor.total_count is not None:
-        return found == 0 or offset >= cursor.total_count
-    return found < page

@@ -30,8 +30,6 @@ async def create_then_load(
         raise refusal
     trained = {"train_unembed", "train_mlp", "train_attn"}
     lora = LoraConfig(rank=info.lora_rank, **info.model_dump(include=trained, exclude_none=True))
-    training = await service.create_training(
-        base_model=info.base_model, lora=lora, user_metadata=request.user_metadata
-    )
+    training = await service.create_training(base_model=info.base_model, lora=lora)
     await training.load_state(request.path, optimizer=request.optimizer)
     return training

@@ -159,44 +159,20 @@ class TinkexTraining:
             Answer(OptimStepResponse, _same),
         )
 
-    def save_state(
-        self,
-        name: str,
-        *,
-        ttl_s: int | None = None,
-        overwrite: bool = False,
-        user_metadata: Mapping[str, str] | None = None,
-    ) -> Awaitable[str]:
-        """Without `overwrite`, a name that exists is refused. What is overwritten loses its
-        metadata too."""
+    def save_state(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
         return self.operations.submit(
             "save_weights",
             lambda seq: SaveWeightsRequest(
-                model_id=self.model_id,
-                path=name,
-                seq_id=seq,
-                ttl_seconds=ttl_s,
-                overwrite=overwrite or None,
-                user_metadata=_copied(user_metadata),
+                model_id=self.model_id, path=name, seq_id=seq, ttl_seconds=ttl_s
             ),
             _saved(name),
         )
 
-    def save_for_sampler(
-        self,
-        name: str,
-        *,
-        ttl_s: int | None = None,
-        user_metadata: Mapping[str, str] | None = None,
-    ) -> Awaitable[str]:
+    def save_for_sampler(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
         return self.operations.submit(
             "save_weights_for_sampler",
             lambda seq: SaveWeightsForSamplerRequest(
-                model_id=self.model_id,
-                path=name,
-                seq_id=seq,
-                ttl_seconds=ttl_s,
-                user_metadata=_copied(user_metadata),
+                model_id=self.model_id, path=name, seq_id=seq, ttl_seconds=ttl_s
             ),
             _saved(name),
         )
@@ -215,16 +191,8 @@ class TinkexTraining:
         )
 
     async def sampler(self) -> TinkexSampling:
-        return self._snapshot(await self._frozen())
-
-    async def refresh(self, sampler: TinkexSampling) -> None:
-        """Let `sampler` sample from the weights as they are now; its samples under way do not."""
-        sampler.move(await self._frozen())
-
-    async def _frozen(self) -> str:
-        """A sampling session of the weights as they are now."""
         number = self._next_sampling_seq()
-        return await self.operations.submit(
+        session_id = await self.operations.submit(
             "save_weights_for_sampler",
             lambda seq: SaveWeightsForSamplerRequest(
                 model_id=self.model_id,
@@ -233,6 +201,7 @@ class TinkexTraining:
             ),
             Answer(SaveWeightsResponse, _sampling_session),
         )
+        return self._snapshot(session_id)
 
     async def info(self) -> ModelInfo:
         self.operations.check()
@@ -251,10 +220,6 @@ class TinkexTraining:
     async def aclose(self) -> None:
         """Abandon what is under way; the service may still execute it."""
         await self.operations.aclose()
-
-
-def _copied(metadata: Mapping[str, str] | None) -> dict[str, str] | None:
-    return None if metadata is None else dict(metadata)
 
 
 def _same(answer: R) -> R:

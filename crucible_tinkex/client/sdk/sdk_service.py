@@ -6,7 +6,7 @@ its own retries, deadlines and heartbeat in a thread of its own.
 
 What the SDK has marked for removal (listing the service's abilities, deleting a checkpoint) goes
 through our own `RestClient`. The only module that imports `tinker`, and it does so at its top:
-import it only when it is used (`client.choose`).
+import it only when it is used (`client.resolved`).
 """
 
 from __future__ import annotations

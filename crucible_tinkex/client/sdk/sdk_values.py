@@ -11,13 +11,10 @@ from crucible_tinkex.client.model import custom_loss
 from crucible_tinkex.protocol.wire import (
     Datum,
     ForwardBackwardOutput,
-    ProvenanceSpan,
     SampledSequence,
     SampleResponse,
     TensorData,
 )
-
-_SPANS = {"prompt_tokens": "PromptProvenanceSpan", "sampled_tokens": "SampledProvenanceSpan"}
 
 
 def to_input(tokens: Sequence[int]) -> tinker.ModelInput:
@@ -25,21 +22,10 @@ def to_input(tokens: Sequence[int]) -> tinker.ModelInput:
 
 
 def to_datum(datum: Datum) -> tinker.Datum:
-    spans = {
-        name: [_span(span) for span in given]
-        for name in ("model_input_spans", "loss_fn_input_spans")
-        if (given := getattr(datum, name)) is not None
-    }
     return tinker.Datum(
         model_input=to_input(datum.model_input.tokens()),
         loss_fn_inputs={n: _tensor(t) for n, t in datum.loss_fn_inputs.items()},
-        **spans,
     )
-
-
-def _span(span: ProvenanceSpan) -> Any:
-    made = getattr(tinker, _SPANS[span.type])
-    return made(sequence_id=span.sequence_id, offset=span.offset, length=span.length)
 
 
 def _tensor(tensor: TensorData) -> tinker.TensorData:
@@ -78,7 +64,6 @@ def from_sample(response: Any) -> SampleResponse:
                 tokens=list(s.tokens),
                 logprobs=list(s.logprobs) if s.logprobs is not None else None,
                 topk_logprobs=getattr(s, "topk_logprobs", None),
-                sequence_id=getattr(s, "sequence_id", None),
             )
             for s in response.sequences
         ],

@@ -23,7 +23,7 @@ from crucible_tinkex.errors import (
     ServiceStorageError,
     ServiceUnavailableError,
 )
-from crucible_tinkex.protocol.wire import FutureEnvelope, RetrieveFutureRequest, Wire
+from crucible_tinkex.protocol.wire import FutureEnvelope, RequestId, Wire
 
 R = TypeVar("R", bound=Wire)
 
@@ -76,7 +76,7 @@ class Promises:
             self.watch.moves(envelope.request_id)
 
     async def _poll(self, request_id: str, model: type[R], operation: str) -> R:
-        body = RetrieveFutureRequest(request_id=request_id).body()
+        body = RequestId(request_id=request_id).body()
         clock = self.transport.clock
         idle_s, active_s, state = 0.005, 0.0, ACTIVE.state
         while True:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from secrets import token_hex
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from crucible_tinkex.client.http.address import Address
 from crucible_tinkex.client.http.exchange import Headers
@@ -75,17 +75,11 @@ class LiveSession:
         key: ApiKey,
         settings: ClientSettings,
         watch: Watch,
-        *,
-        tags: Sequence[str] = (),
-        user_metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self._address = address
         self._key = key
         self._settings = settings
         self._watch = watch
-        self._tags = list(tags)
-        # Sent even if empty: to some services it is a required field.
-        self._user_metadata = dict(user_metadata or {})
         self._lease: Lease | None = None
         self._session_id: str | None = None
         self._opening = asyncio.Lock()
@@ -189,11 +183,8 @@ class LiveSession:
     # --- its life -----------------------------------------------------------------------------
 
     async def _open(self) -> None:
-        request = CreateSessionRequest(
-            tags=self._tags,
-            user_metadata=self._user_metadata,
-            sdk_version=USER_AGENT,
-        )
+        # Sent even if empty: to some services the metadata is a required field.
+        request = CreateSessionRequest(user_metadata={}, sdk_version=USER_AGENT)
         answer = await self.call(
             "create_session",
             "create_session",

@@ -7,7 +7,6 @@ or misshapen tensors, unknown dtypes, and configuration values that are not numb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from crucible_tinkex.errors import ConfigError
@@ -26,7 +25,6 @@ from crucible_tinkex.protocol.wire import (
     ForwardBackwardRequest,
     ForwardInput,
     ModelInput,
-    ProvenanceSpan,
 )
 
 _TEXT = "encoded_text"
@@ -66,14 +64,6 @@ def _put_datum(row: Any, datum: Datum) -> None:
         row.model_input.add().encoded_text.tokens = pack(chunk.tokens, "i")
     for name, tensor in datum.loss_fn_inputs.items():
         put_tensor(row.loss_fn_inputs[name], tensor)
-    _put_spans(row.model_input_spans, datum.model_input_spans)
-    _put_spans(row.loss_fn_input_spans, datum.loss_fn_input_spans)
-
-
-def _put_spans(field: Any, spans: Sequence[ProvenanceSpan] | None) -> None:
-    for span in spans or ():
-        run = getattr(field.add(), span.type)
-        run.sequence_id, run.offset, run.length = span.sequence_id, span.offset, span.length
 
 
 def decode_forward_backward(data: bytes) -> ForwardBackwardCall:
@@ -105,10 +95,7 @@ def _datum(row: Any, where: str, budget: Budget) -> Datum:
         for name, tensor in row.loss_fn_inputs.items()
     }
     return Datum.model_construct(
-        model_input=ModelInput.model_construct(chunks=chunks),
-        loss_fn_inputs=inputs,
-        model_input_spans=_spans(row.model_input_spans),
-        loss_fn_input_spans=_spans(row.loss_fn_input_spans),
+        model_input=ModelInput.model_construct(chunks=chunks), loss_fn_inputs=inputs
     )
 
 
@@ -118,17 +105,3 @@ def _chunk(chunk: Any, where: str) -> Chunk:
         return Chunk.model_construct(type=kind or "unknown", tokens=[])
     tokens: Any = unpack_array(chunk.encoded_text.tokens, "i", what=where)
     return Chunk.model_construct(type=_TEXT, tokens=tokens)
-
-
-def _spans(field: Any) -> list[ProvenanceSpan] | None:
-    spans = []
-    for span in field:
-        kind = span.WhichOneof("span")
-        if kind is not None:
-            run = getattr(span, kind)
-            spans.append(
-                ProvenanceSpan.model_construct(
-                    type=kind, sequence_id=run.sequence_id, offset=run.offset, length=run.length
-                )
-            )
-    return spans or None

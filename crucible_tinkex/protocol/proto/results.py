@@ -18,17 +18,13 @@ from crucible_tinkex.protocol.proto.tensors import (
     CODES,
     DTYPES,
     NAMES,
-    Budget,
-    get_tensor,
     get_topk,
     pack,
-    put_tensor,
     put_topk,
     unpack,
 )
 from crucible_tinkex.protocol.wire import (
     ForwardBackwardOutput,
-    PromptAltTokens,
     SampledSequence,
     SampleResponse,
     TensorData,
@@ -139,11 +135,6 @@ def encode_sample_response(response: SampleResponse) -> bytes:
         message.prompt_logprobs = pack(given, "f")
     if response.topk_prompt_logprobs is not None:
         put_topk(message.topk_prompt_logprobs, response.topk_prompt_logprobs)
-    if response.target_prompt_logprobs is not None:
-        put_tensor(message.target_prompt_logprobs, response.target_prompt_logprobs)
-    if response.prompt_alt_tokens is not None:
-        put_tensor(message.prompt_alt_tokens.tokens, response.prompt_alt_tokens.tokens)
-        put_tensor(message.prompt_alt_tokens.logprobs, response.prompt_alt_tokens.logprobs)
     encoded: bytes = message.SerializeToString()
     return encoded
 
@@ -163,24 +154,7 @@ def decode_sample_response(data: bytes) -> SampleResponse:
         prompt_logprobs=prompt,
         topk_prompt_logprobs=topk,
         prompt_cache_hit_tokens=message.prompt_cache_hit_tokens,
-        **_prompt_tensors(message),
     )
-
-
-def _prompt_tensors(message: Any) -> dict[str, Any]:
-    """The parts of a sample response that are rarely asked for."""
-    found: dict[str, Any] = {}
-    budget = Budget()
-    if message.HasField("target_prompt_logprobs"):
-        what = "target_prompt_logprobs"
-        found[what] = get_tensor(message.target_prompt_logprobs, what=what, budget=budget)
-    if message.HasField("prompt_alt_tokens"):
-        alt = message.prompt_alt_tokens
-        found["prompt_alt_tokens"] = PromptAltTokens.model_construct(
-            tokens=get_tensor(alt.tokens, what="prompt_alt_tokens", budget=budget),
-            logprobs=get_tensor(alt.logprobs, what="prompt_alt_tokens", budget=budget),
-        )
-    return found
 
 
 def _sequence(message: Any, what: str) -> SampledSequence:

@@ -21,7 +21,7 @@ from typing import TypeAlias, TypeVar
 import torch
 from tokenizers import Tokenizer
 
-from crucible_tinkex.errors import CrucibleError, OperationFailedError, RequestRejectedError
+from crucible_tinkex.errors import CrucibleError, OperationFailedError
 from crucible_tinkex.server import bases
 from crucible_tinkex.server.engine.choosing import Vocabulary
 from crucible_tinkex.server.engine.sampling import (
@@ -45,6 +45,7 @@ from crucible_tinkex.server.operations import (
     Operation,
     Outcome,
     Sample,
+    refused,
 )
 from crucible_tinkex.server.store.store import Store
 
@@ -186,7 +187,7 @@ class TorchEngine:
         why = "it was cancelled" if is_cancel else "the model was unloaded"
         for other in dropped:
             message = f"{why} before this could run"
-            self._answer(other, RequestRejectedError(message, status=410, category="user"))
+            self._answer(other, refused(message, 410))
         if is_cancel:
             self._answer(job, Done())
 

@@ -15,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from crucible_tinkex.errors import RequestRejectedError
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server.model.adapters import Adapter, FrozenAdapter
 from crucible_tinkex.server.model.base_model import BaseModel
@@ -34,6 +33,7 @@ from crucible_tinkex.server.operations import (
     StepOutput,
     TakeSnapshot,
     UnloadModel,
+    refused,
 )
 from crucible_tinkex.server.store import adapter_files
 from crucible_tinkex.server.store.residents import Residents, spill, spill_folder
@@ -89,7 +89,7 @@ class Weights:
         """Raises `RequestRejectedError` (404) if there is none."""
         adapter = self.adapters.get(model_id)
         if adapter is None:
-            raise _rejected(f"model {model_id} does not exist", 404)
+            raise refused(f"model {model_id} does not exist", 404)
         return adapter
 
     def source(self, source: SamplerSource) -> FrozenAdapter | None:
@@ -97,7 +97,7 @@ class Weights:
         if source.snapshot_id is not None:
             snapshot = self.snapshots.get(source.snapshot_id)
             if snapshot is None:
-                raise _rejected(f"sampling session {source.snapshot_id} does not exist", 404)
+                raise refused(f"sampling session {source.snapshot_id} does not exist", 404)
             return snapshot
         if source.path is None:
             return None
@@ -145,7 +145,7 @@ class Weights:
         m, v, steps = None, None, 0
         if operation.optimizer:
             if not manifest.optimizer:
-                raise _rejected(f"{operation.path} holds no optimizer state", 400)
+                raise refused(f"{operation.path} holds no optimizer state", 400)
             (m, v), steps = adapter_files.read_moments(folder, manifest, layout), manifest.steps
         adapter = self.adapters.get(operation.model_id)
         if adapter is None or adapter.spec != manifest.spec:
@@ -157,7 +157,7 @@ class Weights:
     def _checked(self, path: TinkerPath) -> Manifest:
         manifest = self.store.info(path)
         if manifest.base_model != self._model.info.name:
-            raise _rejected(f"{path} belongs to base model {manifest.base_model}", 400)
+            raise refused(f"{path} belongs to base model {manifest.base_model}", 400)
         return manifest
 
     def _save(self, operation: SaveWeights) -> Result:
@@ -179,7 +179,3 @@ class Weights:
             overwrite=operation.overwrite,
         )
         return Saved(path=operation.path, size_bytes=saved.size_bytes)
-
-
-def _rejected(message: str, status: int) -> RequestRejectedError:
-    return RequestRejectedError(message, status=status, category="user")

@@ -14,10 +14,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 import crucible_tinkex.protocol.wire as wire
-from crucible_tinkex.errors import RequestRejectedError
 from crucible_tinkex.names import base_name
 from crucible_tinkex.protocol.proto.tensors import Budget, unfold
-from crucible_tinkex.server.bodies import OptimizerConfig, OptimStepRequest, SampleRequest
 from crucible_tinkex.server.engine.loss_specs import LOSS_SPECS, WEIGHTS, LossSpec
 from crucible_tinkex.server.operations import (
     Adam,
@@ -29,6 +27,7 @@ from crucible_tinkex.server.operations import (
     Row,
     Sample,
     SamplerSource,
+    refused,
 )
 
 OPTIMIZER = "adamw"
@@ -41,10 +40,6 @@ MAX_TTL_S = 10 * 366 * 24 * 3600
 MAX_TARGETS = 1 << 22
 """Targets of one request whose tokens have several."""
 _INT64_MAX = 2**63 - 1
-
-
-def refused(message: str, status: int = 400) -> RequestRejectedError:
-    return RequestRejectedError(message, status=status, category="user")
 
 
 def base_model(name: str | None, base: BaseInfo) -> None:
@@ -70,12 +65,12 @@ def lora_spec(config: wire.LoraConfig) -> LoraSpec:
     )
 
 
-def optimizer(config: OptimizerConfig | None) -> None:
+def optimizer(config: wire.OptimizerConfig | None) -> None:
     if config is not None and config.type != OPTIMIZER:
         raise refused(f"optimizer {config.type!r} is not supported; supported is {OPTIMIZER!r}")
 
 
-def step(request: OptimStepRequest) -> Adam:
+def step(request: wire.OptimStepRequest) -> Adam:
     optimizer(request.optimizer_params)
     if request.adam_params is None:
         raise refused("adam_params: Field required")
@@ -238,7 +233,7 @@ def ttl(seconds: int | None) -> int | None:
     return seconds
 
 
-def sample(request: SampleRequest, source: SamplerSource, base: BaseInfo) -> Sample:
+def sample(request: wire.SampleRequest, source: SamplerSource, base: BaseInfo) -> Sample:
     prompt = tokens_of(request.prompt, base, "prompt")
     params = request.sampling_params
     room = base.max_length - len(prompt)

@@ -14,11 +14,10 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import crucible_tinkex.protocol.wire as wire
-from crucible_tinkex.errors import SessionLostError
 from crucible_tinkex.names import TinkerPath, model_id_of
-from crucible_tinkex.server.bodies import (
+from crucible_tinkex.protocol.wire import (
     CreateModelRequest,
+    CreateSamplingSessionRequest,
     CreateSessionRequest,
     LoadWeightsRequest,
 )
@@ -30,9 +29,10 @@ from crucible_tinkex.server.operations import (
     Operation,
     SamplerSource,
     UnloadModel,
+    gone,
+    refused,
 )
 from crucible_tinkex.server.sessions import checks
-from crucible_tinkex.server.sessions.checks import refused
 from crucible_tinkex.server.sessions.dispatch import Dispatch, digest
 from crucible_tinkex.server.sessions.limits import Limits
 from crucible_tinkex.server.sessions.model_operations import ModelOperations
@@ -110,9 +110,7 @@ class Service:
         session = self._sessions.get(session_id)
         if session is None:
             if session_id in self._finished or session_id in self.records.sessions:
-                raise SessionLostError(
-                    f"session {session_id} is finished", status=410, category="user"
-                )
+                raise gone(f"session {session_id} is finished")
             raise refused(f"there is no session {session_id}", 404)
         session.touched_s = self._clock()
         return session
@@ -223,7 +221,7 @@ class Service:
         model = self._models.pop(model_id, None)
         if model is None:
             return self.dispatch.submit(UnloadModel(model_id))
-        lost = SessionLostError(f"model {model_id} was unloaded", status=410, category="user")
+        lost = gone(f"model {model_id} was unloaded")
         held = model.sequence.abandon()
         if self._queue.pop(model_id, None) is not None:
             held += [model.created_by, *model.sequence.request_ids()]
@@ -235,7 +233,7 @@ class Service:
 
     # --- sampling sessions ---------------------------------------------------------------------
 
-    def create_sampler(self, request: wire.CreateSamplingSessionRequest) -> str:
+    def create_sampler(self, request: CreateSamplingSessionRequest) -> str:
         checks.base_model(request.base_model, self.engine.base)
         source = self.samplers.saved(request.model_path)
         return self.add_sampler(request.session_id, request.sampling_session_seq_id, source)

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from crucible_tinkex.errors import CrucibleError
 from crucible_tinkex.names import TinkerPath, check_segment
-from crucible_tinkex.server.bodies import (
-    ForwardRequest,
+from crucible_tinkex.protocol.wire import (
+    ForwardInput,
     LoadWeightsRequest,
     OptimStepRequest,
     SaveExternalRequest,
-    SaveForSamplerRequest,
+    SaveWeightsForSamplerRequest,
     SaveWeightsRequest,
 )
 from crucible_tinkex.server.operations import (
@@ -28,6 +29,7 @@ from crucible_tinkex.server.operations import (
     Outcome,
     SaveWeights,
     TakeSnapshot,
+    refused,
 )
 from crucible_tinkex.server.sessions import checks
 from crucible_tinkex.server.sessions.dispatch import Dispatch, Report, digest
@@ -39,6 +41,18 @@ from crucible_tinkex.server.store.store import UNNAMED
 
 UNNAMED_TTL_S = 24 * 3600
 """How long unnamed weights for sampling are kept, unless the client says it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardRequest:
+    """A forward or forward_backward request, whichever way it was encoded."""
+
+    model_id: str
+    seq_id: int | None
+    given: ForwardInput
+    backward: bool
+    digest: bytes
+    """Equal for a repeat, even if its encoder put things into another order."""
 
 
 class Models(Protocol):
@@ -96,7 +110,7 @@ class ModelOperations:
 
     def _save(
         self,
-        request: SaveWeightsRequest | SaveForSamplerRequest | SaveExternalRequest,
+        request: SaveWeightsRequest | SaveWeightsForSamplerRequest | SaveExternalRequest,
         kind: str,
         body: bytes,
         *,
@@ -104,7 +118,7 @@ class ModelOperations:
     ) -> str:
         def operation() -> Operation:
             if getattr(request, "age_encryption_recipients", None):
-                raise checks.refused(
+                raise refused(
                     "age_encryption_recipients is not supported; save without it, and download that"
                 )
             path = _path(request.model_id, kind, request.path)
@@ -121,7 +135,7 @@ class ModelOperations:
 
         return self._in_order(request.model_id, request.seq_id, digest(body), len(body), operation)
 
-    def save_for_sampler(self, request: SaveForSamplerRequest, body: bytes) -> str:
+    def save_for_sampler(self, request: SaveWeightsForSamplerRequest, body: bytes) -> str:
         number = request.sampling_session_seq_id
         if request.path is not None or number is None:
             return self._save(request, "sampler_weights", body)
@@ -130,7 +144,7 @@ class ModelOperations:
 
         def operation() -> Operation:
             if request.kind not in (None, "snapshot"):
-                raise checks.refused(f"kind must be snapshot, not {request.kind!r}")
+                raise refused(f"kind must be snapshot, not {request.kind!r}")
             sampler_id = self._models.add_snapshot(session_id, number, request.model_id)
             return TakeSnapshot(request.model_id, sampler_id)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from crucible_tinkex.errors import RequestRejectedError
+from crucible_tinkex.server.operations import refused
 
 KEPT = 20_000
 """Numbers whose repeats are still known."""
@@ -27,11 +27,11 @@ class Sequence:
         """The promise of an earlier, equal request; raises if an unequal one used the number."""
         if seq_id not in self._seen:
             if seq_id < self._next:
-                raise _refused(f"seq_id {seq_id} is not kept; the next one is {self._next}")
+                raise refused(f"seq_id {seq_id} is not kept; the next one is {self._next}")
             return None
         known, request_id = self._seen[seq_id]
         if known != digest or request_id is None:
-            raise _refused(f"seq_id {seq_id} was used by another request")
+            raise refused(f"seq_id {seq_id} was used by another request")
         return request_id
 
     @property
@@ -79,7 +79,3 @@ class Sequence:
 
 def _nothing() -> None:
     pass
-
-
-def _refused(message: str) -> RequestRejectedError:
-    return RequestRejectedError(message, status=400, category="user")

@@ -15,8 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from crucible_tinkex.errors import RequestRejectedError, SessionLostError
-from crucible_tinkex.server.operations import ForwardOutput, Outcome, SampleOutput
+from crucible_tinkex.server.operations import ForwardOutput, Outcome, SampleOutput, gone, refused
 
 KEEP_S = 600.0
 KEEP_UNREAD_S = 3600.0
@@ -105,12 +104,8 @@ class Promises:
     def _unknown(self, request_id: str) -> Exception:
         prefix, _, number = request_id.partition("-")
         if prefix == self._prefix and number.isdecimal() and 0 < int(number) <= self._count:
-            return SessionLostError(
-                f"the result of {request_id} is no longer kept", status=410, category="user"
-            )
-        return RequestRejectedError(
-            f"there is no request {request_id}", status=404, category="user"
-        )
+            return gone(f"the result of {request_id} is no longer kept")
+        return refused(f"there is no request {request_id}", 404)
 
     def _sweep(self) -> None:
         now = self._clock()

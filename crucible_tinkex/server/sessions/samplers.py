@@ -14,10 +14,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crucible_tinkex.names import TinkerPath
-from crucible_tinkex.server.bodies import SampleRequest
-from crucible_tinkex.server.operations import CancelSample, DropSnapshot, Outcome, SamplerSource
+from crucible_tinkex.protocol.wire import SampleRequest
+from crucible_tinkex.server.operations import (
+    CancelSample,
+    DropSnapshot,
+    Outcome,
+    SamplerSource,
+    refused,
+)
 from crucible_tinkex.server.sessions import checks
-from crucible_tinkex.server.sessions.checks import refused
 from crucible_tinkex.server.sessions.dispatch import Dispatch, digest, ignore
 from crucible_tinkex.server.store.store import Store
 

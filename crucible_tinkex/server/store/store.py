@@ -32,7 +32,7 @@ from typing import Any
 
 from crucible_tinkex.errors import ConfigError, RequestRejectedError, StorageError
 from crucible_tinkex.names import TinkerPath, base_name
-from crucible_tinkex.server.operations import LoraSpec
+from crucible_tinkex.server.operations import LoraSpec, refused
 from crucible_tinkex.server.store.damaged import set_aside
 from crucible_tinkex.storage import fsync_folder, storage_errors, write_atomic
 
@@ -144,11 +144,7 @@ class Store:
         """Publish what `write` puts into the folder that it is given."""
         path = manifest.path
         if path in self._found and not overwrite and not self._found[path].expired():
-            raise RequestRejectedError(
-                f"checkpoint {path} exists; choose another name or ask to overwrite",
-                status=400,
-                category="user",
-            )
+            raise refused(f"checkpoint {path} exists; choose another name or ask to overwrite")
         target = self.folder(path)
         work = _hidden(target, "new")
         with storage_errors(target):
@@ -192,7 +188,7 @@ class Store:
 
 
 def _missing(path: TinkerPath) -> RequestRejectedError:
-    return RequestRejectedError(f"there is no checkpoint {path}", status=404, category="user")
+    return refused(f"there is no checkpoint {path}", 404)
 
 
 def _hash(path: Path) -> str:

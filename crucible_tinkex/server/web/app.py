@@ -14,6 +14,7 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeAlias, TypeVar
 
@@ -25,12 +26,11 @@ from starlette.types import Receive, Scope, Send
 import crucible_tinkex.protocol.wire as wire
 from crucible_tinkex.errors import ConfigError, CrucibleError, ServiceError, StorageError
 from crucible_tinkex.protocol.proto import MalformedError
-from crucible_tinkex.server.bodies import ForwardRequest
-from crucible_tinkex.server.operations import Engine, Operation
+from crucible_tinkex.server.operations import Engine, Operation, refused
 from crucible_tinkex.server.sessions import checks
-from crucible_tinkex.server.sessions.checks import refused
 from crucible_tinkex.server.sessions.lifecycle import Service
 from crucible_tinkex.server.sessions.limits import Limits
+from crucible_tinkex.server.sessions.model_operations import ForwardRequest
 from crucible_tinkex.server.store.store import Store
 from crucible_tinkex.server.web import codec
 from crucible_tinkex.server.web.calls import Call, Calls
@@ -94,8 +94,8 @@ class App:
         rest = RestRoutes(self.service).table()
         return {
             ("POST", "retrieve_future"): self._retrieve,
-            ("POST", "forward_backward"): self._forward_backward,
-            ("POST", "forward"): self._forward,
+            ("POST", "forward_backward"): partial(self._train, backward=True),
+            ("POST", "forward"): partial(self._train, backward=False),
             **{place: _call(call) for place, call in calls.items()},
             **{place: _rest(handler) for place, handler in rest.items()},
         }
@@ -164,7 +164,7 @@ class App:
     # --- futures -------------------------------------------------------------------------------
 
     async def _retrieve(self, body: bytes, request: Request, params: Mapping[str, str]) -> Response:
-        asked = wire.RetrieveFutureRequest.model_validate_json(body)
+        asked = wire.RequestId.model_validate_json(body)
         promise = await self.service.promises.wait(asked.request_id, self._long_poll_s)
         if promise.outcome is None:
             again = wire.TryAgain(request_id=asked.request_id)
@@ -179,15 +179,9 @@ class App:
 
     # --- training ------------------------------------------------------------------------------
 
-    async def _forward_backward(
-        self, body: bytes, request: Request, params: Mapping[str, str]
+    async def _train(
+        self, body: bytes, request: Request, params: Mapping[str, str], *, backward: bool
     ) -> Response:
-        return await self._train(body, request, backward=True)
-
-    async def _forward(self, body: bytes, request: Request, params: Mapping[str, str]) -> Response:
-        return await self._train(body, request, backward=False)
-
-    async def _train(self, body: bytes, request: Request, *, backward: bool) -> Response:
         size_bytes = len(body)
         decoded = await _aside(
             size_bytes, codec.decode_forward, body, _content_type(request), backward=backward
@@ -247,13 +241,6 @@ def _json(body: wire.Wire) -> Response:
     return Response(body.body(), media_type=codec.JSON)
 
 
-def _error(
-    message: str, status: int, category: str = "user", *, retry_after_s: float | None = None
-) -> Response:
-    headers = None if retry_after_s is None else {"retry-after": f"{retry_after_s:.0f}"}
-    return JSONResponse({"error": message, "category": category}, status, headers)
-
-
 def _unauthorised() -> Response:
     """`detail` is what the SDK's command line shows."""
     said = f"the {wire.KEY_HEADER} header is missing or wrong"
@@ -261,14 +248,16 @@ def _unauthorised() -> Response:
 
 
 def _refusal(error: CrucibleError) -> Response:
+    status, category, headers = 500, "server", None
     if isinstance(error, ServiceError):
-        return _error(
-            str(error), error.status or 400, error.category, retry_after_s=error.retry_after_s
-        )
-    if isinstance(error, ConfigError):
-        return _error(str(error), 400)
-    status = 507 if isinstance(error, StorageError) else 500
-    return JSONResponse({"error": str(error), "category": "server"}, status)
+        status, category = error.status or 400, error.category
+        if error.retry_after_s is not None:
+            headers = {"retry-after": f"{error.retry_after_s:.0f}"}
+    elif isinstance(error, ConfigError):
+        status, category = 400, "user"
+    elif isinstance(error, StorageError):
+        status = 507
+    return JSONResponse({"error": str(error), "category": category}, status, headers)
 
 
 def _misread(error: ValidationError | MalformedError) -> CrucibleError:

@@ -13,7 +13,6 @@ from typing import Any
 import crucible_tinkex.protocol.wire as wire
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.protocol.capabilities import ServerCapabilities, SupportedModel
-from crucible_tinkex.server import bodies
 from crucible_tinkex.server.sessions.lifecycle import Service
 
 CLIENT_FLAGS: Mapping[str, object] = {"proto_write_fwdbwd": True}
@@ -33,33 +32,39 @@ def _always(answer: Mapping[str, Any]) -> Call:
     return Call(None, lambda request, body: dict(answer))
 
 
+def _promised(model: type[wire.Wire], accept: Callable[[Any, bytes], str]) -> Call:
+    """`accept` gives the promise's id."""
+    return Call(model, lambda request, body: wire.FutureEnvelope(request_id=accept(request, body)))
+
+
 class Calls:
     """`client_flags` are added to what `client/config` tells clients."""
 
     def __init__(self, service: Service, client_flags: Mapping[str, object]) -> None:
         self.service = service
-        self._engine = service.engine
-        self._operations = service.operations
         self._flags = {**CLIENT_FLAGS, **client_flags}
 
     def table(self) -> dict[tuple[str, str], Call]:
         """Every call by method and path."""
+        service, operations = self.service, self.service.operations
         calls = {
-            "cancel_future": Call(bodies.CancelRequest, self._cancel),
-            "create_session": Call(bodies.CreateSessionRequest, self._create_session),
+            "cancel_future": Call(wire.RequestId, self._cancel),
+            "create_session": Call(wire.CreateSessionRequest, self._create_session),
             "session_heartbeat": Call(wire.SessionRequest, self._heartbeat),
-            "create_model": Call(bodies.CreateModelRequest, self._create_model),
+            "create_model": _promised(wire.CreateModelRequest, service.create_model),
             "get_info": Call(wire.ModelRequest, self._get_info),
-            "unload_model": Call(wire.ModelRequest, self._unload_model),
-            "optim_step": Call(bodies.OptimStepRequest, self._optim_step),
-            "save_weights": Call(bodies.SaveWeightsRequest, self._save_weights),
-            "save_weights_for_sampler": Call(bodies.SaveForSamplerRequest, self._save_for_sampler),
-            "save_weights_external": Call(bodies.SaveExternalRequest, self._save_external),
-            "load_weights": Call(bodies.LoadWeightsRequest, self._load_weights),
+            "unload_model": _promised(wire.ModelRequest, self._unload_model),
+            "optim_step": _promised(wire.OptimStepRequest, operations.optim_step),
+            "save_weights": _promised(wire.SaveWeightsRequest, operations.save),
+            "save_weights_for_sampler": _promised(
+                wire.SaveWeightsForSamplerRequest, operations.save_for_sampler
+            ),
+            "save_weights_external": _promised(wire.SaveExternalRequest, operations.save_external),
+            "load_weights": _promised(wire.LoadWeightsRequest, self._load_weights),
             "create_sampling_session": Call(
                 wire.CreateSamplingSessionRequest, self._create_sampling_session
             ),
-            "asample": Call(bodies.SampleRequest, self._asample),
+            "asample": Call(wire.SampleRequest, self._asample),
             "weights_info": Call(wire.WeightsInfoRequest, self._weights_info),
             "client/config": _always(self._flags),
             "client/dynamic_config": _always(DYNAMIC_FLAGS),
@@ -71,10 +76,8 @@ class Calls:
             **{("POST", path): call for path, call in calls.items()},
         }
 
-    # --- sessions and models -------------------------------------------------------------------
-
     def _capabilities(self, request: None, body: bytes) -> wire.Wire:
-        base = self._engine.base
+        base = self.service.engine.base
         model = SupportedModel(
             model_name=base.name,
             max_context_length=base.max_length,
@@ -84,19 +87,16 @@ class Calls:
         )
         return ServerCapabilities(supported_models=[model])
 
-    def _create_session(self, request: bodies.CreateSessionRequest, body: bytes) -> wire.Wire:
+    def _create_session(self, request: wire.CreateSessionRequest, body: bytes) -> wire.Wire:
         return wire.CreateSessionResponse(session_id=self.service.create_session(request))
 
     def _heartbeat(self, request: wire.SessionRequest, body: bytes) -> dict[str, Any]:
         self.service.beat(request.session_id)
         return {"type": "session_heartbeat"}
 
-    def _create_model(self, request: bodies.CreateModelRequest, body: bytes) -> wire.Wire:
-        return wire.FutureEnvelope(request_id=self.service.create_model(request, body))
-
     def _get_info(self, request: wire.ModelRequest, body: bytes) -> wire.Wire:
         model = self.service.model(request.model_id)
-        base = self._engine.base
+        base = self.service.engine.base
         return wire.ModelInfo(
             model_id=model.model_id,
             model_data=wire.ModelData(model_name=base.name, tokenizer_id=base.tokenizer_id),
@@ -105,29 +105,13 @@ class Calls:
             model_name=base.name,
         )
 
-    def _unload_model(self, request: wire.ModelRequest, body: bytes) -> wire.Wire:
-        model = self.service.model(request.model_id)
-        return wire.FutureEnvelope(request_id=self.service.unload(model.model_id))
+    def _unload_model(self, request: wire.ModelRequest, body: bytes) -> str:
+        return self.service.unload(self.service.model(request.model_id).model_id)
 
-    def _optim_step(self, request: bodies.OptimStepRequest, body: bytes) -> wire.Wire:
-        return wire.FutureEnvelope(request_id=self._operations.optim_step(request, body))
-
-    def _save_weights(self, request: bodies.SaveWeightsRequest, body: bytes) -> wire.Wire:
-        return wire.FutureEnvelope(request_id=self._operations.save(request, body))
-
-    def _save_for_sampler(self, request: bodies.SaveForSamplerRequest, body: bytes) -> wire.Wire:
-        return wire.FutureEnvelope(request_id=self._operations.save_for_sampler(request, body))
-
-    def _save_external(self, request: bodies.SaveExternalRequest, body: bytes) -> wire.Wire:
-        return wire.FutureEnvelope(request_id=self._operations.save_external(request, body))
-
-    def _load_weights(self, request: bodies.LoadWeightsRequest, body: bytes) -> wire.Wire:
+    def _load_weights(self, request: wire.LoadWeightsRequest, body: bytes) -> str:
         if request.model_id is None:
-            return wire.FutureEnvelope(request_id=self.service.create_from(request, body))
-        request_id = self._operations.load(request.model_id, request, body)
-        return wire.FutureEnvelope(request_id=request_id)
-
-    # --- sampling ------------------------------------------------------------------------------
+            return self.service.create_from(request, body)
+        return self.service.operations.load(request.model_id, request, body)
 
     def _create_sampling_session(
         self, request: wire.CreateSamplingSessionRequest, body: bytes
@@ -135,12 +119,14 @@ class Calls:
         sampler_id = self.service.create_sampler(request)
         return wire.CreateSamplingSessionResponse(sampling_session_id=sampler_id)
 
-    def _asample(self, request: bodies.SampleRequest, body: bytes) -> wire.Wire:
+    def _asample(self, request: wire.SampleRequest, body: bytes) -> wire.Wire:
         request_id = self.service.samplers.sample(request, body)
         ids = [f"{request_id}:{i}" for i in range(request.num_samples)]
         return wire.FutureEnvelope(request_id=request_id, sample_sequence_ids=ids)
 
-    # --- checkpoints ---------------------------------------------------------------------------
+    def _cancel(self, asked: wire.RequestId, body: bytes) -> dict[str, Any]:
+        self.service.samplers.cancel(asked.request_id)
+        return {}
 
     def _weights_info(self, request: wire.WeightsInfoRequest, body: bytes) -> wire.Wire:
         manifest = self.service.store.info(TinkerPath.parse(request.tinker_path))
@@ -152,7 +138,3 @@ class Calls:
             train_mlp=spec.train_mlp,
             train_attn=spec.train_attn,
         )
-
-    def _cancel(self, asked: bodies.CancelRequest, body: bytes) -> dict[str, Any]:
-        self.service.samplers.cancel(asked.request_id)
-        return {}

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from crucible_tinkex.names import TinkerPath
+from crucible_tinkex.server.operations import refused
 from crucible_tinkex.server.sessions import checks
-from crucible_tinkex.server.sessions.checks import refused
 from crucible_tinkex.server.sessions.session_records import Records, Run
 from crucible_tinkex.server.store.store import Manifest, Store, expiry
 

@@ -19,7 +19,6 @@ import crucible_tinkex.protocol.wire as wire
 from crucible_tinkex.errors import CrucibleError, ServiceError, StorageError
 from crucible_tinkex.protocol.proto.malformed import parsed
 from crucible_tinkex.protocol.proto.messages import ForwardBackwardRequest as Message
-from crucible_tinkex.server.bodies import ForwardRequest
 from crucible_tinkex.server.operations import (
     Done,
     ForwardOutput,
@@ -28,9 +27,10 @@ from crucible_tinkex.server.operations import (
     SampleOutput,
     Saved,
     StepOutput,
+    refused,
 )
-from crucible_tinkex.server.sessions.checks import refused
 from crucible_tinkex.server.sessions.dispatch import digest
+from crucible_tinkex.server.sessions.model_operations import ForwardRequest
 
 JSON = "application/json"
 _SAVED_TYPES = {
@@ -67,26 +67,19 @@ def decode_forward(body: bytes, content_type: str, *, backward: bool) -> Forward
     if content_type.startswith(proto.CONTENT_TYPE):
         call = proto.decode_forward_backward(body)
         canonical = parsed(Message, body).SerializeToString(deterministic=True)
+        goes_back = backward and not call.forward_only
         return ForwardRequest(
-            call.model_id,
-            call.seq_id or None,
-            call.given,
-            backward and not call.forward_only,
-            digest(canonical),
+            call.model_id, call.seq_id or None, call.given, goes_back, digest(canonical)
         )
     if not content_type.startswith(JSON):
         raise refused(f"content type {content_type!r} is not supported; send {JSON}", 415)
     if backward:
-        request = wire.ForwardBackwardRequest.model_validate_json(body)
-        return ForwardRequest(
-            request.model_id,
-            request.seq_id,
-            request.forward_backward_input,
-            backward,
-            digest(body),
-        )
-    asked = wire.ForwardRequest.model_validate_json(body)
-    return ForwardRequest(asked.model_id, asked.seq_id, asked.forward_input, backward, digest(body))
+        whole = wire.ForwardBackwardRequest.model_validate_json(body)
+        place, given = (whole.model_id, whole.seq_id), whole.forward_backward_input
+    else:
+        asked = wire.ForwardRequest.model_validate_json(body)
+        place, given = (asked.model_id, asked.seq_id), asked.forward_input
+    return ForwardRequest(*place, given, backward, digest(body))
 
 
 def place_of(body: bytes, content_type: str) -> tuple[str, int] | None:
@@ -116,7 +109,10 @@ def encode(outcome: Outcome, accept: str) -> tuple[bytes, str]:
             metrics = outcome.metrics
             return proto.encode_forward_backward_output(rows, metrics), proto.CONTENT_TYPE
         if isinstance(outcome, SampleOutput):
-            return proto.encode_sample_response(_sample(outcome)), proto.CONTENT_TYPE
+            fields = _sample(outcome)  # Not validated: the engine made it.
+            made = [wire.SampledSequence.model_construct(**s) for s in fields.pop("sequences")]
+            response = wire.SampleResponse.model_construct(sequences=made, **fields)
+            return proto.encode_sample_response(response), proto.CONTENT_TYPE
     return json.dumps(_plain(outcome), separators=(",", ":")).encode(), JSON
 
 
@@ -124,9 +120,8 @@ def _tensor(values: Any) -> wire.TensorData:
     return wire.TensorData.model_construct(data=values, dtype="float32", shape=list(values.shape))
 
 
-def _sample(output: SampleOutput) -> wire.SampleResponse:
-    """Not validated: the engine made it."""
-    sequences: list[Any] = [
+def _sample(output: SampleOutput) -> dict[str, Any]:
+    sequences = [
         {
             "stop_reason": s.stop_reason,
             "tokens": s.tokens,
@@ -135,37 +130,35 @@ def _sample(output: SampleOutput) -> wire.SampleResponse:
         }
         for s in output.sequences
     ]
-    fields: dict[str, Any] = {
-        "sequences": [wire.SampledSequence.model_construct(**s) for s in sequences],
-        "prompt_logprobs": output.prompt.logprobs,
-        "topk_prompt_logprobs": output.prompt.topk,
-        "prompt_cache_hit_tokens": 0,
+    scores = output.prompt
+    return {
+        "type": "sample",
+        "sequences": sequences,
+        "prompt_logprobs": scores.logprobs,
+        "topk_prompt_logprobs": scores.topk,
     }
-    return wire.SampleResponse.model_construct(**fields)
+
+
+def _present(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:
     match outcome:
         case ForwardOutput(logprobs, metrics):
-            rows = [
-                {
-                    "logprobs": {
-                        "data": p.ravel().tolist(),
-                        "dtype": "float32",
-                        "shape": list(p.shape),
-                    }
-                }
+            tensors = [
+                {"data": p.ravel().tolist(), "dtype": "float32", "shape": list(p.shape)}
                 for p in logprobs
             ]
-            return {
-                "loss_fn_output_type": "logprobs",
-                "loss_fn_outputs": rows,
-                "metrics": dict(metrics),
-            }
+            rows = [{"logprobs": tensor} for tensor in tensors]
+            kind = {"loss_fn_output_type": "logprobs"}
+            return {**kind, "loss_fn_outputs": rows, "metrics": dict(metrics)}
         case StepOutput(metrics):
             return {"metrics": dict(metrics)}
         case SampleOutput():
-            return _plain_sample(outcome)
+            fields = _sample(outcome)
+            fields["sequences"] = [_present(s) for s in fields["sequences"]]
+            return _present(fields)
         case Saved(path, sampler_id, size_bytes):
             if path is None:
                 return {"type": "save_weights_for_sampler", "sampling_session_id": sampler_id}
@@ -182,19 +175,3 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
             # Ours, and passed over by others: whose fault it is, as a refusal's status says it.
             return failed | ({"status_code": 507} if isinstance(outcome, StorageError) else {})
     raise AssertionError(outcome)
-
-
-def _plain_sample(output: SampleOutput) -> dict[str, Any]:
-    sequences = []
-    for s in output.sequences:
-        sequence = {"stop_reason": s.stop_reason, "tokens": s.tokens, "logprobs": s.logprobs}
-        if s.topk_logprobs is not None:
-            sequence["topk_logprobs"] = s.topk_logprobs
-        sequences.append(sequence)
-    body: dict[str, Any] = {"type": "sample", "sequences": sequences}
-    scores = output.prompt
-    if scores.logprobs is not None:
-        body["prompt_logprobs"] = scores.logprobs
-    if scores.topk is not None:
-        body["topk_prompt_logprobs"] = scores.topk
-    return body

@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from crucible_tinkex.names import TinkerPath
-from crucible_tinkex.server.sessions.checks import refused
+from crucible_tinkex.server.operations import refused
 from crucible_tinkex.server.store.peft_files import export_peft
 from crucible_tinkex.server.store.store import Store
 from crucible_tinkex.storage import storage_errors

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import crucible_tinkex.protocol.wire as wire
 from crucible_tinkex.names import TinkerPath
-from crucible_tinkex.server import bodies
+from crucible_tinkex.protocol.listings import TtlRequest
 from crucible_tinkex.server.sessions.lifecycle import Service
 from crucible_tinkex.server.web.catalogue import Catalogue
 from crucible_tinkex.server.web.exports import ARCHIVE, Exports
@@ -67,7 +67,7 @@ class RestRoutes:
         return {}
 
     async def _set_ttl(self, asked: Asked) -> Answer:
-        body = bodies.TtlRequest.model_validate_json(asked.body)
+        body = TtlRequest.model_validate_json(asked.body)
         await asyncio.to_thread(self._catalogue.set_ttl, _path(asked), body.ttl_seconds)
         return {}
 

@@ -7,6 +7,7 @@ tests measure the protocol's routes against it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -37,39 +38,19 @@ class Found(Generic[T]):
 class Routes(Generic[T]):
     def __init__(self, table: Mapping[tuple[str, str], T]) -> None:
         """The handlers by method and template."""
-        self._fixed: dict[tuple[str, str], T] = {}
-        self._open: list[tuple[str, list[str], T]] = []
-        for (method, template), handler in table.items():
-            if "{" in template:
-                self._open.append((method, template.split("/"), handler))
-            else:
-                self._fixed[method, template] = handler
-
-    @property
-    def names(self) -> frozenset[str]:
-        fixed = {f"{method} {template}" for method, template in self._fixed}
-        return frozenset(fixed | {f"{method} {'/'.join(parts)}" for method, parts, _ in self._open})
+        self.names = frozenset(f"{method} {template}" for method, template in table)
+        self._fixed = {place: handler for place, handler in table.items() if "{" not in place[1]}
+        self._open = [
+            (*place, re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", place[1])), handler)
+            for place, handler in table.items()
+            if place not in self._fixed
+        ]
 
     def find(self, method: str, path: str) -> Found[T] | None:
         fixed = self._fixed.get((method, path))
         if fixed is not None:
             return Found(f"{method} {path}", fixed, {})
-        given = path.split("/")
-        for known, parts, handler in self._open:
-            if known == method and (params := _matched(parts, given)) is not None:
-                return Found(f"{method} {'/'.join(parts)}", handler, params)
+        for known, template, pattern, handler in self._open:
+            if known == method and (found := pattern.fullmatch(path)) is not None:
+                return Found(f"{method} {template}", handler, found.groupdict())
         return None
-
-
-def _matched(parts: list[str], given: list[str]) -> dict[str, str] | None:
-    if len(parts) != len(given):
-        return None
-    params: dict[str, str] = {}
-    for part, value in zip(parts, given, strict=True):
-        if part.startswith("{"):
-            if not value:
-                return None
-            params[part[1:-1]] = value
-        elif part != value:
-            return None
-    return params
