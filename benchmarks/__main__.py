@@ -1,6 +1,7 @@
 """`make bench`: all benchmarks but `sessions`, which takes six minutes and 8 GB, and `telemetry`,
 which takes five, or those named: `python -m benchmarks engine sampling server sessions client
-data telemetry overhead throughput scale honesty`."""
+data telemetry overhead throughput scale honesty
+priors replay`."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ from benchmarks import (
     engine_speed,
     honesty,
     overhead,
+    priors,
+    replay,
     sampling_speed,
     scale,
     server_cost,
@@ -39,6 +42,10 @@ def _scale() -> Iterator[str]:
     yield scale.growth()
 
 
+def _replay() -> Iterator[str]:
+    yield from replay.tables(1000)
+
+
 def _one(make: Callable[[], str]) -> Callable[[], Iterator[str]]:
     def tables() -> Iterator[str]:
         yield make()
@@ -58,6 +65,8 @@ BENCHMARKS: Mapping[str, Callable[[], Iterator[str]]] = {
     "throughput": _one(lambda: throughput.table(throughput.run())),
     "scale": _scale,
     "honesty": _one(honesty.run),
+    "priors": _one(priors.run),
+    "replay": _replay,
 }
 ONLY_IF_NAMED = {"sessions", "telemetry"}
 

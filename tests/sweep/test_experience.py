@@ -1,0 +1,61 @@
+"""What finished sweeps on disk teach a prior."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from local_sweeps import Bench
+
+from crucible_tinkex.search.priors import Question, suggest
+from crucible_tinkex.sweep.experience import finished_trials
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+def test_every_trial_that_is_done_is_a_record_and_the_reference_is_not(tmp_path: Path) -> None:
+    state = Bench(tmp_path).run()
+    records, unread = finished_trials(tmp_path)
+    assert not unread and len(records) == 6 < len(state.trials)
+    assert {(r.base, r.batch_size, r.steps) for r in records} == {("nano", 4, 8)}
+    found = {(r.learning_rate, r.rank): r.metric for r in records}
+    for trial in state.trials.values():
+        if not trial.reference:
+            key = trial.values["optimizer.learning_rate"], trial.values["lora.rank"]
+            assert found[key] == trial.metrics["eval/nll"]
+
+
+def test_what_does_not_vary_is_read_off_the_declaration(tmp_path: Path) -> None:
+    space = {"optimizer.learning_rate": [1e-4, 1e-3], "optimizer.beta1": [0.8, 0.9]}
+    Bench(tmp_path, lora={"rank": 5}, search={"space": space}).run()
+    records, _ = finished_trials(tmp_path)
+    assert {r.rank for r in records} == {5}
+    assert len({r.sweep for r in records}) == 2, "one curve for each of what else varies"
+
+
+def test_the_own_sweep_is_what_a_prior_guesses_from(tmp_path: Path) -> None:
+    Bench(tmp_path).run()
+    records, _ = finished_trials(tmp_path)
+    best = min(records, key=lambda r: r.metric)
+    prior = suggest(records, Question("nano", 4, 8, ranks=(2, 8)), count=1)
+    assert prior.in_range and prior.suggestions[0].values["lora.rank"] == best.rank
+    assert prior.suggestions[0].loss < 0.5
+
+
+def test_old_journals_are_read_and_damaged_ones_named(tmp_path: Path) -> None:
+    shutil.copytree(ASSETS / "sweep-0.1.0", tmp_path / "old")
+    shutil.copytree(ASSETS / "sweep-0.1.0", tmp_path / "torn")
+    for path in (tmp_path / "torn" / "journal").iterdir():
+        path.write_bytes(b"\0" * 64 + path.read_bytes()[64:])
+    (tmp_path / "notes.txt").write_text("no sweep")
+    (tmp_path / "empty").mkdir()
+    records, unread = finished_trials(tmp_path)
+    assert records and unread == ["torn"]
+    assert all(r.metric > 0 for r in records)
+
+
+@pytest.mark.parametrize("place", ["nowhere", "file"])
+def test_no_storage_no_experience(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    assert finished_trials(tmp_path / place) == ([], [])
