@@ -20,14 +20,14 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.runtime.cluster import Runtime
-from crucible_tinkex.sweep.control import Command
 from crucible_tinkex.sweep.launch import Launch
-from crucible_tinkex.sweep.leaderboard import Objective, best, ranked
+from crucible_tinkex.sweep.orders.control import Command
+from crucible_tinkex.sweep.orders.steering import steer
 from crucible_tinkex.sweep.preparation import prepare
-from crucible_tinkex.sweep.steering import steer
-from crucible_tinkex.sweep.summary import existing_sweep, read_state, summary, trial_summary
-from crucible_tinkex.sweep.tables import query_tables
-from crucible_tinkex.sweep.view import Observer, SweepView, ignore
+from crucible_tinkex.sweep.results.leaderboard import Objective, best, ranked
+from crucible_tinkex.sweep.results.summary import existing_sweep, read_state, summary, trial_summary
+from crucible_tinkex.sweep.results.tables import query_tables
+from crucible_tinkex.sweep.results.view import Observer, SweepView, ignore
 from crucible_tinkex.telemetry.query import query, read_evaluations, read_events
 
 if TYPE_CHECKING:
@@ -156,14 +156,14 @@ class Sweep:
 
     def conclusion(self) -> Conclusion:
         """Which configuration is best, how sure that is, and what would settle it."""
-        from crucible_tinkex.sweep.conclusion import conclusion
+        from crucible_tinkex.sweep.results.conclusion import conclusion
 
         return conclusion(self._state)
 
     def compare(self, a: str, b: str) -> Comparison:
         """The configurations of two trials (id, name or number), held-out row by row, over all
         their seeds. Raises `ConfigError` for a trial that is not there."""
-        from crucible_tinkex.sweep.conclusion import comparison
+        from crucible_tinkex.sweep.results.conclusion import comparison
 
         return comparison(self._state, self.evaluations(), a, b)
 

@@ -47,8 +47,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "aiohttp": ("client.http.connections", "runtime.jobs"),
     "pyarrow": (
         "telemetry",
-        "sweep.tables",
-        "sweep.conclusion",
+        "sweep.results.tables",
+        "sweep.results.conclusion",
         "api",
         "datasets.files.containers",
     ),

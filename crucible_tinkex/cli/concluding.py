@@ -7,8 +7,8 @@ import json as json_module
 from crucible_tinkex.api import Sweep
 from crucible_tinkex.cli.tables import plain_table, print_table
 from crucible_tinkex.registry import SweepState
-from crucible_tinkex.sweep.leaderboard import configurations
-from crucible_tinkex.sweep.summary import existing_sweep
+from crucible_tinkex.sweep.results.leaderboard import configurations
+from crucible_tinkex.sweep.results.summary import existing_sweep
 
 SHOWN_ROWS = 40
 
@@ -17,7 +17,7 @@ def conclusion_lines(state: SweepState) -> list[str]:
     """The verdict and its conditions; nothing where there is only one configuration."""
     if sum(not c.reference for c in configurations(state)) < 2:
         return []
-    from crucible_tinkex.sweep.conclusion import conclusion
+    from crucible_tinkex.sweep.results.conclusion import conclusion
 
     found = conclusion(state)
     return [found.verdict, *(f"- {note}" for note in found.notes)]

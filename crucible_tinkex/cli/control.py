@@ -9,9 +9,9 @@ from typing import Any
 from crucible_tinkex.config import parse_assignment, parse_budget
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.storage import is_locked
-from crucible_tinkex.sweep.control import Command, Kind
-from crucible_tinkex.sweep.steering import steer
-from crucible_tinkex.sweep.summary import existing_sweep
+from crucible_tinkex.sweep.orders.control import Command, Kind
+from crucible_tinkex.sweep.orders.steering import steer
+from crucible_tinkex.sweep.results.summary import existing_sweep
 
 
 def command_sweep(

@@ -13,9 +13,9 @@ from crucible_tinkex.cli.live import LiveTable, PlainProgress
 from crucible_tinkex.cli.tables import print_leaderboard, verdict
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.sweep.launch import Launch
-from crucible_tinkex.sweep.leaderboard import Objective
 from crucible_tinkex.sweep.preparation import PreparedSweep
-from crucible_tinkex.sweep.summary import summary
+from crucible_tinkex.sweep.results.leaderboard import Objective
+from crucible_tinkex.sweep.results.summary import summary
 
 
 def execute(

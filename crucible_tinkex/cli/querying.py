@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from crucible_tinkex.cli.tables import WIDE, plain_console, plain_table, print_table
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.sweep.summary import existing_sweep, read_state
-from crucible_tinkex.sweep.tables import query_tables
+from crucible_tinkex.sweep.results.summary import existing_sweep, read_state
+from crucible_tinkex.sweep.results.tables import query_tables
 from crucible_tinkex.telemetry.export import Format, encoded, write_table
 from crucible_tinkex.telemetry.query import query
 

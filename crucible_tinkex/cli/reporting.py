@@ -13,7 +13,7 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.report.data import report_data
 from crucible_tinkex.report.live import serve_page
 from crucible_tinkex.report.writing import write_report
-from crucible_tinkex.sweep.summary import existing_sweep, read_state
+from crucible_tinkex.sweep.results.summary import existing_sweep, read_state
 
 
 def make_report(sweeps: Sequence[str], *, storage: str, out: Path | None, json: bool) -> None:

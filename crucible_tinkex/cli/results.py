@@ -17,7 +17,7 @@ from crucible_tinkex.errors import ConfigError, StorageError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import TERMINAL
 from crucible_tinkex.storage import storage_errors
-from crucible_tinkex.sweep.summary import (
+from crucible_tinkex.sweep.results.summary import (
     existing_sweep,
     faults,
     read_state,

@@ -23,7 +23,13 @@ from crucible_tinkex.registry import (
     STOPPED,
     SweepState,
 )
-from crucible_tinkex.sweep.leaderboard import Configuration, Objective, best, configurations, tied
+from crucible_tinkex.sweep.results.leaderboard import (
+    Configuration,
+    Objective,
+    best,
+    configurations,
+    tied,
+)
 
 SHOWN_ROWS = 40
 STYLES = {

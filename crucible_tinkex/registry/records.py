@@ -116,7 +116,7 @@ class Decision:
     by: str = ""
     """pause, stop, end: "person" or "budget"; the search itself where it is empty."""
     command: Mapping[str, Any] | None = None
-    """command: what a person asked for (`sweep.control.Command`); the reason is the answer."""
+    """command: what a person asked (`sweep.orders.control.Command`); the reason is the answer."""
 
 
 @dataclass

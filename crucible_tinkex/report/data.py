@@ -15,8 +15,8 @@ from crucible_tinkex.names import SweepPaths, short_keys
 from crucible_tinkex.registry import FAILED, LOST, STOPPED, Spent, SweepState, TrialRecord
 from crucible_tinkex.report.curves import curves
 from crucible_tinkex.report.importance import importance
-from crucible_tinkex.sweep.leaderboard import Configuration, Objective, configurations
-from crucible_tinkex.sweep.summary import sweep_state
+from crucible_tinkex.sweep.results.leaderboard import Configuration, Objective, configurations
+from crucible_tinkex.sweep.results.summary import sweep_state
 
 
 def report_data(state: SweepState, paths: SweepPaths) -> dict[str, Any]:

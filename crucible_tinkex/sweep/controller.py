@@ -36,12 +36,12 @@ from crucible_tinkex.registry import (
     TrialRecord,
 )
 from crucible_tinkex.runtime.pool import SessionPool
-from crucible_tinkex.sweep.control import LASTING, REFUSED, Command, Inbox
-from crucible_tinkex.sweep.obeying import obey
-from crucible_tinkex.sweep.planner import Planner
-from crucible_tinkex.sweep.policy import Policy, is_waiting
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.policy import Policy, is_waiting
+from crucible_tinkex.sweep.orders.control import LASTING, REFUSED, Command, Inbox
+from crucible_tinkex.sweep.orders.obeying import obey
 from crucible_tinkex.sweep.ports import Amend, TelemetryPort
-from crucible_tinkex.sweep.view import Observer, SweepView, TrialView, ignore
+from crucible_tinkex.sweep.results.view import Observer, SweepView, TrialView, ignore
 from crucible_tinkex.training.outcome import Outcome, Verdict
 
 INTERRUPTED = "interrupted"

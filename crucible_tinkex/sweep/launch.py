@@ -28,15 +28,15 @@ from crucible_tinkex.runtime.executor import RayExecutor
 from crucible_tinkex.runtime.pool import SessionPool
 from crucible_tinkex.storage import Lock, check_writable
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
-from crucible_tinkex.sweep.control import LASTING, Inbox
 from crucible_tinkex.sweep.controller import Controller
-from crucible_tinkex.sweep.leaderboard import exit_code
 from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
 from crucible_tinkex.sweep.manifest import write_manifest
+from crucible_tinkex.sweep.orders.control import LASTING, Inbox
 from crucible_tinkex.sweep.ports import Amendment, Executor
 from crucible_tinkex.sweep.preparation import PreparedSweep, extended, prepare
-from crucible_tinkex.sweep.registering import register_best
-from crucible_tinkex.sweep.view import Observer, SweepView, ignore
+from crucible_tinkex.sweep.results.leaderboard import exit_code
+from crucible_tinkex.sweep.results.registering import register_best
+from crucible_tinkex.sweep.results.view import Observer, SweepView, ignore
 from crucible_tinkex.telemetry.recorder import Recorder
 from crucible_tinkex.telemetry.sender import BufferedSink
 from crucible_tinkex.training.host import SessionHost

@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeAlias
 from crucible_tinkex.config import RunSection
 from crucible_tinkex.registry import ControlPort
 from crucible_tinkex.runtime.pool import HostLauncher, Packing
-from crucible_tinkex.sweep.planner import Planner
-from crucible_tinkex.sweep.policy import Policy
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.policy import Policy
 
 
 class TelemetryChanges(Protocol):

@@ -36,12 +36,12 @@ from crucible_tinkex.search import strategies
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.space import Values
 from crucible_tinkex.storage import storage_errors
-from crucible_tinkex.sweep.asking import trials_of
-from crucible_tinkex.sweep.budget import Budget
-from crucible_tinkex.sweep.control import Inbox
-from crucible_tinkex.sweep.planner import Planner
-from crucible_tinkex.sweep.policy import Policy
-from crucible_tinkex.sweep.prices import checked_price
+from crucible_tinkex.sweep.deciding.asking import trials_of
+from crucible_tinkex.sweep.deciding.budget import Budget
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.policy import Policy
+from crucible_tinkex.sweep.deciding.prices import checked_price
+from crucible_tinkex.sweep.orders.control import Inbox
 from crucible_tinkex.training.data import SweepData
 
 log = logging.getLogger(__name__)

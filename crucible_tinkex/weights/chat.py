@@ -18,7 +18,7 @@ from crucible_tinkex.datasets import Tokenizer, load_tokenizer, open_rows
 from crucible_tinkex.datasets.rows import Message
 from crucible_tinkex.errors import ConfigError, DataError
 from crucible_tinkex.protocol.wire import SamplingParams
-from crucible_tinkex.sweep.trained import Trained
+from crucible_tinkex.sweep.results.trained import Trained
 from crucible_tinkex.weights.service import sampling_path, service_of
 
 Style: TypeAlias = Literal["chat", "plain"]

@@ -29,9 +29,9 @@ from crucible_tinkex.registry import TERMINAL, CheckpointRecord, Spent, SweepSta
 from crucible_tinkex.registry.models import ModelRegistry
 from crucible_tinkex.registry.records import CheckpointKind
 from crucible_tinkex.registry.upkeep import Upkeep
-from crucible_tinkex.sweep.leaderboard import Objective
-from crucible_tinkex.sweep.summary import existing_sweep, read_state
-from crucible_tinkex.sweep.trained import Trained, chosen_trial
+from crucible_tinkex.sweep.results.leaderboard import Objective
+from crucible_tinkex.sweep.results.summary import existing_sweep, read_state
+from crucible_tinkex.sweep.results.trained import Trained, chosen_trial
 from crucible_tinkex.weights.copies import Copies, Copy
 from crucible_tinkex.weights.export import fetch_adapter
 from crucible_tinkex.weights.retention import Checkpoint, Retention, best_first, checkpoints, plan

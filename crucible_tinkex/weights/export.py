@@ -21,7 +21,7 @@ from crucible_tinkex.client.checkpoints.download import Progress
 from crucible_tinkex.errors import ConfigError, ProtocolError, StorageError
 from crucible_tinkex.names import SweepPaths, TinkerPath, hub_id
 from crucible_tinkex.storage import make_folder, storage_errors
-from crucible_tinkex.sweep.trained import Trained
+from crucible_tinkex.sweep.results.trained import Trained
 from crucible_tinkex.weights.service import blocking, sampling_path, service_of
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import TERMINAL, CheckpointRecord, SweepState, TrialRecord
-from crucible_tinkex.sweep.leaderboard import Objective
+from crucible_tinkex.sweep.results.leaderboard import Objective
 
 
 @dataclass(frozen=True)

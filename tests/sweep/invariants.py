@@ -20,7 +20,7 @@ from crucible_tinkex.datasets import batch_indices
 from crucible_tinkex.protocol.wire import LoraConfig
 from crucible_tinkex.registry import DONE, FAILED, LOST, STOPPED, SweepState, TrialRecord
 from crucible_tinkex.registry.journal import read_records
-from crucible_tinkex.sweep.leaderboard import best, configurations, exit_code
+from crucible_tinkex.sweep.results.leaderboard import best, configurations, exit_code
 from crucible_tinkex.testing.fake_model import FakeRow, FakeWeights, pairs_of, rows_digest
 from crucible_tinkex.training.recipes.datums import datum
 

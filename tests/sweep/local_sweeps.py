@@ -22,14 +22,14 @@ from crucible_tinkex.registry import Registry, SweepState
 from crucible_tinkex.runtime.pool import Packing, SessionPool
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations
-from crucible_tinkex.sweep.asking import trials_of
-from crucible_tinkex.sweep.budget import Budget
-from crucible_tinkex.sweep.control import Inbox
 from crucible_tinkex.sweep.controller import Controller
-from crucible_tinkex.sweep.planner import Planner
-from crucible_tinkex.sweep.policy import Policy
+from crucible_tinkex.sweep.deciding.asking import trials_of
+from crucible_tinkex.sweep.deciding.budget import Budget
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.policy import Policy
+from crucible_tinkex.sweep.orders.control import Inbox
 from crucible_tinkex.sweep.ports import Amendment
-from crucible_tinkex.sweep.view import SweepView
+from crucible_tinkex.sweep.results.view import SweepView
 from crucible_tinkex.testing import FakeBackend, FakeService
 from crucible_tinkex.testing.clock import run_virtual
 from crucible_tinkex.training.data import SweepData

@@ -15,9 +15,9 @@ from sweep_states import Journal
 from crucible_tinkex.config import BudgetSection, parse_budget
 from crucible_tinkex.errors import ConfigError, SessionLostError
 from crucible_tinkex.registry import DONE, PAUSED, RUNNING, STOPPED, Spent
-from crucible_tinkex.sweep.budget import Budget
-from crucible_tinkex.sweep.leaderboard import exit_code
-from crucible_tinkex.sweep.prices import Price, checked_price, price_of
+from crucible_tinkex.sweep.deciding.budget import Budget
+from crucible_tinkex.sweep.deciding.prices import Price, checked_price, price_of
+from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.testing import FakeBackend
 
 PRICE = Price(2.0, 1.0, 4.0, "a test", date.today())

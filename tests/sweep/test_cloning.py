@@ -11,10 +11,10 @@ from sweep_states import Journal
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import DONE, FAILED, Decision, TrialRecord
-from crucible_tinkex.sweep.cloning import clone_plan
-from crucible_tinkex.sweep.control import Command
-from crucible_tinkex.sweep.planner import Planner
-from crucible_tinkex.sweep.tables import query_tables
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.orders.cloning import clone_plan
+from crucible_tinkex.sweep.orders.control import Command
+from crucible_tinkex.sweep.results.tables import query_tables
 
 SEARCH = {"space": {"lora.rank": [4]}}
 RATE = {"optimizer.learning_rate": 1e-3}

@@ -12,8 +12,8 @@ from local_sweeps import Bench, numbers
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import DONE, FAILED, PAUSED, RUNNING, STOPPED, TrialRecord
 from crucible_tinkex.storage import Lock
-from crucible_tinkex.sweep.control import Command, Inbox, send
-from crucible_tinkex.sweep.leaderboard import exit_code
+from crucible_tinkex.sweep.orders.control import Command, Inbox, send
+from crucible_tinkex.sweep.results.leaderboard import exit_code
 
 ONE = {"space": {"lora.rank": [4]}, "reference": False}
 

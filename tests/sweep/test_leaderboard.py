@@ -11,7 +11,7 @@ from sweep_states import Journal
 
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import DONE, FAILED, LOST, STOPPED, Decision, SweepState
-from crucible_tinkex.sweep.leaderboard import best, configurations, exit_code, ranked, tied
+from crucible_tinkex.sweep.results.leaderboard import best, configurations, exit_code, ranked, tied
 
 ASSETS = Path(__file__).parent.parent / "assets"
 

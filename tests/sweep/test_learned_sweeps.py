@@ -14,8 +14,8 @@ from local_sweeps import Bench, numbers
 from sweep_states import Journal
 
 from crucible_tinkex.registry import DONE, FAILED, LOST, RUNNING, STOPPED, TrialRecord
-from crucible_tinkex.sweep.leaderboard import Objective, best
-from crucible_tinkex.sweep.trying import told_of
+from crucible_tinkex.sweep.deciding.trying import told_of
+from crucible_tinkex.sweep.results.leaderboard import Objective, best
 
 RATE = "optimizer.learning_rate"
 SPACE = {

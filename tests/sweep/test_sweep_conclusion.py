@@ -19,7 +19,7 @@ from crucible_tinkex.registry import (
     SweepState,
     TrialRecord,
 )
-from crucible_tinkex.sweep.conclusion import comparison, conclusion
+from crucible_tinkex.sweep.results.conclusion import comparison, conclusion
 
 RNG = np.random.default_rng(2)
 

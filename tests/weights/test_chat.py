@@ -17,7 +17,7 @@ from crucible_tinkex.datasets.rows import Message
 from crucible_tinkex.errors import ConfigError, RequestRejectedError
 from crucible_tinkex.protocol.wire import SampledSequence, SampleResponse, SamplingParams
 from crucible_tinkex.server.bases import ensure_base
-from crucible_tinkex.sweep.trained import Trained
+from crucible_tinkex.sweep.results.trained import Trained
 from crucible_tinkex.weights.chat import Chat, chat_prompt, style_of
 
 PARAMS = SamplingParams(max_tokens=8)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import crucible_tinkex as ct
 from crucible_tinkex.errors import ConfigError, StorageError
 from crucible_tinkex.server import bases
-from crucible_tinkex.sweep.trained import Trained
+from crucible_tinkex.sweep.results.trained import Trained
 from crucible_tinkex.weights.export import export_trial
 from crucible_tinkex.weights.service import sampling_path, service_of
 

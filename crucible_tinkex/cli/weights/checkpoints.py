@@ -167,7 +167,7 @@ def _open(sweep: str, storage: str) -> CheckpointManager:
 
 
 def _summary(checkpoint: Checkpoint) -> dict[str, Any]:
-    from crucible_tinkex.sweep.summary import finite
+    from crucible_tinkex.sweep.results.summary import finite
 
     record = checkpoint.record
     return {

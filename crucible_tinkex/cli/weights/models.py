@@ -98,9 +98,9 @@ def register(
 def _register_trial(
     name: str, sweep: str, trial: str | None, tags: tuple[str, ...], storage: str
 ) -> ModelVersion:
-    from crucible_tinkex.sweep.registering import register_trial
-    from crucible_tinkex.sweep.summary import existing_sweep, read_state
-    from crucible_tinkex.sweep.trained import chosen_trial
+    from crucible_tinkex.sweep.results.registering import register_trial
+    from crucible_tinkex.sweep.results.summary import existing_sweep, read_state
+    from crucible_tinkex.sweep.results.trained import chosen_trial
 
     paths = existing_sweep(storage, sweep)
     state = read_state(paths)

@@ -377,15 +377,10 @@ class TinkexSession:
             self._live.report.measure("evaluation", found.metrics)
             self._live.report.examples(found.examples)
         self.bridge.execute("evaluation_complete", found.metrics, step=self.step)
+        name = None if chosen is None else chosen.name
         return EvaluationResult(
-            self.experiment.id,
-            adapter_name,
-            found.metrics,
-            found.examples,
-            None if chosen is None else chosen.name,
+            self.experiment.id, adapter_name, found.metrics, found.examples, name
         )
-
-    # --- how -----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _working(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import FAILED, LOST, PAUSED, TERMINAL, Decision, SweepState
 from crucible_tinkex.registry import TrialRecord as Trial
-from crucible_tinkex.sweep.cloning import clone_plan
-from crucible_tinkex.sweep.control import Command
-from crucible_tinkex.sweep.planner import Planner
-from crucible_tinkex.sweep.policy import Policy
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.policy import Policy
+from crucible_tinkex.sweep.orders.cloning import clone_plan
+from crucible_tinkex.sweep.orders.control import Command
 
 PERSON = "person"
 

@@ -18,7 +18,7 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import CATALOGUE, Direction
 from crucible_tinkex.names import short_keys
 from crucible_tinkex.registry import FAILED, LOST, STOPPED, SweepState, TrialRecord
-from crucible_tinkex.sweep.leaderboard import Configuration, Objective, configurations
+from crucible_tinkex.sweep.results.leaderboard import Configuration, Objective, configurations
 
 _COLUMNS = {"eval/nll": "nll", "eval/accuracy": "correct"}
 """The metric's value for one held-out row."""

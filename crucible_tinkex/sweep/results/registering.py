@@ -8,8 +8,8 @@ from typing import Any
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import CheckpointRecord, SweepState, TrialRecord
 from crucible_tinkex.registry.models import ModelRegistry, ModelVersion
-from crucible_tinkex.sweep.leaderboard import Objective, best
-from crucible_tinkex.sweep.trained import counting_checkpoint
+from crucible_tinkex.sweep.results.leaderboard import Objective, best
+from crucible_tinkex.sweep.results.trained import counting_checkpoint
 
 
 def register_best(state: SweepState, paths: SweepPaths) -> ModelVersion | None:

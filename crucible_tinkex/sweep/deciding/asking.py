@@ -18,9 +18,9 @@ from crucible_tinkex.search.learners import Told
 from crucible_tinkex.search.learning import LearningSearch
 from crucible_tinkex.search.space import Values, trial_settings
 from crucible_tinkex.search.strategies import learns
-from crucible_tinkex.sweep.leaderboard import Objective
-from crucible_tinkex.sweep.planner import Planner
-from crucible_tinkex.sweep.trying import Results, Tried
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.trying import Results, Tried
+from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.training.plan import TrialPlan
 
 

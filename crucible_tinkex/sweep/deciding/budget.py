@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from crucible_tinkex.config import BudgetSection
 from crucible_tinkex.registry import Spent, SweepState, TrialRecord
-from crucible_tinkex.sweep.prices import Price
+from crucible_tinkex.sweep.deciding.prices import Price
 
 BUDGET = "budget"
 

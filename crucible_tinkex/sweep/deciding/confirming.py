@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from crucible_tinkex.config import SearchSection
 from crucible_tinkex.registry import CONFIRM, SweepState
-from crucible_tinkex.sweep.leaderboard import configurations
-from crucible_tinkex.sweep.planner import Planner
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.results.leaderboard import configurations
 from crucible_tinkex.training.plan import TrialPlan
 
 FIRST_SEED = 10_000

@@ -15,7 +15,7 @@ from typing import Any
 from crucible_tinkex.config import check_axes
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import CheckpointRecord, Origin, SweepState, TrialRecord
-from crucible_tinkex.sweep.planner import Planner
+from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.training.plan import TrialPlan
 
 

@@ -25,11 +25,11 @@ from crucible_tinkex.registry import (
 )
 from crucible_tinkex.registry.records import DecisionKind, declared
 from crucible_tinkex.search.stopping import StoppingRule, Verdict
-from crucible_tinkex.sweep.asking import Asker
-from crucible_tinkex.sweep.budget import BUDGET, Budget
-from crucible_tinkex.sweep.confirming import confirmation_seeds, next_confirmations
-from crucible_tinkex.sweep.planner import Planner
-from crucible_tinkex.sweep.rungs import Rung
+from crucible_tinkex.sweep.deciding.asking import Asker
+from crucible_tinkex.sweep.deciding.budget import BUDGET, Budget
+from crucible_tinkex.sweep.deciding.confirming import confirmation_seeds, next_confirmations
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.rungs import Rung
 from crucible_tinkex.training.plan import TrialPlan
 
 

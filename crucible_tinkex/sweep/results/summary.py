@@ -10,8 +10,14 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import FAILED, LOST, PENDING, RUNNING, Spent, SweepState, TrialRecord
 from crucible_tinkex.storage import is_locked, storage_errors
-from crucible_tinkex.sweep.leaderboard import Configuration, Objective, best, configurations, ranked
 from crucible_tinkex.sweep.preparation import read_resolved
+from crucible_tinkex.sweep.results.leaderboard import (
+    Configuration,
+    Objective,
+    best,
+    configurations,
+    ranked,
+)
 
 
 def existing_sweep(storage: str, name: str) -> SweepPaths:
