@@ -1,6 +1,7 @@
 """`make bench`: all benchmarks but `sessions`, which takes six minutes and 8 GB, and `telemetry`,
 which takes five, or those named: `python -m benchmarks engine sampling server sessions client
-telemetry overhead throughput scale priors replay`."""
+data telemetry overhead throughput scale honesty
+priors replay`."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 from benchmarks import (
     client_cost,
+    data_memory,
     engine_speed,
+    honesty,
     overhead,
     priors,
     replay,
@@ -56,10 +59,12 @@ BENCHMARKS: Mapping[str, Callable[[], Iterator[str]]] = {
     "server": _one(server_cost.run),
     "sessions": _one(sessions.run),
     "client": _one(lambda: client_cost.table(client_cost.run())),
+    "data": _one(data_memory.run),
     "telemetry": _one(telemetry.run),
     "overhead": _one(lambda: overhead.table(overhead.run())),
     "throughput": _one(lambda: throughput.table(throughput.run())),
     "scale": _scale,
+    "honesty": _one(honesty.run),
     "priors": _one(priors.run),
     "replay": _replay,
 }

@@ -13,7 +13,7 @@ def tokens(row: int) -> list[int]:
 
 def datums() -> list[Any]:
     # Not above: a process that measures the SDK's memory must not hold our wire format.
-    import crucible_tinkex.client.wire as wire
+    import crucible_tinkex.protocol.wire as wire
 
     return [
         wire.Datum(

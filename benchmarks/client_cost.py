@@ -40,7 +40,7 @@ Close = Callable[[], Awaitable[None]]
 
 async def _ours(ready: dict[str, str], encoding: Any) -> tuple[Step, Close]:
     client = import_module("crucible_tinkex.client")
-    wire = import_module("crucible_tinkex.client.wire")
+    wire = import_module("crucible_tinkex.protocol.wire")
     service = client.TinkexService(
         ready["base_url"],
         api_key_file=ready["api_key_file"],

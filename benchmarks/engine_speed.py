@@ -22,8 +22,8 @@ import torch
 
 from benchmarks.rounds import Rounds
 from crucible_tinkex.server import bases
-from crucible_tinkex.server.engine import TorchEngine
-from crucible_tinkex.server.launch import DTYPES, fastest_dtype
+from crucible_tinkex.server.engine.engine import TorchEngine
+from crucible_tinkex.server.engine.launch import DTYPES, fastest_dtype
 from crucible_tinkex.server.operations import (
     Adam,
     CreateModel,
@@ -35,7 +35,7 @@ from crucible_tinkex.server.operations import (
     Outcome,
     Row,
 )
-from crucible_tinkex.server.store import Store
+from crucible_tinkex.server.store.store import Store
 
 SHAPES = ((1, 16), (2, 32), (8, 64))
 """Rows and tokens per row of each adapter's batch."""

@@ -121,7 +121,7 @@ async def _trial(config: dict[str, Any], endpoint: dict[str, str], steps: int) -
     from ray import tune as ray_tune
 
     from crucible_tinkex.client.service import TinkexService
-    from crucible_tinkex.client.wire import (
+    from crucible_tinkex.protocol.wire import (
         AdamParams,
         Datum,
         LoraConfig,

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.engine_speed import Ours, Peft, auto_dtype, batch
 from benchmarks.rounds import Rounds
-from crucible_tinkex.server.launch import DTYPES
+from crucible_tinkex.server.engine.launch import DTYPES
 from crucible_tinkex.server.operations import Sample, SamplerSource, TakeSnapshot
 
 ADAPTERS = 8

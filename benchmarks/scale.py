@@ -26,7 +26,7 @@ from crucible_tinkex.registry import CheckpointRecord, Registry, Spent, SweepSta
 from crucible_tinkex.registry.journal import JournalWriter
 from crucible_tinkex.registry.records import declared
 from crucible_tinkex.storage import write_atomic
-from crucible_tinkex.sweep.planner import Planner
+from crucible_tinkex.sweep.deciding.planner import Planner
 
 TRIALS = (2_000, 10_000)
 GROWN = Workload(trials=2000, steps=2, step_s=0.01)

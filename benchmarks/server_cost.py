@@ -21,8 +21,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import crucible_tinkex.client.proto as proto
-import crucible_tinkex.client.wire as wire
+import crucible_tinkex.protocol.proto as proto
+import crucible_tinkex.protocol.wire as wire
 from benchmarks.batch import ROWS, TOKENS, datums
 from benchmarks.child_server import ChildServer, started
 from benchmarks.raw_http import RawHttp

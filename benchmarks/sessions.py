@@ -20,8 +20,8 @@ from typing import Any
 
 from benchmarks.child_server import ChildServer, started
 from benchmarks.raw_http import RawHttp
-from crucible_tinkex.server.limits import Limits
-from crucible_tinkex.server.serve import ServeOptions, serve
+from crucible_tinkex.server.sessions.limits import Limits
+from crucible_tinkex.server.web.serve import ServeOptions, serve
 
 MEMORY_MB = 8 * 1024
 SMALL_MB = 1024

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crucible_tinkex.server.nano import write_tokenizer
+from crucible_tinkex.server.bases.nano import write_tokenizer
 from crucible_tinkex.server.operations import (
     BaseInfo,
     CreateModel,
@@ -36,8 +36,8 @@ from crucible_tinkex.server.operations import (
     SaveWeights,
     StepOutput,
 )
-from crucible_tinkex.server.serve import serve_engine
-from crucible_tinkex.server.store import Store
+from crucible_tinkex.server.store.store import Store
+from crucible_tinkex.server.web.serve import serve_engine
 
 STEP_S = 0.2
 KEY = "tml-standin"

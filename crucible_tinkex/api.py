@@ -7,10 +7,12 @@ loop runs already (a notebook): the sweep has a loop of its own.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
@@ -19,12 +21,41 @@ from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.sweep.launch import Launch
-from crucible_tinkex.sweep.leaderboard import Objective, best, ranked
+from crucible_tinkex.sweep.orders.control import Command
+from crucible_tinkex.sweep.orders.steering import steer
 from crucible_tinkex.sweep.preparation import prepare
-from crucible_tinkex.sweep.summary import existing_sweep, read_state, summary, trial_summary
-from crucible_tinkex.sweep.tables import query_tables
-from crucible_tinkex.sweep.view import Observer, SweepView, ignore
+from crucible_tinkex.sweep.results.leaderboard import Objective, best, ranked
+from crucible_tinkex.sweep.results.summary import existing_sweep, read_state, summary, trial_summary
+from crucible_tinkex.sweep.results.tables import query_tables
+from crucible_tinkex.sweep.results.view import Observer, SweepView, ignore
 from crucible_tinkex.telemetry.query import query, read_evaluations, read_events
+
+if TYPE_CHECKING:
+    from crucible_tinkex.bench import Comparison, Conclusion
+    from crucible_tinkex.weights.checkpoints import CheckpointManager
+    from crucible_tinkex.weights.export import Exported
+
+
+class TrainedTrial(dict[str, Any]):
+    """A trial as `crucible status --json` prints it, and what can be done with its weights."""
+
+    def __init__(self, summary: dict[str, Any], paths: SweepPaths) -> None:
+        super().__init__(summary)
+        self._paths = paths
+
+    def export(
+        self,
+        to: str | Path,
+        *,
+        merged: bool = False,
+        base: str | None = None,
+        force: bool = False,
+    ) -> Exported:
+        """Write the adapter as a folder for `peft`, or merged into its base as a Hugging Face
+        model; see `weights.export`. A folder that is not empty is refused without `force`."""
+        from crucible_tinkex.weights.export import export_trial
+
+        return export_trial(self._paths, self["id"], to, merged=merged, base=base, force=force)
 
 
 @dataclass(frozen=True)
@@ -47,11 +78,50 @@ class Sweep:
         """What `crucible status --json` prints."""
         return summary(self._state, self.paths)
 
-    def best(self) -> dict[str, Any] | None:
+    def best(self) -> TrainedTrial | None:
         """The best trial of the best configuration, or None while none is complete."""
         state = self._state
         winner = best(state)
-        return trial_summary(winner.best_trial, Objective.of(state)) if winner else None
+        if winner is None:
+            return None
+        return TrainedTrial(trial_summary(winner.best_trial, Objective.of(state)), self.paths)
+
+    @property
+    def checkpoints(self) -> CheckpointManager:
+        """What the sweep left on its service."""
+        from crucible_tinkex.weights.checkpoints import CheckpointManager
+
+        return CheckpointManager(self.paths)
+
+    def clone(
+        self,
+        trial: str,
+        settings: Mapping[str, Any],
+        *,
+        fresh: bool = False,
+        at: int | None = None,
+    ) -> str:
+        """Add a trial like `trial` (id, name or number) with dotted keys changed: from its newest
+        checkpoint at or before step `at`, or `fresh`. A running sweep begins it at once, another
+        when it is run again. What became of it, in words. Raises `ConfigError`."""
+        return steer(self.paths, Command("clone", (trial,), settings, fresh, at))
+
+    def extend(self, settings: Mapping[str, Any]) -> str:
+        """Ask for more: dotted keys, as `--set` takes them. Raises `ConfigError`."""
+        return steer(self.paths, Command("extend", settings=settings))
+
+    def stop(self, *trials: str) -> str:
+        """End trials of a running sweep; without trials, save and end its run. Raises
+        `ConfigError` if it does not run."""
+        return steer(self.paths, Command("stop", trials))
+
+    def pause(self, *trials: str) -> str:
+        """Have trials, or the whole running sweep, save and wait. Raises `ConfigError`."""
+        return steer(self.paths, Command("pause", trials))
+
+    def unpause(self, *trials: str) -> str:
+        """Let what was paused go on. Raises `ConfigError`."""
+        return steer(self.paths, Command("unpause", trials))
 
     def leaderboard(self) -> pa.Table:
         """One row per trial, the best first: id, what varied, seed, state, step, metrics."""
@@ -60,8 +130,9 @@ class Sweep:
         rows = []
         for trial in ranked(state):
             fixed = {"trial_id": trial.trial_id, "trial": trial.run_name, "seed": trial.seed}
-            where = {"reference": trial.reference, "state": trial.state, "step": trial.step}
-            rows.append({**fixed, **trial.values, **where, **objective.metrics(trial)})
+            where = {"phase": trial.phase, "reference": trial.reference}
+            now = {"state": trial.state, "step": trial.step}
+            rows.append({**fixed, **trial.values, **where, **now, **objective.metrics(trial)})
         columns = list(dict.fromkeys(k for row in rows for k in row))
         return pa.table({c: [row.get(c) for row in rows] for c in columns})
 
@@ -82,6 +153,19 @@ class Sweep:
     def evaluations(self, *, trial_id: str | None = None, step: int | None = None) -> pa.Table:
         """What every held-out row got: example, nll, tokens, whether it was right, its text."""
         return read_evaluations(self.paths.events, trial_id=trial_id, step=step)
+
+    def conclusion(self) -> Conclusion:
+        """Which configuration is best, how sure that is, and what would settle it."""
+        from crucible_tinkex.sweep.results.conclusion import conclusion
+
+        return conclusion(self._state)
+
+    def compare(self, a: str, b: str) -> Comparison:
+        """The configurations of two trials (id, name or number), held-out row by row, over all
+        their seeds. Raises `ConfigError` for a trial that is not there."""
+        from crucible_tinkex.sweep.results.conclusion import comparison
+
+        return comparison(self._state, self.evaluations(), a, b)
 
     def query(self, sql: str) -> pa.Table:
         """DuckDB SQL over `events`, `steps`, `evaluations`, `trials`, `checkpoints`, `requests`."""

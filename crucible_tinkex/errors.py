@@ -8,7 +8,9 @@ or restored by `__reduce__`. No error ever holds the API key.
 
 from __future__ import annotations
 
-from typing import Any
+import pickle
+from collections.abc import Mapping
+from typing import Any, Literal
 
 
 class CrucibleError(Exception):
@@ -163,3 +165,128 @@ class RayStartError(RuntimeFailedError):
 
 class ClusterLostError(RuntimeFailedError):
     """The Ray cluster went away during a run; running it again continues from what was saved."""
+
+
+class SessionStateError(CrucibleError):
+    """The session is in no state for this: busy, failed or completed. The message says which."""
+
+
+# --- the seed's form -----------------------------------------------------------------------------
+
+ErrorType = Literal[
+    "validation",
+    "network",
+    "timeout",
+    "rate_limit",
+    "authentication",
+    "billing",
+    "session_lost",
+    "storage",
+    "internal",
+]
+_MAY_PASS = (408, 410, 425, 429)
+"""Statuses below 500 that are not the request's fault."""
+
+
+class TinkexError(CrucibleError):
+    """An error with where it happened, in the seed's shape; see `wrap`.
+
+    `type` says what to do about it, `tinkex_error` is the error itself, `status`, `category`,
+    `request_id` and `retry_after_s` are what the service said (None where it said nothing).
+    """
+
+    def __init__(self, error: BaseException, **context: Any) -> None:
+        message = error.message if isinstance(error, CrucibleError) else _told(error)
+        super().__init__(message, **{**context, **getattr(error, "context", {})})
+        self.type = error_type(error)
+        self.tinkex_error = error
+        self.status: int | None = getattr(error, "status", None)
+        self.category: str = getattr(error, "category", "unknown")
+        self.request_id: str | None = getattr(error, "request_id", None)
+        self.retry_after_s: float | None = getattr(error, "retry_after_s", None)
+        self.exit_code = getattr(error, "exit_code", 1)
+
+    @property
+    def is_user_error(self) -> bool:
+        """Whether the request is to blame, so that sending it again is no use."""
+        if self.type in ("validation", "authentication", "billing"):
+            return True
+        if self.status is None:
+            return self.category == "user"
+        return 400 <= self.status < 500 and self.status not in _MAY_PASS
+
+    @property
+    def is_retryable(self) -> bool:
+        return not self.is_user_error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """With the error itself where it can be pickled, else with its name and text."""
+        state = dict(self.__dict__)
+        try:
+            pickle.loads(pickle.dumps(self.tinkex_error))  # noqa: S301  (our own bytes)
+        except (pickle.PickleError, TypeError, AttributeError, ValueError):
+            state["tinkex_error"] = CrucibleError(_told(self.tinkex_error))
+        return (_rebuild, (type(self), self.message, state))
+
+
+def wrap(error: BaseException, context: Mapping[str, Any] | None = None) -> TinkexError:
+    """The seed's `Error.wrap`: `error` with `context` (experiment, trial, step, operation).
+
+    What an error knows of its place is kept; wrapping again adds to it. The original lost status,
+    category and the wait that the service asked for, and called a job that failed on the service a
+    network error; nothing is lost here.
+    """
+    given = dict(context or {})
+    if isinstance(error, TinkexError):
+        error.with_context(**given)
+        return error
+    wrapped = TinkexError(error, **given)
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def error_type(error: BaseException) -> ErrorType:
+    """What kind of trouble an error is, in the seed's words and a few that it lacked."""
+    if isinstance(error, TinkexError):
+        return error.type
+    if isinstance(error, ServiceError):
+        return _service_type(error)
+    for classes, name in _TYPES:
+        if isinstance(error, classes):
+            return name
+    return "internal"
+
+
+def _service_type(error: ServiceError) -> ErrorType:
+    for classes, name in _SERVICE_TYPES:
+        if isinstance(error, classes):
+            return name
+    if error.status == 429:
+        return "rate_limit"
+    if error.status in (408, 504):
+        return "timeout"
+    if isinstance(error, RequestRejectedError):
+        return "validation"
+    if isinstance(error, OperationFailedError):
+        return "validation" if error.category == "user" else "internal"
+    return "network" if isinstance(error, ServiceUnavailableError) else "internal"
+
+
+_SERVICE_TYPES: tuple[tuple[type[ServiceError], ErrorType], ...] = (
+    (AuthenticationError, "authentication"),
+    (BillingError, "billing"),
+    (SessionLostError, "session_lost"),
+    (ServiceStorageError, "storage"),
+)
+_TYPES: tuple[tuple[type[BaseException], ErrorType], ...] = (
+    (ConfigError, "validation"),
+    (StorageError, "storage"),
+    (TimeoutError, "timeout"),
+    (ConnectionError, "network"),
+    (OSError, "storage"),
+    (ValueError, "validation"),
+)
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -31,6 +31,8 @@ class Metric:
     about: str
     objective: bool = False
     """Whether a search can rank by it: it is part of every result that is recorded."""
+    indifference: float = 0.0
+    """Differences up to this, in its unit, are not worth a run: the cheaper setting will do."""
 
 
 _METRICS = (
@@ -40,6 +42,20 @@ _METRICS = (
         "min",
         "mean negative log-likelihood of the held-out completions",
         objective=True,
+        indifference=0.002,
+    ),
+    Metric(
+        "eval/perplexity",
+        "per completion token",
+        "min",
+        "exponential of eval/nll",
+    ),
+    Metric(
+        "eval/bpb",
+        "bits per byte",
+        "min",
+        "the same negative log-likelihood, summed and divided by the bytes of the completions: "
+        "comparable across tokenizers",
     ),
     Metric(
         "eval/accuracy",
@@ -47,6 +63,7 @@ _METRICS = (
         "max",
         "held-out rows whose greedy continuation begins with the expected completion",
         objective=True,
+        indifference=0.005,
     ),
     Metric(
         "train/nll",
@@ -55,6 +72,7 @@ _METRICS = (
         "mean negative log-likelihood of a training batch; as a result, the mean over the last "
         f"{TRAIN_WINDOW_STEPS} steps",
         objective=True,
+        indifference=0.005,
     ),
     Metric("optim/lr", "per step", None, "learning rate of the step, after schedule and warm-up"),
     Metric("optim/grad_norm", "of summed losses", None, "global norm of the gradient before it"),

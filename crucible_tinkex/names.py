@@ -79,6 +79,11 @@ def checkpoint_name(trial_id: str, attempt: int, step: int) -> str:
     return f"{trial_id}-a{attempt:03d}-step{step:08d}"
 
 
+def sampler_name(trial_id: str, attempt: int, step: int) -> str:
+    """As `checkpoint_name`, of the weights alone."""
+    return f"{checkpoint_name(trial_id, attempt, step)}-sampler"
+
+
 class TinkerPath(NamedTuple):
     """`tinker://RUN/KIND/NAME`; `kind` is one of `CHECKPOINT_KINDS`."""
 
@@ -170,6 +175,11 @@ class SweepPaths(NamedTuple):
     @property
     def tensorboard(self) -> Path:
         return self.root / "tb"
+
+    @property
+    def control(self) -> Path:
+        """Commands to the running sweep."""
+        return self.root / "control"
 
     @property
     def service(self) -> Path:

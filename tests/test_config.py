@@ -31,7 +31,7 @@ def experiment(**sections: Any) -> Experiment:
     ("sections", "message"),
     [
         ({"optimizer": {"learning_rat": 1}}, "did you mean 'learning_rate'"),
-        ({"optimzer": {}}, "did you mean 'optimizer'.*legal here: data, evaluation"),
+        ({"optimzer": {}}, "did you mean 'optimizer'.*legal here: budget, data, evaluation"),
         ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate: .*greater than 0"),
         ({"optimizer": {"learning_rate": math.nan}}, "finite"),
         ({"lora": {"rank": 0}}, "lora.rank: .*greater than or equal to 1"),
@@ -39,6 +39,21 @@ def experiment(**sections: Any) -> Experiment:
         ({"train": {"batch_size": 0}}, "train.batch_size"),
         ({"data": {}}, "missing key 'data.train'"),
         ({"data": {"train": ""}}, "data.train: it must name a file"),
+        ({"data": {"train": []}}, "data.train: it must name at least one file"),
+        ({"data": {"train": ["a.jsonl", ""]}}, "data.train.1: it must name a file"),
+        ({"data": {"train": [{"weight": 2}]}}, "missing key 'data.train.0.path'"),
+        (
+            {"data": {"train": [{"path": "a", "weight": 0}]}},
+            "data.train.0.weight: Input should be greater than 0",
+        ),
+        (
+            {"data": {"train": [{"path": "a", "wieght": 1}]}},
+            "'data.train.0.wieght'; did you mean 'weight'. legal here: path, weight$",
+        ),
+        (
+            {"data": {"train": "a", "eval": "b", "eval_rows": 3}},
+            "data: give one of data.eval and data.eval_rows",
+        ),
         ({"run": {"storage": "a\0b"}}, "run.storage: it must name a file"),
         ({"search": {"seeds": []}}, "search.seeds"),
         ({"search": {"seeds": [1, 1]}}, "distinct"),

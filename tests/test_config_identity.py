@@ -44,6 +44,8 @@ ASKED: dict[str, list[Any]] = {
     "search.seeds": [(0, 1), (7,)],
     "search.strategy": ["random"],
     "search.trials": [9],
+    "search.where": [("lora.rank > 1",)],
+    "search.enqueue": [({"lora.rank": 3},)],
     "search.space": [{"lora.rank": [4, 16, 32]}],
     "search.reference": [False],
     "search.stopping": [{"rule": "halving"}],
@@ -59,6 +61,7 @@ PLACES: dict[str, list[Any]] = {
     "run.storage": ["elsewhere"],
     "data.train": ["moved.jsonl"],
     "data.eval": ["moved.jsonl"],
+    "data.corpus": ["corpus.jsonl"],
     "model.tokenizer": ["org/name"],
 }
 RECIPE: dict[str, list[Any]] = {
@@ -85,6 +88,9 @@ NOT_MY_SETTINGS: dict[str, list[Any]] = {
     "service.base_url": ["https://tinker.example"],
     "service.dtype": ["fp32"],
     "data.format": ["text"],
+    "data.train_on": ["last_assistant", "everything"],
+    "data.too_long": ["refuse", "truncate", "drop"],
+    "data.eval_seed": [1],
 }
 
 

@@ -20,7 +20,8 @@ def test_it_shows_types_bounds_and_defaults() -> None:
     for row in (
         "| `rank` | integer, >= 1, <= 1024 | `8` |",
         '| `executor` | `"ray"` or `"local"` | `"ray"` |',
-        "| `train` | path | required |",
+        "| `train` | path or list of paths or tables | required |",
+        "| `zip` | list of lists of strings | `[]` |",
         "| `allow_http` | boolean or list of strings | `false` |",
         "## `[search.stopping]`",
         "| `eval/accuracy` | share of rows | max | yes |",

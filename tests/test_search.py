@@ -22,7 +22,7 @@ def experiment(**sections: Any) -> Experiment:
 @pytest.mark.parametrize(
     ("search", "message"),
     [
-        ({"space": {"lora.rank": []}}, "no values, so the grid is empty"),
+        ({"space": {"lora.rank": []}}, "no values, so the space is empty"),
         ({"space": {"lora.rnk": [1]}}, "did you mean 'lora.rank'"),
         ({"space": {"lora.alpha": [1.0]}}, "the Tinker API does not apply it"),
         ({"space": {"optimizer.learning_rate": [1e-3, 0.0]}}, "greater than 0"),
@@ -35,7 +35,7 @@ def experiment(**sections: Any) -> Experiment:
         ({"space": {"train.max_length": [8, 16]}}, "cannot vary: the rows are tokenised once"),
         ({"space": {"train.eval_every": [8, 16]}}, "cannot vary: .*changes no number"),
         ({"space": {"train.max_steps": [8, 16]}}, "the longer trial passes through the shorter"),
-        ({"space": {"model.base": ["a", "b"]}}, "unknown axis 'model.base'"),
+        ({"space": {"model.base": ["a", "b"]}}, "'model.base' cannot vary: .*different questions"),
         ({"strategy": "list", "configs": [{"lora.rnk": 1}]}, "unknown axis"),
     ],
 )

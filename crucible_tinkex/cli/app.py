@@ -1,7 +1,7 @@
 """The `crucible` command. Data goes to stdout, progress and errors to stderr.
 
 Every command imports what it needs when it runs, so that `crucible --help` answers at once. Exit
-codes: 0 done, 1 some trials failed, 2 usage or config, 4 service, 5 storage, 130
+codes: 0 done, 1 some trials failed, 2 usage or config, 3 budget used up, 4 service, 5 storage, 130
 interrupted (resumable).
 """
 
@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from crucible_tinkex.cli.commands import findings, orders, serving, sweeps
+from crucible_tinkex.cli.weights.chat import chat
+from crucible_tinkex.cli.weights.checkpoints import checkpoints_app
+from crucible_tinkex.cli.weights.export import export
+from crucible_tinkex.cli.weights.models import models_app
 from crucible_tinkex.errors import CrucibleError, StorageError
 from crucible_tinkex.version import VERSION
 
@@ -24,23 +28,6 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-
-File = Annotated[Path, typer.Argument(help="Experiment file (TOML).", show_default=False)]
-Sweep = Annotated[str, typer.Argument(help="Name of the sweep.", show_default=False)]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a key: optimizer.learning_rate=1e-4")
-]
-Storage = Annotated[
-    str | None, typer.Option(help="Folder of all sweeps (default: run.storage, runs).")
-]
-Name = Annotated[str | None, typer.Option(help="Name of the sweep (default: of the experiment).")]
-Address = Annotated[
-    str | None, typer.Option(help="Ray cluster to join (default: RAY_ADDRESS, else a local one).")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-
-DEFAULT_STORAGE = "runs"
 
 
 def _print_version(asked: bool) -> None:
@@ -58,189 +45,17 @@ def options(
     pass
 
 
-@app.command()
-def run(
-    file: File,
-    set_: Set = None,
-    name: Name = None,
-    storage: Storage = None,
-    address: Address = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Run an experiment, or continue its sweep if it exists."""
-    from crucible_tinkex.cli.running import run_file
-
-    code = run_file(
-        file, set_ or [], name=name, storage=storage, address=address, json=json, quiet=quiet
-    )
-    raise typer.Exit(code)
-
-
-@app.command()
-def plan(
-    file: File, set_: Set = None, name: Name = None, storage: Storage = None, json: Json = False
-) -> None:
-    """Say what would run, and check config, data and service. Trains nothing."""
-    from crucible_tinkex.cli.planning import plan_file
-
-    plan_file(file, set_ or [], name=name, storage=storage, json=json)
-
-
-@app.command()
-def resume(
-    sweep: Sweep,
-    storage: Storage = None,
-    address: Address = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Continue a sweep that was interrupted."""
-    from crucible_tinkex.cli.running import resume_sweep
-
-    where = storage or DEFAULT_STORAGE
-    raise typer.Exit(resume_sweep(sweep, storage=where, address=address, json=json, quiet=quiet))
-
-
-@app.command()
-def retry(
-    sweep: Sweep,
-    trials: Annotated[
-        list[str] | None,
-        typer.Argument(help="Ids, names or numbers (default: all that failed or were lost)."),
-    ] = None,
-    storage: Storage = None,
-    address: Address = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Continue a sweep, and try its failed and lost trials again."""
-    from crucible_tinkex.cli.running import retry_trials
-
-    where = storage or DEFAULT_STORAGE
-    code = retry_trials(sweep, trials or [], storage=where, address=address, json=json, quiet=quiet)
-    raise typer.Exit(code)
-
-
-@app.command()
-def status(sweep: Sweep, storage: Storage = None, json: Json = False) -> None:
-    """Show the state, leaderboard and best configuration of a sweep."""
-    from crucible_tinkex.cli.results import show_status
-
-    show_status(sweep, storage=storage or DEFAULT_STORAGE, json=json)
-
-
-@app.command("list")
-def list_(storage: Storage = None, json: Json = False) -> None:
-    """List the sweeps in the storage folder."""
-    from crucible_tinkex.cli.results import show_list
-
-    show_list(storage or DEFAULT_STORAGE, json=json)
-
-
-@app.command()
-def query(
-    sweep: Sweep,
-    sql: Annotated[str, typer.Argument(help='DuckDB SQL: "select * from trials"')],
-    storage: Storage = None,
-    json: Json = False,
-    limit: Annotated[
-        int | None, typer.Option(help="Most rows to print; 0: all (default: 40; all as JSON).")
-    ] = None,
-) -> None:
-    """Ask a sweep in SQL; works while it runs.
-
-    Tables: trials (settings and results), steps (one row per step), evaluations (held-out rows),
-    checkpoints, requests (those that had trouble), events (all telemetry), and events_all,
-    evaluations_all (also of attempts that were replaced).
-    """
-    from crucible_tinkex.cli.querying import show_query
-
-    show_query(sweep, sql, storage=storage or DEFAULT_STORAGE, json=json, limit=limit)
-
-
-@app.command()
-def tb(
-    sweep: Sweep,
-    storage: Storage = None,
-    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.")] = 6006,
-    rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="First write its files anew from the events.")
-    ] = False,
-) -> None:
-    """Open TensorBoard on one sweep (loopback only)."""
-    from crucible_tinkex.cli.tensorboard import show_tensorboard
-
-    where = storage or DEFAULT_STORAGE
-    raise typer.Exit(show_tensorboard(sweep, storage=where, port=port, rebuild=rebuild))
-
-
-@app.command()
-def serve(
-    model: Annotated[
-        str, typer.Option(help="nano, smollm2-135m-instruct, or a Hugging Face folder.")
-    ] = "smollm2-135m-instruct",
-    host: Annotated[str, typer.Option(help="Other than loopback needs --api-key-file.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8010,
-    data_dir: Annotated[Path, typer.Option(help="Checkpoints and key.")] = Path("runs/.service"),
-    api_key_file: Annotated[Path | None, typer.Option(help="Key to accept (default: made)")] = None,
-    dtype: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option(help="Number format of the base.")
-    ] = "auto",
-    device: Annotated[
-        Literal["cpu", "cuda", "auto"], typer.Option(help="auto: CUDA where there is one.")
-    ] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads (default: all cores).")] = None,
-    memory_gb: Annotated[
-        float | None,
-        typer.Option(min=0.01, help="For adapters; idle ones lie on disk (default: RAM / 4)."),
-    ] = None,
-    max_sessions: Annotated[
-        int, typer.Option(min=1, help="Sessions, and models, at a time; one more is refused.")
-    ] = 4096,
-    ready_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
-    exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", hidden=True)] = False,
-) -> None:
-    """Run the embedded Tinker-compatible server alone."""
-    from crucible_tinkex.server.limits import Limits
-    from crucible_tinkex.server.serve import ServeOptions
-    from crucible_tinkex.server.serve import serve as run_server
-
-    run_server(
-        ServeOptions(
-            model=model,
-            host=host,
-            port=port,
-            data_dir=data_dir,
-            api_key_file=api_key_file,
-            ready_file=ready_file,
-            dtype=dtype,
-            device=device,
-            threads=threads,
-            exit_with_parent=exit_with_parent,
-            limits=Limits(max_sessions=max_sessions, max_models=max_sessions),
-            memory_bytes=None if memory_gb is None else int(memory_gb * 1e9),
-        )
-    )
-
-
-@app.command()
-def submit(
-    file: File,
-    address: Annotated[str, typer.Option(help="Ray dashboard, as http://127.0.0.1:8265.")],
-    set_: Set = None,
-    name: Name = None,
-    storage: Storage = None,
-    wait: Annotated[bool, typer.Option(help="Follow the job until it ends.")] = True,
-) -> None:
-    """Run an experiment as a Ray job on a cluster."""
-    from crucible_tinkex.cli.jobs import submit_file
-
-    raise typer.Exit(
-        submit_file(file, set_ or [], address=address, name=name, storage=storage, wait=wait)
-    )
+for _command in (
+    *(sweeps.run, sweeps.plan, sweeps.resume, sweeps.retry, sweeps.submit),
+    *(orders.stop, orders.pause, orders.unpause, orders.clone, orders.extend),
+    *(findings.status, findings.conclude, findings.compare, findings.query),
+    *(findings.report, findings.watch, findings.tb),
+    *(export, chat, serving.serve),
+):
+    app.command()(_command)
+app.command("list")(findings.list_)
+app.add_typer(models_app)
+app.add_typer(checkpoints_app)
 
 
 def main() -> None:

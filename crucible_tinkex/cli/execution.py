@@ -7,14 +7,15 @@ import json as json_module
 import sys
 from collections.abc import Sequence
 
+from crucible_tinkex.cli.concluding import conclusion_lines
 from crucible_tinkex.cli.hints import sweep_arguments
 from crucible_tinkex.cli.live import LiveTable, PlainProgress
 from crucible_tinkex.cli.tables import print_leaderboard, verdict
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.sweep.launch import Launch
-from crucible_tinkex.sweep.leaderboard import Objective
 from crucible_tinkex.sweep.preparation import PreparedSweep
-from crucible_tinkex.sweep.summary import summary
+from crucible_tinkex.sweep.results.leaderboard import Objective
+from crucible_tinkex.sweep.results.summary import summary
 
 
 def execute(
@@ -51,8 +52,12 @@ def _is_live(quiet: bool) -> bool:
 def _print_result(state: SweepState, prepared: PreparedSweep) -> None:
     print_leaderboard(state)
     print(verdict(state))
+    for line in conclusion_lines(state):
+        print(line)
     where = sweep_arguments(prepared.paths)
     left = prepared.policy().planned - (len(state.trials) - len(state.open))
-    if state.open or state.ended is None:
+    if state.ended_by == "budget":
+        print(f"\nended by {state.ended}; more: crucible extend {where} --budget 2h")
+    elif state.open or state.ended is None:
         print(f"\ninterrupted with {left} trials to go; continue: crucible resume {where}")
     print(f"\nresults: {prepared.paths.root}\nlook:    crucible tb {where}")

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from crucible_tinkex.cli.tables import STYLES, plain_console, plain_table, wait_lines
 from crucible_tinkex.registry import RUNNING
-from crucible_tinkex.sweep.leaderboard import Objective
-from crucible_tinkex.sweep.view import SweepView, TrialView
+from crucible_tinkex.sweep.results.leaderboard import Objective
+from crucible_tinkex.sweep.results.view import SweepView, TrialView
 from crucible_tinkex.training.reporter import EVALUATING, TRAINING
 
 PLAIN_EVERY_S = 10.0

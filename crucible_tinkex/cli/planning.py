@@ -6,11 +6,14 @@ import asyncio
 import json as json_module
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from crucible_tinkex.cli.examples import print_examples, print_lengths
 from crucible_tinkex.cli.running import read_experiment
+from crucible_tinkex.datasets import LengthStatistics, load_tokenizer, shown, typical
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.sweep.connection import connected
 from crucible_tinkex.sweep.preparation import PreparedSweep, prepare
@@ -31,12 +34,21 @@ def plan_file(
     found = describe(prepared, data)
     if json:
         print(json_module.dumps(found))
-        return
+    else:
+        show(found)
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """What `describe` found, for people; warnings to stderr."""
     for key, value in found.items():
-        if key not in ("configurations", "warnings"):
+        if key != "chosen_later" and isinstance(value, str | int):
             print(f"{key.replace('_', ' '):<16}{value}")
+    print_lengths(found["row_tokens"])
     for values in found["configurations"]:
         print("  " + (", ".join(f"{k} = {v}" for k, v in values.items()) or "as declared"))
+    if later := found["chosen_later"]:
+        print(f"  and {later} more, chosen as results come in")
+    print_examples(found["examples"])
     for warning in found["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
 
@@ -51,12 +63,17 @@ async def _tokenised(prepared: PreparedSweep) -> SweepData:
 
 
 def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
-    """Trials, steps and tokens of the sweep, if every trial is trained to its end."""
+    """Trials, steps and tokens of the sweep, if every trial is trained to its end; those that are
+    chosen later are taken to be as long as those that are known."""
     experiment, planner = prepared.experiment, prepared.planner
     seeds = experiment.search.seeds
     plans = [planner.plan(values, seeds[0]) for values in prepared.configurations]
-    row_tokens = data.train.positions / len(data.train)
-    batch_rows = sum(p.total_steps * p.experiment.train.batch_size for p in plans)
+    row_tokens = data.train.epoch_positions / data.train.epoch_rows
+    batch_size = experiment.train.batch_size
+    planned = prepared.policy().planned
+    trials = planned - planner.has_reference
+    each = trials / len(plans)
+    batch_rows = sum(p.total_steps * p.experiment.train.step_rows for p in plans)
     return {
         "sweep": prepared.name,
         "folder": str(prepared.paths.root),
@@ -64,12 +81,23 @@ def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
         "base_model": experiment.model.base,
         "train_rows": len(data.train),
         "eval_rows": len(data.eval) if data.eval else 0,
-        "trials": prepared.policy().planned,
-        "steps": len(seeds) * sum(p.total_steps for p in plans),
-        "train_tokens": round(len(seeds) * batch_rows * row_tokens),
+        "trials": planned,
+        "steps": round(each * sum(p.total_steps for p in plans)),
+        "train_tokens": round(each * batch_rows * row_tokens),
+        "row_tokens": asdict(LengthStatistics.of(data.train, batch_size=batch_size)),
+        "examples": _examples(data),
         "configurations": [dict(values) for values in prepared.configurations],
+        "chosen_later": trials // len(seeds) - len(plans),
         "warnings": prepared.warnings(),
     }
+
+
+def _examples(data: SweepData) -> list[dict[str, Any]]:
+    """Three rows as they are trained on."""
+    if data.tokenizer is None:
+        return []
+    tokenizer = load_tokenizer(data.tokenizer)
+    return [shown(data.train, tokenizer, row)._asdict() for row in typical(data.train)]
 
 
 def _state(prepared: PreparedSweep) -> str:

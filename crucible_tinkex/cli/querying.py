@@ -6,12 +6,14 @@ import json as json_module
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crucible_tinkex.cli.tables import WIDE, plain_console, plain_table, print_table
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.sweep.summary import existing_sweep, read_state
-from crucible_tinkex.sweep.tables import query_tables
+from crucible_tinkex.sweep.results.summary import existing_sweep, read_state
+from crucible_tinkex.sweep.results.tables import query_tables
+from crucible_tinkex.telemetry.export import Format, encoded, write_table
 from crucible_tinkex.telemetry.query import query
 
 if TYPE_CHECKING:
@@ -22,10 +24,7 @@ SHOWN_ROWS = 40
 
 def show_query(sweep: str, sql: str, *, storage: str, json: bool, limit: int | None) -> None:
     """Print at most `limit` rows (None: `SHOWN_ROWS` in a table, all as JSON; 0: all)."""
-    if limit is not None and limit < 0:
-        raise ConfigError(f"--limit {limit}: give a number of rows, or 0 for all")
-    paths = existing_sweep(storage, sweep)
-    found = query(paths.events, sql, tables=query_tables(read_state(paths)))
+    found = _asked(sweep, sql, storage, limit)
     shown = found.slice(0, limit) if limit else found
     if json:
         print(json_module.dumps(shown.to_pylist(), default=str))
@@ -38,6 +37,35 @@ def show_query(sweep: str, sql: str, *, storage: str, json: bool, limit: int | N
             f"{shown.num_rows} of {found.num_rows} rows; all: --limit 0, or --json",
             file=sys.stderr,
         )
+
+
+def export_query(
+    sweep: str,
+    sql: str,
+    *,
+    storage: str,
+    format: Format | None,
+    output: Path | None,
+    limit: int | None,
+) -> None:
+    """Write the rows to `output`, or to stdout."""
+    found = _asked(sweep, sql, storage, limit)
+    rows = found.slice(0, limit) if limit else found
+    if output is not None:
+        write_table(rows, output, format=format)
+        print(f"{rows.num_rows} rows in {output}", file=sys.stderr)
+        return
+    if format == "parquet":
+        raise ConfigError("--format parquet needs a file: -o FILE")
+    sys.stdout.buffer.write(encoded(rows, format or "jsonl"))
+    sys.stdout.buffer.flush()
+
+
+def _asked(sweep: str, sql: str, storage: str, limit: int | None) -> pa.Table:
+    if limit is not None and limit < 0:
+        raise ConfigError(f"--limit {limit}: give a number of rows, or 0 for all")
+    paths = existing_sweep(storage, sweep)
+    return query(paths.events, sql, tables=query_tables(read_state(paths)))
 
 
 def _print_rows(found: pa.Table) -> None:

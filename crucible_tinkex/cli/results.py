@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 from pathlib import Path
 
+from crucible_tinkex.cli.concluding import conclusion_lines
 from crucible_tinkex.cli.tables import (
     plain_table,
     print_leaderboard,
@@ -16,7 +17,7 @@ from crucible_tinkex.errors import ConfigError, StorageError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import TERMINAL
 from crucible_tinkex.storage import storage_errors
-from crucible_tinkex.sweep.summary import (
+from crucible_tinkex.sweep.results.summary import (
     existing_sweep,
     faults,
     read_state,
@@ -32,10 +33,13 @@ def show_status(sweep: str, *, storage: str, json: bool) -> None:
     if json:
         print(json_module.dumps(summary(state, paths)))
         return
-    print(f"{sweep}: {sweep_state(state, paths)}")
+    why = f", by {state.ended}" if state.ended_by else ", paused" if state.held else ""
+    print(f"{sweep}: {sweep_state(state, paths)}{why}")
     if state.trials:
         print_leaderboard(state)
     print(verdict(state))
+    for line in conclusion_lines(state):
+        print(line)
     for line in (*wait_lines(waits(state, paths).values()), *faults(paths)):
         print(line)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from crucible_tinkex.config import Experiment, parse_assignment
 from crucible_tinkex.sweep.preparation import PreparedSweep, load_sweep, prepare
-from crucible_tinkex.sweep.summary import existing_sweep, failed_trials, read_state
+from crucible_tinkex.sweep.results.summary import existing_sweep, failed_trials, read_state
 
 
 def read_experiment(file: Path, assignments: Sequence[str]) -> tuple[Experiment, str]:

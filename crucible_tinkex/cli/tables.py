@@ -13,8 +13,23 @@ from rich.table import Table
 from rich.text import Text
 
 from crucible_tinkex.names import short_keys
-from crucible_tinkex.registry import DONE, FAILED, LOST, PAUSED, RUNNING, STOPPED, SweepState
-from crucible_tinkex.sweep.leaderboard import Configuration, Objective, best, configurations, tied
+from crucible_tinkex.registry import (
+    CONFIRM,
+    DONE,
+    FAILED,
+    LOST,
+    PAUSED,
+    RUNNING,
+    STOPPED,
+    SweepState,
+)
+from crucible_tinkex.sweep.results.leaderboard import (
+    Configuration,
+    Objective,
+    best,
+    configurations,
+    tied,
+)
 
 SHOWN_ROWS = 40
 STYLES = {
@@ -87,6 +102,8 @@ def _leaderboard(
         _add_columns(table, axes.values())
     _add_columns(table, metrics[:1])
     _add_columns(table, ["seeds"] if seeded else [])
+    confirmed = any(c.phase == CONFIRM for c in rows)
+    _add_columns(table, ["phase"] if confirmed else [])
     _add_columns(table, [*metrics[1:], "step"])
     table.add_column("state", no_wrap=True)
     places = _places(rows)
@@ -96,7 +113,7 @@ def _leaderboard(
         if one_column:
             named = zip(axes.values(), values, strict=True)
             values = [", ".join(f"{name} {value}" for name, value in named if value != "-")]
-        cells = [place, _name(found), *values, *_measurements(found, metrics, seeded=seeded)]
+        cells = [place, _name(found), *values, *_measured_cells(found, metrics, seeded, confirmed)]
         state_cell = Text(found.state, style=STYLES.get(found.state, ""))
         table.add_row(*cells, state_cell, style="dim" if found.reference else best_style)
     if len(rows) > SHOWN_ROWS:
@@ -124,8 +141,10 @@ def _name(found: Configuration) -> str:
     return "base" if found.reference else str(found.best_trial.index)
 
 
-def _measurements(found: Configuration, metrics: Sequence[str], *, seeded: bool) -> list[str]:
-    """The objective, over how many of its seeds, other metrics, the step that all are of."""
+def _measured_cells(
+    found: Configuration, metrics: Sequence[str], seeded: bool, confirmed: bool
+) -> list[str]:
+    """The objective, over how many of its seeds and which, other metrics, the step of all."""
     trial = found.best_trial
     asked = len(found.done) + len(found.missing_seeds)
     seeds = f"{len(found.done)}/{asked}" if found.missing_seeds else str(asked)
@@ -133,6 +152,7 @@ def _measurements(found: Configuration, metrics: Sequence[str], *, seeded: bool)
     return [
         _measured(found, metrics[0]),
         *([seeds] if seeded else []),
+        *([found.phase] if confirmed else []),
         *(_measured(found, metric) for metric in metrics[1:]),
         f"{trial.step if step is None else step}/{trial.total_steps}",
     ]
@@ -191,7 +211,8 @@ def _best_line(state: SweepState, winner: Configuration) -> str:
     objective = winner.objective
     value = _measured(winner, objective.metric)
     seeds = len(winner.done)
-    over = f" over {seeds} seeds" if seeds > 1 else ""
+    fresh = "fresh " if winner.phase == CONFIRM else ""
+    over = f" over {seeds} {fresh}seeds" if seeds > 1 or fresh else ""
     base = next((t for t in state.trials.values() if t.reference), None)
     untrained = objective.value(base) if base else None
     against = "" if untrained is None else f", untrained {untrained:.4f}"

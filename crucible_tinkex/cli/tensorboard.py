@@ -17,7 +17,7 @@ from crucible_tinkex.cli.hints import sweep_arguments
 from crucible_tinkex.errors import ConfigError, SweepBusyError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.storage import is_locked
-from crucible_tinkex.sweep.summary import existing_sweep
+from crucible_tinkex.sweep.results.summary import existing_sweep
 
 HOST = "127.0.0.1"
 PORTS_TRIED = 100

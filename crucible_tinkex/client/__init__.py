@@ -8,8 +8,7 @@ async with TinkexService("https://...", api_key_file="key") as service:
     print((await loss).metrics, await step, await model.save_state("done"))
 ```
 
-Names are resolved on first use, so that `client.wire` and `client.proto` can be imported without
-an HTTP library.
+Names are resolved on first use, so that a part of it can be imported without an HTTP library.
 """
 
 from __future__ import annotations
@@ -18,53 +17,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crucible_tinkex.client import custom_loss as custom_loss
-    from crucible_tinkex.client.exchange import Limits
-    from crucible_tinkex.client.interface import (
-        EndReason,
-        SamplingClient,
-        TrainingClient,
-        TrainingService,
-    )
-    from crucible_tinkex.client.retry import Clock, RetryPolicy
-    from crucible_tinkex.client.service import TinkexService
-    from crucible_tinkex.client.settings import ClientSettings
-    from crucible_tinkex.client.watch import Observer, QueueState, RequestRecord
-
-__all__ = [
-    "ClientSettings",
-    "Clock",
-    "EndReason",
-    "Limits",
-    "Observer",
-    "QueueState",
-    "RequestRecord",
-    "RetryPolicy",
-    "SamplingClient",
-    "TinkexService",
-    "TrainingClient",
-    "TrainingService",
-]
+    from crucible_tinkex.client.http.exchange import Limits as Limits
+    from crucible_tinkex.client.http.retry import Clock as Clock
+    from crucible_tinkex.client.http.retry import RetryPolicy as RetryPolicy
+    from crucible_tinkex.client.http.watch import Observer as Observer
+    from crucible_tinkex.client.http.watch import QueueState as QueueState
+    from crucible_tinkex.client.http.watch import RequestRecord as RequestRecord
+    from crucible_tinkex.client.interface import EndReason as EndReason
+    from crucible_tinkex.client.interface import SamplingClient as SamplingClient
+    from crucible_tinkex.client.interface import TrainingClient as TrainingClient
+    from crucible_tinkex.client.interface import TrainingService as TrainingService
+    from crucible_tinkex.client.service import TinkexService as TinkexService
+    from crucible_tinkex.client.session.settings import ClientSettings as ClientSettings
 
 _HOMES = {
-    "ClientSettings": "settings",
-    "Clock": "retry",
-    "EndReason": "interface",
-    "Limits": "exchange",
-    "Observer": "watch",
-    "QueueState": "watch",
-    "RequestRecord": "watch",
-    "RetryPolicy": "retry",
-    "SamplingClient": "interface",
-    "TinkexService": "service",
-    "TrainingClient": "interface",
-    "TrainingService": "interface",
+    "http.exchange": ("Limits",),
+    "http.retry": ("Clock", "RetryPolicy"),
+    "http.watch": ("Observer", "QueueState", "RequestRecord"),
+    "interface": ("EndReason", "SamplingClient", "TrainingClient", "TrainingService"),
+    "service": ("TinkexService",),
+    "session.settings": ("ClientSettings",),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name == "custom_loss":
-        return import_module(f"{__name__}.custom_loss")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

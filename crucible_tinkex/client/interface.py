@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from crucible_tinkex.client.capabilities import ServerCapabilities
-from crucible_tinkex.client.wire import (
+from crucible_tinkex.protocol.capabilities import ServerCapabilities
+from crucible_tinkex.protocol.wire import (
     AdamParams,
     Datum,
     ForwardBackwardOutput,
@@ -22,7 +22,7 @@ from crucible_tinkex.client.wire import (
 )
 
 if TYPE_CHECKING:
-    from crucible_tinkex.client.custom_loss import CustomLoss
+    from crucible_tinkex.client.model.custom_loss import CustomLoss
 
 EndReason = Literal["success", "errored", "interrupted"]
 

@@ -1,17 +1,25 @@
 """The one service of a sweep: found out by the driver, carried to every session process.
 
 Holds the place of the key, never the key; picklable. Whoever has it reads no environment for the
-address (law of the house: sessions train on the service that the driver checked).
+address (law of the house: sessions train on the service that the driver checked). It also knows
+which implementation of `TrainingService` talks to it: our client, or the official SDK.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Literal, TypeAlias
 
-from crucible_tinkex.client.address import Address
-from crucible_tinkex.client.choose import ServiceTransport, hold_back, open_service
+from crucible_tinkex.client.http.address import Address
+from crucible_tinkex.client.http.key import ApiKey
+from crucible_tinkex.client.http.transport import hold_back
+from crucible_tinkex.client.http.watch import Observer
 from crucible_tinkex.client.interface import TrainingService
-from crucible_tinkex.client.watch import Observer
+from crucible_tinkex.client.service import TinkexService
+from crucible_tinkex.errors import ConfigError
+
+ServiceTransport: TypeAlias = Literal["http", "sdk"]
 
 
 @dataclass(frozen=True)
@@ -37,25 +45,36 @@ class ResolvedService:
         return cls(str(address), api_key_file, transport, allow_http)
 
     @property
+    def _address(self) -> Address:
+        return Address.parse(self.base_url, allow_http=self.allow_http)
+
+    @property
     def is_local(self) -> bool:
         """Whether only this machine reaches it."""
-        return Address.parse(self.base_url, allow_http=self.allow_http).is_loopback
+        return self._address.is_loopback
 
     def connect(self, observer: Observer | None = None) -> TrainingService:
-        """A new session's client; the caller closes it."""
-        return open_service(
-            self.base_url,
-            api_key_file=self.api_key_file,
-            transport=self.transport,
-            allow_http=self.allow_http,
-            observer=observer,
-        )
+        """A new session's client, which has not asked anything yet; the caller closes it.
+
+        `observer` hears of our own client only: the SDK keeps its waits to itself and its log.
+        Raises `ConfigError` for a wrong URL, and for `sdk` where the SDK is not installed.
+        """
+        file, allow = self.api_key_file, self.allow_http
+        if self.transport == "http":
+            return TinkexService(
+                self.base_url, api_key_file=file, allow_http=allow, observer=observer
+            )
+        try:
+            sdk = import_module("crucible_tinkex.client.sdk.sdk_service")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] != "tinker":
+                raise
+            raise ConfigError(
+                "service.transport 'sdk' needs the official SDK: pip install 'crucible-tinkex[sdk]'"
+            ) from None
+        made: TrainingService = sdk.SdkService(self.base_url, api_key_file=file, allow_http=allow)
+        return made
 
     def hold_back(self, until: float) -> None:
         """Let all sessions of this process send nothing before `until` (Unix seconds)."""
-        hold_back(
-            self.base_url,
-            api_key_file=self.api_key_file,
-            until=until,
-            allow_http=self.allow_http,
-        )
+        hold_back(self._address, ApiKey(self.api_key_file), until)

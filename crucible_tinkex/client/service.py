@@ -1,6 +1,6 @@
 """The clients of one session on a Tinker-compatible service over HTTP.
 
-The service session (`client.live_session`) is created at the first use that needs one. When the
+The service session (`session.live_session`) is created at the first use that needs one. When the
 service says that it is over, every client of it fails with `SessionLostError`: resume from a
 checkpoint with a new `TinkexService`. Make one per training session; all of a process share
 connections and back-off underneath.
@@ -9,23 +9,26 @@ connections and back-off underneath.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from crucible_tinkex.client.address import Address
-from crucible_tinkex.client.capabilities import ServerCapabilities
+from crucible_tinkex.client.checkpoints.rest import RestClient
+from crucible_tinkex.client.http.address import Address
+from crucible_tinkex.client.http.key import ApiKey
+from crucible_tinkex.client.http.watch import Observer, Watch
 from crucible_tinkex.client.interface import EndReason
-from crucible_tinkex.client.key import ApiKey
-from crucible_tinkex.client.live_session import LiveSession
-from crucible_tinkex.client.older import create_then_load
-from crucible_tinkex.client.rest import RestClient
-from crucible_tinkex.client.sampling import TinkexSampling
-from crucible_tinkex.client.settings import ClientSettings
-from crucible_tinkex.client.training import TinkexTraining
-from crucible_tinkex.client.watch import Observer, Watch
-from crucible_tinkex.client.wire import (
+from crucible_tinkex.client.model.older import create_then_load
+from crucible_tinkex.client.model.sampling_client import TinkexSampling
+from crucible_tinkex.client.model.training_client import TinkexTraining
+from crucible_tinkex.client.session.live_session import LiveSession
+from crucible_tinkex.client.session.room import when_there_is_room
+from crucible_tinkex.client.session.settings import ClientSettings
+from crucible_tinkex.errors import ConfigError, RequestRejectedError
+from crucible_tinkex.names import NOT_FOR_TRAINING, TinkerPath, model_id_of
+from crucible_tinkex.protocol.capabilities import ServerCapabilities
+from crucible_tinkex.protocol.wire import (
     CreateModelRequest,
     CreateModelResponse,
     CreateSamplingSessionRequest,
@@ -35,8 +38,6 @@ from crucible_tinkex.client.wire import (
     LoadWeightsResponse,
     LoraConfig,
 )
-from crucible_tinkex.errors import ConfigError, RequestRejectedError
-from crucible_tinkex.names import NOT_FOR_TRAINING, TinkerPath, model_id_of
 
 
 class TinkexService:
@@ -52,8 +53,6 @@ class TinkexService:
         *,
         api_key_file: str | Path | None = None,
         allow_http: bool | Collection[str] = False,
-        tags: Sequence[str] = (),
-        user_metadata: Mapping[str, Any] | None = None,
         observer: Observer | None = None,
         settings: ClientSettings | None = None,
     ) -> None:
@@ -65,8 +64,6 @@ class TinkexService:
             ApiKey(None if api_key_file is None else str(api_key_file)),
             self._settings,
             self._watch,
-            tags=tags,
-            user_metadata=user_metadata,
         )
         self._model_seq = itertools.count()
         self._sampling_seq = itertools.count()
@@ -112,15 +109,18 @@ class TinkexService:
         user_metadata: Mapping[str, Any] | None = None,
     ) -> TinkexTraining:
         session_id = await self._live.opened()
-        number = next(self._model_seq)
-        request = CreateModelRequest(
-            session_id=session_id,
-            model_seq_id=number,
-            base_model=base_model,
-            user_metadata=dict(user_metadata) if user_metadata is not None else None,
-            lora_config=lora,
-        )
-        answer = await self._live.operate("create_model", request, CreateModelResponse)
+
+        async def create() -> CreateModelResponse:
+            request = CreateModelRequest(
+                session_id=session_id,
+                model_seq_id=next(self._model_seq),
+                base_model=base_model,
+                user_metadata=dict(user_metadata) if user_metadata is not None else None,
+                lora_config=lora,
+            )
+            return await self._live.operate("create_model", request, CreateModelResponse)
+
+        answer = await when_there_is_room(create, self._settings, self._watch)
         return self._training(answer.model_id)
 
     async def create_training_from_state(
@@ -128,7 +128,6 @@ class TinkexService:
         path: str,
         *,
         optimizer: bool = True,
-        user_metadata: Mapping[str, Any] | None = None,
     ) -> TinkexTraining:
         if TinkerPath.read(path).kind in NOT_FOR_TRAINING:
             raise ConfigError(f"{path!r} is not a training checkpoint tinker://RUN/weights/NAME")
@@ -139,7 +138,6 @@ class TinkexService:
             optimizer=optimizer,
             session_id=session_id,
             model_seq_id=number,
-            user_metadata=dict(user_metadata) if user_metadata is not None else None,
         )
         try:
             envelope = await self._live.call(
@@ -181,7 +179,7 @@ class TinkexService:
 
     @property
     def rest(self) -> RestClient:
-        """Sessions, runs and checkpoints. Usable until `close`."""
+        """Checkpoints. Usable until `close`."""
         return RestClient(self._live.transport(), self._watch)
 
     async def close(self, *, reason: EndReason = "success", detail: str | None = None) -> None:

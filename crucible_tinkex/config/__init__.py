@@ -9,6 +9,7 @@ from crucible_tinkex.config.axes import (
     check_axes,
     is_integer,
 )
+from crucible_tinkex.config.budget import BudgetSection, parse_budget
 from crucible_tinkex.config.data import DataSection, EvaluationSection
 from crucible_tinkex.config.experiment import Experiment, parse_assignment
 from crucible_tinkex.config.model import NOT_APPLIED, LoraSection, ModelSection
@@ -22,8 +23,10 @@ __all__ = [  # noqa: RUF022  (in groups)
     # the whole
     "Experiment",
     "parse_assignment",
+    "parse_budget",
     # sections
     "Section",
+    "BudgetSection",
     "DataSection",
     "EvaluationSection",
     "LoraSection",

@@ -9,15 +9,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from crucible_tinkex.config.axes import AxisRange
-from crucible_tinkex.config.search import SearchSection
+from crucible_tinkex.config.search import SAMPLED, SearchSection
 from crucible_tinkex.config.train import TrainSection
 from crucible_tinkex.metrics import objective
 
 if TYPE_CHECKING:
     from crucible_tinkex.config.experiment import Experiment
-
-SAMPLED = ("random",)
-"""Strategies that draw `trials` points from the space."""
 
 
 def advise(
@@ -43,20 +40,14 @@ def _on_search(search: SearchSection) -> Iterator[str]:
             f"search.direction = {search.direction!r} calls the worst {search.metric} the best; "
             f"leave it out for {best!r}"
         )
-    if search.strategy in SAMPLED:
-        yield from _on_trials(search)
-    elif search.trials is not None:
+    if search.strategy not in SAMPLED and search.trials is not None:
         yield f"search.trials has no effect on strategy {search.strategy!r}"
     if search.configs and search.strategy != "list":
         yield f"search.configs has no effect on strategy {search.strategy!r}; 'list' runs them"
-    if search.space and search.strategy == "list":
-        yield "search.space has no effect on strategy 'list', which runs search.configs"
-
-
-def _on_trials(search: SearchSection) -> Iterator[str]:
-    points = search.points
-    if search.space and points is not None and search.trials and search.trials > points:
-        yield f"search.trials = {search.trials}, but the space has only {points} points: all run"
+    if search.strategy == "list":
+        for key in ("space", "zip", "where", "when"):
+            if getattr(search, key):
+                yield f"search.{key} has no effect on strategy 'list', which runs search.configs"
 
 
 def _train_variants(experiment: Experiment) -> Iterator[TrainSection]:
@@ -76,7 +67,7 @@ def _values(search: SearchSection, key: str) -> list[Any]:
 
 
 def _on_size(train: TrainSection, rows: int, tokens: int | None) -> Iterator[str]:
-    size = train.batch_size
+    size = train.step_rows
     if size > rows:
         each = f" of about {tokens * size // rows:,} tokens" if tokens else ""
         yield (

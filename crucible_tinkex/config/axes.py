@@ -17,19 +17,32 @@ from crucible_tinkex.config.section import Section
 from crucible_tinkex.config.train import OptimizerSection, TrainSection
 from crucible_tinkex.errors import ConfigError
 
+SECTIONS = ("lora", "optimizer", "train", "model", "data", "evaluation", "service", "run")
+"""First parts of dotted keys."""
 AXIS_SECTIONS: Mapping[str, type[Section]] = {
     "lora": LoraSection,
     "optimizer": OptimizerSection,
     "train": TrainSection,
 }
+_ONE_DATA_SET = (
+    "the rows are read and tokenised once and handed to every session, and a trial's number of "
+    "steps and identity come from them; run one sweep for each"
+)
+_ONE_QUESTION = "trials that answer different questions cannot be ranked; run one sweep for each"
 FIXED: Mapping[str, str] = {
     **dict.fromkeys(NOT_APPLIED, "the Tinker API does not apply it"),
     "train.max_length": "the rows are tokenised once, for all trials",
+    **dict.fromkeys(("data.train", "data.format", "model.tokenizer"), _ONE_DATA_SET),
+    **dict.fromkeys(
+        ("data.eval", "evaluation.generate", "evaluation.max_rows", "model.base"), _ONE_QUESTION
+    ),
+    **dict.fromkeys(("service.base_url", "service.dtype"), _ONE_QUESTION),
     "train.eval_every": "it says when something is measured, and changes no number",
     "train.checkpoint_every": "it says when something is saved, and changes no number",
+    "train.sampler_checkpoint": "it says what is saved, and changes no number",
     "train.submit_ahead": "it says when something is sent, and changes no number",
 }
-"""Keys of those sections that cannot vary, and why."""
+"""Keys that cannot vary, and why."""
 
 
 class AxisRange(Section):
@@ -79,17 +92,17 @@ def axis_keys() -> Mapping[str, Any]:
     return {key: annotation for key, annotation in keys.items() if key not in FIXED}
 
 
-def check_axes(keys: Iterable[str]) -> None:
+def check_axes(keys: Iterable[str], *, where: str = "search.space") -> None:
     """Raise `ConfigError` for a key that cannot vary, naming those that can."""
     legal = axis_keys()
     for key in keys:
         if key in FIXED:
-            raise ConfigError(f"search.space: {key!r} cannot vary: {FIXED[key]}")
+            raise ConfigError(f"{where}: {key!r} cannot vary: {FIXED[key]}")
         if key not in legal:
             close = difflib.get_close_matches(key, legal, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise ConfigError(
-                f"search.space: unknown axis {key!r}; {hint}legal: {', '.join(sorted(legal))}"
+                f"{where}: unknown axis {key!r}; {hint}legal: {', '.join(sorted(legal))}"
             )
 
 
@@ -97,10 +110,3 @@ def is_integer(key: str, axis: AxisRange) -> bool:
     """Whether the axis yields whole numbers."""
     annotation = str(axis_keys().get(key))
     return axis.integer or ("int" in annotation and "float" not in annotation)
-
-
-def points_of(key: str, axis: Axis) -> int | None:
-    """How many distinct values the axis has; None for a continuous range."""
-    if not isinstance(axis, AxisRange):
-        return len(set(axis))
-    return round(axis.high) - round(axis.low) + 1 if is_integer(key, axis) else None

@@ -19,9 +19,11 @@ from typing import Any
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from crucible_tinkex.config.advice import advise
+from crucible_tinkex.config.budget import BudgetSection
 from crucible_tinkex.config.data import DataSection, EvaluationSection
 from crucible_tinkex.config.identity import amendments, contradictions, trial_settings
 from crucible_tinkex.config.model import NOT_APPLIED, LoraSection, ModelSection, folder_beside
+from crucible_tinkex.config.models import ModelsSection
 from crucible_tinkex.config.problems import explain
 from crucible_tinkex.config.run import RunSection
 from crucible_tinkex.config.search import DEFAULT_METRIC, SearchSection
@@ -46,6 +48,8 @@ class Experiment(Section):
     train: TrainSection = TrainSection()
     evaluation: EvaluationSection = EvaluationSection()
     search: SearchSection = SearchSection()
+    budget: BudgetSection = BudgetSection()
+    models: ModelsSection = ModelsSection()
     run: RunSection = Field(default_factory=RunSection)
 
     @field_validator("name")

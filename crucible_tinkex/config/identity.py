@@ -17,19 +17,31 @@ from crucible_tinkex.config.section import leaves
 
 if TYPE_CHECKING:
     from crucible_tinkex.config.experiment import Experiment
+    from crucible_tinkex.config.train import TrainSection
 
-ONLY_ASKED = ("epochs", "max_steps", "eval_every", "checkpoint_every", "submit_ahead")
+ONLY_ASKED = (
+    "epochs",
+    "max_steps",
+    "eval_every",
+    "checkpoint_every",
+    "submit_ahead",
+    "sampler_checkpoint",
+)
 """Of `train`: how far and how often, not what is computed at a step."""
 _CONTRADICTING = (
     "model.base",
     "service.base_url",
     "service.dtype",
     "data.format",
+    "data.train_on",
+    "data.too_long",
+    "data.eval_",
     "train.max_length",
     "evaluation.",
 )
-_PLACES = ("name", "run.storage", "data.train", "data.eval", "model.tokenizer")
-"""Where something lies; what it contains is in the data's fingerprint."""
+_PLACES = ("name", "run.storage", "data.train", "data.eval", "data.corpus", "model.tokenizer")
+"""Where something lies; what it contains is in the data's fingerprint (as is how often the rows of
+a training file are shown)."""
 
 
 def trial_settings(
@@ -54,9 +66,15 @@ def trial_settings(
         **measured,
         "lora": experiment.lora.model_dump(mode="json", exclude=not_applied),
         "optimizer": experiment.optimizer.model_dump(mode="json"),
-        "train": experiment.train.model_dump(mode="json", exclude=set(ONLY_ASKED)),
+        "train": _learning(experiment.train),
         "schedule_steps": None if constant else total_steps,
     }
+
+
+def _learning(train: TrainSection) -> dict[str, Any]:
+    """Losses are sums, so a step's gradient is the same however its rows are portioned out."""
+    fields = train.model_dump(mode="json", exclude={*ONLY_ASKED, "accumulate"})
+    return {**fields, "batch_size": train.step_rows}
 
 
 def contradictions(new: Experiment, old: Experiment) -> list[str]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import types
 from collections.abc import Mapping, Sequence
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from crucible_tinkex.config.axes import AxisRange
 
-_MEMBERS = {"range", "values", "bool", "int", "float", "str"}
+_MEMBERS = {"range", "values", "bool", "int", "float", "str", "file", "files", "weighted"}
 """Names that pydantic gives to members of a union, which are no keys."""
 
 
@@ -57,6 +56,8 @@ def _message(detail: Mapping[str, Any]) -> str:
 def _legal_keys(model: Any, location: Sequence[str]) -> list[str]:
     inside_space = list(location[:2]) == ["search", "space"]
     for part in location:
+        if part.isdecimal():
+            continue
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:
             return sorted(AxisRange.model_fields) if inside_space else []
@@ -65,6 +66,8 @@ def _legal_keys(model: Any, location: Sequence[str]) -> list[str]:
 
 
 def _model_of(annotation: Any) -> Any:
-    if get_origin(annotation) in (Union, types.UnionType):
-        return next((a for a in get_args(annotation) if hasattr(a, "model_fields")), annotation)
-    return annotation
+    """The section that an annotation is, or has a place for."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    found = (_model_of(inner) for inner in get_args(annotation))
+    return next((model for model in found if hasattr(model, "model_fields")), annotation)

@@ -13,7 +13,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Iterator
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import AfterValidator, BaseModel
@@ -88,14 +88,20 @@ def _type(field: FieldInfo) -> str:
 
 def _type_name(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        is_path = any(isinstance(m, AfterValidator) for m in annotation.__metadata__)
+        return "path" if is_path else _type_name(arguments[0])
     if origin is Literal:
         return " or ".join(f"`{json.dumps(a)}`" for a in arguments)
     if origin in (Union, types.UnionType):
         named = (_type_name(a) for a in arguments if a is not types.NoneType)
         return " or ".join(dict.fromkeys(named))
     if origin is tuple:
-        return f"list of {_type_name(arguments[0])}s"
-    if origin is dict:
+        inner = _type_name(arguments[0])
+        if inner.startswith("list of"):
+            return f"list of {inner.replace('list', 'lists', 1)}"
+        return f"list of {inner.replace(' or ', 's or ')}s"
+    if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return "table"
     return _NAMES.get(annotation, "path")
 

@@ -23,6 +23,9 @@ class RunSection(Section):
     """Sessions that share one Ray actor process; "auto" packs them on one actor per core."""
     max_attempts: int = Field(default=5, ge=1)
     """How often a trial is tried without progress when its actor or its session is lost."""
+    verify_resume: bool = True
+    """Compare the loss of two rows before a save and after it is loaded: some services load other
+    weights than were saved, without a word."""
     storage: AnchoredPath = Field(default_factory=lambda: os.path.abspath(DEFAULT_STORAGE))
     """Folder of the sweeps: in a file, relative to it; by default `runs` in the current folder."""
 

@@ -5,38 +5,87 @@ Declared and checked here; drawing configurations is `search`, stopping is the c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from crucible_tinkex.config.axes import AXIS_SECTIONS, Axis, AxisValue, points_of
+from crucible_tinkex.config.axes import SECTIONS, Axis, AxisValue
+from crucible_tinkex.config.expression import Expression
 from crucible_tinkex.config.section import Section
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import Direction, objective
 
 DEFAULT_METRIC = "eval/nll"
+DRAWN = ("random", "qmc")
+"""Strategies that draw points without looking at results."""
+LEARNING = ("tpe", "gp", "cmaes")
+"""Strategies that choose the next point by the results so far."""
+SAMPLED = (*DRAWN, *LEARNING)
+"""Strategies that try `trials` points of the space."""
+
+
+Rule = Literal[
+    "none", "halving", "topk", "hyperband", "median", "plateau", "threshold", "divergence"
+]
 
 
 class StoppingSection(Section):
     """When a trial that lags behind is ended before its last step."""
 
-    rule: Literal["none", "halving"] = "none"
-    """`halving`: at each rung the best `1 / eta` go on (successive halving)."""
+    rule: Rule | tuple[Rule, ...] = "none"
+    """One rule, or several that all hold. `halving`: at each rung the best `1 / eta` go on (ASHA);
+    `topk`: at one rung the best `keep`; `hyperband`: halving in `brackets`; `median`: better than
+    the median; `plateau`, `threshold`, `divergence`: by the trial's own curve."""
     eta: int = Field(default=3, ge=2)
-    """How much rarer trials become, and how much longer they train, from rung to rung."""
+    """halving, hyperband: how much rarer trials become, and how much longer they train, from rung
+    to rung."""
     first_rung: int | None = Field(default=None, ge=1)
-    """Step of the first decision; by default it follows from `eta` and the trials' steps."""
+    """Step of the first decision; by default it follows from the trials' steps."""
+    keep: int = Field(default=1, ge=1)
+    """topk: how many go on."""
+    brackets: int = Field(default=3, ge=1, le=20)
+    """hyperband: how many first rungs there are, each `eta` times later than the one before."""
+    every: int | None = Field(default=None, ge=1)
+    """median, plateau, threshold, divergence: steps between decisions; by default a tenth."""
+    startup: int = Field(default=5, ge=1)
+    """median: rivals that must have been measured at a step before one is stopped there."""
+    patience: int = Field(default=3, ge=0)
+    """plateau: decisions without an improvement that are borne with."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """plateau: the least improvement that counts, in the metric's unit."""
+    threshold: float | None = None
+    """threshold: the worst value with which a trial goes on, in the metric's unit."""
+    factor: float = Field(default=2.0, gt=1)
+    """divergence: how many times its own best a trial's loss may become."""
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        given = self.rule if isinstance(self.rule, tuple) else (self.rule,)
+        return tuple(dict.fromkeys(rule for rule in given if rule != "none"))
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> StoppingSection:
+        ranked = [rule for rule in self.rules if rule in ("halving", "topk", "hyperband")]
+        if len(ranked) > 1:
+            raise ValueError(f"rules {' and '.join(ranked)} contradict each other: take one")
+        if "threshold" in self.rules and self.threshold is None:
+            raise ValueError("rule 'threshold' needs a threshold")
+        return self
 
 
 class SearchSection(Section):
     """Which configurations are tried and by what they are ranked."""
 
-    strategy: Literal["grid", "list", "random"] = "grid"
-    """All points of the space, those of `configs`, or `trials` points drawn from the space."""
+    strategy: Literal["grid", "list", "random", "qmc", "tpe", "gp", "cmaes"] = "grid"
+    """`grid`: all points of the space. `list`: those of `configs`. The others try `trials` points:
+    `random` and `qmc` (evenly spread, a scrambled Sobol sequence) draw them beforehand; `tpe`
+    (Parzen estimator; a good choice from 20 trials on), `gp` (Gaussian process; for few and
+    dear trials: choosing takes up to a second; needs torch) and `cmaes` (evolution strategy; for
+    numbers, from 50 trials on) choose the next one by the results so far, the first ten at most as
+    `qmc` does."""
     trials: int | None = Field(default=None, ge=1, le=100_000)
-    """How many configurations the sampled strategies draw."""
+    """How many configurations the sampled strategies try."""
     seed: int = Field(default=0, ge=0)
     """Seed of the sampled strategies."""
     metric: str = DEFAULT_METRIC
@@ -48,9 +97,26 @@ class SearchSection(Section):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Every configuration runs once per seed (adapter initialisation and data order)."""
     space: dict[str, Axis] = Field(default_factory=dict)
-    """Dotted key to a list of values or a range."""
+    """Dotted key to a list of values or a range. A list of numbers that rise or fall is an axis
+    with an order; another is a choice."""
+    zip: tuple[tuple[str, ...], ...] = ()
+    """Axes that go together: lists of keys whose axes have as many values each, the first with the
+    first and so on."""
+    where: tuple[str, ...] = ()
+    """Conditions that every configuration meets, such as `"lora.rank * train.batch_size <= 512"`.
+    A key that does not vary has its declared value."""
+    when: dict[str, str] = Field(default_factory=dict)
+    """Dotted key to a condition without which it does not vary and has its declared value, such as
+    `"optimizer.warmup_steps" = "optimizer.schedule != 'constant'"`."""
+    enqueue: tuple[dict[str, AxisValue], ...] = ()
+    """Configurations that are tried first, whatever the strategy: tables of dotted keys."""
     configs: tuple[dict[str, AxisValue], ...] = ()
     """The configurations of strategy `list`: tables of dotted keys."""
+    confirm: int = Field(default=0, ge=0, le=1000)
+    """After the search, train the leaders again with so many fresh seeds; the winner's value is
+    then read from these alone."""
+    confirm_top: int = Field(default=3, ge=1, le=1000)
+    """How many leaders are confirmed."""
     reference: bool = True
     """Also evaluate the untrained base model, as a row to compare with."""
     stopping: StoppingSection = StoppingSection()
@@ -70,12 +136,26 @@ class SearchSection(Section):
             raise ValueError("seeds must be distinct and not negative")
         return seeds
 
-    @field_validator("space", mode="before")
+    @field_validator("where")
+    @classmethod
+    def _are_conditions(cls, where: tuple[str, ...]) -> tuple[str, ...]:
+        for text in where:
+            _check_condition(text)
+        return where
+
+    @field_validator("when")
+    @classmethod
+    def _have_conditions(cls, when: dict[str, str]) -> dict[str, str]:
+        for text in when.values():
+            _check_condition(text)
+        return when
+
+    @field_validator("space", "when", mode="before")
     @classmethod
     def _dotted_space(cls, space: Any) -> Any:
         return _flat(space) if isinstance(space, Mapping) else space
 
-    @field_validator("configs", mode="before")
+    @field_validator("configs", "enqueue", mode="before")
     @classmethod
     def _dotted_configs(cls, configs: Any) -> Any:
         if not isinstance(configs, list | tuple):
@@ -87,11 +167,12 @@ class SearchSection(Section):
         """Which way is better: as declared, else as the catalogue has it."""
         return self.direction or objective(self.metric).direction or "min"
 
-    @property
-    def points(self) -> int | None:
-        """How many distinct points the space has; None if an axis is continuous."""
-        counts = [points_of(key, axis) for key, axis in self.space.items()]
-        return None if None in counts else math.prod(c for c in counts if c is not None)
+
+def _check_condition(text: str) -> None:
+    try:
+        Expression.parse(text)
+    except ConfigError as e:
+        raise ValueError(e.message) from None
 
 
 def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +190,7 @@ def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 def _axes(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in tables.items():
-        if key in AXIS_SECTIONS and isinstance(value, Mapping):
+        if key in SECTIONS and isinstance(value, Mapping):
             yield from ((f"{key}.{name}", inner) for name, inner in value.items())
         else:
             yield key, value

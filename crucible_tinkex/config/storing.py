@@ -9,8 +9,9 @@ is where the sweep is found.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crucible_tinkex.config.section import get_dotted, set_dotted
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from crucible_tinkex.config.experiment import Experiment
 
 STORED_IN = "stored_in"
-_PATHS = ("data.train", "data.eval", "model.tokenizer", "service.api_key_file")
+_PATHS = ("data.train", "data.eval", "data.corpus", "model.tokenizer", "service.api_key_file")
 
 
 def stored(experiment: Experiment, folder: Path) -> dict[str, Any]:
@@ -26,12 +27,9 @@ def stored(experiment: Experiment, folder: Path) -> dict[str, Any]:
     raw = experiment.model_dump(mode="json")
     folder = folder.resolve()
     home = folder.parent.parent
-    for key in _PATHS:
-        value = get_dotted(raw, key)
-        if isinstance(value, str) and os.path.isabs(value) and home != Path(home.anchor):
-            path = Path(value).resolve()
-            if path.is_relative_to(home):
-                set_dotted(raw, key, os.path.relpath(path, folder))
+    if home != Path(home.anchor):
+        for key in _PATHS:
+            set_dotted(raw, key, _each(get_dotted(raw, key), lambda p: _kept(p, folder, home)))
     del raw["run"]["storage"]
     return {**raw, STORED_IN: str(folder)}
 
@@ -44,12 +42,41 @@ def unstored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     if former is None:
         return raw
     for key in _PATHS:
+        section, name = key.split(".")
         value = get_dotted(raw, key)
-        if isinstance(value, str) and not os.path.isabs(value):
-            # Normalised, because the sweep's former folder may be gone.
-            places = [os.path.abspath(Path(start, value)) for start in (folder, former)]
-            found = next((p for p in places if os.path.exists(p)), None)
-            if found is not None or key != "model.tokenizer":
-                section, name = key.split(".")
-                raw[section] = {**raw[section], name: found or places[0]}
+        if value is not None:
+            places = _Places((folder, former), optional=key == "model.tokenizer")
+            found = _each(value, places.find)
+            raw[section] = {**raw[section], name: found}
     return raw
+
+
+def _each(value: Any, change: Callable[[str], str]) -> Any:
+    """A path, or every path in a list of paths and of tables with a `path`, changed."""
+    if isinstance(value, list):
+        return [_each(item, change) for item in value]
+    if isinstance(value, dict):
+        return {**value, "path": change(value["path"])}
+    return change(value) if isinstance(value, str) else value
+
+
+def _kept(value: str, folder: Path, home: Path) -> str:
+    if not os.path.isabs(value):
+        return value
+    path = Path(value).resolve()
+    return os.path.relpath(path, folder) if path.is_relative_to(home) else value
+
+
+class _Places(NamedTuple):
+    """Where a relative path may start; `optional`: it may be the name of something elsewhere."""
+
+    starts: tuple[str | Path, ...]
+    optional: bool
+
+    def find(self, value: str) -> str:
+        if os.path.isabs(value) or "://" in value:
+            return value
+        # Normalised, because the sweep's former folder may be gone.
+        places = [os.path.abspath(Path(start, value)) for start in self.starts]
+        found = next((place for place in places if os.path.exists(place)), None)
+        return found or (value if self.optional else places[0])

@@ -43,7 +43,10 @@ class TrainSection(Section):
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; alone, exactly so many."""
     batch_size: int = Field(default=8, ge=1, le=65536)
-    """Rows per step."""
+    """Rows per forward and backward pass."""
+    accumulate: int = Field(default=1, ge=1, le=1024)
+    """Passes whose gradients are added up before the optimizer steps: a step learns from
+    `batch_size` times so many rows. For batches that do not fit the service's memory."""
     max_length: int = Field(default=512, ge=2)
     """Longest row in tokens."""
     loss: Literal["cross_entropy"] = "cross_entropy"
@@ -52,13 +55,20 @@ class TrainSection(Section):
     """Steps between resumable checkpoints; the final step is always saved. 0: only the final."""
     eval_every: int = Field(default=0, ge=0)
     """Steps between evaluations; the final step is always evaluated. 0: only the final."""
+    sampler_checkpoint: bool = True
+    """Save the weights for sampling at a trial's end, so that its adapter can be used at once."""
     submit_ahead: int = Field(default=1, ge=0, le=8)
     """Steps that are sent before the result of an earlier one is awaited."""
+
+    @property
+    def step_rows(self) -> int:
+        """Rows that a step learns from."""
+        return self.batch_size * self.accumulate
 
     def steps(self, rows: int) -> int:
         """Optimizer steps of a trial over `rows` training rows."""
         if self.epochs is None and self.max_steps is not None:
             return self.max_steps
         epochs = DEFAULT_EPOCHS if self.epochs is None else self.epochs
-        passes = total_steps(rows, epochs=epochs, batch_size=self.batch_size)
+        passes = total_steps(rows, epochs=epochs, batch_size=self.step_rows)
         return passes if self.max_steps is None else min(passes, self.max_steps)

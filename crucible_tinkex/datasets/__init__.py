@@ -1,6 +1,6 @@
 """Datasets: rows read from a file, tokenised once, and drawn in an order that is a pure function.
 
-`load_tokenizer` and `Tokenizer` are resolved on first use (PEP 562): a session trains on arrays of
+What needs the tokenizer library is resolved on first use (PEP 562): a session trains on arrays of
 token ids and never needs the tokenizer library, which costs 30 ms and 10 MB to import.
 """
 
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from crucible_tinkex.datasets.fingerprint import file_hash, fingerprint, reading
-from crucible_tinkex.datasets.order import batch_indices, epoch_of, total_steps
+from crucible_tinkex.datasets.files.source import DataFile, Rows, open_rows, read_rows
+from crucible_tinkex.datasets.fingerprint import file_hash, files_hash, fingerprint, reading
+from crucible_tinkex.datasets.order import Segment, batch_indices, epoch_of, total_steps
 from crucible_tinkex.datasets.rows import (
     Chat,
     Format,
@@ -17,35 +18,52 @@ from crucible_tinkex.datasets.rows import (
     PromptCompletion,
     Row,
     Text,
+    TrainOn,
     overlap,
-    read_rows,
 )
-from crucible_tinkex.datasets.tokenised import Inputs, TokenisedDataset, tokenise
+from crucible_tinkex.datasets.split import split, stratified
+from crucible_tinkex.datasets.statistics import LengthStatistics
+from crucible_tinkex.datasets.tokenised import Inputs, TokenisedDataset
+from crucible_tinkex.datasets.tokenising import TooLong, tokenise
 
 if TYPE_CHECKING:
+    from crucible_tinkex.datasets.showing import ShownRow, shown, typical
     from crucible_tinkex.datasets.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [  # noqa: RUF022  (in groups)
     # rows
     "Chat",
+    "DataFile",
     "Format",
     "Message",
     "PromptCompletion",
     "Row",
+    "Rows",
     "Text",
+    "open_rows",
     "overlap",
     "read_rows",
+    "split",
+    "stratified",
     # tokens
     "Inputs",
+    "LengthStatistics",
+    "ShownRow",
     "TokenisedDataset",
     "Tokenizer",
+    "TooLong",
+    "TrainOn",
     "load_tokenizer",
+    "shown",
     "tokenise",
+    "typical",
     # identity
     "file_hash",
+    "files_hash",
     "fingerprint",
     "reading",
     # order
+    "Segment",
     "batch_indices",
     "epoch_of",
     "total_steps",
@@ -57,4 +75,8 @@ def __getattr__(name: str) -> Any:
         from crucible_tinkex.datasets import tokenizer
 
         return getattr(tokenizer, name)
+    if name in ("ShownRow", "shown", "typical"):
+        from crucible_tinkex.datasets import showing
+
+        return getattr(showing, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

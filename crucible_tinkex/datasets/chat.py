@@ -7,7 +7,8 @@ every day; templates that date the system prompt fall back to their fixed date.
 What is learnt is found by rendering the conversation up to each assistant's turn and through it:
 the difference is the turn, exactly as the model will have to write it. A template that rewrites
 earlier turns when later ones come (as those that drop past reasoning do) cannot be cut so and is
-refused, rather than learnt wrongly.
+refused, rather than learnt wrongly; where only the last turn is learnt, it is cut there alone, and
+such a template serves.
 """
 
 from __future__ import annotations
@@ -23,32 +24,40 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from crucible_tinkex.datasets.rows import Message
+from crucible_tinkex.datasets.rows import Message, TrainOn
 from crucible_tinkex.errors import ConfigError, DataError
 
 
 def render_parts(
-    template: str, messages: Sequence[Message], *, special: Mapping[str, str]
+    template: str,
+    messages: Sequence[Message],
+    *,
+    special: Mapping[str, str],
+    train_on: TrainOn = "all_assistant",
 ) -> list[tuple[str, bool]]:
-    """The rendered conversation as (text, learnt) parts that join to the whole."""
+    """The rendered conversation as (text, learnt) parts that join to the whole. A part begins at
+    each turn that is cut out: every assistant's, or (`last_assistant`, `everything`) the last."""
     compiled = _compile(template)
     turns = [message._asdict() for message in messages]
     whole = _render(compiled, turns, special, generate=False)
     parts: list[tuple[str, bool]] = []
     done = 0
-    for i, message in enumerate(messages):
-        if message.role != "assistant":
-            continue
+    learnt = [i for i, message in enumerate(messages) if message.role == "assistant"]
+    for i in learnt if train_on == "all_assistant" else learnt[-1:]:
         before = _render(compiled, turns[:i], special, generate=True)
         through = _render(compiled, turns[: i + 1], special, generate=False)
         if not (whole.startswith(through) and through.startswith(before)) or len(before) < done:
             raise DataError(
                 f"the chat template rewrites turn {i + 1} when later turns come; "
-                "split the conversation, so that each row has one assistant's turn, the last"
+                "split the conversation, so that each row has one assistant's turn, the last, or "
+                'set data.train_on = "last_assistant"'
             )
-        parts += [(whole[done : len(before)], False), (whole[len(before) : len(through)], True)]
+        parts += [
+            (whole[done : len(before)], train_on == "everything"),
+            (whole[len(before) : len(through)], True),
+        ]
         done = len(through)
-    return [(text, learnt) for text, learnt in [*parts, (whole[done:], False)] if text]
+    return [part for part in [*parts, (whole[done:], False)] if part[0]]
 
 
 def _render(

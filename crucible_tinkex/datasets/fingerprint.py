@@ -7,10 +7,11 @@ data: a trial on them has another identity. Where the files lie does not matter.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crucible_tinkex.datasets.files.source import Rows
 from crucible_tinkex.datasets.rows import Format
 from crucible_tinkex.errors import DataError
 from crucible_tinkex.names import digest
@@ -28,14 +29,43 @@ def file_hash(path: str | Path) -> str:
         raise DataError(f"{path}: the file cannot be read: {error.strerror}") from error
 
 
-def reading(*, format: Format, max_length: int, tokenizer: str | None) -> dict[str, Any]:
-    """How rows become tokens. `format` is what the rows turned out to be (`Row.format`).
-    `tokenizer`: a folder, which counts by its files, or a name; None for the base model's own."""
-    return {"format": format, "max_length": max_length, "tokenizer": _tokenizer(tokenizer)}
+def files_hash(rows: Rows) -> Any:
+    """What the files of `rows` contain: the hash of the one file, or where there are several, or
+    weights, or a corpus, all of them in order. Raises `DataError`."""
+    parts = [
+        {
+            "file": file_hash(file.local),
+            "weight": file.declared.weight,
+            **({"corpus": file_hash(file.corpus)} if file.corpus else {}),
+        }
+        for file in rows.files
+    ]
+    plain = len(parts) == 1 and parts[0] == {"file": parts[0]["file"], "weight": 1.0}
+    return parts[0]["file"] if plain else parts
 
 
-def fingerprint(train: str, evaluation: str | None, reading: Mapping[str, Any]) -> str:
-    """Identity of the data: the hashes of both files, and how they were read."""
+def reading(
+    *,
+    format: Format | Sequence[Format],
+    max_length: int,
+    tokenizer: str | None,
+    **chosen: Any,
+) -> dict[str, Any]:
+    """How rows become tokens. `format` is that of the training file, or a list, of each file.
+    `tokenizer`: a folder, which counts by its files, or a name; None for the base model's own.
+    `chosen`: further JSON values, of which None, the default of each, says nothing, so that what
+    was read before there was such a choice keeps its identity."""
+    return {
+        "format": format,
+        "max_length": max_length,
+        "tokenizer": _tokenizer(tokenizer),
+        **{key: value for key, value in chosen.items() if value is not None},
+    }
+
+
+def fingerprint(train: Any, evaluation: Any, reading: Mapping[str, Any]) -> str:
+    """Identity of the data: the hashes of the training and of the evaluation files (`files_hash`;
+    None if there are none), and how they were read."""
     content = {"train": train, "eval": evaluation, "reading": dict(reading)}
     return digest(content, _LENGTH)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import tokenizers
 
-from crucible_tinkex.datasets.rows import Message
+from crucible_tinkex.datasets.rows import Message, TrainOn
 from crucible_tinkex.errors import ConfigError
 
 _FILE = "tokenizer.json"
@@ -47,9 +47,19 @@ class Tokenizer:
         """The ids of a text that begins a sequence: `prefix`, then the text."""
         return [*self.prefix, *self.encode(text)]
 
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text alone, on all cores."""
+        encoded = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, special tokens left out."""
         text: str = self.inner.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def spelled(self, ids: Sequence[int]) -> str:
+        """The text of the ids, special tokens spelled out."""
+        text: str = self.inner.decode(list(ids), skip_special_tokens=False)
         return text
 
     @property
@@ -57,7 +67,9 @@ class Tokenizer:
         size: int = self.inner.get_vocab_size(with_added_tokens=True)
         return size
 
-    def chat_parts(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
+    def chat_parts(
+        self, messages: Sequence[Message], *, train_on: TrainOn = "all_assistant"
+    ) -> list[tuple[str, bool]]:
         """A conversation as (text, learnt) parts in order; needs the `jinja2` package."""
         if self.chat_template is None:
             raise ConfigError(
@@ -69,7 +81,7 @@ class Tokenizer:
             from crucible_tinkex.datasets.chat import render_parts
         except ModuleNotFoundError as error:
             raise ConfigError("rows of format chat need jinja2: pip install jinja2") from error
-        return render_parts(self.chat_template, messages, special=self.special)
+        return render_parts(self.chat_template, messages, special=self.special, train_on=train_on)
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.name!r}, vocab_size={self.vocab_size}, eos_id={self.eos_id})"

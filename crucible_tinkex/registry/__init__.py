@@ -5,17 +5,20 @@ here knows Ray: an actor, or the driver itself, owns a `Registry`.
 """
 
 from crucible_tinkex.registry.records import (
+    CONFIRM,
     DONE,
     FAILED,
     LOST,
     PAUSED,
     PENDING,
     RUNNING,
+    SEARCH,
     STOPPED,
     TERMINAL,
     AttemptGrant,
     CheckpointRecord,
     Decision,
+    Origin,
     Spent,
     TrialRecord,
 )
@@ -32,10 +35,14 @@ __all__ = [  # noqa: RUF022  (in groups)
     "FAILED",
     "LOST",
     "TERMINAL",
+    # phases
+    "SEARCH",
+    "CONFIRM",
     # records
     "AttemptGrant",
     "CheckpointRecord",
     "Decision",
+    "Origin",
     "Spent",
     "TrialRecord",
     # the whole

@@ -6,7 +6,7 @@ Values that cross processes are frozen; `TrialRecord` alone grows, and only insi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -18,7 +18,16 @@ TERMINAL = (DONE, STOPPED, FAILED, LOST)
 """done: all its steps; stopped: by a rule, a budget or a person; failed: its own fault; lost: the
 infrastructure's fault, a later run takes it up again."""
 
-DecisionKind: TypeAlias = Literal["start", "advance", "pause", "stop", "retry", "end"]
+SEARCH, CONFIRM = "search", "confirm"
+"""Phases of a sweep: a trial of the search, or a leader again with a fresh seed."""
+
+DecisionKind: TypeAlias = Literal[
+    "start", "fork", "confirm", "advance", "pause", "stop", "retry", "command", "end"
+]
+
+
+CheckpointKind: TypeAlias = Literal["state", "sampler"]
+"""state: weights and optimizer, resumable; sampler: the weights, to sample from and to export."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +41,23 @@ class Spent:
     sample_tokens: int = 0
     seconds: float = 0.0
     """Wall time of the attempt."""
+    steps: int = 0
+    """Optimizer steps that were sent; 0 in a journal of an older version."""
+
+    @property
+    def tokens(self) -> int:
+        return self.train_tokens + self.prefill_tokens + self.sample_tokens
 
     def __add__(self, other: Spent) -> Spent:
         return Spent(**{name: value + vars(other)[name] for name, value in vars(self).items()})
 
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(**{name: value - vars(other)[name] for name, value in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """A resumable `state` checkpoint that the service has acknowledged."""
+    """A checkpoint that the service has acknowledged."""
 
     trial_id: str
     attempt: int
@@ -47,6 +65,9 @@ class CheckpointRecord:
     path: str
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The newest evaluation at or before `step`."""
+    fingerprint: float | None = None
+    """Of the weights (`Recipe.fingerprint`); None: not measured."""
+    kind: CheckpointKind = "state"
 
 
 @dataclass(frozen=True)
@@ -61,20 +82,41 @@ class AttemptGrant:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Which trial another was cloned from. Warm: it goes on from a checkpoint of its parent, with
+    weights, optimizer state, step counter and data order, so that a clone which changes nothing
+    would repeat its parent. Fresh: it begins anew; only the settings are the parent's."""
+
+    parent: str
+    step: int = 0
+    """Of the checkpoint; 0 for a fresh one."""
+    path: str | None = None
+    """The checkpoint; None for a fresh one."""
+
+    @property
+    def warm(self) -> bool:
+        return self.path is not None
+
+
+@dataclass(frozen=True)
 class Decision:
     """A recorded choice of the policy, with its reason in words."""
 
     kind: DecisionKind
     trial_id: str = ""
     to_step: int = 0
-    """start, advance: the rung that the trial trains up to."""
+    """start, fork, confirm, advance: the rung that the trial trains up to."""
     total_steps: int = 0
-    """start, advance: all steps that it may ever be asked for, as the experiment says now."""
+    """The same: all steps that it may ever be asked for, as the experiment says now."""
     reason: str = ""
     trial: Mapping[str, Any] | None = None
-    """start: the declared part of a trial (`declared`)."""
+    """start, fork, confirm: the declared part of a trial (`declared`)."""
     time: float = 0.0
     """Unix seconds; for display only."""
+    by: str = ""
+    """pause, stop, end: "person" or "budget"; the search itself where it is empty."""
+    command: Mapping[str, Any] | None = None
+    """command: what a person asked (`sweep.orders.control.Command`); the reason is the answer."""
 
 
 @dataclass
@@ -88,6 +130,9 @@ class TrialRecord:
     seed: int
     total_steps: int
     reference: bool = False
+    phase: str = SEARCH
+    origin: Origin | None = None
+    """Of a clone."""
     state: str = PENDING
     attempt: int = 0
     step: int = 0
@@ -99,13 +144,27 @@ class TrialRecord:
     results: dict[int, dict[str, float]] = field(default_factory=dict)
     """Every evaluated step and its metrics."""
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
+    """Those that can be resumed."""
+    samplers: list[CheckpointRecord] = field(default_factory=list)
+    """Those for sampling; it has one at its end."""
     intents: dict[str, str] = field(default_factory=dict)
     """Names of checkpoints that were asked for and not yet committed, and their paths."""
+    pinned: set[str] = field(default_factory=set)
+    """Paths of checkpoints that a person wants kept."""
+    tombstones: dict[str, str] = field(default_factory=dict)
+    """Paths of checkpoints that are being deleted, and why; nobody loads them any more."""
     spends: dict[int, Spent] = field(default_factory=dict)
     """Per attempt."""
     decisions: list[Decision] = field(default_factory=list)
+    hold: str = ""
+    """Who paused or stopped it: "person" or "budget"; the search itself where it is empty."""
     error: str | None = None
     """Why it failed, was lost or was stopped."""
+
+    @property
+    def first_step(self) -> int:
+        """Where it began: 0, or the step of the checkpoint that it was forked from."""
+        return self.origin.step if self.origin else 0
 
     @property
     def last_checkpoint(self) -> CheckpointRecord | None:
@@ -123,7 +182,8 @@ class TrialRecord:
 
     def knows_checkpoint(self, path: str) -> bool:
         """Whether it was announced or committed, and neither lost nor deleted."""
-        return path in self.intents.values() or any(c.path == path for c in self.checkpoints)
+        saved = any(c.path == path for c in (*self.checkpoints, *self.samplers))
+        return saved or path in self.intents.values()
 
     def resumable(self) -> tuple[CheckpointRecord, ...]:
         """Its checkpoints, the newest first."""
@@ -138,9 +198,23 @@ _DECLARED = ("trial_id", "index", "run_name", "values", "seed", "total_steps", "
 
 
 def declared(trial: Any) -> dict[str, Any]:
-    """What is known of a trial (or of the plan of one) before it runs."""
+    """What is known of a trial (or of the plan of one) before it runs, as JSON values."""
     found = {k: getattr(trial, k) for k in _DECLARED}
-    return {**found, "values": dict(found["values"])}
+    found = {**found, "values": dict(found["values"])}
+    if trial.phase != SEARCH:
+        found["phase"] = trial.phase
+    if trial.origin:
+        found["origin"] = asdict(trial.origin)
+    return found
+
+
+def undeclared(found: Mapping[str, Any]) -> TrialRecord:
+    """The trial that `declared` told of."""
+    trial = known(TrialRecord, found)
+    if found.get("origin"):
+        trial.origin = known(Origin, found["origin"])
+    trial.step = trial.first_step
+    return trial
 
 
 def known(cls: type[T], found: Mapping[str, Any]) -> T:

@@ -60,6 +60,10 @@ class RegistryPort(Protocol):
         """The evaluation at `step`."""
         ...
 
+    async def record_spend(self, trial_id: str, attempt: int, spent: Spent) -> None:
+        """What the attempt has used so far; after every step where a budget must be kept."""
+        ...
+
     async def finish(
         self, trial_id: str, attempt: int, state: str, error: str | None, spent: Spent
     ) -> None:
@@ -145,7 +149,7 @@ class Registry:
 
     async def commit_checkpoint(self, checkpoint: CheckpointRecord, spent: Spent) -> None:
         trial = self._current(checkpoint.trial_id, checkpoint.attempt)
-        if all(c.path != checkpoint.path for c in trial.checkpoints):
+        if all(c.path != checkpoint.path for c in (*trial.checkpoints, *trial.samplers)):
             record = {"type": "checkpoint", "checkpoint": {**vars(checkpoint)}}
             self._stage({**record, "spent": {**vars(spent)}})
         await self._journal.flush()
@@ -164,6 +168,12 @@ class Registry:
         if not (trial.metrics_step == step and str(trial.metrics) == str(dict(metrics))):
             record = {"type": "result", "trial_id": trial_id, "step": step}
             self._stage({**record, "metrics": dict(metrics), "spent": {**vars(spent)}})
+        await self._journal.flush()
+
+    async def record_spend(self, trial_id: str, attempt: int, spent: Spent) -> None:
+        trial = self._current(trial_id, attempt)
+        if trial.spends.get(attempt) != spent:
+            self._stage({"type": "spent", "trial_id": trial_id, "spent": {**vars(spent)}})
         await self._journal.flush()
 
     async def finish(

@@ -26,6 +26,7 @@ from crucible_tinkex.registry.records import (
     Spent,
     TrialRecord,
     known,
+    undeclared,
 )
 
 Record = Mapping[str, Any]
@@ -42,11 +43,19 @@ class SweepState:
     trials: dict[str, TrialRecord] = field(default_factory=dict)
     wall_s: float = 0.0
     """Seconds spent by runs that ended in order."""
+    spent: Spent = field(default_factory=Spent)
+    """By all attempts of all trials."""
     runs: list[str] = field(default_factory=list)
     """Ids of all runs; the newest one's epoch is their number."""
     amendments: list[Record] = field(default_factory=list)
     ended: str | None = None
     """The reason of the policy's decision to end; None while trials are still asked for."""
+    ended_by: str = ""
+    """"budget" where that was the reason."""
+    held: bool = False
+    """A person paused the whole sweep; a new run goes on."""
+    commands: dict[str, str] = field(default_factory=dict)
+    """What was answered, by the command's id."""
     ops: set[str] = field(default_factory=set)
     """Operations that have no other mark by which a repetition is recognised."""
     open: dict[str, TrialRecord] = field(default_factory=dict)
@@ -57,6 +66,9 @@ class SweepState:
     """By step, the trials that have a result there, in the order in which they came."""
     paused: dict[int, list[TrialRecord]] = field(default_factory=dict)
     """By step, the trials that were paused there, also those that have gone on since."""
+    forks: dict[str, list[TrialRecord]] = field(default_factory=dict)
+    """By path of a checkpoint, the trials that began there. Whoever deletes checkpoints keeps it
+    (`needed`)."""
     grants: dict[str, int] = field(default_factory=dict)
     """Operation id of every granted attempt, and its number."""
 
@@ -104,6 +116,11 @@ class SweepState:
         except KeyError:
             raise ConfigError(f"no trial {trial_id!r} in this sweep") from None
 
+    def needed(self, path: str) -> bool:
+        """Whether a fork may still have to begin at this checkpoint: it is not done, or has no
+        checkpoint of its own."""
+        return any(t.state != DONE or not t.checkpoints for t in self.forks.get(path, ()))
+
     @property
     def complete(self) -> bool:
         """Whether nothing is left to do, as far as the journal knows."""
@@ -114,7 +131,7 @@ class SweepState:
     def _run(self, record: Record) -> None:
         if record["run"] not in self.runs:
             self.runs.append(record["run"])
-            self.ended = None
+            self.ended, self.ended_by, self.held = None, "", False
 
     def _created(self, record: Record) -> None:
         self.meta = dict(record["meta"])
@@ -126,33 +143,52 @@ class SweepState:
         self.ended = None
 
     def _trial_added(self, record: Record) -> None:
-        trial = known(TrialRecord, record["trial"])
+        trial = undeclared(record["trial"])
         trial.target = trial.total_steps
         self._index(self.trials.setdefault(trial.trial_id, trial))
 
     def _decision(self, record: Record) -> None:
         decision = known(Decision, {**record["decision"], "time": record["time"]})
         if decision.kind == "end":
-            self.ended = decision.reason
+            self.ended, self.ended_by = decision.reason, decision.by
             return
+        if decision.kind == "command":
+            self._command(decision)
+            return
+        if decision.kind in ("fork", "retry"):
+            self.ended = None
         if decision.trial is not None:
-            added = known(TrialRecord, decision.trial)
-            self.trials.setdefault(decision.trial_id, added)
+            self._add(undeclared(decision.trial))
         trial = self.trials[decision.trial_id]
         trial.decisions.append(replace(decision, trial=None))  # the trial knows itself
-        _DECIDED[decision.kind](trial, decision)
-        if trial.state == PAUSED:
+        _DECIDED.get(decision.kind, _nothing)(trial, decision)
+        if trial.state == PAUSED and not trial.hold:
             self.paused.setdefault(trial.target, []).append(trial)
         self._index(trial)
+
+    def _command(self, decision: Decision) -> None:
+        command = decision.command or {}
+        self.commands[command.get("command_id", "")] = decision.reason
+        whole = not command.get("trials") and not decision.reason.startswith("refused")
+        if whole and command.get("kind") in ("pause", "unpause"):
+            self.held = command["kind"] == "pause"
+
+    def _add(self, trial: TrialRecord) -> None:
+        if trial.trial_id in self.trials:
+            return
+        self.trials[trial.trial_id] = trial
+        if trial.origin and trial.origin.path:
+            self.forks.setdefault(trial.origin.path, []).append(trial)
 
     def _attempt(self, record: Record) -> None:
         trial = self.trials[record["trial_id"]]
         trial.attempt = record["attempt"]
         if "grant" in record:
             self.grants[record["grant"]] = trial.attempt
-        trial.state, trial.error = RUNNING, None
+        if trial.state not in (PAUSED, STOPPED):  # decided on while its session began
+            trial.state, trial.error = RUNNING, None
         resume = trial.last_checkpoint
-        trial.step = resume.step if resume else 0
+        trial.step = resume.step if resume else trial.first_step
         self._index(trial)
 
     def _intent(self, record: Record) -> None:
@@ -161,16 +197,41 @@ class SweepState:
     def _checkpoint(self, record: Record) -> None:
         checkpoint = known(CheckpointRecord, record["checkpoint"])
         trial = self.trials[checkpoint.trial_id]
-        trial.checkpoints.append(checkpoint)
         trial.intents.pop(_name(checkpoint.path), None)
-        trial.step = max(trial.step, checkpoint.step)
-        _spend(trial, checkpoint.attempt, record)
+        if checkpoint.kind == "sampler":
+            trial.samplers.append(checkpoint)
+        else:
+            trial.checkpoints.append(checkpoint)
+            trial.step = max(trial.step, checkpoint.step)
+        self._spend(trial, checkpoint.attempt, record)
 
     def _checkpoint_lost(self, record: Record) -> None:
         trial = self.trials[record["trial_id"]]
+        samplers = [c for c in trial.samplers if c.path != record["path"]]
+        if len(samplers) < len(trial.samplers):
+            trial.samplers = samplers
+            return
         trial.checkpoints = [c for c in trial.checkpoints if c.path != record["path"]]
         trial.intents.pop(_name(record["path"]), None)
-        trial.step = trial.last_checkpoint.step if trial.last_checkpoint else 0
+        trial.step = trial.last_checkpoint.step if trial.last_checkpoint else trial.first_step
+
+    def _pinned(self, record: Record) -> None:
+        trial = self.trials[record["trial_id"]]
+        if record["pinned"]:
+            trial.pinned.add(record["path"])
+        else:
+            trial.pinned.discard(record["path"])
+
+    def _tombstone(self, record: Record) -> None:
+        """What was learnt is still learnt, so the trial's step stays."""
+        trial, path = self.trials[record["trial_id"]], record["path"]
+        trial.checkpoints = [c for c in trial.checkpoints if c.path != path]
+        trial.samplers = [c for c in trial.samplers if c.path != path]
+        trial.intents = {name: p for name, p in trial.intents.items() if p != path}
+        trial.tombstones[path] = record["reason"]
+
+    def _deleted(self, record: Record) -> None:
+        self.trials[record["trial_id"]].tombstones.pop(record["path"], None)
 
     def _result(self, record: Record) -> None:
         trial = self.trials[record["trial_id"]]
@@ -180,13 +241,25 @@ class SweepState:
         if trial.results.get(step) != metrics:
             self.measured.setdefault(step, []).append(trial)
         trial.results[step] = metrics
-        _spend(trial, trial.attempt, record)
+        self._spend(trial, trial.attempt, record)
 
     def _finished(self, record: Record) -> None:
         trial = self.trials[record["trial_id"]]
-        trial.state, trial.error = record["state"], record["error"]
-        _spend(trial, trial.attempt, record)
+        is_later = record["state"] in (PENDING, PAUSED)  # than the decision, which stands
+        if not is_later or trial.state not in (PAUSED, STOPPED):
+            trial.state, trial.error = record["state"], record["error"]
+        self._spend(trial, trial.attempt, record)
         self._index(trial)
+
+    def _spent(self, record: Record) -> None:
+        trial = self.trials[record["trial_id"]]
+        self._spend(trial, trial.attempt, record)
+
+    def _spend(self, trial: TrialRecord, attempt: int, record: Record) -> None:
+        if "spent" in record:
+            spent = known(Spent, record["spent"])
+            self.spent += spent - trial.spends.get(attempt, Spent())
+            trial.spends[attempt] = spent
 
     def _sweep(self, record: Record) -> None:
         self.state = record["state"]
@@ -198,25 +271,25 @@ def _name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
-def _spend(trial: TrialRecord, attempt: int, record: Record) -> None:
-    if "spent" in record:
-        trial.spends[attempt] = known(Spent, record["spent"])
-
-
 def _go(trial: TrialRecord, decision: Decision) -> None:
     trial.target, trial.total_steps = decision.to_step, decision.total_steps
+    trial.hold = ""
     if trial.state in (PAUSED, DONE, STOPPED):
         trial.state = PENDING
 
 
+def _nothing(trial: TrialRecord, decision: Decision) -> None:
+    """A kind that this version does not know."""
+
+
 def _pause(trial: TrialRecord, decision: Decision) -> None:
     if trial.state not in TERMINAL:
-        trial.state = PAUSED
+        trial.state, trial.hold = PAUSED, decision.by
 
 
 def _stop(trial: TrialRecord, decision: Decision) -> None:
     if trial.state not in TERMINAL:
-        trial.state, trial.error = STOPPED, decision.reason
+        trial.state, trial.error, trial.hold = STOPPED, decision.reason, decision.by
 
 
 def _retry(trial: TrialRecord, decision: Decision) -> None:
@@ -225,6 +298,8 @@ def _retry(trial: TrialRecord, decision: Decision) -> None:
 
 _DECIDED: dict[str, Callable[[TrialRecord, Decision], None]] = {
     "start": _go,
+    "fork": _go,
+    "confirm": _go,
     "advance": _go,
     "pause": _pause,
     "stop": _stop,
@@ -240,7 +315,11 @@ _HANDLERS: dict[str, Callable[[SweepState, Record], None]] = {
     "intent": SweepState._intent,
     "checkpoint": SweepState._checkpoint,
     "checkpoint_lost": SweepState._checkpoint_lost,
+    "pinned": SweepState._pinned,
+    "tombstone": SweepState._tombstone,
+    "deleted": SweepState._deleted,
     "result": SweepState._result,
+    "spent": SweepState._spent,
     "finished": SweepState._finished,
     "sweep": SweepState._sweep,
 }

@@ -117,6 +117,9 @@ class RegistryHandle:
     ) -> None:
         await self._call("record_result", trial_id, attempt, step, metrics, spent)
 
+    async def record_spend(self, trial_id: str, attempt: int, spent: Spent) -> None:
+        await self._call("record_spend", trial_id, attempt, spent)
+
     async def finish(
         self, trial_id: str, attempt: int, state: str, error: str | None, spent: Spent
     ) -> None:

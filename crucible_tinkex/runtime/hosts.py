@@ -67,8 +67,8 @@ class RayHost:
     async def release(self, trial_id: str, state: str, reason: str | None) -> None:
         await self._call("release", trial_id, state, reason)
 
-    async def drain(self) -> None:
-        await self._call("drain")
+    async def drain(self, trial_id: str | None = None) -> None:
+        await self._call("drain", trial_id)
 
     async def hold_back(self, until: float) -> None:
         await self._call("hold_back", until)

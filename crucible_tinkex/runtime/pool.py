@@ -25,14 +25,12 @@ from crucible_tinkex.training.plan import TrialPlan
 T = TypeVar("T")
 
 HEARTBEAT_S = 5.0
-DEADLINE_S = 60.0
-"""A busy host on a loaded machine may take seconds to answer; a stopped one never does."""
+DEADLINE_S = 60.0  # a busy host on a loaded machine may take seconds to answer
 START_S = 300.0
 MAX_FAILED_STARTS = 3
 BACK_OFF_S, MOST_DOUBLINGS = 0.5, 7
 SLICES = 5
-WORTH_SHARING_S = 0.5
-"""By how much longer a back-off must be than the one that all hosts know."""
+WORTH_SHARING_S = 0.5  # by how much a back-off must be longer than the one that all hosts know
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Host(Protocol):
 
     async def release(self, trial_id: str, state: str, reason: str | None) -> None: ...
 
-    async def drain(self) -> None: ...
+    async def drain(self, trial_id: str | None = None) -> None: ...  # one session, or all
 
     async def hold_back(self, until: float) -> None: ...
 
@@ -212,6 +210,11 @@ class SessionPool:
         self._reconcile()
         await self._tell(lambda host: host.drain())
 
+    async def interrupt(self, trial_id: str) -> None:
+        """A running session finishes its step, saves, and is answered as drained."""
+        if (member := self._home(trial_id)) and member.up:
+            await self._tell(lambda host: host.drain(trial_id), [member])
+
     async def hold_back(self, until: float) -> None:
         """No session sends anything before `until` (Unix seconds), nor on hosts that come later."""
         self._held_until = max(until, self._held_until)
@@ -254,8 +257,7 @@ class SessionPool:
         best = max(self._members, key=lambda m: m.free, default=None)
         return best if best and best.free > 0 else None
 
-    def _start_hosts(self) -> None:
-        """Start hosts for what no free and no coming slot will take, within the bounds."""
+    def _start_hosts(self) -> None:  # for what no free and no coming slot will take
         if not self._waiting or self._loop.time() < self._start_not_before:
             return
         starting = [m.slots for m in self._members if not m.up]
@@ -273,8 +275,7 @@ class SessionPool:
         member.life = asyncio.create_task(self._live(member))
         member.life.add_done_callback(lambda task: self._lose(member, _reason(task)))
 
-    async def _live(self, member: _Member) -> None:
-        """The life of a host: comes up, then answers every heartbeat. Ends by an error only."""
+    async def _live(self, member: _Member) -> None:  # ends by an error only
         await self._within(self._start_s, member.host.ready())
         if self._held_until:
             await self._within(self._deadline_s, member.host.hold_back(self._held_until))
@@ -342,8 +343,7 @@ class SessionPool:
             self._failed_starts = 0  # those were attempts to have more than there was
         self._reconcile()
 
-    def _dismiss(self, member: _Member) -> None:
-        """End a host; nobody is answered."""
+    def _dismiss(self, member: _Member) -> None:  # nobody is answered
         self._members.remove(member)
         member.cancel()
         member.seats.clear()
@@ -361,7 +361,7 @@ class SessionPool:
         return Outcome(Verdict.STOP, error=WorkerStartError(text))
 
     def _answer(self, trial_id: str, outcome: Outcome) -> None:
-        """Later, so that an answer may submit the next call without running into this one."""
+        # Later, so that an answer may submit the next call without running into this one.
         self._loop.call_soon(self._tell_done, trial_id, outcome)
 
     def _tell_done(self, trial_id: str, outcome: Outcome) -> None:
@@ -373,9 +373,11 @@ class SessionPool:
         for trial_id in waiting:
             self._answer(trial_id, outcome())
 
-    async def _tell(self, message: Callable[[Host], Awaitable[None]]) -> None:
-        """Tell every host that is up; one that does not hear is lost."""
-        members = [m for m in self._members if m.up]
+    async def _tell(
+        self, message: Callable[[Host], Awaitable[None]], to: list[_Member] | None = None
+    ) -> None:
+        """Tell these, or every host that is up; one that does not hear is lost."""
+        members = [m for m in self._members if m.up] if to is None else to
         calls = [self._within(self._deadline_s, message(m.host)) for m in members]
         for member, result in zip(
             members, await asyncio.gather(*calls, return_exceptions=True), strict=True
@@ -383,13 +385,11 @@ class SessionPool:
             if isinstance(result, BaseException):
                 self._lose(member, result)
 
-    def _home(self, trial_id: str) -> _Member | None:
-        """The host on which a trial holds a slot."""
+    def _home(self, trial_id: str) -> _Member | None:  # where a trial holds a slot
         return next((m for m in self._members if trial_id in m.seats), None)
 
 
-def _parked(plan: TrialPlan, outcome: Outcome) -> bool:
-    """Whether the session is still open after an advance."""
+def _parked(plan: TrialPlan, outcome: Outcome) -> bool:  # the session is still open
     if outcome.verdict is not Verdict.ADVANCED or outcome.progress is None:
         return False
     return outcome.progress.step < plan.total_steps

@@ -15,9 +15,9 @@ from typing import Any
 
 from ray.actor import ActorHandle
 
+from crucible_tinkex.client.http.watch import Observer, QueueState, RequestRecord
 from crucible_tinkex.client.interface import TrainingService
 from crucible_tinkex.client.resolved import ResolvedService
-from crucible_tinkex.client.watch import Observer, QueueState, RequestRecord
 from crucible_tinkex.events import EventWriter
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.runtime.handles import RegistryHandle, TelemetryHandle
@@ -124,9 +124,9 @@ class SessionActor:
         """Close a parked session."""
         await self._runs[run_id].sessions.release(trial_id, state, reason)
 
-    async def drain(self, run_id: str) -> None:
-        """Sessions finish their step, save, and stop."""
-        self._runs[run_id].sessions.drain()
+    async def drain(self, run_id: str, trial_id: str | None = None) -> None:
+        """Sessions finish their step, save, and stop: one, or all."""
+        self._runs[run_id].sessions.drain(trial_id)
 
     async def hold_back(self, run_id: str, until: float) -> None:
         """Send nothing before `until` (Unix seconds)."""

@@ -1,101 +1,110 @@
-"""Which configurations a sweep tries: a grid, a given list, or points drawn by Optuna.
+"""Which configurations a sweep tries: a grid, a given list, drawn points, or what a search that
+learns will choose.
 
 A pure function of the experiment: the same file yields the same configurations in the same order,
-so a resumed sweep finds its trials again.
+so a resumed sweep finds its trials again. Of a search that learns only the first are known
+beforehand; `learning` says the others.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from crucible_tinkex.config import (
-    Axis,
-    AxisRange,
-    Experiment,
-    SearchSection,
-    check_axes,
-    is_integer,
-)
+from crucible_tinkex.config import Experiment, check_axes
+from crucible_tinkex.config.search import LEARNING, SAMPLED
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.search.space import Values, distinct, grid
-
-DRAWS_PER_POINT = 20
+from crucible_tinkex.search.drawing import draws
+from crucible_tinkex.search.learning import LearningSearch
+from crucible_tinkex.search.space import Space, Values, distinct
 
 
 def configurations(experiment: Experiment) -> list[Values]:
-    """All configurations, distinct, in order. Raises `ConfigError` for an impossible search."""
+    """All that are known beforehand, distinct, in order. Raises `ConfigError` for an impossible
+    search."""
+    search = experiment.search
+    _check(experiment)
+    if learns(experiment):
+        found = LearningSearch(experiment).beforehand()
+    else:
+        points = itertools.chain(map(dict, search.enqueue), _points(experiment))
+        wanted = search.trials if search.strategy in SAMPLED else None
+        found = list(itertools.islice(distinct(experiment, points), wanted))
+    if not found:
+        raise ConfigError("search.where excludes every point of the space")
+    return found
+
+
+def learns(experiment: Experiment) -> bool:
+    """Whether the search chooses its configurations by the results so far."""
+    return experiment.search.strategy in LEARNING
+
+
+def _check(experiment: Experiment) -> None:
     search = experiment.search
     check_axes(search.space)
+    for config in search.enqueue:
+        check_axes(config, where="search.enqueue")
+    if search.strategy in SAMPLED:
+        if search.trials is None:
+            raise ConfigError(f"search.strategy {search.strategy!r} needs search.trials")
+        if not search.space:
+            raise ConfigError(f"search.strategy {search.strategy!r} needs a search.space")
+
+
+def _points(experiment: Experiment) -> Iterable[Values]:
+    search = experiment.search
     if search.strategy == "list":
-        points = _listed(search)
-    elif search.strategy == "grid":
-        points = list(grid(search.space))
-    else:
-        points = _drawn(search)
-    return distinct(experiment, points)
+        return _listed(experiment)
+    space = Space(experiment)
+    if search.strategy == "grid":
+        return space.grid()
+    return draws(experiment, space, spread=search.strategy == "qmc")
 
 
-def _listed(search: SearchSection) -> list[Values]:
-    if not search.configs:
+def _listed(experiment: Experiment) -> list[Values]:
+    configs = experiment.search.configs
+    if not configs:
         raise ConfigError("search.strategy 'list' needs search.configs = [{...}, ...]")
-    for config in search.configs:
-        check_axes(config)
-    return [dict(c) for c in search.configs]
+    for config in configs:
+        check_axes(config, where="search.configs")
+    return [dict(c) for c in configs]
 
 
-def _drawn(search: SearchSection) -> list[Values]:
-    if search.trials is None:
-        raise ConfigError(f"search.strategy {search.strategy!r} needs search.trials")
-    if not search.space:
-        raise ConfigError(f"search.strategy {search.strategy!r} needs a search.space")
-    empty = [key for key, axis in search.space.items() if axis == ()]
-    if empty:
-        raise ConfigError(f"search.space: {empty[0]!r} has no values")
-    return _ask(search, search.trials)
+def warnings(experiment: Experiment, found: Sequence[Values]) -> Iterator[str]:
+    """What a careful colleague would say of the search. `found`: its `configurations`."""
+    search = experiment.search
+    if search.strategy not in SAMPLED or search.trials is None:
+        return
+    learning = LearningSearch(experiment) if learns(experiment) else None
+    count = learning.total if learning else len(found)
+    if count < search.trials:
+        yield (
+            f"search.trials = {search.trials}, but the space has only {count} configurations: "
+            "all run"
+        )
+    if learning:
+        yield from _on_learning(experiment, learning)
 
 
-def _ask(search: SearchSection, count: int) -> list[Values]:
-    """The first `count` different draws; of a space that has no more points than that, all."""
-    wanted = count if search.points is None else min(count, search.points)
-    found: dict[tuple[object, ...], Values] = {}
-    for values in itertools.islice(_draws(search), DRAWS_PER_POINT * wanted):
-        found.setdefault(tuple(values.values()), values)
-        if len(found) == wanted:
-            break
-    if len(found) < wanted and search.points is not None:  # the last ones of a small space are rare
-        for values in _all(search):
-            found.setdefault(tuple(values.values()), values)
-    return list(found.values())[:wanted]
-
-
-def _draws(search: SearchSection) -> Iterator[Values]:
-    """Endless, and the same for the same seed however many are taken."""
-    import optuna  # a second to import: only when it is used
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.RandomSampler(seed=search.seed)
-    space = {k: _distribution(optuna, k, a) for k, a in search.space.items()}
-    study = optuna.create_study(sampler=sampler, direction="minimize")
-    while True:
-        trial = study.ask(space)
-        yield {k: trial.params[k] for k in search.space}
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-
-
-def _all(search: SearchSection) -> Iterator[Values]:
-    axes = {k: _integers(a) if isinstance(a, AxisRange) else a for k, a in search.space.items()}
-    return grid(axes)
-
-
-def _integers(axis: AxisRange) -> tuple[int, ...]:
-    return tuple(range(round(axis.low), round(axis.high) + 1))
-
-
-def _distribution(optuna: object, key: str, axis: Axis) -> object:
-    kinds = optuna.distributions  # type: ignore[attr-defined]
-    if not isinstance(axis, AxisRange):
-        return kinds.CategoricalDistribution(axis)
-    if is_integer(key, axis):
-        return kinds.IntDistribution(round(axis.low), round(axis.high), log=axis.log)
-    return kinds.FloatDistribution(axis.low, axis.high, log=axis.log)
+def _on_learning(experiment: Experiment, search: LearningSearch) -> Iterator[str]:
+    strategy, at_once = experiment.search.strategy, experiment.run.max_concurrent
+    chosen = search.total - max(search.startup, at_once)
+    if chosen <= 0:
+        yield (
+            f"search.strategy {strategy!r} chooses by results, but all {search.total} "
+            f"configurations start before it has any (the first {search.startup}, and those that "
+            f"run.max_concurrent = {at_once} starts at once); more search.trials would be chosen"
+        )
+    for i, guess in enumerate(experiment.search.enqueue):
+        if search.places(guess) is None:
+            yield (
+                f"search.enqueue[{i}] lies outside the space: it is tried, and {strategy!r} does "
+                "not learn from it"
+            )
+    if strategy == "cmaes":
+        for key in search.unordered:
+            yield (
+                f"search.space: {key!r} has no order, which 'cmaes' takes it to have; 'tpe' does "
+                "not"
+            )

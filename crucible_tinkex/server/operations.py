@@ -15,7 +15,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from crucible_tinkex.errors import CrucibleError
+from crucible_tinkex.errors import CrucibleError, RequestRejectedError, SessionLostError
 from crucible_tinkex.names import TinkerPath
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -25,6 +25,16 @@ ALPHA = 32.0
 """LoRA's alpha: an adapter's output is scaled by ALPHA / rank."""
 HEAD = "lm_head"
 """The name of the output layer among an adapter's layers."""
+
+
+def refused(message: str, status: int = 400) -> RequestRejectedError:
+    """The answer to a request that the client should not have made."""
+    return RequestRejectedError(message, status=status, category="user")
+
+
+def gone(message: str) -> SessionLostError:
+    """The answer for what was there and is no more."""
+    return SessionLostError(message, status=410, category="user")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Durable storage on a file system: files, a lock of one owner, an append-only log of records."""
+"""Durable storage: files, a lock of one owner, an append-only log, objects in buckets."""
 
 from crucible_tinkex.storage.files import (
     Files,
@@ -16,10 +16,13 @@ from crucible_tinkex.storage.log import (
     segment_number,
     segments,
 )
+from crucible_tinkex.storage.objects import ObjectInfo, Objects
 
 __all__ = [
     "Files",
     "Lock",
+    "ObjectInfo",
+    "Objects",
     "SegmentLog",
     "check_writable",
     "fsync_folder",

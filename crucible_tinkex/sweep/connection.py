@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crucible_tinkex.client.capabilities import SupportedModel
 from crucible_tinkex.client.resolved import ResolvedService
 from crucible_tinkex.config import ServiceSection
 from crucible_tinkex.datasets import load_tokenizer
 from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.protocol.capabilities import SupportedModel
 from crucible_tinkex.runtime.embedded import EmbeddedServer
 from crucible_tinkex.sweep.preparation import PreparedSweep
 from crucible_tinkex.training.data import SweepData

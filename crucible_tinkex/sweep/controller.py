@@ -10,17 +10,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from crucible_tinkex.errors import CrucibleError, ServiceStorageError, ServiceUnavailableError
+from crucible_tinkex.errors import (
+    ConfigError,
+    CrucibleError,
+    ServiceStorageError,
+    ServiceUnavailableError,
+)
 from crucible_tinkex.registry import (
     DONE,
     LOST,
+    PAUSED,
     PENDING,
     RUNNING,
+    STOPPED,
     TERMINAL,
     ControlPort,
     Decision,
@@ -29,10 +36,12 @@ from crucible_tinkex.registry import (
     TrialRecord,
 )
 from crucible_tinkex.runtime.pool import SessionPool
-from crucible_tinkex.sweep.planner import Planner
-from crucible_tinkex.sweep.policy import Policy, is_waiting
-from crucible_tinkex.sweep.ports import TelemetryPort
-from crucible_tinkex.sweep.view import Observer, SweepView, TrialView, ignore
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.policy import Policy, is_waiting
+from crucible_tinkex.sweep.orders.control import LASTING, REFUSED, Command, Inbox
+from crucible_tinkex.sweep.orders.obeying import obey
+from crucible_tinkex.sweep.ports import Amend, TelemetryPort
+from crucible_tinkex.sweep.results.view import Observer, SweepView, TrialView, ignore
 from crucible_tinkex.training.outcome import Outcome, Verdict
 
 INTERRUPTED = "interrupted"
@@ -66,8 +75,12 @@ class Controller:
         observer: Observer = ignore,
         retry: Collection[str] = (),
         drain_s: float = DRAIN_S,
+        inbox: Inbox | None = None,
+        amend: Amend | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`retry`: failed trials to take up again."""
+        """`retry`: failed trials to take up again. `amend`: what the sweep is with other settings;
+        without it `extend` is refused."""
         self._run_id = run_id
         self._registry = registry
         self._telemetry = telemetry
@@ -79,6 +92,10 @@ class Controller:
         self._observer = observer
         self._retry = retry
         self._drain_s = drain_s
+        self._inbox = inbox
+        self._amend = amend
+        self._clock = clock
+        self._started = clock()
         self._happened = asyncio.Event()
         self._ended: list[_Ended] = []
         self._draining = asyncio.Event()
@@ -107,7 +124,7 @@ class Controller:
 
     async def run(self, meta: Mapping[str, Any], changed: Sequence[str] = ()) -> SweepState:
         """Run what is left of the sweep. Raises the error that stops a whole sweep."""
-        started = time.monotonic()
+        self._started = self._clock()
         await self._registry.create(meta)
         if changed:
             await self._registry.amend(meta, changed, self._op())
@@ -117,7 +134,7 @@ class Controller:
             await self._train()
             ended = DONE if self._state.complete else INTERRUPTED
         finally:
-            await self._registry.set_sweep(ended, self._op(), time.monotonic() - started)
+            await self._registry.set_sweep(ended, self._op(), self._clock() - self._started)
             await self._sync()
         if self._stopped_by:
             raise self._stopped_by
@@ -129,6 +146,7 @@ class Controller:
         try:
             await self._sync()
             await self._decide(self._policy.resume(self._state, retry=self._retry))
+            await self._obey_earlier()
             await self._loop()
         finally:
             watch.cancel()
@@ -141,17 +159,23 @@ class Controller:
 
     async def _loop(self) -> None:
         while not self._draining.is_set():
+            await self._obey()
             while decisions := self._decisions():
                 await self._decide(decisions)
             self._submit()
-            if self._state.ended is not None and not self._state.open and not self._answering:
+            if self._state.ended is not None and not self._state.active and not self._answering:
                 return
             await self._next()
         await self._drain()
 
     def _decisions(self) -> list[Decision]:
         slots = self._pool.capacity
-        return self._policy.decide(self._state, slots=slots, answering=self._answering)
+        return self._policy.decide(
+            self._state,
+            slots=slots,
+            answering=self._answering,
+            wall_s=self._clock() - self._started,
+        )
 
     @property
     def _answering(self) -> set[str]:
@@ -177,25 +201,87 @@ class Controller:
         self._state.fold(changes.records)
         self._seen = changes.until
 
-    async def _decide(self, decisions: Sequence[Decision]) -> None:
+    async def _decide(self, decisions: Sequence[Decision], op: str | None = None) -> None:
         """Journal the decisions, then act on those that end something."""
         if not decisions:
             return
-        await self._registry.decide(decisions, self._op())
+        await self._registry.decide(decisions, op or self._op())
         await self._sync()
         for decision in decisions:
             if decision.kind in ("pause", "stop"):
-                self._releasing.add(decision.trial_id)
-                self._background(self._release(decision))
+                self._leave(decision.trial_id, decision.reason)
 
-    async def _release(self, decision: Decision) -> None:
-        """Close the session of a trial that was paused or stopped. Only then may it go on."""
-        state = self._state.trials[decision.trial_id].state
+    def _leave(self, trial_id: str, reason: str) -> None:
+        """Have the session of a trial that was paused or stopped end, whatever it does just now."""
+        if trial_id not in self._submitted:
+            self._releasing.add(trial_id)
+            self._background(self._release(trial_id, reason))
+        elif self._pool.withdraw(trial_id):
+            self._submitted.discard(trial_id)
+        else:
+            self._background(self._pool.interrupt(trial_id))
+
+    async def _release(self, trial_id: str, reason: str) -> None:
+        """Close a parked session. Only then may the trial go on."""
         try:
-            await self._pool.release(decision.trial_id, state, decision.reason)
+            await self._pool.release(trial_id, self._state.trials[trial_id].state, reason)
         finally:
-            self._releasing.discard(decision.trial_id)
+            self._releasing.discard(trial_id)
             self._happened.set()
+
+    # --- commands -----------------------------------------------------------------------------
+
+    async def _obey_earlier(self) -> None:
+        """What was sent to the run before and came too late for it."""
+        for command in self._inbox.waiting() if self._inbox else ():
+            if command.kind not in LASTING:
+                await self._answer(command, [], f"{REFUSED}the run that it was meant for has ended")
+
+    async def _obey(self) -> None:
+        """Do what persons ask for, each command once."""
+        commands = self._inbox.waiting() if self._inbox else []
+        for command in commands:
+            if command.op in self._state.ops:
+                self._drop(command)
+                continue
+            if command.kind in ("unpause", "extend") and self._pausing:
+                continue  # again when those sessions have left
+            try:
+                if command.kind == "extend":
+                    decisions, answer = await self._extend(command)
+                else:
+                    decisions, answer = obey(self._state, self._policy, self._planner, command)
+            except ConfigError as error:
+                decisions, answer = [], f"{REFUSED}{error}"
+            await self._answer(command, decisions, answer)
+            if command.kind == "stop" and not command.trials:
+                self.request_drain()
+
+    @property
+    def _pausing(self) -> bool:
+        """Whether a session has still to hear, or to say, that its trial is paused."""
+        return any(self._state.trials[i].state == PAUSED for i in self._answering)
+
+    async def _answer(self, command: Command, decisions: list[Decision], answer: str) -> None:
+        await self._decide([command.answered(answer), *decisions], command.op)
+        self._drop(command)
+
+    def _drop(self, command: Command) -> None:
+        if self._inbox:
+            self._inbox.drop(command)
+
+    async def _extend(self, command: Command) -> tuple[list[Decision], str]:
+        """Amend the running sweep; trials on their way go further when they come to their rung."""
+        if self._amend is None:
+            raise ConfigError("this sweep cannot be extended while it runs")
+        amendment = await self._amend(command.settings)
+        if not amendment.changed:
+            return [], "extend: it asks for that already"
+        await self._registry.amend(amendment.meta, amendment.changed, f"{command.op}:amend")
+        self._policy, self._planner = amendment.policy, amendment.planner
+        await self._sync()
+        taken_up = self._policy.resume(self._state, answering=self._answering)
+        return taken_up, f"extend: {', '.join(amendment.changed)}"
 
     def _submit(self) -> None:
         """Hand the pool every trial that should train and does not."""
@@ -211,6 +297,10 @@ class Controller:
         if trial.state in TERMINAL:
             self._losses.pop(end.trial_id, None)
             self._planner.forget(end.trial_id)
+        if trial.state in (PAUSED, STOPPED):  # decided while it was on its way to its rung
+            self._leave(trial.trial_id, trial.error or "paused")
+        elif trial.state == DONE:
+            await self._decide(self._policy.further(trial))
         if end.outcome.verdict is Verdict.STOP:
             self._stop(end.outcome.error)
         elif end.outcome.verdict is Verdict.RETRY:
@@ -249,6 +339,8 @@ class Controller:
     async def _watch(self) -> None:
         while True:
             await self._refresh()
+            if self._policy.budget.capped or (self._inbox and self._inbox.waiting()):
+                self._happened.set()
             await asyncio.sleep(REFRESH_S)
 
     async def _refresh(self) -> None:

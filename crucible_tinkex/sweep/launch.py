@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,12 +29,14 @@ from crucible_tinkex.runtime.pool import SessionPool
 from crucible_tinkex.storage import Lock, check_writable
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
-from crucible_tinkex.sweep.leaderboard import exit_code
 from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
 from crucible_tinkex.sweep.manifest import write_manifest
-from crucible_tinkex.sweep.ports import Executor
-from crucible_tinkex.sweep.preparation import PreparedSweep
-from crucible_tinkex.sweep.view import Observer, SweepView, ignore
+from crucible_tinkex.sweep.orders.control import LASTING, Inbox
+from crucible_tinkex.sweep.ports import Amendment, Executor
+from crucible_tinkex.sweep.preparation import PreparedSweep, extended, prepare
+from crucible_tinkex.sweep.results.leaderboard import exit_code
+from crucible_tinkex.sweep.results.registering import register_best
+from crucible_tinkex.sweep.results.view import Observer, SweepView, ignore
 from crucible_tinkex.telemetry.recorder import Recorder
 from crucible_tinkex.telemetry.sender import BufferedSink
 from crucible_tinkex.training.host import SessionHost
@@ -84,8 +86,9 @@ class Launch:
         lock = Lock(paths.lock)
         try:
             meta = write_manifest(self._prepared)
-            finished = self._finished()
-            return finished or asyncio.run(self._start(meta))
+            result = self._finished() or asyncio.run(self._start(meta))
+            register_best(result.state, paths)
+            return result
         finally:
             lock.close()
 
@@ -95,7 +98,9 @@ class Launch:
             return None
         state = SweepState.read(self._prepared.paths)
         lost = any(t.state == LOST for t in state.trials.values())
-        return SweepResult(state, exit_code(state)) if state.complete and not lost else None
+        asked = any(c.kind in LASTING for c in Inbox(self._prepared.paths).waiting())
+        left = lost or asked or bool(self._retry)
+        return SweepResult(state, exit_code(state)) if state.complete and not left else None
 
     def stop(self) -> None:
         """Drain, or give up starting; before `run` it gives up as soon as it begins."""
@@ -162,12 +167,25 @@ class Launch:
             view=self.view,
             observer=self._observer,
             retry=self._retry,
+            inbox=Inbox(prepared.paths),
+            amend=self._amended,
         )
         self._stop = controller.request_drain
         work = controller.run(meta, prepared.amendments)
         if runtime is None:
             return await work
         return await runtime.unless_lost(work, drain=controller.request_drain)
+
+    async def _amended(self, settings: Mapping[str, Any]) -> Amendment:
+        """What the running sweep is with other settings. Reads its data again, in a thread."""
+        paths = self._prepared.paths
+        experiment = extended(self._prepared.experiment, settings, paths)
+        storage, name = str(paths.root.parent), paths.root.name
+        prepared = await asyncio.to_thread(prepare, experiment, storage=storage, name=name)
+        meta = await asyncio.to_thread(write_manifest, prepared)
+        changed = prepared.amendments
+        self._prepared = prepared
+        return Amendment(prepared.policy(), prepared.planner, meta, changed)
 
     async def _started(self, stack: AsyncExitStack, signals: _Signals) -> Runtime:
         runtime = await Runtime.start(self._address)

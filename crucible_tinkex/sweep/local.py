@@ -54,8 +54,8 @@ class LocalHost:
     async def release(self, trial_id: str, state: str, reason: str | None) -> None:
         await self._sessions.release(trial_id, state, reason)
 
-    async def drain(self) -> None:
-        self._sessions.drain()
+    async def drain(self, trial_id: str | None = None) -> None:
+        self._sessions.drain(trial_id)
 
     async def hold_back(self, until: float) -> None:
         """All sessions of a process share the client's back-off already."""

@@ -14,7 +14,7 @@ from crucible_tinkex.storage import write_atomic
 from crucible_tinkex.sweep.preparation import PreparedSweep
 from crucible_tinkex.version import VERSION
 
-PACKAGES = ("ray", "httpx", "pydantic", "pyarrow", "torch", "transformers")
+PACKAGES = ("ray", "httpx", "pydantic", "pyarrow", "optuna", "cmaes", "torch", "transformers")
 
 
 def versions() -> dict[str, str]:

@@ -6,12 +6,15 @@ brings them together: Ray actors (`runtime.executor`) or this process (`sweep.lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
 from crucible_tinkex.config import RunSection
 from crucible_tinkex.registry import ControlPort
 from crucible_tinkex.runtime.pool import HostLauncher, Packing
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.policy import Policy
 
 
 class TelemetryChanges(Protocol):
@@ -50,3 +53,16 @@ class Executor(Protocol):
     def launcher(self) -> HostLauncher: ...
 
     def packing(self, run: RunSection, sessions: int) -> Packing: ...
+
+
+@dataclass(frozen=True)
+class Amendment:
+    """The sweep with other settings."""
+
+    policy: Policy
+    planner: Planner
+    meta: Mapping[str, Any]
+    changed: Sequence[str]
+
+
+Amend: TypeAlias = Callable[[Mapping[str, Any]], Awaitable[Amendment]]

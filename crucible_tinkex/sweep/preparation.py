@@ -8,35 +8,43 @@ incomparable is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from crucible_tinkex.client.address import Address
-from crucible_tinkex.config import EMBEDDED, Experiment, ServiceSection
+from crucible_tinkex.client.http.address import Address
+from crucible_tinkex.config import EMBEDDED, DataSection, Experiment, ServiceSection
+from crucible_tinkex.config.section import set_dotted
 from crucible_tinkex.datasets import (
-    Row,
+    Rows,
+    TokenisedDataset,
     Tokenizer,
-    file_hash,
+    files_hash,
     fingerprint,
-    overlap,
-    read_rows,
+    open_rows,
     reading,
+    split,
     tokenise,
 )
 from crucible_tinkex.errors import ConfigError, CorruptLogError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
+from crucible_tinkex.search import strategies
+from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.space import Values
-from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule
-from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.storage import storage_errors
-from crucible_tinkex.sweep.asking import ListedTrials
-from crucible_tinkex.sweep.planner import Planner
-from crucible_tinkex.sweep.policy import Policy
+from crucible_tinkex.sweep.deciding.asking import trials_of
+from crucible_tinkex.sweep.deciding.budget import Budget
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.policy import Policy
+from crucible_tinkex.sweep.deciding.prices import checked_price
+from crucible_tinkex.sweep.orders.control import Inbox
 from crucible_tinkex.training.data import SweepData
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,13 +53,14 @@ class PreparedSweep:
 
     experiment: Experiment
     paths: SweepPaths
-    train_rows: Sequence[Row]
-    eval_rows: Sequence[Row] | None
+    train_rows: Rows
+    eval_rows: Rows | None
     fingerprint: str
     """Of the data: its content, and how it is read."""
     service: str
     """`embedded`, or the address that sessions will be given."""
     configurations: Sequence[Values]
+    """Those known beforehand: all, or the first of a search that learns."""
     source: str | None
     """Text of the experiment file, if there was one."""
     existing: Existing | None
@@ -72,35 +81,62 @@ class PreparedSweep:
 
     @cached_property
     def planner(self) -> Planner:
-        return Planner(self.experiment, rows=len(self.train_rows), fingerprint=self.fingerprint)
+        return self._planner(self.train_rows.epoch_rows)
+
+    def _planner(self, rows: int) -> Planner:
+        return Planner(self.experiment, rows=rows, fingerprint=self.fingerprint)
 
     def policy(self) -> Policy:
         search = self.experiment.search
         return Policy(
             self.planner,
-            ListedTrials(self.planner, self.configurations),
-            stopping_rule(self.experiment),
+            trials_of(self.planner, self.configurations),
+            stopping_rule(search),
             metric=search.metric,
             sign=1.0 if search.objective_direction == "min" else -1.0,
+            budget=Budget(self.experiment.budget, checked_price(self.experiment)),
         )
 
     def tokenised(self, tokenizer: Tokenizer, name: str) -> SweepData:
         """The rows as tokens. Raises `DataError` for a row that does not fit."""
-        length = self.experiment.train.max_length
-        held_out = self.eval_rows
-        return SweepData(
-            train=tokenise(self.train_rows, tokenizer, max_length=length),
-            eval=None if held_out is None else tokenise(held_out, tokenizer, max_length=length),
-            fingerprint=self.fingerprint,
-            tokenizer=name,
+        train = self._tokenised(self.train_rows, tokenizer)
+        held_out = None if self.eval_rows is None else self._tokenised(self.eval_rows, tokenizer)
+        # Only now it is known how many rows an epoch has, if those that are too long are left out.
+        self.__dict__["planner"] = self._planner(train.epoch_rows)
+        return SweepData(train, held_out, self.fingerprint, name)
+
+    def _tokenised(self, rows: Rows, tokenizer: Tokenizer) -> TokenisedDataset:
+        experiment = self.experiment
+        data = tokenise(
+            rows,
+            tokenizer,
+            max_length=experiment.train.max_length,
+            train_on=experiment.data.train_on,
+            too_long=experiment.data.too_long,
         )
+        if data.truncated or data.dropped:
+            log.warning(
+                "of %d rows over train.max_length = %d, %d were cut and %d left out",
+                data.truncated + data.dropped,
+                experiment.train.max_length,
+                data.truncated,
+                data.dropped,
+            )
+        return data
 
     def warnings(self) -> list[str]:
         """What a careful colleague would mention before the run."""
-        found = self.experiment.warnings(rows=len(self.train_rows))
-        shared = overlap(self.train_rows, self.eval_rows) if self.eval_rows else 0
+        found = self.experiment.warnings(rows=self.train_rows.epoch_rows)
+        found += strategies.warnings(self.experiment, self.configurations)
+        shared = self.train_rows.shared_with(self.eval_rows) if self.eval_rows else 0
         if shared:
             found.append(f"{shared} eval rows also stand in the training file")
+        for file in self.train_rows.files:
+            if file.passed_over:
+                found.append(
+                    f"{file.declared.path}: {file.passed_over} claims have no evidence and are "
+                    "passed over"
+                )
         return found
 
 
@@ -138,13 +174,6 @@ class Existing:
         return cls(experiment, found["fingerprint"], service, found.get("sweep_id"))
 
 
-def stopping_rule(experiment: Experiment) -> StoppingRule:
-    stopping = experiment.search.stopping
-    if stopping.rule == "halving":
-        return Halving(stopping.eta, stopping.first_rung)
-    return NoStopping()
-
-
 def prepare(
     experiment: Experiment,
     *,
@@ -154,38 +183,52 @@ def prepare(
 ) -> PreparedSweep:
     """Check everything that can be checked here. Raises `ConfigError`, `DataError`."""
     paths = SweepPaths.of(storage or experiment.run.storage, name or experiment.name)
-    data = experiment.data
-    train_rows = read_rows(data.train, format=data.format)
-    eval_rows = read_rows(data.eval, format=data.format) if data.eval else None
+    train_rows, eval_rows = _rows(experiment.data)
     if eval_rows is None and experiment.search.metric.startswith("eval/"):
         raise ConfigError(
             f"search.metric is {experiment.search.metric!r} but data.eval names no file; "
-            'add held-out rows or use metric = "train/nll"'
+            'add held-out rows, set data.eval_fraction, or use metric = "train/nll"'
         )
     prepared = PreparedSweep(
         experiment=experiment,
         paths=paths,
         train_rows=train_rows,
         eval_rows=eval_rows,
-        fingerprint=_fingerprint(experiment, train_rows),
+        fingerprint=_fingerprint(experiment, train_rows, eval_rows),
         service=_address(experiment.service),
-        configurations=configurations(experiment),
+        configurations=strategies.configurations(experiment),
         source=source,
         existing=_existing(paths),
     )
+    checked_price(experiment)
     if prepared.existing:
         _refuse_other(prepared, prepared.existing)
     return prepared
 
 
-def _fingerprint(experiment: Experiment, rows: Sequence[Row]) -> str:
+def _rows(data: DataSection) -> tuple[Rows, Rows | None]:
+    train = open_rows(data.files, format=data.format, corpus=data.corpus)
+    if data.splits:
+        return split(train, fraction=data.eval_fraction, count=data.eval_rows, seed=data.eval_seed)
+    if data.eval is None:
+        return train, None
+    return train, open_rows([data.eval], format=data.format, corpus=data.corpus)
+
+
+def _fingerprint(experiment: Experiment, train: Rows, evaluation: Rows | None) -> str:
     data = experiment.data
+    formats = train.formats
+    held_out = {"fraction": data.eval_fraction, "rows": data.eval_rows, "seed": data.eval_seed}
     read = reading(
-        format=rows[0].format,
+        format=formats[0] if len(formats) == 1 else formats,
         max_length=experiment.train.max_length,
         tokenizer=experiment.model.tokenizer,
+        train_on=None if data.train_on == "all_assistant" else data.train_on,
+        too_long=data.too_long,
+        held_out=held_out if data.splits else None,
     )
-    return fingerprint(file_hash(data.train), file_hash(data.eval) if data.eval else None, read)
+    own_file = evaluation if data.eval is not None else None
+    return fingerprint(files_hash(train), own_file and files_hash(own_file), read)
 
 
 def _address(service: ServiceSection) -> str:
@@ -225,8 +268,20 @@ def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
 
 
 def load_sweep(storage: str | Path, name: str) -> Experiment:
-    """The experiment of an existing sweep, to resume it."""
+    """The experiment of an existing sweep, to resume it, with the extensions that wait there."""
     paths = SweepPaths.of(storage, name)
     if not paths.resolved.exists():
         raise ConfigError(f"no sweep {name!r} in {paths.root.parent}; `crucible list` shows them")
-    return Experiment.loaded(read_resolved(paths)["experiment"], folder=paths.root)
+    experiment = Experiment.loaded(read_resolved(paths)["experiment"], folder=paths.root)
+    for command in Inbox(paths).waiting():
+        if command.kind == "extend":
+            experiment = extended(experiment, command.settings, paths)
+    return experiment
+
+
+def extended(experiment: Experiment, settings: Mapping[str, Any], paths: SweepPaths) -> Experiment:
+    """The experiment of a sweep with dotted keys changed. Raises `ConfigError`."""
+    raw = experiment.stored(paths.root)
+    for key, value in settings.items():
+        set_dotted(raw, key, value)
+    return Experiment.loaded(raw, folder=paths.root, source="--set")

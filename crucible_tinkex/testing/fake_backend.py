@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from crucible_tinkex.client.watch import ACTIVE, PAUSED_RATE_LIMIT, Observer, QueueState
+from crucible_tinkex.client.http.watch import ACTIVE, PAUSED_RATE_LIMIT, Observer, QueueState
 from crucible_tinkex.errors import OperationFailedError, RequestRejectedError
 from crucible_tinkex.testing.fake_model import FakeWeights
 

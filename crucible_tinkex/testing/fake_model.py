@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from crucible_tinkex.client.wire import Datum, LoraConfig
+from crucible_tinkex.protocol.wire import Datum, LoraConfig
 
 BEST_RATE = 1e-3
 DIVERGING_RATE = 0.1

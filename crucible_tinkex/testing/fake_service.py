@@ -16,14 +16,17 @@ import copy
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-import crucible_tinkex.client as client
-from crucible_tinkex.client.capabilities import ServerCapabilities, SupportedModel
+from crucible_tinkex.client.http.watch import Observer
 from crucible_tinkex.client.interface import EndReason
-from crucible_tinkex.client.operations import Pending
-from crucible_tinkex.client.watch import Observer
-from crucible_tinkex.client.wire import (
+from crucible_tinkex.client.model import custom_loss
+from crucible_tinkex.client.model.custom_loss import CustomLoss
+from crucible_tinkex.client.session.submission import Pending
+from crucible_tinkex.errors import ConfigError, RequestRejectedError, SessionLostError
+from crucible_tinkex.names import TinkerPath, check_segment, model_id_of
+from crucible_tinkex.protocol.capabilities import ServerCapabilities, SupportedModel
+from crucible_tinkex.protocol.wire import (
     AdamParams,
     Datum,
     ForwardBackwardOutput,
@@ -36,8 +39,6 @@ from crucible_tinkex.client.wire import (
     SamplingParams,
     TensorData,
 )
-from crucible_tinkex.errors import ConfigError, RequestRejectedError, SessionLostError
-from crucible_tinkex.names import TinkerPath, check_segment, model_id_of
 from crucible_tinkex.testing.fake_backend import Effect, FakeBackend
 from crucible_tinkex.testing.fake_model import (
     FakeRow,
@@ -46,9 +47,6 @@ from crucible_tinkex.testing.fake_model import (
     rows_digest,
     uniform,
 )
-
-if TYPE_CHECKING:
-    from crucible_tinkex.client.custom_loss import CustomLoss
 
 T = TypeVar("T")
 
@@ -171,9 +169,9 @@ class FakeTraining:
 
         def effect() -> ForwardBackwardOutput:
             output = _output(rows, self.weights)
-            weighed = client.custom_loss.weigh(copied, output, loss_fn)
+            weighed = custom_loss.weigh(copied, output, loss_fn)
             self._learn(rows)
-            return client.custom_loss.reported(output, weighed)
+            return custom_loss.reported(output, weighed)
 
         return self._submit("forward_backward_custom", effect, rows)
 

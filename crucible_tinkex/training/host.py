@@ -16,8 +16,8 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 
+from crucible_tinkex.client.http.watch import Observer
 from crucible_tinkex.client.interface import TrainingService
-from crucible_tinkex.client.watch import Observer
 from crucible_tinkex.errors import CrucibleError, TrialFailedError
 from crucible_tinkex.events import EventSink
 from crucible_tinkex.registry import DONE, FAILED, PENDING, RegistryPort, Spent
@@ -87,7 +87,7 @@ class SessionHost:
         try:
             session = await self._opened(plan)
             grace = partial(self._grace_s, session)
-            progress = await unless_drained(session.advance(to_step), self._drain, grace=grace)
+            progress = await unless_drained(session.advance(to_step), session.drain, grace=grace)
         except DrainedError:
             return await self._drained(plan)
         if progress.drained:
@@ -101,7 +101,7 @@ class SessionHost:
         session = self._sessions.get(plan.trial_id)
         if session is None:
             session = self._sessions[plan.trial_id] = self._new_session(plan)
-            await unless_drained(session.open(), self._drain)
+            await unless_drained(session.open(), session.drain)
         return session
 
     def _grace_s(self, session: Session) -> float:
@@ -149,7 +149,6 @@ class SessionHost:
             service=self._connect(reporter),
             registry=self._registry,
             reporter=reporter,
-            drain=self._drain,
             clock=self._clock,
         )
 
@@ -159,10 +158,14 @@ class SessionHost:
         if session is not None:
             await session.close(state, reason)
 
-    def drain(self) -> None:
+    def drain(self, trial_id: str | None = None) -> None:
         """Sessions that train finish their step, save, and stop; parked ones stay, to be released.
-        Trials that come later do not begin."""
-        self._drain.set()
+        Trials that come later do not begin. With `trial_id`: that one session, if it is here."""
+        if trial_id is None:
+            self._drain.set()
+        for session in list(self._sessions.values()):
+            if trial_id in (None, session.trial_id):
+                session.drain.set()
 
     async def aclose(self) -> None:
         """Leave every session as it is, and deliver what telemetry still holds."""

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from crucible_tinkex.client.interface import SamplingClient, TrainingClient
-from crucible_tinkex.client.wire import (
+from crucible_tinkex.protocol.wire import (
     AdamParams,
     Datum,
     ForwardBackwardOutput,
@@ -23,7 +23,7 @@ from crucible_tinkex.client.wire import (
 from crucible_tinkex.registry import Spent
 
 if TYPE_CHECKING:
-    from crucible_tinkex.client.custom_loss import CustomLoss
+    from crucible_tinkex.client.model.custom_loss import CustomLoss
 
 
 class Meter:
@@ -32,10 +32,12 @@ class Meter:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._started = clock()
-        self.train = self.prefill = self.sampled = 0
+        self.train = self.prefill = self.sampled = self.steps = 0
 
     def spent(self) -> Spent:
-        return Spent(self.train, self.prefill, self.sampled, self._clock() - self._started)
+        return Spent(
+            self.train, self.prefill, self.sampled, self._clock() - self._started, self.steps
+        )
 
 
 def _tokens(data: Sequence[Datum]) -> int:
@@ -84,6 +86,7 @@ class MeteredTraining:
         return answer
 
     def optim_step(self, params: AdamParams) -> Awaitable[OptimStepResponse]:
+        self._meter.steps += 1
         return self._client.optim_step(params)
 
     def save_state(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.names import digest
+from crucible_tinkex.registry import SEARCH, Origin
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class TrialPlan:
     """The experiment with `values` applied."""
     reference: bool = False
     """The untrained base model, evaluated to compare with."""
+    phase: str = SEARCH
+    origin: Origin | None = None
+    """Of a clone; a warm one begins at `origin.step`, in the data order of its own seed."""
 
 
 def trial_identity(
@@ -39,9 +43,13 @@ def trial_identity(
     *,
     total_steps: int,
     reference: bool = False,
+    origin: Origin | None = None,
 ) -> str:
-    """Twelve hex digits. `fingerprint` stands for the data and for how they were read."""
+    """Twelve hex digits. `fingerprint` stands for the data and for how they were read. A warm
+    clone's parent decides its numbers; that of a fresh one does not."""
     settings = experiment.trial_settings(total_steps=total_steps, reference=reference)
     service = {"base_url": experiment.service.base_url, "dtype": experiment.service.dtype}
-    content = {"settings": settings, "service": service, "data": fingerprint}
+    content: dict[str, Any] = {"settings": settings, "service": service, "data": fingerprint}
+    if origin and origin.warm:
+        content["parent"] = [origin.parent, origin.step]
     return digest(content if reference else {**content, "seed": seed})

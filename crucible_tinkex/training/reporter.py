@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from crucible_tinkex.client.watch import ACTIVE, Observer, QueueState, RequestRecord
+from crucible_tinkex.client.http.watch import ACTIVE, Observer, QueueState, RequestRecord
 from crucible_tinkex.events import EventSink
 from crucible_tinkex.training.recipes.recipe import Example
 

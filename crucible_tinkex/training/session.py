@@ -3,9 +3,10 @@
 Guarantees: the numbers of a trial are a function of (experiment, seed, step), so an attempt that
 resumes from a checkpoint repeats the lost steps exactly; a checkpoint is announced before it is
 saved, and committed only after the service acknowledged it and after all telemetry up to it is
-durable; the last step of a rung is always evaluated and checkpointed. A checkpoint that the service
-cannot load any more costs the steps after the one before it, never the trial. Knows nothing of Ray,
-datasets or losses (`recipe`), and owns the service it is given only until `leave`.
+durable; the last step of a rung is always evaluated and checkpointed, that of the trial also for
+sampling. A checkpoint that the service cannot load any more costs the steps after the one before
+it, never the trial. Knows nothing of Ray, datasets or losses (`recipe`), and owns the service it is
+given only until `leave`.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
-from crucible_tinkex.client.wire import ForwardBackwardOutput, LoraConfig, OptimStepResponse
-from crucible_tinkex.errors import CrucibleError, StaleAttemptError, TrialFailedError
+from crucible_tinkex.errors import (
+    CrucibleError,
+    StaleAttemptError,
+    StaleEpochError,
+    TrialFailedError,
+)
 from crucible_tinkex.names import TinkerPath, checkpoint_name
+from crucible_tinkex.protocol.wire import LoraConfig
 from crucible_tinkex.registry import (
     DONE,
     FAILED,
@@ -36,26 +40,18 @@ from crucible_tinkex.training.measurements import Measurements
 from crucible_tinkex.training.meter import Meter, MeteredTraining
 from crucible_tinkex.training.outcome import Progress, speaks_of_checkpoint
 from crucible_tinkex.training.plan import TrialPlan
-from crucible_tinkex.training.recipes.recipe import Recipe, Update
+from crucible_tinkex.training.recipes.recipe import Recipe
 from crucible_tinkex.training.reporter import Reporter
+from crucible_tinkex.training.sampler_checkpoint import save_for_sampling
+from crucible_tinkex.training.stepping import StepResult, next_milestone, stepped
 
 log = logging.getLogger(__name__)
 
+SAME_NATS, SAME_SHARE = 0.02, 0.02
+"""How far, or by which share, the loss of the same weights may differ from pass to pass."""
+
+DELETE_TRIES = 5
 _END_REASONS: dict[str, EndReason] = {DONE: "success", STOPPED: "success", FAILED: "errored"}
-
-
-@dataclass
-class _Step:
-    """A step that was sent and not yet awaited."""
-
-    number: int
-    update: Update
-    backward: asyncio.Future[ForwardBackwardOutput]
-    optim: asyncio.Future[OptimStepResponse]
-
-    def cancel(self) -> None:
-        self.backward.cancel()
-        self.optim.cancel()
 
 
 class Session:
@@ -69,7 +65,6 @@ class Session:
         service: TrainingService,
         registry: RegistryPort,
         reporter: Reporter,
-        drain: asyncio.Event,
         clock: Callable[[], float],
     ) -> None:
         self._plan = plan
@@ -77,13 +72,19 @@ class Session:
         self._service = service
         self._registry = registry
         self._report = reporter
-        self._drain = drain
+        self.drain = asyncio.Event()
+        """Set to have it finish its step, save, and stop."""
         self._clock = clock
         self._meter = Meter(clock)
         self._found = Measurements()
         self._training: TrainingClient | None = None
         self._saved_step = 0
+        self._kept_step = 0
         self._last_time = 0.0
+
+    @property
+    def trial_id(self) -> str:
+        return self._plan.trial_id
 
     @property
     def attempt(self) -> int:
@@ -121,7 +122,7 @@ class Session:
         )
 
     async def _start(self, grant: AttemptGrant) -> TrainingClient:
-        """From the newest checkpoint that can be loaded, else from the base.
+        """From the newest checkpoint that can be loaded, else from where it began.
 
         A checkpoint counts as lost only once something else could be opened: where nothing can,
         the service is at fault.
@@ -136,14 +137,53 @@ class Session:
                     raise
                 lost.append((checkpoint, error))
             else:
+                await self._verify(training, checkpoint)
                 self._saved_step = self._report.step = checkpoint.step
                 self._found.restore(checkpoint.metrics)
                 break
-        training = training or await self._create()
+        training = training or await self._begin()
         for checkpoint, reason in lost:
             await self._registry.lose_checkpoint(
                 self._plan.trial_id, self.attempt, checkpoint.path, str(reason)
             )
+        return training
+
+    async def _verify(self, training: TrainingClient, checkpoint: CheckpointRecord) -> None:
+        """Raises `TrialFailedError` if the service gave other weights than were saved."""
+        saved = checkpoint.fingerprint
+        if saved is None or not self._plan.experiment.run.verify_resume:
+            return
+        found = await self._recipe.fingerprint(MeteredTraining(training, self._meter))
+        if not abs(found - saved) <= max(SAME_NATS, SAME_SHARE * abs(saved)):
+            raise TrialFailedError(
+                f"the service loaded other weights than were saved as {checkpoint.path}: the loss "
+                f"of the same rows was {saved:.4f} and is {found:.4f}; resume on a service that "
+                "keeps checkpoints, or set run.verify_resume = false to go on all the same"
+            )
+
+    async def _fingerprint(self) -> float | None:
+        if not self._plan.experiment.run.verify_resume:
+            return None
+        return await self._recipe.fingerprint(self._client)
+
+    async def _begin(self) -> TrainingClient:
+        """From the base, or from the parent's checkpoint. A fork whose checkpoint cannot be loaded
+        fails by name: from another one its numbers would be those of another trial."""
+        origin = self._plan.origin
+        if origin is None or origin.path is None:
+            return await self._create()
+        try:
+            training = await self._service.create_training_from_state(origin.path)
+        except CrucibleError as error:
+            if not speaks_of_checkpoint(error):
+                raise
+            await self._create()  # where this fails, too, the service is at fault
+            raise TrialFailedError(
+                f"{origin.path}, step {origin.step} of trial {origin.parent}, from which it was "
+                f"forked, cannot be loaded: {error}"
+            ) from error
+        self._saved_step = self._report.step = origin.step
+        self._found.evaluated(origin.step, {})  # the parent did
         return training
 
     async def _delete(self, orphans: Iterable[str]) -> None:
@@ -182,56 +222,34 @@ class Session:
         """
         self._last_time = self._clock()
         await self._milestone(to_step)  # what an earlier attempt did not get to
-        while self.step < to_step and not self._drain.is_set():
+        while self.step < to_step and not self.drain.is_set():
             await self._train(self._next_milestone(to_step))
             await self._milestone(to_step)
-        return self.progress(drained=self.step < to_step or self._owes_evaluation(to_step))
+        is_drained = self.step < to_step or self._owes_evaluation(to_step)
+        if not is_drained and self.step >= self._plan.total_steps:
+            await self._keep()
+        return self.progress(drained=is_drained)
 
     def progress(self, *, drained: bool) -> Progress:
         metrics = dict(self._found.metrics)
         return Progress(self._plan.trial_id, self.attempt, self.step, metrics, drained)
 
     async def _train(self, until: int) -> None:
-        """Steps are sent ahead of the results of earlier ones; the last result is awaited."""
-        ahead = self._plan.experiment.train.submit_ahead
-        pending: deque[_Step] = deque()
-        try:
-            for number in range(self.step + 1, until + 1):
-                if self._drain.is_set():
-                    break
-                pending.append(await self._submit(number))
-                if len(pending) > ahead:
-                    await self._complete(pending.popleft())
-            while pending:
-                await self._complete(pending.popleft())
-        finally:
-            for step in pending:
-                step.cancel()
-
-    async def _submit(self, number: int) -> _Step:
-        client = self._client
-        update = await self._recipe.update(number, client)
-        return _Step(
-            number,
-            update,
-            asyncio.ensure_future(
-                client.forward_backward(
-                    update.batch, loss_fn=update.loss_fn, loss_fn_config=update.loss_config
-                )
-            ),
-            asyncio.ensure_future(client.optim_step(update.adam)),
+        results = stepped(
+            self._recipe,
+            self._client,
+            range(self.step + 1, until + 1),
+            ahead=self._plan.experiment.train.submit_ahead,
+            is_over=self.drain.is_set,
         )
+        async with contextlib.aclosing(results):
+            async for step in results:
+                await self._complete(step)
 
-    async def _complete(self, step: _Step) -> None:
-        try:
-            backward = await step.backward
-            optim = await step.optim
-        except BaseException:
-            step.cancel()
-            raise
+    async def _complete(self, step: StepResult) -> None:
         now = self._clock()
         seconds, self._last_time = now - self._last_time, now
-        measured = self._recipe.measure(step.update, backward)
+        measured = self._recipe.measure(step.update, step.backward)
         self._report.step = step.number
         self._report.measure("training_step", measured)
         tokens_per_s = step.update.tokens / max(seconds, 1e-9)
@@ -239,10 +257,13 @@ class Session:
             "training_step", {"perf/step_s": seconds, "perf/tokens_per_s": tokens_per_s}
         )
         self._report.measure("optimizer_step", {"optim/lr": step.update.adam.learning_rate})
-        told = {f"optim/{k.replace(':', '_')}": v for k, v in (optim.metrics or {}).items()}
+        told = {f"optim/{k.replace(':', '_')}": v for k, v in (step.optim.metrics or {}).items()}
         self._report.measure("optimizer_step", told)
         self._found.stepped(measured, step.update.weight)
         self._check_finite(measured)
+        if self._plan.experiment.budget.meters:
+            spent = self._meter.spent()
+            await self._registry.record_spend(self._plan.trial_id, self.attempt, spent)
 
     def _check_finite(self, measured: Mapping[str, float]) -> None:
         for name, value in measured.items():
@@ -255,12 +276,7 @@ class Session:
 
     def _next_milestone(self, to_step: int) -> int:
         train = self._plan.experiment.train
-        coming = [
-            (self.step // every + 1) * every
-            for every in (train.eval_every, train.checkpoint_every)
-            if every > 0
-        ]
-        return min([to_step, *coming])
+        return next_milestone(self.step, to_step, train.eval_every, train.checkpoint_every)
 
     def _owes_evaluation(self, to_step: int) -> bool:
         every = self._plan.experiment.train.eval_every
@@ -270,14 +286,14 @@ class Session:
 
     def _is_checkpoint_due(self, to_step: int) -> bool:
         every = self._plan.experiment.train.checkpoint_every
-        is_end = self.step == to_step or self._drain.is_set()
+        is_end = self.step == to_step or self.drain.is_set()
         return is_end or (every > 0 and self.step % every == 0)
 
     async def _milestone(self, to_step: int) -> None:
         """Evaluate if due and not done yet; then save, so that the checkpoint has the metrics."""
-        if self._owes_evaluation(to_step) and not self._drain.is_set():
+        if self._owes_evaluation(to_step) and not self.drain.is_set():
             with contextlib.suppress(DrainedError):
-                await unless_drained(self._evaluate(), self._drain)
+                await unless_drained(self._evaluate(), self.drain)
         if self.step > self._saved_step and self._is_checkpoint_due(to_step):
             await self._save()
         self._last_time = self._clock()
@@ -307,17 +323,39 @@ class Session:
         name = checkpoint_name(trial_id, attempt, step)
         intended = TinkerPath(self._client.model_id, "weights", name)
         await self._registry.intend_checkpoint(trial_id, attempt, str(intended))
-        path = await self._client.save_state(name)
+        path, fingerprint = await asyncio.gather(self._client.save_state(name), self._fingerprint())
         self._report.emit("checkpoint_saved", name=name, extra={"path": path})
         await self._report.flush()
-        checkpoint = CheckpointRecord(trial_id, attempt, step, path, self._found.carried())
+        checkpoint = CheckpointRecord(
+            trial_id, attempt, step, path, self._found.carried(), fingerprint
+        )
         try:
             await self._registry.commit_checkpoint(checkpoint, self._meter.spent())
-        except StaleAttemptError:  # whoever replaced this attempt may have looked too early
-            with contextlib.suppress(CrucibleError):
-                await self._service.delete_checkpoint(path)
+        except (StaleAttemptError, StaleEpochError):
+            await self._take_back(path)
             raise
         self._saved_step = step
+
+    async def _take_back(self, path: str) -> None:
+        """Delete what was saved for an attempt that was replaced meanwhile: who replaced it may
+        have looked too early, and nobody else will."""
+        for _ in range(DELETE_TRIES):
+            with contextlib.suppress(CrucibleError):
+                await self._service.delete_checkpoint(path)
+                return
+
+    async def _keep(self) -> None:
+        """Save the trained weights for sampling, once."""
+        is_asked = self._plan.experiment.train.sampler_checkpoint
+        if is_asked and self.step > self._kept_step:
+            kept = CheckpointRecord(
+                *(self._plan.trial_id, self.attempt, self.step, "", self._found.carried()),
+                kind="sampler",
+            )
+            await save_for_sampling(
+                kept, self._meter.spent(), self._client, self._service, self._registry
+            )
+            self._kept_step = self.step
 
     # --- its end -------------------------------------------------------------------------------
 

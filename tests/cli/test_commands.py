@@ -57,6 +57,24 @@ def test_a_query_shows_forty_rows_and_says_how_to_get_all(folder: Path) -> None:
     assert crucible(folder, "query", "small", sql, "--limit", "-1").returncode == 2
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_a_query_is_exported(folder: Path, tmp_path: Path, form: str) -> None:
+    sql, path = "select n from range(100) r(n)", tmp_path / f"out.{form}"
+    found = crucible(folder, "query", "small", sql, "-o", str(path))
+    assert (found.returncode, found.stdout) == (0, "")
+    assert "100 rows in" in found.stderr
+    assert path.stat().st_size > 100
+    piped = crucible(folder, "query", "small", sql, "--format", form, "--limit", "2")
+    if form == "parquet":
+        assert (piped.returncode, "-o FILE" in piped.stderr) == (2, True)
+    else:
+        assert piped.stdout.split() == {"csv": ['"n"', "0", "1"]}.get(
+            form, ['{"n":', "0}", '{"n":', "1}"]
+        )
+    named = crucible(folder, "query", "small", sql, "-o", str(tmp_path / "out.txt"))
+    assert (named.returncode, "name it .csv" in named.stderr) == (2, True)
+
+
 def test_a_sweep_that_only_starts_has_a_status(folder: Path, tmp_path: Path) -> None:
     start = tmp_path / "runs" / "small"
     start.mkdir(parents=True)
@@ -157,3 +175,16 @@ def test_ctrl_c_ends_a_run_at_any_moment(tmp_path: Path, after_s: float) -> None
     assert process.returncode in (130, -signal.SIGINT), errors
     assert after_s < 1 or "Traceback" not in errors, errors
     assert not psutil.wait_procs(children, timeout=20)[1]
+
+
+def test_conclude_and_compare(folder: Path) -> None:
+    found = crucible(folder, "conclude", "small")
+    assert found.returncode == 0 and "n = 1: nothing can be said" in found.stdout
+    assert "n = 1: nothing can be said" in crucible(folder, "status", "small").stdout
+    as_json = json.loads(crucible(folder, "conclude", "small", "--json").stdout)
+    assert as_json["kind"] == "nothing" and as_json["take"] is None
+    rows = crucible(folder, "compare", "small", "1", "2")
+    assert rows.returncode == 0 and "6 pairs of 6 examples, 1 shared seeds" in rows.stdout
+    assert json.loads(crucible(folder, "compare", "small", "1", "2", "--json").stdout)["p"] < 1
+    unknown = crucible(folder, "compare", "small", "1", "77")
+    assert unknown.returncode == 2 and "no trial '77'" in unknown.stderr

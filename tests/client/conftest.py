@@ -13,14 +13,14 @@ import pytest
 from scripted_service import FAST, ScriptedService
 
 from crucible_tinkex.client import TinkexService
-from crucible_tinkex.client.training import TinkexTraining
-from crucible_tinkex.client.wire import LoraConfig
+from crucible_tinkex.client.model.training_client import TinkexTraining
+from crucible_tinkex.protocol.wire import LoraConfig
 
 KEY = "tml-canary-7f3a9c"
 SERVE = """
 import sys
 from pathlib import Path
-from crucible_tinkex.server.serve import ServeOptions, serve
+from crucible_tinkex.server.web.serve import ServeOptions, serve
 folder = Path(sys.argv[1])
 serve(ServeOptions(data_dir=folder / "data", model="nano", ready_file=folder / "ready.json",
                    dtype="fp32", threads=1, exit_with_parent=True))

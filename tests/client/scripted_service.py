@@ -25,9 +25,9 @@ from crucible_tinkex.client import (
     QueueState,
     RequestRecord,
     RetryPolicy,
-    proto,
 )
-from crucible_tinkex.client.wire import ForwardBackwardOutput, SampleResponse
+from crucible_tinkex.protocol import proto
+from crucible_tinkex.protocol.wire import ForwardBackwardOutput, SampleResponse
 
 
 @dataclass

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from service_contract import ADAM, BATCH, check_training_service
 
-from crucible_tinkex.client.choose import ServiceTransport, open_service
-from crucible_tinkex.client.wire import LoraConfig
+from crucible_tinkex.client.resolved import ResolvedService, ServiceTransport
 from crucible_tinkex.errors import AuthenticationError, ServiceError
+from crucible_tinkex.protocol.wire import LoraConfig
 
 
 async def contract(base_url: str, api_key_file: str) -> None:
-    await check_training_service(open_service(base_url, api_key_file=api_key_file, transport="sdk"))
+    await check_training_service(ResolvedService(base_url, api_key_file, "sdk").connect())
 
 
 def probability(logprobs: list[Any]) -> tuple[float, Sequence[Any], dict[str, float]]:
@@ -35,7 +35,7 @@ async def custom(base_url: str, api_key_file: str) -> None:
     transports: tuple[ServiceTransport, ...] = ("http", "sdk")
     found = []
     for transport in transports:
-        service = open_service(base_url, api_key_file=api_key_file, transport=transport)
+        service = ResolvedService(base_url, api_key_file, transport).connect()
         model = await service.create_training(base_model="nano", lora=LoraConfig(rank=4, seed=1))
         sent = []
         for _ in range(3):
@@ -53,12 +53,12 @@ async def refusals(base_url: str, api_key_file: str) -> None:
     wrong = Path(api_key_file).with_name("wrong")
     wrong.write_text("tml-wrong-key-000000000")
     wrong.chmod(0o600)
-    service = open_service(base_url, api_key_file=str(wrong), transport="sdk")
+    service = ResolvedService(base_url, str(wrong), "sdk").connect()
     with pytest.raises(AuthenticationError) as caught:
         await service.create_training(base_model="nano", lora=LoraConfig(rank=4))
     assert "tml-wrong" not in str(caught.value)
     await service.close()
-    service = open_service(base_url, api_key_file=api_key_file, transport="sdk")
+    service = ResolvedService(base_url, api_key_file, "sdk").connect()
     model = await service.create_training(base_model="nano", lora=LoraConfig(rank=4))
     with pytest.raises(ServiceError):
         await model.forward_backward(BATCH, loss_fn="no_such_loss")

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from crucible_tinkex.client import TrainingService
-from crucible_tinkex.client.wire import (
+from crucible_tinkex.errors import ConfigError, ServiceError
+from crucible_tinkex.names import TinkerPath
+from crucible_tinkex.protocol.wire import (
     AdamParams,
     Datum,
     ForwardBackwardOutput,
@@ -18,8 +20,6 @@ from crucible_tinkex.client.wire import (
     SamplingParams,
     TensorData,
 )
-from crucible_tinkex.errors import ConfigError, ServiceError
-from crucible_tinkex.names import TinkerPath
 
 BATCH = [
     Datum(

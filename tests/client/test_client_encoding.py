@@ -8,11 +8,12 @@ import pytest
 from scripted_service import Answer, ScriptedService
 from test_client_training import FAST, row, seqs
 
-from crucible_tinkex.client import TinkexService, proto
-from crucible_tinkex.client.encoding import State
-from crucible_tinkex.client.training import TinkexTraining
-from crucible_tinkex.client.wire import AdamParams, LoraConfig, SamplingParams
+from crucible_tinkex.client import TinkexService
+from crucible_tinkex.client.http.encoding import State
+from crucible_tinkex.client.model.training_client import TinkexTraining
 from crucible_tinkex.errors import RequestRejectedError
+from crucible_tinkex.protocol import proto
+from crucible_tinkex.protocol.wire import AdamParams, LoraConfig, SamplingParams
 
 
 async def create(service: TinkexService) -> TinkexTraining:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
 from scripted_service import Answer, ScriptedService
 
-from crucible_tinkex.client import TinkexService, proto
-from crucible_tinkex.client.sampling import TinkexSampling
-from crucible_tinkex.client.training import TinkexTraining
-from crucible_tinkex.client.wire import SampledSequence, SampleResponse, SamplingParams
-from crucible_tinkex.errors import ProtocolError
+from crucible_tinkex.client import TinkexService
+from crucible_tinkex.client.model.sampling_client import TinkexSampling
+from crucible_tinkex.protocol import proto
+from crucible_tinkex.protocol.wire import SampledSequence, SampleResponse, SamplingParams
 
 PATH = "tinker://s1:train:0/weights/a"
 PARAMS = SamplingParams(max_tokens=1)
@@ -21,35 +19,6 @@ PARAMS = SamplingParams(max_tokens=1)
 @pytest.fixture
 async def sampler(service: TinkexService) -> TinkexSampling:
     return await service.sampler(base_model="m")
-
-
-# --- saving and loading -----------------------------------------------------------------------
-
-
-async def test_checkpoints_carry_metadata_and_replace_each_other(
-    scripted: ScriptedService, model: TinkexTraining
-) -> None:
-    metadata = {"step": "3"}
-    saved = model.save_state("a", overwrite=True, user_metadata=metadata)
-    metadata["step"] = "4"
-    await saved
-    await model.save_state("b")
-    await model.save_for_sampler("c", user_metadata={"x": "y"})
-    first, second = scripted.bodies("save_weights")
-    assert (first["overwrite"], first["user_metadata"]) == (True, {"step": "3"})
-    assert not {"overwrite", "user_metadata"} & set(second)
-    assert scripted.bodies("save_weights_for_sampler")[0]["user_metadata"] == {"x": "y"}
-
-
-async def test_metadata_and_optimizer_survive_the_older_way(
-    scripted: ScriptedService, service: TinkexService
-) -> None:
-    scripted.on("load_weights", Answer(422, {"error": "model_id is missing"}))
-    scripted.on("weights_info", Answer(body={"base_model": "m", "lora_rank": 2}))
-    await service.create_training_from_state(PATH, optimizer=False, user_metadata={"a": "b"})
-    assert scripted.bodies("create_model")[0]["user_metadata"] == {"a": "b"}
-    legacy = scripted.bodies("load_weights")[1]
-    assert legacy["optimizer"] is False
 
 
 # --- things without a number ------------------------------------------------------------------
@@ -102,7 +71,7 @@ async def test_all_that_can_be_asked_about_a_prompt(
         body=proto.encode_sample_response(FULL), headers={"Content-Type": proto.CONTENT_TYPE}
     )
     plain = Answer(body=FULL.model_dump(mode="json", exclude_none=True))
-    scripted.on("asample", Answer(body={"request_id": "r", "sample_sequence_ids": ["seq-9"]}))
+    scripted.on("asample", Answer(body={"request_id": "r"}))
     scripted.on("retrieve_future", packed if encoding == "protobuf" else plain)
     found = await sampler.sample(
         [1, 2, 3],
@@ -110,49 +79,16 @@ async def test_all_that_can_be_asked_about_a_prompt(
         prompt_logprobs=True,
         topk_prompt_logprobs=2,
         topk_sample_logprobs=1,
-        prompt_logprobs_last_n=1,
-        record_stability_info=True,
     )
-    assert found.sequences[0].sequence_id == "seq-9"
-    found.sequences[0].sequence_id = None
     assert found == FULL
     sent = scripted.bodies("asample")[0]
-    assert (sent["prompt_logprobs_last_n"], sent["topk_prompt_logprobs"]) == (1, 2)
-    assert (sent["record_stability_info"], sent["topk_sample_logprobs"]) == (True, 1)
+    assert (sent["topk_prompt_logprobs"], sent["topk_sample_logprobs"]) == (2, 1)
 
 
-async def test_a_service_that_ignores_what_was_asked_is_found_out(
-    scripted: ScriptedService, sampler: TinkexSampling
-) -> None:
-    sequence = {"stop_reason": "stop", "tokens": [4]}
-    body = {"sequences": [sequence], "prompt_logprobs": [None, -1.0, -1.0]}
-    scripted.on("retrieve_future", Answer(body=body))
-    with pytest.raises(ProtocolError, match="the service"):
-        await sampler.sample([1, 2, 3], PARAMS, prompt_logprobs=True, prompt_logprobs_last_n=1)
-
-
-async def test_scores_of_the_end_of_a_prompt(
-    scripted: ScriptedService, sampler: TinkexSampling
-) -> None:
-    sequence = {"stop_reason": "stop", "tokens": [4]}
-    body = {"sequences": [sequence], "prompt_logprobs": [None, None, -1.0]}
-    scripted.on("retrieve_future", Answer(body=body))
-    assert await sampler.compute_logprobs([1, 2, 3], last_n=1) == [None, None, -1.0]
-    assert scripted.bodies("asample")[0]["prompt_logprobs_last_n"] == 1
-
-
-async def test_sequences_are_named_by_the_envelope(
+async def test_a_reason_of_a_later_version_reads_as_stop(
     scripted: ScriptedService, sampler: TinkexSampling
 ) -> None:
     sequences = [{"stop_reason": r, "tokens": [i]} for i, r in enumerate(("cancelled", "length"))]
-    scripted.results["r"] = {"sequences": sequences}
-    for names in (["a", "b"], ["a"]):
-        scripted.on("asample", Answer(body={"request_id": "r", "sample_sequence_ids": names}))
+    scripted.on("retrieve_future", Answer(body={"sequences": sequences}))
     found = await sampler.sample([1], PARAMS, num_samples=2)
-    assert [(s.sequence_id, s.stop_reason) for s in found.sequences] == [
-        ("a", "stop"),  # a reason of a later version
-        ("b", "length"),
-    ]
-    with pytest.raises(ProtocolError, match="named 1 sequences of 2"):
-        await sampler.sample([1], PARAMS, num_samples=2)
-    await asyncio.sleep(0)
+    assert [s.stop_reason for s in found.sequences] == ["stop", "length"]

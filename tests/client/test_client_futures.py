@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_tinkex.client.exchange import Reply
-from crucible_tinkex.client.futures import _Failed, _Metadata, _parse
-from crucible_tinkex.client.watch import QueueState
-from crucible_tinkex.client.wire import ForwardBackwardOutput, OptimStepResponse, SampleResponse
+from crucible_tinkex.client.http.exchange import Reply
+from crucible_tinkex.client.http.watch import QueueState
+from crucible_tinkex.client.session.futures import _Failed, _Metadata, _parse
+from crucible_tinkex.protocol.wire import ForwardBackwardOutput, OptimStepResponse, SampleResponse
 
 MODELS = (ForwardBackwardOutput, OptimStepResponse, SampleResponse)
 LEGAL = (*MODELS, _Failed, _Metadata, QueueState)

@@ -13,11 +13,11 @@ HEAVY = {"numpy", "torch", "tinker", "httpx", "pyarrow", "ray"}
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("crucible_tinkex.client.wire", HEAVY | {"httpcore", "google", "ssl"}),
-        ("crucible_tinkex.client.capabilities", HEAVY | {"httpcore", "google", "ssl"}),
-        ("crucible_tinkex.client.proto", HEAVY | {"httpcore", "ssl"}),
+        ("crucible_tinkex.protocol.wire", HEAVY | {"httpcore", "google", "ssl"}),
+        ("crucible_tinkex.protocol.capabilities", HEAVY | {"httpcore", "google", "ssl"}),
+        ("crucible_tinkex.protocol.proto", HEAVY | {"httpcore", "ssl"}),
         ("crucible_tinkex.client.service", HEAVY),
-        ("crucible_tinkex.client.choose", HEAVY),
+        ("crucible_tinkex.client.resolved", HEAVY),
     ],
 )
 def test_imports_stay_light(module: str, forbidden: set[str]) -> None:

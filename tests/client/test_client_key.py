@@ -13,11 +13,11 @@ import pytest
 from scripted_service import Answer, ScriptedService, VirtualTime
 
 from crucible_tinkex.client import ClientSettings, RetryPolicy, TinkexService
-from crucible_tinkex.client.address import PUBLIC_BASE_URL, Address
-from crucible_tinkex.client.key import ApiKey, scrub
-from crucible_tinkex.client.transport import Transport
-from crucible_tinkex.client.wire import LoraConfig
+from crucible_tinkex.client.http.address import PUBLIC_BASE_URL, Address
+from crucible_tinkex.client.http.key import ApiKey, scrub
+from crucible_tinkex.client.http.transport import Transport
 from crucible_tinkex.errors import AuthenticationError, ConfigError, ServiceError
+from crucible_tinkex.protocol.wire import LoraConfig
 
 
 async def test_the_key_is_in_one_header_only(

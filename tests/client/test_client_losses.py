@@ -11,9 +11,9 @@ from scripted_service import Answer, ScriptedService
 from test_client_training import FAST, row, seqs
 
 from crucible_tinkex.client import TinkexService
-from crucible_tinkex.client.training import TinkexTraining
-from crucible_tinkex.client.wire import AdamParams, LoraConfig, SamplingParams, TensorData
+from crucible_tinkex.client.model.training_client import TinkexTraining
 from crucible_tinkex.errors import ConfigError, ProtocolError, RequestRejectedError
+from crucible_tinkex.protocol.wire import AdamParams, LoraConfig, SamplingParams, TensorData
 
 
 @pytest.fixture(params=["json", "protobuf"])
@@ -154,17 +154,6 @@ async def test_logprobs_of_given_tokens(scripted: ScriptedService, model: Tinkex
     assert (sent["sampling_params"]["max_tokens"], sent["prompt_logprobs"]) == (1, True)
     with pytest.raises(ProtocolError, match="logprob"):
         await sampler.compute_logprobs([4, 5])
-
-
-async def test_a_sampler_can_be_refreshed_in_place(
-    scripted: ScriptedService, model: TinkexTraining
-) -> None:
-    sampler = await model.sampler()
-    await sampler.sample([1], SamplingParams())
-    await model.refresh(sampler)
-    await sampler.sample([1], SamplingParams())
-    found = [(b["sampling_session_id"], b["seq_id"]) for b in scripted.bodies("asample")]
-    assert found == [("s1:sample:0", 0), ("s1:sample:1", 0)]
 
 
 async def test_a_time_to_live_is_sent(scripted: ScriptedService, model: TinkexTraining) -> None:

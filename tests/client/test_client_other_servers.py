@@ -7,26 +7,18 @@ the scripted service departs in the same way.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 
 import pytest
 import ray
 import tokenizers
-from scripted_service import Answer, ScriptedService
+from scripted_service import FAST, Answer, Recorder, ScriptedService
 
-from crucible_tinkex.client import ClientSettings, RetryPolicy, TinkexService
-from crucible_tinkex.client.loss import cross_entropy, loss_of
-from crucible_tinkex.client.training import TinkexTraining
-from crucible_tinkex.client.wire import (
-    AdamParams,
-    Datum,
-    ForwardBackwardOutput,
-    LoraConfig,
-    ModelInput,
-    SamplingParams,
-    TensorData,
-)
+from crucible_tinkex.client import ClientSettings, Clock, RetryPolicy, TinkexService
+from crucible_tinkex.client.model.loss import cross_entropy, loss_of
+from crucible_tinkex.client.model.training_client import TinkexTraining
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import (
     ConfigError,
@@ -34,6 +26,15 @@ from crucible_tinkex.errors import (
     RequestRejectedError,
     ServiceError,
     ServiceUnavailableError,
+)
+from crucible_tinkex.protocol.wire import (
+    AdamParams,
+    Datum,
+    ForwardBackwardOutput,
+    LoraConfig,
+    ModelInput,
+    SamplingParams,
+    TensorData,
 )
 from crucible_tinkex.sweep.connection import connected
 from crucible_tinkex.sweep.launch import Launch
@@ -328,6 +329,57 @@ async def test_why_there_is_no_model_from_a_checkpoint(
     scripted.on("weights_info", Answer(404, {"detail": "no such checkpoint"}))
     with pytest.raises(ServiceError, match=told):
         await service.create_training_from_state("tinker://r/weights/a")
+
+
+async def test_models_are_unloaded_where_a_session_cannot_be_finished(
+    scripted: ScriptedService, service: TinkexService
+) -> None:
+    model = await service.create_training(base_model="m", lora=LORA)
+    scripted.on("sessions/s1/finish", Answer(404, {"detail": "Not Found"}))
+    await service.close()
+    assert scripted.bodies("unload_model") == [{"model_id": model.model_id}]
+
+
+async def test_a_finished_session_unloads_nothing(
+    scripted: ScriptedService, service: TinkexService
+) -> None:
+    await service.create_training(base_model="m", lora=LORA)
+    await service.close()
+    assert not scripted.bodies("unload_model")
+
+
+FULL = "Maximum number of LoRA adapters (8) reached"
+
+
+async def test_a_full_service_is_waited_for(scripted: ScriptedService) -> None:
+    """It may say so at once, or as the operation's failure; each try is a new operation."""
+    scripted.results["r0"] = {"error": FULL, "category": "user"}
+    scripted.on("create_model", Answer(400, {"detail": FULL}), Answer(body={"request_id": "r0"}))
+    recorder, soon = Recorder(), Clock(sleep=lambda s: asyncio.sleep(0))
+    settings = replace(FAST, clock=soon)
+    async with TinkexService(scripted.url, settings=settings, observer=recorder) as service:
+        await service.create_training(base_model="m", lora=LORA)
+    assert [b["model_seq_id"] for b in scripted.bodies("create_model")] == [0, 1, 2]
+    assert [s.state for s in recorder.states] == ["paused_capacity", "active"] * 2
+
+
+async def test_other_refusals_of_a_model_are_final(
+    scripted: ScriptedService, service: TinkexService
+) -> None:
+    scripted.on("create_model", Answer(400, {"detail": "rank 2 is above the maximum of 1"}))
+    with pytest.raises(RequestRejectedError, match="rank 2"):
+        await service.create_training(base_model="m", lora=LORA)
+
+
+async def test_a_service_without_protobuf_is_asked_once(
+    scripted: ScriptedService, service: TinkexService
+) -> None:
+    scripted.config = {"proto_write_fwdbwd": True}
+    models = [await service.create_training(base_model="m", lora=LORA) for _ in range(4)]
+    scripted.on("forward_backward", Answer(500, {"detail": "cannot read this"}, delay_s=0.02))
+    await asyncio.gather(*(model.forward_backward([ROW]) for model in models))
+    offered = [r for r in scripted.requests if r.path.endswith("forward_backward")]
+    assert [r.is_protobuf for r in offered] == [True, *[False] * 4]
 
 
 # --- the runner --------------------------------------------------------------------------------

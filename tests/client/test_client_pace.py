@@ -6,8 +6,8 @@ import asyncio
 
 from scripted_service import Recorder, VirtualTime
 
-from crucible_tinkex.client.pace import FEWEST, Pace
-from crucible_tinkex.client.watch import ACTIVE, QueueState, Watch
+from crucible_tinkex.client.http.pace import FEWEST, Pace
+from crucible_tinkex.client.http.watch import ACTIVE, QueueState, Watch
 
 
 async def _waiting(pace: Pace, count: int) -> list[asyncio.Task[None]]:

@@ -13,8 +13,7 @@ import pytest
 from scripted_service import FAST, Answer, Recorder, ScriptedService, Seen
 from test_client_training import row, seqs
 
-from crucible_tinkex.client import ClientSettings, QueueState, TinkexService, proto
-from crucible_tinkex.client.wire import AdamParams, LoraConfig, SamplingParams
+from crucible_tinkex.client import ClientSettings, QueueState, TinkexService
 from crucible_tinkex.errors import (
     AuthenticationError,
     ProtocolError,
@@ -22,6 +21,8 @@ from crucible_tinkex.errors import (
     ServiceError,
     SessionLostError,
 )
+from crucible_tinkex.protocol import proto
+from crucible_tinkex.protocol.wire import AdamParams, LoraConfig, SamplingParams
 
 STATE = "tinker://s1:train:0/weights/a"
 LORA = LoraConfig(rank=2, seed=1)
@@ -291,19 +292,16 @@ async def test_every_body_is_one_that_the_official_sdk_could_send(
 ) -> None:
     types = pytest.importorskip("tinker", reason="needs the extra [sdk]").types
     settings = replace(FAST, heartbeat_s=0.02)
-    more = {"tags": ["t"], "user_metadata": {"a": "b"}}
-    async with TinkexService(scripted.url, settings=settings, **more) as service:
+    async with TinkexService(scripted.url, settings=settings) as service:
         await flow(service)
-        model = await service.create_training_from_state(STATE, user_metadata={"a": "b"})
-        await model.save_state("c", overwrite=True, user_metadata={"a": "b"})
+        model = await service.create_training_from_state(STATE)
+        await model.save_state("c")
         await (await service.sampler(model_path=STATE)).sample(
             [1, 2],
             SamplingParams(max_tokens=1, stop=["x"], seed=1),
             prompt_logprobs=True,
             topk_prompt_logprobs=1,
             topk_sample_logprobs=1,
-            prompt_logprobs_last_n=1,
-            record_stability_info=True,
         )
         await asyncio.sleep(0.05)
     seen = set()

@@ -18,11 +18,11 @@ from small_proxy import SmallProxy
 from test_client_training import FAST, row
 
 from crucible_tinkex.client import ClientSettings, RetryPolicy, TinkexService
-from crucible_tinkex.client.address import Address
-from crucible_tinkex.client.connections import Connections, proxy_for
-from crucible_tinkex.client.transport import Transport
-from crucible_tinkex.client.wire import AdamParams, LoraConfig
+from crucible_tinkex.client.http.address import Address
+from crucible_tinkex.client.http.connections import Connections, proxy_for
+from crucible_tinkex.client.http.transport import Transport
 from crucible_tinkex.errors import ConfigError, ServiceUnavailableError
+from crucible_tinkex.protocol.wire import AdamParams, LoraConfig
 
 PASSWORD = "pass:w@rd-5c1d"
 USER = "http://me:pass%3Aw%40rd-5c1d@"

@@ -16,9 +16,9 @@ from scripted_service import Answer, ScriptedService
 from test_client_training import FAST
 
 from crucible_tinkex.client import TinkexService
-from crucible_tinkex.client.archive import ArchiveLimits, member_path, unpack
-from crucible_tinkex.client.download import DownloadLimits, split_url
-from crucible_tinkex.client.rest import RestClient
+from crucible_tinkex.client.checkpoints.archive import ArchiveLimits, member_path, unpack
+from crucible_tinkex.client.checkpoints.download import DownloadLimits, split_url
+from crucible_tinkex.client.checkpoints.rest import RestClient
 from crucible_tinkex.errors import (
     ConfigError,
     ProtocolError,
@@ -49,20 +49,14 @@ def checkpoint(name: str) -> dict[str, Any]:
     }
 
 
-def run(name: str) -> dict[str, Any]:
-    return {"training_run_id": name, "base_model": "m", "last_checkpoint": checkpoint("z")}
-
-
 async def test_listings_go_on_to_their_end(scripted: ScriptedService, rest: RestClient) -> None:
     cursor = {"offset": 0, "limit": 2, "total_count": 3}
-    pages = [[run("a"), run("b")], [run("c")]]
+    pages = [[checkpoint("a"), checkpoint("b")], [checkpoint("c")]]
     for offset, page in zip((0, 2), pages, strict=True):
-        body = {"training_runs": page, "cursor": cursor}
-        scripted.on(f"training_runs?limit=2&offset={offset}", Answer(body=body))
-    assert [r.training_run_id async for r in rest.training_runs(page=2)] == ["a", "b", "c"]
-    scripted.on("sessions?limit=2&offset=0", Answer(body={"sessions": ["x", "y"]}))
-    scripted.on("sessions?limit=2&offset=2", Answer(body={"sessions": []}))
-    assert [s async for s in rest.sessions(page=2)] == ["x", "y"]
+        body = {"checkpoints": page, "cursor": cursor}
+        scripted.on(f"checkpoints?limit=2&offset={offset}", Answer(body=body))
+    names = [c.checkpoint_id async for c in rest.checkpoints(page=2)]
+    assert names == ["weights/a", "weights/b", "weights/c"]
     body = {"checkpoints": [checkpoint("a")]}
     scripted.on("checkpoints?limit=100&offset=0", Answer(body=body))
     assert [c.tinker_path async for c in rest.checkpoints()] == ["tinker://r/weights/a"]
@@ -71,12 +65,6 @@ async def test_listings_go_on_to_their_end(scripted: ScriptedService, rest: Rest
 
 
 async def test_single_records(scripted: ScriptedService, rest: RestClient) -> None:
-    scripted.on("training_runs/s1:train:0", Answer(body=run("s1:train:0")))
-    found = await rest.training_run("s1:train:0")
-    assert found.last_checkpoint is not None
-    assert found.last_checkpoint.checkpoint_id == "weights/z"
-    scripted.on("sessions/a%2Fb", Answer(body={"training_run_ids": ["t"], "sampler_ids": []}))
-    assert (await rest.session("a/b")).training_run_ids == ["t"]
     scripted.on("weights_info", Answer(body={"base_model": "m", "is_lora": True, "lora_rank": 4}))
     assert (await rest.weights_info(PATH)).lora_rank == 4
     assert (await rest.capabilities()).supported_models[0].model_name == "m"

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from pydantic_core import from_json
 from scripted_service import Answer, Recorder, ScriptedService, VirtualTime
 
-from crucible_tinkex.client.address import Address
-from crucible_tinkex.client.exchange import Limits, Reply
-from crucible_tinkex.client.key import ApiKey
-from crucible_tinkex.client.pace import Lane
-from crucible_tinkex.client.retry import RetryPolicy, retry_after_s
-from crucible_tinkex.client.transport import Transport, hold_back, shared_transport
-from crucible_tinkex.client.watch import PAUSED_RATE_LIMIT, QueueState, Watch
+from crucible_tinkex.client.http.address import Address
+from crucible_tinkex.client.http.exchange import Limits, Reply
+from crucible_tinkex.client.http.key import ApiKey
+from crucible_tinkex.client.http.pace import Lane
+from crucible_tinkex.client.http.retry import RetryPolicy, retry_after_s
+from crucible_tinkex.client.http.transport import Transport, hold_back, shared_transport
+from crucible_tinkex.client.http.watch import PAUSED_RATE_LIMIT, QueueState, Watch
 from crucible_tinkex.errors import (
     AuthenticationError,
     BillingError,

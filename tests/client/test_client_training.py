@@ -13,16 +13,9 @@ from hypothesis import strategies as st
 from scripted_service import FAST, NEVER_S, Answer, Recorder, ScriptedService, VirtualTime
 
 from crucible_tinkex.client import ClientSettings, RetryPolicy, TinkexService
-from crucible_tinkex.client.chunks import cut, merge
-from crucible_tinkex.client.training import TinkexTraining
-from crucible_tinkex.client.wire import (
-    AdamParams,
-    Datum,
-    ForwardBackwardOutput,
-    LoraConfig,
-    ModelInput,
-    TensorData,
-)
+from crucible_tinkex.client.http.encoding import MAX_BYTES, MAX_ROWS
+from crucible_tinkex.client.model.chunks import cut, merge
+from crucible_tinkex.client.model.training_client import TinkexTraining
 from crucible_tinkex.errors import (
     ConfigError,
     OperationFailedError,
@@ -30,6 +23,14 @@ from crucible_tinkex.errors import (
     RequestRejectedError,
     ServiceUnavailableError,
     SessionLostError,
+)
+from crucible_tinkex.protocol.wire import (
+    AdamParams,
+    Datum,
+    ForwardBackwardOutput,
+    LoraConfig,
+    ModelInput,
+    TensorData,
 )
 
 
@@ -255,9 +256,11 @@ async def test_large_batches_are_cut_and_merged(
 
 
 def test_cut_by_bytes() -> None:
-    pieces = list(cut([row(100_000)] * 7))
-    assert [len(p) for p in pieces] == [3, 3, 1]
-    assert [len(p) for p in cut([row(900_000)] * 2)] == [1, 1]
+    def sizes(data: list[Datum]) -> list[int]:
+        return [len(piece) for piece in cut(data, max_rows=MAX_ROWS, max_bytes=MAX_BYTES)]
+
+    assert sizes([row(100_000)] * 7) == [3, 3, 1]
+    assert sizes([row(900_000)] * 2) == [1, 1]
 
 
 def test_merge_by_suffix() -> None:

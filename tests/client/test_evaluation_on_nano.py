@@ -6,9 +6,9 @@ import asyncio
 import random
 
 from crucible_tinkex.client import SamplingClient, TinkexService
-from crucible_tinkex.client.wire import AdamParams, LoraConfig, SamplingParams
 from crucible_tinkex.config import EvaluationSection
 from crucible_tinkex.datasets import PromptCompletion, TokenisedDataset, load_tokenizer, tokenise
+from crucible_tinkex.protocol.wire import AdamParams, LoraConfig, SamplingParams
 from crucible_tinkex.training.recipes.datums import datum
 from crucible_tinkex.training.recipes.evaluation import evaluate
 from crucible_tinkex.training.recipes.recipe import Evaluation

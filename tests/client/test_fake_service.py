@@ -9,20 +9,20 @@ import pytest
 from service_contract import check_training_service
 
 from crucible_tinkex.client import TrainingService
-from crucible_tinkex.client.watch import Observer, QueueState
-from crucible_tinkex.client.wire import (
+from crucible_tinkex.client.http.watch import Observer, QueueState
+from crucible_tinkex.errors import (
+    ConfigError,
+    OperationFailedError,
+    RequestRejectedError,
+    SessionLostError,
+)
+from crucible_tinkex.protocol.wire import (
     AdamParams,
     Datum,
     LoraConfig,
     ModelInput,
     SamplingParams,
     TensorData,
-)
-from crucible_tinkex.errors import (
-    ConfigError,
-    OperationFailedError,
-    RequestRejectedError,
-    SessionLostError,
 )
 from crucible_tinkex.testing import (
     Effect,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from crucible_tinkex.client import TinkexService
-from crucible_tinkex.client.choose import open_service
+from crucible_tinkex.client.resolved import ResolvedService
 from crucible_tinkex.errors import (
     AuthenticationError,
     ConfigError,
@@ -71,7 +71,7 @@ def status_error(status: int) -> Exception:
     ],
 )
 def test_every_error_has_a_translation(given: Exception, expected: type[Exception]) -> None:
-    translated = import_module("crucible_tinkex.client.sdk_errors").translated
+    translated = import_module("crucible_tinkex.client.sdk.sdk_errors").translated
     with pytest.raises(expected) as caught, translated("optim_step"):
         raise given
     assert "tml-secret" not in str(caught.value)
@@ -79,7 +79,7 @@ def test_every_error_has_a_translation(given: Exception, expected: type[Exceptio
 
 
 def test_a_failed_operation_keeps_its_category() -> None:
-    translated = import_module("crucible_tinkex.client.sdk_errors").translated
+    translated = import_module("crucible_tinkex.client.sdk.sdk_errors").translated
     category = tinker.types.RequestErrorCategory.User
     with pytest.raises(OperationFailedError) as caught, translated("optim_step", model_id="m"):
         raise tinker.RequestFailedError("out of range", "r1", category)
@@ -88,11 +88,11 @@ def test_a_failed_operation_keeps_its_category() -> None:
 
 def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tinker", None)
-    for name in ("sdk", "sdk_errors", "sdk_values"):
-        monkeypatch.delitem(sys.modules, f"crucible_tinkex.client.{name}", raising=False)
+    for name in ("sdk_service", "sdk_errors", "sdk_values"):
+        monkeypatch.delitem(sys.modules, f"crucible_tinkex.client.sdk.{name}", raising=False)
     with pytest.raises(ConfigError, match=r"crucible-tinkex\[sdk\]"):
-        open_service("https://example.org", transport="sdk")
+        ResolvedService("https://example.org", transport="sdk").connect()
 
 
 def test_our_client_is_the_default() -> None:
-    assert isinstance(open_service("https://example.org"), TinkexService)
+    assert isinstance(ResolvedService("https://example.org").connect(), TinkexService)

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import crucible_tinkex.server.serve as serving
-from crucible_tinkex.server.app import App
+import crucible_tinkex.server.web.serve as serving
+from crucible_tinkex.server.web.app import App
 
 RETRY_AFTER_S = 12
 PAUSED_S = 3

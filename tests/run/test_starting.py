@@ -19,7 +19,7 @@ from broken_workers import CANNOT_TRAIN, DIES, ELSEWHERE, workers_that
 from nano_sweeps import Workspace, processes
 
 from crucible_tinkex.registry import SweepState
-from crucible_tinkex.sweep.leaderboard import exit_code
+from crucible_tinkex.sweep.results.leaderboard import exit_code
 
 Reap = Callable[[subprocess.Popen[str]], None]
 

@@ -105,7 +105,7 @@ class ScriptedHost:
         self.heard.append(("release", (trial_id, state, reason)))
         self.parked.remove(trial_id)
 
-    async def drain(self) -> None:
+    async def drain(self, trial_id: str | None = None) -> None:
         await self._takes(0.001)
         self.heard.append(("drain", None))
 

@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import torch
 
-from crucible_tinkex.server.app import App
 from crucible_tinkex.server.bases import Base
-from crucible_tinkex.server.engine import TorchEngine
-from crucible_tinkex.server.limits import Limits
-from crucible_tinkex.server.store import Store
+from crucible_tinkex.server.engine.engine import TorchEngine
+from crucible_tinkex.server.sessions.limits import Limits
+from crucible_tinkex.server.store.store import Store
+from crucible_tinkex.server.web.app import App
 
 KEY = "tml-test-key"
 

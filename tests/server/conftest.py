@@ -13,9 +13,9 @@ from server_client import Client, make_rows
 
 from crucible_tinkex.errors import OperationFailedError
 from crucible_tinkex.server import bases
-from crucible_tinkex.server.engine import TorchEngine
+from crucible_tinkex.server.engine.engine import TorchEngine
 from crucible_tinkex.server.operations import TakeSnapshot
-from crucible_tinkex.server.store import Store
+from crucible_tinkex.server.store.store import Store
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -18,9 +18,9 @@ from pathlib import Path
 from client_flow import NAME
 from sdk_server import CLIENT_FLOW, FLOW, OLD_VERSIONS, absent, broken, run_flow, sdk_python, served
 
-from crucible_tinkex.server.app import App
 from crucible_tinkex.server.operations import BaseInfo, Operation, Outcome
-from crucible_tinkex.server.store import Store
+from crucible_tinkex.server.store.store import Store
+from crucible_tinkex.server.web.app import App
 
 SERVER = "our server"
 TABLE = Path(__file__).parents[2] / "docs" / "protocol.md"

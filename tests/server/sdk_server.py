@@ -25,8 +25,8 @@ OLD_VERSIONS = ("0.25.0", "0.22.2")
 _CODE = """
 import json, logging, sys
 from pathlib import Path
-from crucible_tinkex.server.serve import ServeOptions, serve
-logging.getLogger("crucible_tinkex.server.app").setLevel(logging.DEBUG)
+from crucible_tinkex.server.web.serve import ServeOptions, serve
+logging.getLogger("crucible_tinkex.server.web.app").setLevel(logging.DEBUG)
 folder, flags, model = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 serve(ServeOptions(model=model, threads=1, dtype="fp32", data_dir=folder, client_flags=flags,
                    ready_file=folder / "ready.json", exit_with_parent=True))
@@ -89,9 +89,10 @@ def run_flow(
 ) -> dict[str, Any]:
     """What the flow says that worked with the SDK of this Python."""
     out = folder / "flow.json"
+    own = {"PYTHONPATH": str(flow.parents[2])} if flow == CLIENT_FLOW else {}
     done = subprocess.run(
         [str(python), str(flow), str(out)],
-        env={**client_environment(server), "SDK_FLOW_IDLE_S": str(idle_s)},
+        env={**client_environment(server), **own, "SDK_FLOW_IDLE_S": str(idle_s)},
         cwd=folder,
         capture_output=True,
         text=True,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from crucible_tinkex.errors import CrucibleError
-from crucible_tinkex.server.engine import TorchEngine
+from crucible_tinkex.server.engine.engine import TorchEngine
 from crucible_tinkex.server.operations import (
     Adam,
     CreateModel,

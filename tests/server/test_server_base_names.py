@@ -12,11 +12,13 @@ from safetensors.numpy import save_file
 
 from crucible_tinkex.errors import RequestRejectedError
 from crucible_tinkex.names import base_name, hub_id
-from crucible_tinkex.server import bases, checks, smollm
-from crucible_tinkex.server.export import export_peft
+from crucible_tinkex.server import bases
+from crucible_tinkex.server.bases import smollm
 from crucible_tinkex.server.operations import BaseInfo, LoraSpec
-from crucible_tinkex.server.serve import ServeOptions
-from crucible_tinkex.server.store import ADAPTER_FILE, MANIFEST_FILE, Manifest
+from crucible_tinkex.server.sessions import checks
+from crucible_tinkex.server.store.peft_files import export_peft
+from crucible_tinkex.server.store.store import ADAPTER_FILE, MANIFEST_FILE, Manifest
+from crucible_tinkex.server.web.serve import ServeOptions
 
 OLD, NEW = "smollm2-135m", "smollm2-135m-instruct"
 

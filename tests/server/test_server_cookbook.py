@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from sdk_server import Served, client_environment, cookbook_python, served
 
-from crucible_tinkex.server import nano
+from crucible_tinkex.server.bases import nano
 
 VERSION = "0.5.8"
 BASE = "meta-llama/Llama-3.2-1B"

@@ -20,7 +20,7 @@ import pytest
 import torch
 from server_client import Client, make_rows, train
 
-import crucible_tinkex.server.engine as engine_module
+import crucible_tinkex.server.engine.engine as engine_module
 from crucible_tinkex.errors import CrucibleError
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server.operations import (
@@ -40,11 +40,11 @@ from crucible_tinkex.server.operations import (
 )
 
 FAULTS = (RuntimeError("boom"), MemoryError("boom"), OSError(28, "boom"))
-SERVER = Path(engine_module.__file__).parent
-DIRECT = {str(SERVER / f"{n}.py") for n in ("engine", "weights")}
+SERVER = Path(engine_module.__file__).parents[1]
+DIRECT = {str(SERVER / "engine" / f"{n}.py") for n in ("engine", "weights")}
 """Each call of these fails in every way; those of a pass or a batch in one."""
-CALLERS = DIRECT | {str(SERVER / f"{n}.py") for n in ("training", "sampling")}
-BOOKKEEPING = {str(SERVER / f"{n}.py") for n in ("engine", "scheduler")}
+CALLERS = DIRECT | {str(SERVER / "engine" / f"{n}.py") for n in ("training", "sampling")}
+BOOKKEEPING = {str(SERVER / "engine" / f"{n}.py") for n in ("engine", "scheduler")}
 """A fault of these ends the thread, which `test_server_engine_faults` looks at."""
 
 
@@ -74,7 +74,7 @@ class Faults:
         if caller is None or caller.f_code.co_filename not in CALLERS:
             return
         path = Path(code.co_filename)
-        if path.parent != SERVER or code.co_filename in BOOKKEEPING or "<" in code.co_qualname:
+        if SERVER not in path.parents or code.co_filename in BOOKKEEPING or "<" in code.co_qualname:
             return
         name = f"{path.stem}.{code.co_qualname}"
         self.calls[name] += 1

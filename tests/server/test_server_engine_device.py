@@ -11,9 +11,10 @@ from server_client import Client, make_rows, train
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import TinkerPath
-from crucible_tinkex.server import bases, losses
-from crucible_tinkex.server.engine import TorchEngine
-from crucible_tinkex.server.launch import chosen_device
+from crucible_tinkex.server import bases
+from crucible_tinkex.server.engine import losses
+from crucible_tinkex.server.engine.engine import TorchEngine
+from crucible_tinkex.server.engine.launch import chosen_device
 from crucible_tinkex.server.operations import (
     ForwardBackward,
     ForwardOutput,
@@ -25,7 +26,7 @@ from crucible_tinkex.server.operations import (
     SaveWeights,
     TakeSnapshot,
 )
-from crucible_tinkex.server.store import Store
+from crucible_tinkex.server.store.store import Store
 
 HAS_CUDA = torch.cuda.is_available()
 

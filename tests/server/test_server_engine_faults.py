@@ -16,8 +16,8 @@ from server_client import Client, make_rows, train
 
 from crucible_tinkex.errors import CrucibleError, OperationFailedError
 from crucible_tinkex.names import TinkerPath
-from crucible_tinkex.server import files, losses, sampling, scheduler
-from crucible_tinkex.server.model import BaseModel
+from crucible_tinkex.server.engine import losses, sampling, scheduler
+from crucible_tinkex.server.model.base_model import BaseModel
 from crucible_tinkex.server.operations import (
     Adam,
     CreateModel,
@@ -33,7 +33,8 @@ from crucible_tinkex.server.operations import (
     SamplerSource,
     SaveWeights,
 )
-from crucible_tinkex.server.store import ADAPTER_FILE, OPTIMIZER_FILE
+from crucible_tinkex.server.store import adapter_files
+from crucible_tinkex.server.store.store import ADAPTER_FILE, OPTIMIZER_FILE
 
 FAULTS = [RuntimeError("boom"), MemoryError(), OSError(5, "boom")]
 PATHS = {kind: TinkerPath("m", kind, "one") for kind in ("weights", "sampler_weights")}
@@ -76,7 +77,7 @@ def test_a_sampler_that_cannot_be_loaded_fails_alone(
 ) -> None:
     expected = saved.one(_sample(BASE))
     with monkeypatch.context() as patch:
-        patch.setattr(files, "read_weights", _always(fault))
+        patch.setattr(adapter_files, "read_weights", _always(fault))
         failed, other = saved.all([_sample(OWN), _sample(BASE)])
     assert isinstance(failed, OperationFailedError) and type(fault).__name__ in str(failed)
     assert other == expected
@@ -98,7 +99,7 @@ def test_a_checkpoint_that_lacks_a_tensor_fails_its_request(
 ) -> None:
     named = load_file(_file(saved, "sampler_weights", ADAPTER_FILE))
     lacking = {k: v for k, v in named.items() if "layers.1." not in k}
-    monkeypatch.setattr(files, "_load", lambda *_: lacking)
+    monkeypatch.setattr(adapter_files, "_load", lambda *_: lacking)
     _fails(saved, _sample(OWN), r"lacks the tensor .*layers\.1\.")
     _fails(saved, LoadWeights("new", PATHS["weights"], False), "lacks the tensor")
     assert isinstance(saved.one(train("m", make_rows(1, (4,)))), ForwardOutput)
@@ -149,10 +150,10 @@ def test_a_server_whose_engine_ended_ends_with_an_error(cache: Path, tmp_path: P
     script = """
 import sys, threading
 from pathlib import Path
-from crucible_tinkex.server import scheduler
-from crucible_tinkex.server.engine import TorchEngine
+from crucible_tinkex.server.engine import scheduler
+from crucible_tinkex.server.engine.engine import TorchEngine
 from crucible_tinkex.server.operations import UnloadModel
-from crucible_tinkex.server.serve import ServeOptions, serve
+from crucible_tinkex.server.web.serve import ServeOptions, serve
 
 started = []
 begin = TorchEngine.__init__

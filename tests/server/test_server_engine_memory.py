@@ -9,8 +9,8 @@ import pytest
 from server_client import Client, make_rows
 
 from crucible_tinkex.errors import OperationFailedError, RequestRejectedError
-from crucible_tinkex.server import sampling
-from crucible_tinkex.server.attention import DecodePlan
+from crucible_tinkex.server.engine import sampling
+from crucible_tinkex.server.model.attention import DecodePlan
 from crucible_tinkex.server.operations import (
     CancelSample,
     Sample,

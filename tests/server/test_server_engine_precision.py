@@ -13,8 +13,8 @@ from server_client import Client, train
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from crucible_tinkex.server import bases
-from crucible_tinkex.server.engine import TorchEngine
-from crucible_tinkex.server.head import Head, HeadAdapter
+from crucible_tinkex.server.engine.engine import TorchEngine
+from crucible_tinkex.server.model.head import Head, HeadAdapter
 from crucible_tinkex.server.operations import (
     ForwardOutput,
     Row,
@@ -23,7 +23,7 @@ from crucible_tinkex.server.operations import (
     SamplerSource,
     TakeSnapshot,
 )
-from crucible_tinkex.server.store import Store
+from crucible_tinkex.server.store.store import Store
 
 VOCABULARY = 49_152
 HEAD_BOUND = 1e-3

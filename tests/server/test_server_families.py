@@ -24,10 +24,11 @@ from transformers import (
 from transformers.models.auto import AutoModelForCausalLM
 
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.server import bases, nano
-from crucible_tinkex.server.engine import TorchEngine
+from crucible_tinkex.server import bases
+from crucible_tinkex.server.bases import nano
+from crucible_tinkex.server.engine.engine import TorchEngine
 from crucible_tinkex.server.operations import ALPHA, Row, Sample, SampleOutput, SamplerSource
-from crucible_tinkex.server.store import Store
+from crucible_tinkex.server.store.store import Store
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`"),

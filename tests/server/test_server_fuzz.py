@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-import crucible_tinkex.client.wire as wire
-from crucible_tinkex.client import proto
+import crucible_tinkex.protocol.wire as wire
 from crucible_tinkex.errors import RequestRejectedError
-from crucible_tinkex.server import bases, codec
+from crucible_tinkex.protocol import proto
+from crucible_tinkex.server import bases
+from crucible_tinkex.server.web import codec
 
 JSON_PATHS = (
     *("create_session", "session_heartbeat", "create_model", "get_info", "unload_model"),

@@ -18,15 +18,15 @@ from typing import Any
 import httpx
 import pytest
 
-import crucible_tinkex.server.serve as serving
+import crucible_tinkex.server.web.serve as serving
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.server.serve import ServeOptions, serve
+from crucible_tinkex.server.web.serve import ServeOptions, serve
 from crucible_tinkex.storage import Lock
 
 _CODE = """
 import json, sys
 from pathlib import Path
-from crucible_tinkex.server.serve import ServeOptions, serve
+from crucible_tinkex.server.web.serve import ServeOptions, serve
 options = json.loads(sys.argv[1])
 for name in ("data_dir", "ready_file"):
     options[name] = Path(options[name])

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from app_client import AppClient, row_data
 
+from crucible_tinkex.protocol.wire import CreateSessionRequest
 from crucible_tinkex.server import bases
-from crucible_tinkex.server.bodies import CreateSessionRequest
-from crucible_tinkex.server.limits import Limits
-from crucible_tinkex.server.service import Service
+from crucible_tinkex.server.sessions.lifecycle import Service
+from crucible_tinkex.server.sessions.limits import Limits
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from server_client import Client, make_rows, train
 
-import crucible_tinkex.client.wire as wire
+import crucible_tinkex.protocol.wire as wire
 from crucible_tinkex.errors import RequestRejectedError
-from crucible_tinkex.server import checks
-from crucible_tinkex.server.loss_specs import LOSS_SPECS
-from crucible_tinkex.server.losses import active_tokens, token_losses
+from crucible_tinkex.server.engine.loss_specs import LOSS_SPECS
+from crucible_tinkex.server.engine.losses import active_tokens, token_losses
 from crucible_tinkex.server.operations import BaseInfo, ForwardBackward, Row
+from crucible_tinkex.server.sessions import checks
 
 BASE = BaseInfo("nano", "", 264, 2048)
 LENGTHS = (3, 1, 4)

@@ -14,7 +14,6 @@ from server_client import Client, make_rows, train
 
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import bases
-from crucible_tinkex.server.export import export_peft
 from crucible_tinkex.server.operations import (
     ALPHA,
     Adam,
@@ -23,6 +22,7 @@ from crucible_tinkex.server.operations import (
     Row,
     SaveWeights,
 )
+from crucible_tinkex.server.store.peft_files import export_peft
 
 # peft warns that our base's output layer is tied to its embedding; the adapter is on one of them
 pytestmark = [

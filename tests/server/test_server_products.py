@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from crucible_tinkex.server.products import DECODED, PACKED, add_each, each, tiled
+from crucible_tinkex.server.model.products import DECODED, PACKED, add_each, each, tiled
 
 SHAPES = [(576, 576), (576, 192), (576, 1536), (1536, 576), (64, 48)]
 """SmolLM2's, and a small one."""

@@ -8,9 +8,9 @@ import itertools
 import pytest
 
 from crucible_tinkex.errors import RequestRejectedError, SessionLostError
-from crucible_tinkex.server.futures import KEEP_S, KEEP_UNREAD_S, Promises
 from crucible_tinkex.server.operations import Done, StepOutput
-from crucible_tinkex.server.ordering import Sequence
+from crucible_tinkex.server.sessions.ordering import Sequence
+from crucible_tinkex.server.sessions.promises import KEEP_S, KEEP_UNREAD_S, Promises
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations((1, 2, 3, 4))))

@@ -20,9 +20,9 @@ from safetensors.numpy import load
 from crucible_tinkex.errors import RequestRejectedError
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import bases
-from crucible_tinkex.server.exports import GRANT_S, Exports
-from crucible_tinkex.server.records import Records
-from crucible_tinkex.server.store import Store
+from crucible_tinkex.server.sessions.session_records import Records
+from crucible_tinkex.server.store.store import Store
+from crucible_tinkex.server.web.exports import GRANT_S, Exports
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from app_client import AppClient
 
-from crucible_tinkex.client import proto
 from crucible_tinkex.errors import RequestRejectedError
+from crucible_tinkex.protocol import proto
+from crucible_tinkex.protocol.wire import CreateSessionRequest, SampleRequest
 from crucible_tinkex.server import bases
-from crucible_tinkex.server.bodies import CreateSessionRequest, SampleRequest
-from crucible_tinkex.server.limits import Limits
 from crucible_tinkex.server.operations import BaseInfo, Operation, Outcome, Sample
-from crucible_tinkex.server.service import Service
-from crucible_tinkex.server.store import Store
+from crucible_tinkex.server.sessions.lifecycle import Service
+from crucible_tinkex.server.sessions.limits import Limits
+from crucible_tinkex.server.store.store import Store
 
 
 @pytest.fixture

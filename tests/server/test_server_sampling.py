@@ -7,7 +7,7 @@ import pytest
 import torch
 from server_client import Client, train
 
-from crucible_tinkex.server.choosing import choose, generator_for
+from crucible_tinkex.server.engine.choosing import choose, generator_for
 from crucible_tinkex.server.operations import (
     ForwardOutput,
     Row,

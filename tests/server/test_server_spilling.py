@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from server_client import Client, make_rows, train
 
 from crucible_tinkex.server import bases
-from crucible_tinkex.server.engine import TorchEngine
+from crucible_tinkex.server.engine.engine import TorchEngine
 from crucible_tinkex.server.operations import (
     Adam,
     CreateModel,
@@ -28,7 +28,7 @@ from crucible_tinkex.server.operations import (
     TakeSnapshot,
     UnloadModel,
 )
-from crucible_tinkex.server.store import Store
+from crucible_tinkex.server.store.store import Store
 
 _names = itertools.count()
 

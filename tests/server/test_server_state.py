@@ -17,14 +17,14 @@ from server_client import Client, make_rows, train
 
 from crucible_tinkex.errors import CrucibleError, RequestRejectedError, StorageError
 from crucible_tinkex.names import TinkerPath
-from crucible_tinkex.server import smollm
+from crucible_tinkex.server.bases import smollm
 from crucible_tinkex.server.operations import (
     LoadWeights,
     LoraSpec,
     SaveWeights,
     UnloadModel,
 )
-from crucible_tinkex.server.store import Manifest, Store
+from crucible_tinkex.server.store.store import Manifest, Store
 
 STATE = TinkerPath("run:train:0", "weights", "half")
 
@@ -63,9 +63,9 @@ torch.set_num_threads(1)
 from server_client import Client, make_rows
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import bases
-from crucible_tinkex.server.engine import TorchEngine
+from crucible_tinkex.server.engine.engine import TorchEngine
 from crucible_tinkex.server.operations import LoadWeights
-from crucible_tinkex.server.store import Store
+from crucible_tinkex.server.store.store import Store
 engine = TorchEngine(bases.ensure_base("nano"), Store(Path(sys.argv[1])), dtype=torch.bfloat16)
 client = Client(engine)
 client.one(LoadWeights("x", TinkerPath.parse(sys.argv[3]), True))

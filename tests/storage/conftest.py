@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from faulty_files import FaultyFiles
+from s3_server import BUCKET, s3_served
 
 NOBODY = 65534
 
@@ -77,3 +78,13 @@ def _without_handles(left: int = 0) -> Iterator[None]:
 def without_handles() -> Callable[[int], AbstractContextManager[None]]:
     """In its context the process can open only as many more files as are `left`."""
     return _without_handles
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The endpoint of a real S3 server, with one bucket."""
+    try:
+        with s3_served(BUCKET) as url:
+            yield url
+    except RuntimeError as e:
+        pytest.skip(str(e))

@@ -14,17 +14,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from random_faults import BATCH, DATA, Asked, World, play
+from random_faults import BATCH, DATA, RATES, Asked, World, play
 
-from crucible_tinkex.client.wire import LoraConfig
 from crucible_tinkex.datasets import batch_indices
+from crucible_tinkex.protocol.wire import LoraConfig
 from crucible_tinkex.registry import DONE, FAILED, LOST, STOPPED, SweepState, TrialRecord
 from crucible_tinkex.registry.journal import read_records
-from crucible_tinkex.sweep.leaderboard import best, exit_code
+from crucible_tinkex.sweep.results.leaderboard import best, configurations, exit_code
 from crucible_tinkex.testing.fake_model import FakeRow, FakeWeights, pairs_of, rows_digest
 from crucible_tinkex.training.recipes.datums import datum
 
-RANKS, SEEDS, STEPS, RATE = (2, 8, 32), (0, 1), 6, 1e-3
+RANKS, SEEDS, STEPS = (2, 8, 32), (0, 1, 10_000), 6
 TRAINED = BATCH * 6
 """Tokens of a batch."""
 SCORED = 2 * 6
@@ -43,11 +43,21 @@ def step_of(seed: int, digest: str) -> int:
 
 
 @cache
-def oracle(rank: int, seed: int, step: int) -> FakeWeights:
-    """The weights after `step` steps."""
-    if step == 0:
+def oracle(rank: int, seed: int, rates: tuple[float, ...]) -> FakeWeights:
+    """The weights after steps with these learning rates."""
+    if not rates:
         return FakeWeights("nano", LoraConfig(rank=rank, seed=seed))
-    return oracle(rank, seed, step - 1).stepped(pairs_of(batch(seed, step)), RATE)
+    before = oracle(rank, seed, rates[:-1])
+    return before.stepped(pairs_of(batch(seed, len(rates))), rates[-1])
+
+
+def rates(state: SweepState, trial: TrialRecord, step: int) -> tuple[float, ...]:
+    """Of the steps of a trial, of which a fork's first ones are its parent's."""
+    origin, rate = trial.origin, trial.values.get("optimizer.learning_rate", RATES[0])
+    if origin is None or not origin.warm:
+        return (rate,) * step
+    inherited = rates(state, state.trials[origin.parent], origin.step)
+    return (*inherited, *(rate,) * (step - origin.step))
 
 
 @cache
@@ -55,7 +65,7 @@ def measured() -> Mapping[tuple[str, int], Mapping[str, float]]:
     """Of every trial and step, what an undisturbed sweep measures."""
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder), random.Random(0))
-        world.asked = Asked(RANKS, SEEDS, STEPS, False, 4, 0, 1, 0)
+        world.asked = Asked(RANKS, SEEDS, STEPS, "none", 4, 0, 1, 0)
         assert world.run() is None
         trials = world.state.trials.values()
         return {(t.trial_id, s): m for t in trials for s, m in t.results.items()}
@@ -66,7 +76,7 @@ def check(world: World) -> SweepState:
     records = list(read_records(world.paths.journal))
     state = SweepState().fold(records)
     for trial in state.trials.values():
-        _trial(world, trial)
+        _trial(world, state, trial)
     _ledger(world)
     _acknowledged(world, state, records)
     _known(world, state, records)
@@ -76,8 +86,8 @@ def check(world: World) -> SweepState:
     return state
 
 
-def _trial(world: World, trial: TrialRecord) -> None:
-    for step, metrics in trial.results.items():
+def _trial(world: World, state: SweepState, trial: TrialRecord) -> None:
+    for step, metrics in () if trial.origin else trial.results.items():
         assert metrics == measured()[trial.trial_id, step], f"I5: {trial.run_name} at {step}"
     rank = trial.values.get("lora.rank", 0)
     for checkpoint in trial.checkpoints:
@@ -86,7 +96,7 @@ def _trial(world: World, trial: TrialRecord) -> None:
         assert checkpoint.path in world.backend.checkpoints, f"I4: {checkpoint.path}"
         found, wanted = (
             world.backend.checkpoints[checkpoint.path],
-            oracle(rank, trial.seed, checkpoint.step),
+            oracle(rank, trial.seed, rates(state, trial, checkpoint.step)),
         )
         same = (found.step, found.seen, found.totals) == (wanted.step, wanted.seen, wanted.totals)
         assert same, f"I1: {checkpoint.path} is not what {checkpoint.step} steps give"
@@ -157,17 +167,26 @@ def check_finished(world: World, state: SweepState, error: Exception | None) -> 
     assert LOST not in states, "I7: nothing disturbed it, and trials are lost"
     assert exit_code(state) == (1 if FAILED in states else 0), "I7: exit code"
     if not world.told_failed:
-        assert FAILED not in states, f"I7: nobody is to blame for {states}"
-    asked = [t for t in state.trials.values() if not t.reference]
+        failed = [t for t in state.trials.values() if t.state == FAILED]
+        blamed = [t for t in failed if t.origin is None or t.origin.path not in world.backend.gone]
+        assert not blamed, f"I7: nobody is to blame for {blamed}"
+    own = [t for t in state.trials.values() if not t.reference]
+    asked = [t for t in own if t.phase == "search" and t.origin is None]
     wanted = len(world.asked.ranks) * len(world.asked.seeds)
     assert len(asked) == wanted, f"I7: {len(asked)} trials of {wanted}"
-    for trial in asked:
+    for trial in own:
         if trial.state == DONE:
             assert trial.step == world.asked.steps == trial.metrics_step, f"I7: {trial}"
-    if not world.asked.halving and not world.told_failed and STOPPED not in states:
+    assert set(states) <= {DONE, STOPPED, FAILED}, f"I7: left {states}"
+    by_a_person = any(t.hold for t in state.trials.values())
+    simple = not (world.commanded or world.asked.confirm or world.asked.halving)
+    if simple and not world.told_failed and STOPPED not in states:
         _winner(world, state)
-    if FAILED not in states and world.asked.halving:
-        assert any(t.state == DONE for t in asked), "I10: nobody was trained to the end"
+    if any(t.state == STOPPED for t in asked) and not by_a_person:
+        assert any(t.state == DONE for t in own), "I10: nobody was trained to the end"
+    fresh = [t for t in own if t.phase == "confirm"]
+    complete = any(c.complete and not c.reference for c in configurations(state, confirmed=False))
+    assert len(fresh) >= world.asked.confirm * complete, "the leader was not confirmed"
 
 
 def _winner(world: World, state: SweepState) -> None:
@@ -192,7 +211,7 @@ def check_nothing_repeated(world: World, before: SweepState, after: SweepState, 
         saved = old.checkpoints if old else []
         usable = [c.step for c in saved if c.path not in world.backend.gone]
         done = old is not None and old.state == DONE and old.total_steps >= trial.total_steps
-        missing += 0 if done else trial.total_steps - max(usable, default=0)
+        missing += 0 if done else trial.total_steps - max(usable, default=trial.first_step)
     failed = sum(t.state == FAILED for t in after.trials.values())
     assert failed or steps <= missing, f"I1: {steps} steps trained, {missing} were missing"
 
@@ -201,6 +220,7 @@ def live(folder: Path, rng: random.Random) -> World:
     """A whole life of a sweep: disturbed runs, then one undisturbed, judged after each part."""
     world = play(folder, rng)
     before, trained = check(world), world.backend.calls.count("optim_step")
+    world.asked = world.asked._replace(budget=None)
     error = world.run()
     after = check(world)
     check_finished(world, after, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,18 +14,22 @@ from typing import Any
 import numpy as np
 
 from crucible_tinkex.config import Experiment
+from crucible_tinkex.config.section import set_dotted
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import HostLostError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Registry, SweepState
 from crucible_tinkex.runtime.pool import Packing, SessionPool
-from crucible_tinkex.search.stopping import Halving, NoStopping
+from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations
-from crucible_tinkex.sweep.asking import ListedTrials
 from crucible_tinkex.sweep.controller import Controller
-from crucible_tinkex.sweep.planner import Planner
-from crucible_tinkex.sweep.policy import Policy
-from crucible_tinkex.sweep.view import SweepView
+from crucible_tinkex.sweep.deciding.asking import trials_of
+from crucible_tinkex.sweep.deciding.budget import Budget
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.policy import Policy
+from crucible_tinkex.sweep.orders.control import Inbox
+from crucible_tinkex.sweep.ports import Amendment
+from crucible_tinkex.sweep.results.view import SweepView
 from crucible_tinkex.testing import FakeBackend, FakeService
 from crucible_tinkex.testing.clock import run_virtual
 from crucible_tinkex.training.data import SweepData
@@ -134,8 +139,8 @@ class MortalHost:
     async def release(self, trial_id: str, state: str, reason: str | None) -> None:
         await self._alive(self.sessions.release(trial_id, state, reason))
 
-    async def drain(self) -> None:
-        self.sessions.drain()
+    async def drain(self, trial_id: str | None = None) -> None:
+        self.sessions.drain(trial_id)
 
     async def hold_back(self, until: float) -> None:
         return None
@@ -162,6 +167,8 @@ class Bench:
         self.controller: Controller | None = None
         self.view = SweepView("s")
         self.retry: Sequence[str] = ()
+        self.inbox = Inbox(self.paths)
+        self.clock: Callable[[], float] = time.monotonic
 
     @property
     def state(self) -> SweepState:
@@ -190,16 +197,7 @@ class Bench:
     ) -> SweepState:
         self.runs += 1
         registry = Registry(self.paths, f"run-{self.runs}", clock=lambda: 0.0)
-        planner = Planner(self.experiment, rows=20, fingerprint="f")
-        stopping = self.experiment.search.stopping
-        rule = Halving(stopping.eta, stopping.first_rung)
-        policy = Policy(
-            planner,
-            ListedTrials(planner, configurations(self.experiment)),
-            rule if stopping.rule == "halving" else NoStopping(),
-            metric="eval/nll",
-            sign=1.0,
-        )
+        planner, policy = self._made()
         slots = self.experiment.run.max_concurrent
 
         def launch(slots: int) -> MortalHost:
@@ -221,6 +219,9 @@ class Bench:
             max_attempts=max_attempts,
             view=self.view,
             retry=self.retry,
+            inbox=self.inbox,
+            amend=self._amended,
+            clock=self.clock,
         )
         work = asyncio.ensure_future(controller.run(self.meta(), changed))
         beside = asyncio.ensure_future(meanwhile(self)) if meanwhile else None
@@ -232,6 +233,26 @@ class Bench:
                 with contextlib.suppress(asyncio.CancelledError):
                     await beside
             registry.shut()
+
+    async def _amended(self, settings: Mapping[str, Any]) -> Amendment:
+        """As `Launch` does, without a folder."""
+        raw = self.experiment.model_dump(mode="json")
+        for key, value in settings.items():
+            set_dotted(raw, key, value)
+        before, self.experiment = self.experiment, Experiment.build(raw)
+        planner, policy = self._made()
+        return Amendment(policy, planner, self.meta(), self.experiment.amendments(before))
+
+    def _made(self) -> tuple[Planner, Policy]:
+        planner = Planner(self.experiment, rows=20, fingerprint="f")
+        return planner, Policy(
+            planner,
+            trials_of(planner, configurations(self.experiment)),
+            stopping_rule(self.experiment.search),
+            metric="eval/nll",
+            sign=1.0,
+            budget=Budget(self.experiment.budget),
+        )
 
     def _sessions(self, registry: Registry) -> SessionHost:
         return SessionHost(

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from local_sweeps import MortalHost, NoSink, NoTelemetry, make_data, make_experiment
 
-from crucible_tinkex.client.watch import Observer
+from crucible_tinkex.client.http.watch import Observer
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import (
     CrucibleError,
@@ -35,13 +35,15 @@ from crucible_tinkex.errors import (
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Registry, SweepState
 from crucible_tinkex.runtime.pool import Packing, SessionPool
-from crucible_tinkex.search.stopping import Halving, NoStopping
+from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations
-from crucible_tinkex.sweep.asking import ListedTrials
 from crucible_tinkex.sweep.controller import Controller
-from crucible_tinkex.sweep.planner import Planner
-from crucible_tinkex.sweep.policy import Policy
-from crucible_tinkex.sweep.view import SweepView
+from crucible_tinkex.sweep.deciding.asking import trials_of
+from crucible_tinkex.sweep.deciding.budget import Budget
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.policy import Policy
+from crucible_tinkex.sweep.orders.control import KINDS, Command, Inbox
+from crucible_tinkex.sweep.results.view import SweepView
 from crucible_tinkex.testing import FakeBackend, FakeService
 from crucible_tinkex.testing.clock import run_virtual
 from crucible_tinkex.testing.fake_model import FakeWeights
@@ -52,12 +54,19 @@ T = TypeVar("T")
 
 DATA = make_data(rows=12, evaluated=2)
 BATCH = 2
+RULES = (
+    *("none", "none", "none", "halving", "halving"),
+    *("topk", "hyperband", "median", ("median", "plateau", "halving")),
+)
+RATES = (1e-3, 2e-3)
+"""Of the sweep, and of clones."""
 MOST_POINTS = 5_000
 """A run that passes more than this spins."""
 READS = ("changes",)
 ACTIONS = (
     *("host", "zombie", "driver", "registry", "drain", "second", "hold", "forget", "damage"),
     *("host", "driver", "drain"),
+    *("command", "command", "command"),
 )
 
 
@@ -67,18 +76,26 @@ class Asked(NamedTuple):
     ranks: tuple[int, ...]
     seeds: tuple[int, ...]
     steps: int
-    halving: bool
+    rule: str | tuple[str, ...]
     slots: int
     checkpoint_every: int
     eval_every: int
     submit_ahead: int
+    confirm: int = 0
+    budget: int | None = None
+    """Most steps."""
+
+    @property
+    def halving(self) -> bool:
+        """Whether trials are compared and stopped."""
+        return self.rule != "none"
 
 
 @cache
 def experiment(asked: Asked) -> Experiment:
-    stopping = {"rule": "halving", "eta": 2, "first_rung": 1} if asked.halving else {"rule": "none"}
+    stopping = {"rule": asked.rule, "eta": 2, "first_rung": 1, "startup": 1, "patience": 0}
     return make_experiment(
-        optimizer={"learning_rate": 1e-3},
+        optimizer={"learning_rate": RATES[0]},
         train={
             "max_steps": asked.steps,
             "batch_size": BATCH,
@@ -87,7 +104,14 @@ def experiment(asked: Asked) -> Experiment:
             "submit_ahead": asked.submit_ahead,
         },
         evaluation={"generate": False},
-        search={"space": {"lora.rank": asked.ranks}, "seeds": asked.seeds, "stopping": stopping},
+        search={
+            "space": {"lora.rank": asked.ranks},
+            "seeds": asked.seeds,
+            "stopping": stopping,
+            "confirm": asked.confirm,
+            "confirm_top": 1,
+        },
+        budget={"steps": asked.budget},
         run={"max_concurrent": asked.slots},
     )
 
@@ -223,6 +247,7 @@ class World:
     def __init__(self, folder: Path, rng: random.Random) -> None:
         self.rng = rng
         self.paths = SweepPaths.of(folder, "s")
+        self.inbox = Inbox(self.paths)
         self.schedule = Schedule(self.rng)
         self.backend = FaultyBackend(self)
         self.drivers: list[Driver] = []
@@ -233,6 +258,7 @@ class World:
         self.asked = self._first()
         self.told: Asked | None = None
         self.disturbed = False
+        self.commanded = False
         self.told_failed = 0
         """Operations that failed as the user's own fault."""
         self.log: list[str] = []
@@ -250,21 +276,24 @@ class World:
             ranks=rng.choice(((2,), (2, 8), (2, 8, 32))),
             seeds=rng.choice(((0,), (0, 1))),
             steps=rng.choice((2, 4)),
-            halving=rng.random() < 0.5,
+            rule=rng.choice(RULES),
             slots=rng.randint(1, 4),
             checkpoint_every=rng.choice((0, 1, 2, 3)),
             eval_every=rng.choice((0, 2)),
             submit_ahead=rng.choice((0, 1, 2)),
+            confirm=rng.choice((0, 0, 1)),
+            budget=rng.choice((None, None, 3, 10)),
         )
 
     def amend(self) -> None:
         rng, asked = self.rng, self.asked
-        change = rng.choice(("steps", "seeds", "ranks", "slots"))
+        change = rng.choice(("steps", "seeds", "ranks", "slots", "budget"))
         more: Mapping[str, Any] = {
             "steps": 6,
             "seeds": (0, 1),
             "ranks": (2, 8, 32),
             "slots": rng.randint(1, 4),
+            "budget": None,
         }
         self.asked = asked._replace(**{change: more[change]})
 
@@ -313,14 +342,13 @@ class World:
     async def _controlled(self, driver: Driver, changed: list[str]) -> SweepState:
         declared = experiment(self.asked)
         planner = Planner(declared, rows=len(DATA.train), fingerprint="f")
-        stopping = declared.search.stopping
-        halving = Halving(stopping.eta, stopping.first_rung)
         policy = Policy(
             planner,
-            ListedTrials(planner, configurations(declared)),
-            halving if self.asked.halving else NoStopping(),
+            trials_of(planner, configurations(declared)),
+            stopping_rule(declared.search),
             metric="eval/nll",
             sign=1.0,
+            budget=Budget(declared.budget),
         )
         launcher: Any = type("Launcher", (), {})()
         launcher.starting_at_once = lambda: 2
@@ -339,6 +367,8 @@ class World:
             planner=planner,
             max_attempts=self.max_attempts,
             view=SweepView("s"),
+            inbox=self.inbox,
+            clock=asyncio.get_running_loop().time,
         )
         meta = {"sweep": "s", "experiment": declared.model_dump(mode="json")}
         return await controller.run(meta, changed)
@@ -384,11 +414,26 @@ class World:
         elif action == "second" and not self._others:
             (self.paths.journal / "lock").unlink(missing_ok=True)
             self._others.append(asyncio.ensure_future(self._second()))
+        elif action == "command":
+            self.command()
         elif action == "hold":
             self.backend.hold()
             asyncio.get_running_loop().call_later(self.rng.random() * 50, self.backend.let_go)
         elif action in ("forget", "damage") and self.backend.checkpoints:
             self._spoil(self.rng.choice(sorted(self.backend.checkpoints)), action)
+
+    def command(self) -> None:
+        """A person asks for something, possible or not."""
+        kind = self.rng.choice(KINDS)
+        trials = () if self.rng.random() < 0.2 else (str(self.rng.randrange(6)),)
+        settings = {"optimizer.learning_rate": RATES[1]} if kind == "clone" else {}
+        at = self.rng.choice((None, 2))
+        made = Command(kind, trials, settings, at=at, command_id=f"c{self.rng.random()}")  # type: ignore[arg-type]
+        self.commanded = True
+        self.inbox.put(made)
+        if kind == "pause":  # somebody comes back; else it would wait for ever
+            go_on = Command("unpause", command_id=f"{made.command_id}-again")
+            asyncio.get_running_loop().call_later(50 * self.rng.random(), self.inbox.put, go_on)
 
     def _spoil(self, path: str, action: str) -> None:
         if path not in self.backend.gone:

@@ -11,11 +11,12 @@ from local_sweeps import make_experiment
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.registry import DONE, PENDING, RUNNING, Decision, SweepState
 from crucible_tinkex.registry.registry import _plain
-from crucible_tinkex.search.stopping import Halving, NoStopping
+from crucible_tinkex.search.rules import stopping_rule
+from crucible_tinkex.search.stopping import Halving
 from crucible_tinkex.search.strategies import configurations
-from crucible_tinkex.sweep.asking import ListedTrials
-from crucible_tinkex.sweep.planner import Planner
-from crucible_tinkex.sweep.policy import Policy
+from crucible_tinkex.sweep.deciding.asking import trials_of
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.policy import Policy
 
 
 class Journal:
@@ -39,8 +40,8 @@ class Journal:
 
     def fresh_policy(self) -> Policy:
         planner = Planner(self.experiment, rows=20, fingerprint="f")
-        asker = ListedTrials(planner, configurations(self.experiment))
-        rule = Halving(2, 2) if self.halving else NoStopping()
+        asker = trials_of(planner, configurations(self.experiment))
+        rule = Halving(2, 2) if self.halving else stopping_rule(self.experiment.search)
         sign = 1.0 if self.experiment.search.objective_direction == "min" else -1.0
         metric = self.experiment.search.metric
         return Policy(planner, asker, rule, metric=metric, sign=sign)

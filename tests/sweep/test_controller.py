@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from local_sweeps import Bench, numbers
+from local_sweeps import Bench, make_experiment, numbers
 
 from crucible_tinkex.errors import (
     AuthenticationError,
@@ -17,8 +17,8 @@ from crucible_tinkex.errors import (
     SessionLostError,
 )
 from crucible_tinkex.registry import DONE, FAILED, LOST, PENDING, STOPPED
-from crucible_tinkex.sweep.leaderboard import best, exit_code
-from crucible_tinkex.sweep.summary import failed_trials
+from crucible_tinkex.sweep.results.leaderboard import best, exit_code
+from crucible_tinkex.sweep.results.summary import failed_trials
 from crucible_tinkex.testing import FakeBackend
 
 
@@ -256,3 +256,51 @@ def test_trials_to_retry_are_named_by_id_name_or_number(tmp_path: Path) -> None:
         failed_trials(state, ["x"])
     with pytest.raises(ConfigError, match="is done: it did not fail"):
         failed_trials(state, ["0"])
+
+
+@pytest.mark.parametrize(
+    "stopping",
+    [
+        {"rule": "topk", "keep": 2, "first_rung": 2},
+        {"rule": "hyperband", "eta": 2, "first_rung": 2, "brackets": 2},
+        {"rule": "median", "every": 2, "startup": 2},
+        {"rule": ["median", "divergence"], "every": 2, "startup": 1},
+        {"rule": "plateau", "every": 2, "patience": 0, "min_delta": 0.5},
+        {"rule": "threshold", "every": 4, "threshold": 4.0},
+    ],
+    ids=lambda s: str(s["rule"]),
+)
+def test_every_rule_ends_a_sweep_and_spends_less(
+    tmp_path: Path, stopping: dict[str, object]
+) -> None:
+    bench = Bench(tmp_path, search={"stopping": stopping})
+    state = bench.run()
+    states = Counter(t.state for t in state.trials.values() if not t.reference)
+    assert set(states) == {DONE, STOPPED} and exit_code(state) == 0
+    assert bench.backend.calls.count("optim_step") < 6 * 8
+    assert all(t.error for t in state.trials.values() if t.state == STOPPED)
+    again = Bench(tmp_path / "again", search={"stopping": stopping}, run={"max_concurrent": 3})
+
+    async def interrupt(bench: Bench) -> None:
+        await asyncio.sleep(2.0)
+        assert bench.controller
+        bench.controller.request_drain()
+
+    while (resumed := again.run(meanwhile=interrupt)).state != DONE:
+        assert again.runs < 20
+    assert exit_code(resumed) == 0
+
+
+@pytest.mark.parametrize(
+    ("stopping", "why"),
+    [
+        ({"rule": "threshold"}, "needs a threshold"),
+        ({"rule": ["halving", "topk"]}, "contradict"),
+        ({"rule": "asha"}, "rule"),
+        ({"rule": ["halving", "asha"]}, "rule"),
+        ({"rule": "topk", "keep": 0}, "keep"),
+    ],
+)
+def test_a_rule_that_says_nothing_is_refused(stopping: dict[str, object], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        make_experiment(search={"stopping": stopping})

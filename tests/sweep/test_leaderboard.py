@@ -10,8 +10,8 @@ import pytest
 from sweep_states import Journal
 
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import DONE, FAILED, LOST, STOPPED, SweepState
-from crucible_tinkex.sweep.leaderboard import best, configurations, exit_code, ranked, tied
+from crucible_tinkex.registry import DONE, FAILED, LOST, STOPPED, Decision, SweepState
+from crucible_tinkex.sweep.results.leaderboard import best, configurations, exit_code, ranked, tied
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -158,3 +158,63 @@ def test_a_sweep_of_version_0_1_0_still_ranks() -> None:
     winner = best(state)
     assert winner and not winner.reference
     assert exit_code(state) == (130 if state.open else 0)
+
+
+CONFIRM = {"confirm": 2, "confirm_top": 2}
+
+
+def confirming(*losses: float) -> Journal:
+    """Three configurations whose search is over and whose two leaders train with fresh seeds."""
+    journal = swept(*losses, **CONFIRM)
+    journal.decide(slots=99)
+    return journal
+
+
+def test_the_winner_is_read_from_the_fresh_seeds_alone_once_they_are_done() -> None:
+    journal = confirming(1.0, 2.0, 3.0)
+    fresh = [t for t in journal.state.trials.values() if t.phase == "confirm"]
+    assert [(t.values["lora.rank"], t.seed) for t in fresh] == [
+        (1, 10_000),
+        (2, 10_000),
+        (1, 10_001),
+        (2, 10_001),
+    ]
+    for trial, loss in zip(fresh, (5.0, 2.5, 6.0, 2.7), strict=True):
+        assert best(journal.state).values == {"lora.rank": 1}, "before, as the search has it"  # type: ignore[union-attr]
+        journal.train(trial.trial_id, loss)
+    winner = best(journal.state)
+    assert winner and winner.values == {"lora.rank": 2} and winner.phase == "confirm"
+    assert winner.mean == pytest.approx(2.6) and len(winner.done) == 2
+    assert order(journal.state) == [2, 1, 3]
+    assert [c.phase for c in configurations(journal.state)] == ["confirm", "confirm", "search"]
+    assert winner.best_trial.seed == 10_000
+
+
+def test_a_leader_whose_confirmation_failed_comes_behind_the_confirmed() -> None:
+    journal = confirming(1.0, 2.0, 3.0)
+    for trial_id in journal.pending:
+        rank = journal.state.trials[trial_id].values["lora.rank"]
+        if rank == 1:
+            journal.finish(trial_id, FAILED, "bad")
+        else:
+            journal.train(trial_id, 9.0)
+    assert order(journal.state) == [2, 1, 3]
+
+
+def test_a_warm_clone_is_a_configuration_of_its_own() -> None:
+    journal = swept(1.0, 2.0)
+    parent = next(iter(journal.state.trials.values()))
+    for step, seed in ((4, 0), (4, 1)):
+        declared = {
+            "trial_id": f"child{seed}",
+            "index": 2 + seed,
+            "run_name": "c",
+            "total_steps": 8,
+        }
+        origin = {"parent": parent.trial_id, "step": step, "path": "tinker://m/weights/c"}
+        more = {"values": dict(parent.values), "seed": seed, "origin": origin}
+        fork = Decision("fork", f"child{seed}", 8, 8, "cloned", {**declared, **more})
+        journal.write([fork])
+        journal.train(f"child{seed}", 0.5)
+    found = configurations(journal.state)
+    assert [len(c.trials) for c in found] == [2, 1, 1] and found[0].forked

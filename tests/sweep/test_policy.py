@@ -189,3 +189,95 @@ def test_asking_is_the_same_after_a_resume() -> None:
     fresh = journal.fresh_policy()._asker.ask(journal.state, 4)
     assert used == fresh and [p.index for p in used] == [5, 6, 7, 8]
     assert [(p.values["lora.rank"], p.seed) for p in used] == [(3, 4), (4, 3), (4, 4), (5, 3)]
+
+
+def halved() -> tuple[Journal, str, str]:
+    """Of two trials the better one went on, the other was stopped."""
+    journal = Journal(halving=True, search={"space": {"lora.rank": [1, 2]}})
+    journal.decide()
+    worse, better = journal.pending
+    journal.train(worse, 2.0)
+    journal.train(better, 1.0)
+    journal.decide()
+    assert journal.state.trials[worse].state == STOPPED
+    return journal, worse, better
+
+
+def test_when_the_leader_fails_the_best_of_the_stopped_is_trained_to_the_end() -> None:
+    journal, worse, better = halved()
+    journal.finish(better, FAILED, "bad")
+    assert journal.policy.decide(journal.state, slots=3, answering=[worse]) == []
+    (again,) = journal.decide()
+    assert (again.kind, again.trial_id, again.to_step) == ("advance", worse, 4)
+    while not journal.state.ended:
+        for trial_id in journal.pending:
+            journal.train(trial_id, 2.0)
+        journal.decide()
+    assert journal.state.trials[worse].state == DONE
+
+
+def test_nobody_is_taken_up_again_where_one_is_done() -> None:
+    journal, worse, better = halved()
+    for _ in range(2):
+        journal.train(better, 1.0)
+        journal.decide()
+    assert journal.state.trials[worse].state == STOPPED
+    assert journal.state.trials[better].state == DONE and journal.state.ended
+
+
+CONFIRM = {"space": {"lora.rank": [1, 2, 3]}, "seeds": [0, 1], "confirm": 2, "confirm_top": 2}
+
+
+def searched(**search: object) -> Journal:
+    """A search that is over; the loss is the rank."""
+    journal = Journal(search={**CONFIRM, **search})
+    while any(d.kind == "start" for d in journal.decide(slots=3)):
+        for trial_id in journal.pending:
+            journal.train(trial_id, float(journal.state.trials[trial_id].values["lora.rank"]))
+    return journal
+
+
+def test_leaders_are_confirmed_with_fresh_seeds_in_pairs_before_the_end() -> None:
+    journal = searched()
+    first = [t for t in journal.state.trials.values() if t.phase == "confirm"]
+    assert journal.state.ended is None and len(first) == 3, "only as many as there are slots"
+    journal.train(first[0].trial_id, 1.5)
+    assert kinds(journal.decide()) == ["confirm"]
+    found = [t for t in journal.state.trials.values() if t.phase == "confirm"]
+    seeds = {
+        rank: sorted(t.seed for t in found if t.values["lora.rank"] == rank) for rank in (1, 2)
+    }
+    assert seeds == {1: [10_000, 10_001], 2: [10_000, 10_001]}
+    assert [t.index for t in journal.state.trials.values()] == list(range(10))
+    assert journal.policy.planned == 10
+    for trial_id in journal.pending:
+        assert journal.state.trials[trial_id].target == 8, "no rung: its value is wanted"
+        journal.train(trial_id, 1.5)
+    assert kinds(journal.decide()) == ["end"]
+
+
+def test_a_confirmation_that_failed_is_not_asked_for_again() -> None:
+    journal = searched(confirm_top=1)
+    for trial_id in journal.pending:
+        journal.finish(trial_id, FAILED, "bad")
+    assert kinds(journal.decide()) == ["end"]
+
+
+def test_nothing_is_confirmed_where_no_configuration_is_complete() -> None:
+    journal = Journal(search=CONFIRM)
+    while any(d.kind == "start" for d in journal.decide()):
+        for trial_id in journal.pending:
+            journal.finish(trial_id, FAILED, "bad")
+    assert journal.state.ended
+    assert not any(t.phase == "confirm" for t in journal.state.trials.values())
+
+
+def test_an_amended_search_confirms_its_new_leaders() -> None:
+    journal = searched()
+    while not journal.state.ended:
+        for trial_id in journal.pending:
+            journal.train(trial_id, 1.0)
+        journal.decide()
+    journal.ask(search={**CONFIRM, "confirm": 3})
+    journal._tell("amended", meta={"experiment": journal.experiment.model_dump(mode="json")})
+    assert [(d.kind, d.trial["seed"]) for d in journal.decide()] == [("confirm", 10_002)] * 2  # type: ignore[index]

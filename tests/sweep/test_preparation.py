@@ -158,3 +158,94 @@ async def test_an_amendment_counts_once_the_journal_has_it(make: Make) -> None:
     await registry.amend(meta, ["search.seeds"], "op")
     assert prepare(load_sweep(first.paths.root.parent, "s")).amendments == []
     registry.shut()
+
+
+# --- the rows ----------------------------------------------------------------------------------
+
+
+def test_the_identity_of_the_data_is_what_it_was_in_older_sweeps(make: Make) -> None:
+    # Pinned: a change here would start every sweep that was run anew.
+    assert prepare(make()).fingerprint == "20d79e7359aaff5e68cf84b9f4465a91"
+
+
+@pytest.mark.parametrize(
+    ("data", "changed"),
+    [
+        ({"train_on": "everything"}, "data.train_on"),
+        ({"too_long": "drop"}, "data.too_long"),
+        ({"train": [{"path": "train.jsonl", "weight": 0.5}]}, "content of the data files"),
+        ({"train": ["train.jsonl", "eval.jsonl"]}, "content of the data files"),
+        ({"eval": None, "eval_fraction": 0.5}, "data.eval_fraction"),
+    ],
+)
+def test_other_reading_is_refused(make: Make, data: dict[str, Any], changed: str) -> None:
+    begun(make())
+    with pytest.raises(SweepExistsError, match=changed):
+        prepare(make(data=data))
+
+
+def test_rows_are_held_out_of_the_training_file(make: Make) -> None:
+    prepared = prepare(make(data={"eval": None, "eval_rows": 4}))
+    assert prepared.eval_rows is not None
+    assert (len(prepared.train_rows), len(prepared.eval_rows)) == (8, 4)
+    assert not [w for w in prepared.warnings() if "eval rows" in w]
+    assert prepared.planner.has_reference
+    seeded = prepare(make(data={"eval": None, "eval_rows": 4, "eval_seed": 1}))
+    assert seeded.fingerprint != prepared.fingerprint
+    with pytest.raises(ConfigError, match=r"data\.eval names no file; .*data\.eval_fraction"):
+        prepare(make(data={"eval": None}))
+
+
+def test_weights_decide_the_steps_of_an_epoch(make: Make) -> None:
+    files = ["train.jsonl", {"path": "eval.jsonl", "weight": 0.5}]
+    sections = {"train": {"batch_size": 3, "epochs": 1}}
+    prepared = prepare(make(data={"train": files, "eval": None, "eval_rows": 6}, **sections))
+    assert prepared.train_rows.epoch_rows < len(prepared.train_rows) == 18
+    assert prepared.planner.steps == -(-prepared.train_rows.epoch_rows // 3)
+
+
+def test_rows_that_are_left_out_are_no_part_of_an_epoch(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tokenizers import Tokenizer as Inner
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Split
+
+    from crucible_tinkex.datasets import Tokenizer
+
+    letters = {letter: i for i, letter in enumerate("?abcdefghijklmnopqrstuvwxyz0123456789")}
+    inner = Inner(WordLevel(letters, unk_token="?"))
+    inner.pre_tokenizer = Split("", "isolated")
+    tokenizer = Tokenizer("letters", inner, 0, None, (), {}, None)
+    train = {"batch_size": 2, "max_length": 8}
+    prepared = prepare(make(data={"too_long": "drop", "eval": None}, train=train, **TRAIN_METRIC))
+    assert prepared.planner.steps == 6
+    data = prepared.tokenised(tokenizer, "letters")
+    assert (len(data.train), data.train.dropped) == (10, 2)  # train10 and train11
+    assert prepared.planner.steps == 5
+    assert "of 2 rows over train.max_length = 8, 0 were cut and 2 left out" in caplog.text
+
+
+TRAIN_METRIC: dict[str, Any] = {"search": {"metric": "train/nll"}}
+
+
+def test_claims_without_evidence_and_shared_rows_are_said(make: Make, tmp_path: Path) -> None:
+    claims = str(ASSET.parent / "data" / "scifact" / "claims_train.jsonl")
+    warnings = prepare(make(data={"train": claims})).warnings()
+    assert any("1 claims have no evidence and are passed over" in w for w in warnings)
+    leak = prepare(make(data={"eval": "train.jsonl"})).warnings()
+    assert "12 eval rows also stand in the training file" in leak
+
+
+def test_a_sweep_finds_its_files_again(make: Make, tmp_path: Path, monkeypatch: Any) -> None:
+    files = ["train.jsonl", {"path": "eval.jsonl", "weight": 0.5}, "s3://bucket/rows.jsonl"]
+    experiment = make(data={"train": files, "eval": None, "eval_rows": 2})
+    folder = tmp_path / "runs" / "s"
+    stored = json.loads(json.dumps(experiment.stored(folder)))
+    assert stored["data"]["train"] == [
+        "../../train.jsonl",
+        {"path": "../../eval.jsonl", "weight": 0.5},
+        "s3://bucket/rows.jsonl",
+    ]
+    monkeypatch.chdir("/")
+    assert Experiment.loaded(stored, folder).data == experiment.data

@@ -22,6 +22,7 @@ class Trial:
     """Path to reason."""
     results: dict[int, dict[str, float]] = field(default_factory=dict)
     """Step to metrics."""
+    samplers: list[CheckpointRecord] = field(default_factory=list)
     spent: dict[int, Spent] = field(default_factory=dict)
     """Attempt to what it used."""
 
@@ -61,7 +62,8 @@ class MemoryRegistry:
         trial.attempt += 1
         trial.state, trial.error = RUNNING, None
         newest = sorted(trial.checkpoints, key=lambda c: (c.step, c.attempt), reverse=True)
-        orphans = set(trial.intents) - {c.path for c in trial.checkpoints} - set(trial.lost)
+        kept = {c.path for c in (*trial.checkpoints, *trial.samplers)}
+        orphans = set(trial.intents) - kept - set(trial.lost)
         return AttemptGrant(trial.attempt, tuple(newest), tuple(sorted(orphans)))
 
     async def intend_checkpoint(self, trial_id: str, attempt: int, path: str) -> None:
@@ -72,8 +74,9 @@ class MemoryRegistry:
     async def commit_checkpoint(self, checkpoint: CheckpointRecord, spent: Spent) -> None:
         trial = self._current("commit", checkpoint.trial_id, checkpoint.attempt)
         self.watch("commit", checkpoint.path)
-        if checkpoint not in trial.checkpoints:
-            trial.checkpoints.append(checkpoint)
+        found = trial.samplers if checkpoint.kind == "sampler" else trial.checkpoints
+        if checkpoint not in found:
+            found.append(checkpoint)
         trial.spent[checkpoint.attempt] = spent
 
     async def lose_checkpoint(self, trial_id: str, attempt: int, path: str, reason: str) -> None:
@@ -87,6 +90,9 @@ class MemoryRegistry:
         trial = self._current("result", trial_id, attempt)
         trial.results[step] = dict(metrics)
         trial.spent[attempt] = spent
+
+    async def record_spend(self, trial_id: str, attempt: int, spent: Spent) -> None:
+        self._current("spend", trial_id, attempt).spent[attempt] = spent
 
     async def finish(
         self, trial_id: str, attempt: int, state: str, error: str | None, spent: Spent

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from trial_bench import Bench, counting, dataset, make_plan
 
 from crucible_tinkex.client import TrainingClient
-from crucible_tinkex.client.wire import AdamParams, LoraConfig, SamplingParams
 from crucible_tinkex.config import EvaluationSection
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import OperationFailedError
+from crucible_tinkex.protocol.wire import AdamParams, LoraConfig, SamplingParams
 from crucible_tinkex.testing import FakeBackend, FakeService, FakeTraining
 from crucible_tinkex.training.data import SweepData, decoded
 from crucible_tinkex.training.outcome import Verdict
@@ -90,11 +92,26 @@ async def test_rows_add_up_to_the_mean() -> None:
 async def test_options_of_the_evaluation() -> None:
     model = await trained(FakeBackend(), 2)
     some = await measured(model, max_rows=7, generate=False)
-    assert list(some.metrics) == ["eval/nll"]
+    assert list(some.metrics) == ["eval/nll", "eval/perplexity"]
     assert [(e.correct, e.text) for e in some.examples] == [(None, None)] * 7
     plain = dataset(counting(5))
     object.__setattr__(plain, "has_prompts", False)
-    assert list((await measured(model, plain)).metrics) == ["eval/nll"]
+    assert "eval/accuracy" not in (await measured(model, plain)).metrics
+
+
+async def test_likelihood_per_token_and_per_byte_are_one_number() -> None:
+    model = await trained(FakeBackend(), 2)
+    rows = dataset(counting(20))
+    bytes_of_rows = np.arange(1, 21, dtype=np.int32)
+    known = replace(rows, learnt_bytes=bytes_of_rows)
+    for count in (20, 7):
+        found = await measured(model, known, max_rows=count)
+        nats = math.fsum(e.nll * e.tokens for e in found.examples if e.nll is not None)
+        size = int(bytes_of_rows[:count].sum())
+        assert found.metrics["eval/bpb"] == pytest.approx(nats / math.log(2) / size)
+        nll = found.metrics["eval/nll"]
+        assert found.metrics["eval/perplexity"] == pytest.approx(math.exp(nll))
+    assert "eval/bpb" not in (await measured(model, rows)).metrics
 
 
 class Silent:

@@ -9,13 +9,13 @@ import pytest
 from trial_bench import STEPS, Bench, make_plan
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient
-from crucible_tinkex.client.wire import ForwardBackwardOutput
 from crucible_tinkex.errors import (
     AuthenticationError,
     ConfigError,
     OperationFailedError,
     StorageError,
 )
+from crucible_tinkex.protocol.wire import ForwardBackwardOutput
 from crucible_tinkex.registry import DONE, FAILED, PAUSED, PENDING, RUNNING, STOPPED
 from crucible_tinkex.testing import FakeService
 from crucible_tinkex.training.data import SweepData
@@ -205,6 +205,9 @@ class Counting:
 
     async def evaluate(self, client: TrainingClient, tell: Tell) -> Evaluation:
         return Evaluation({"eval/reward": 0.5})
+
+    async def fingerprint(self, client: TrainingClient) -> float:
+        return 1.0
 
     def epoch(self, step: int) -> int:
         return 0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from trial_bench import DATA, STEPS, Bench, make_plan
 
-from crucible_tinkex.client.watch import ACTIVE, QueueState, RequestRecord
+from crucible_tinkex.client.http.watch import ACTIVE, QueueState, RequestRecord
 from crucible_tinkex.datasets import batch_indices
 from crucible_tinkex.errors import (
     AuthenticationError,
@@ -19,8 +19,9 @@ from crucible_tinkex.errors import (
 )
 from crucible_tinkex.metrics import TRAIN_WINDOW_STEPS as WINDOW
 from crucible_tinkex.registry import DONE, FAILED, PENDING, CheckpointRecord
-from crucible_tinkex.testing import batch_digest
+from crucible_tinkex.testing import FakeBackend, batch_digest
 from crucible_tinkex.testing.clock import run_virtual
+from crucible_tinkex.testing.fake_model import FakeWeights
 from crucible_tinkex.training.host import HELD_S
 from crucible_tinkex.training.measurements import public
 from crucible_tinkex.training.outcome import Verdict
@@ -171,7 +172,7 @@ async def test_a_checkpoint_is_announced_saved_made_durable_and_committed() -> N
 
     bench.registry.watch = watch
     await bench.run()
-    steps = ["03", "06", "09", "10"]
+    steps = ["03", "06", "09", "10", "er"]  # the last one for sampling
     assert order == [(call, step) for step in steps for call in ("intend", "commit")]
 
 
@@ -431,3 +432,36 @@ async def test_waits_and_troubled_requests_become_events() -> None:
     assert paused["extra"] == {"reason": "full", "resume_at": None}
     assert (paused["trial_id"], paused["attempt"], paused["step"]) == (bench.plan.trial_id, 1, 10)
     assert active["name"] == "active"
+
+
+class Forgetful(FakeBackend):
+    """Keeps only the first checkpoint of all, whatever is saved later, and says nothing."""
+
+    def load(self, path: str) -> FakeWeights:
+        return super().load(next(iter(self.checkpoints)))
+
+
+async def test_other_weights_than_were_saved_stop_the_trial() -> None:
+    gone = [("optim_step", 8, SessionLostError("gone"))]
+    bench = Bench(backend=Forgetful, checkpoint_every=2, failures=gone)
+    assert (await bench.run()).verdict is Verdict.RETRY
+    outcome = await bench.run()
+    assert outcome.verdict is Verdict.FAILED
+    newest = bench.trial.checkpoints[-1]
+    assert f"the service loaded other weights than were saved as {newest.path}" in str(
+        outcome.error
+    )
+    assert "run.verify_resume = false" in str(outcome.error)
+    assert bench.trial.checkpoints[-1] == newest  # nothing was taken for lost
+
+
+async def test_verification_can_be_turned_off() -> None:
+    run = {"verify_resume": False}
+    bench = Bench(run=run, checkpoint_every=2)
+    await bench.run()
+    assert {c.fingerprint for c in bench.trial.checkpoints} == {None}
+    forwards = [e for e in bench.backend.ledger if e.operation == "forward"]
+    whole = Bench(checkpoint_every=2)
+    await whole.run()
+    checked = [e for e in whole.backend.ledger if e.operation == "forward"]
+    assert len(checked) == len(forwards) + len(bench.trial.checkpoints)

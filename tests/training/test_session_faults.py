@@ -66,6 +66,10 @@ def whole() -> Bench:
     return bench
 
 
+def known(bench: Bench) -> set[str]:
+    return {c.path for c in (*bench.trial.checkpoints, *bench.trial.samplers)}
+
+
 @pytest.mark.parametrize(("operation", "nth", "after"), CASES)
 async def test_any_failure_leads_to_the_same_end(
     whole: Bench, operation: str, nth: int, after: bool
@@ -81,7 +85,7 @@ async def test_any_failure_leads_to_the_same_end(
         assert bench.sink.curve(name) == whole.sink.curve(name)
     # Every committed checkpoint is there, was announced, and holds the weights of its step; what
     # was saved and not committed is there no more.
-    assert set(bench.backend.checkpoints) == {c.path for c in bench.trial.checkpoints}
+    assert set(bench.backend.checkpoints) == known(bench)
     for checkpoint in bench.trial.checkpoints:
         weights = bench.backend.checkpoints[checkpoint.path]
         assert weights.step == checkpoint.step
@@ -110,7 +114,7 @@ async def test_an_orphan_that_cannot_be_deleted_now_is_deleted_later(whole: Benc
     assert bench.trial.results == whole.trial.results
     (orphan,) = bench.trial.lost
     assert "a001" in orphan
-    assert set(bench.backend.checkpoints) == {c.path for c in bench.trial.checkpoints}
+    assert set(bench.backend.checkpoints) == known(bench)
 
 
 async def test_what_a_replaced_attempt_saves_it_deletes() -> None:

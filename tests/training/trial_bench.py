@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from memory_registry import MemoryRegistry, Trial
 
-from crucible_tinkex.client.watch import Observer
+from crucible_tinkex.client.http.watch import Observer
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.events import KINDS
@@ -73,13 +73,21 @@ def counting(rows: int, *, start: int = 1) -> list[list[int]]:
 DATA = SweepData(dataset(counting(20)), dataset(counting(5)), "fingerprint", None)
 
 
-def make_plan(*, reference: bool = False, seed: int = 0, index: int = 0, **train: Any) -> TrialPlan:
+def make_plan(
+    *,
+    reference: bool = False,
+    seed: int = 0,
+    index: int = 0,
+    run: dict[str, Any] | None = None,
+    **train: Any,
+) -> TrialPlan:
     declared = {
         "name": "s",
         "model": {"base": "nano"},
         "data": {"train": "x", "eval": "y"},
         "optimizer": {"learning_rate": 1e-3},
         "train": {"max_steps": STEPS, "epochs": 99, "batch_size": 4, **train},
+        "run": run or {},
     }
     experiment = Experiment.build(declared)
     return TrialPlan(
@@ -99,10 +107,17 @@ def make_plan(*, reference: bool = False, seed: int = 0, index: int = 0, **train
 class Bench:
     """`advance` works on a host that lives until `leave`; `finish` does all in one."""
 
-    def __init__(self, *, data: SweepData = DATA, failures: Any = (), **train: Any) -> None:
+    def __init__(
+        self,
+        *,
+        data: SweepData = DATA,
+        failures: Any = (),
+        backend: type[FakeBackend] = FakeBackend,
+        **train: Any,
+    ) -> None:
         self.data = data
         self.plan = make_plan(**train)
-        self.backend = FakeBackend(failures=failures)
+        self.backend = backend(failures=failures)
         self.registry = MemoryRegistry()
         self.sink = ListSink()
         self.observer = Observer()

@@ -44,6 +44,7 @@ def read_events(
     kind: str | None = None,
     trial_id: str | None = None,
     name: str | None = None,
+    experiment_id: str | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
     all_attempts: bool = False,
@@ -57,6 +58,7 @@ def read_events(
         "kind = ?": kind,
         "trial_id = ?": trial_id,
         "name = ?": name,
+        "experiment_id = ?": experiment_id,
         "time >= ?": _utc(since),
         "time < ?": _utc(until),
     }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crucible_tinkex.client.wire import Datum, ModelInput, TensorData
 from crucible_tinkex.datasets import TokenisedDataset
+from crucible_tinkex.protocol.wire import Datum, ModelInput, TensorData
 
 
 def datum(data: TokenisedDataset, row: int) -> Datum:

@@ -1,6 +1,8 @@
 """Held-out metrics of a training client's current weights, with what was found on every row.
 
-`eval/nll` is the mean negative log-likelihood in nats per token that is learnt, over all rows.
+`eval/nll` is the mean negative log-likelihood in nats per token that is learnt, over all rows;
+`eval/perplexity` is its exponential, and `eval/bpb` the same sum in bits per byte of text, in which
+bases with different tokenizers can be compared (where the data know how many bytes they learn).
 `eval/accuracy` is what greedy decoding from the prompt would give: a row counts if the continuation
 begins with the expected completion. Most rows are judged without decoding, by the probabilities of
 the same forward pass: a token above one half is what greedy decoding writes, a token below one in
@@ -19,10 +21,11 @@ from functools import partial
 from typing import TypeVar
 
 from crucible_tinkex.client.interface import SamplingClient, TrainingClient
-from crucible_tinkex.client.loss import cross_entropy
-from crucible_tinkex.client.wire import Datum, ForwardBackwardOutput, SamplingParams, TensorData
+from crucible_tinkex.client.model.loss import cross_entropy
 from crucible_tinkex.config import EvaluationSection
 from crucible_tinkex.datasets import TokenisedDataset
+from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput, SamplingParams, TensorData
+from crucible_tinkex.scoring import bits_per_byte, perplexity
 from crucible_tinkex.training.data import decoded
 from crucible_tinkex.training.recipes.datums import datum, total_weight
 from crucible_tinkex.training.recipes.recipe import Evaluation, Example, Tell
@@ -50,7 +53,7 @@ async def evaluate(
     """Evaluate on the first `max_rows` rows of `data`; `tell` hears of rows that are finished."""
     rows = range(min(len(data), config.max_rows or len(data)))
     work = _Work(client, data, rows, generates=config.generate and data.has_prompts, tell=tell)
-    metrics = {"eval/nll": await work.score()}
+    metrics = _likelihood(data, rows, *await work.score())
     if work.generates:
         await work.decode()
         metrics["eval/accuracy"] = sum(bool(work.right[i]) for i in rows) / len(rows)
@@ -59,6 +62,16 @@ async def evaluate(
         metrics,
         [_example(data, i, work.logprobs[i], work.right[i], texts.get(i)) for i in rows],
     )
+
+
+def _likelihood(
+    data: TokenisedDataset, rows: range, loss: float, weight: float
+) -> dict[str, float]:
+    nll = loss / weight
+    found = {"eval/nll": nll, "eval/perplexity": perplexity(nll)}
+    if size := int(data.learnt_bytes[: len(rows)].sum(dtype="int64")):
+        found["eval/bpb"] = bits_per_byte(loss, size)
+    return found
 
 
 class _Work:
@@ -90,8 +103,8 @@ class _Work:
         if rows:
             self._tell(self._finished, len(self._rows))
 
-    async def score(self) -> float:
-        """The mean loss. Rows of like length share a request: less padding."""
+    async def score(self) -> tuple[float, float]:
+        """The summed loss and its weight. Rows of like length share a request: less padding."""
         self._tell(0, len(self._rows))
         by_length = sorted(self._rows, key=lambda i: int(self._data.lengths[i]))
         chunks = [
@@ -99,7 +112,7 @@ class _Work:
             for start in range(0, len(by_length), ROWS_PER_REQUEST)
         ]
         scored = await bounded([partial(self._score, chunk) for chunk in chunks])
-        return sum(loss for loss, _ in scored) / sum(weight for _, weight in scored)
+        return sum(loss for loss, _ in scored), sum(weight for _, weight in scored)
 
     async def _score(self, rows: Sequence[int]) -> tuple[float, float]:
         batch = [datum(self._data, i) for i in rows]

@@ -10,12 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from crucible_tinkex.client.interface import TrainingClient
-from crucible_tinkex.client.wire import AdamParams, Datum, ForwardBackwardOutput
+from crucible_tinkex.protocol.wire import AdamParams, Datum, ForwardBackwardOutput
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.plan import TrialPlan
+
+if TYPE_CHECKING:
+    from crucible_tinkex.client.model.custom_loss import CustomLoss
+
+CustomLossMaker: TypeAlias = Callable[[Sequence[Datum]], "CustomLoss"]
+"""Makes the loss of some rows; what it takes is their logprobs only."""
 
 Tell: TypeAlias = Callable[[int, int], None]
 """Takes how many requests of an evaluation are answered, and of how many."""
@@ -31,6 +37,10 @@ class Update:
     """What this step counts in a mean over several steps: the sum of its loss weights."""
     loss_fn: str
     loss_config: Mapping[str, float] | None = None
+    accumulate: int = 1
+    """Portions in which the batch is sent; the service adds their gradients up."""
+    custom: CustomLossMaker | None = None
+    """A loss of the caller's own in place of `loss_fn`, made for each portion."""
 
     @property
     def tokens(self) -> int:
@@ -60,12 +70,16 @@ class Evaluation:
     examples: Sequence[Example] = ()
 
 
-class Recipe(Protocol):
-    """One trial's way to learn."""
+class Updates(Protocol):
+    """What is submitted, step by step."""
 
     async def update(self, step: int, client: TrainingClient) -> Update:
         """Step `step`, from 1. Equal for equal weights; may sample from `client` first."""
         ...
+
+
+class Recipe(Updates, Protocol):
+    """One trial's way to learn."""
 
     def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
         """Metrics of a step by tag; each must be finite, or the trial fails."""
@@ -73,6 +87,11 @@ class Recipe(Protocol):
 
     async def evaluate(self, client: TrainingClient, tell: Tell) -> Evaluation:
         """Measure the weights as they are now; changes nothing on the service."""
+        ...
+
+    async def fingerprint(self, client: TrainingClient) -> float:
+        """A number by which the weights are known again: the loss of a few rows that are always the
+        same. Changes nothing on the service."""
         ...
 
     def epoch(self, step: int) -> int:

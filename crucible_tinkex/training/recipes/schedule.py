@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from crucible_tinkex.config import OptimizerSection
+from crucible_tinkex.protocol.wire import AdamParams
 
 
 def learning_rate(optimizer: OptimizerSection, *, step: int, total_steps: int) -> float:
@@ -23,3 +24,15 @@ def learning_rate(optimizer: OptimizerSection, *, step: int, total_steps: int) -
     if optimizer.schedule == "linear":
         return peak * (1 - done)
     return peak * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def adam_params(optimizer: OptimizerSection, *, step: int, total_steps: int) -> AdamParams:
+    """What is sent with optimizer step `step`."""
+    return AdamParams(
+        learning_rate=learning_rate(optimizer, step=step, total_steps=total_steps),
+        beta1=optimizer.beta1,
+        beta2=optimizer.beta2,
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        grad_clip_norm=optimizer.grad_clip_norm,
+    )

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from crucible_tinkex.client.interface import TrainingClient
-from crucible_tinkex.client.loss import loss_of
-from crucible_tinkex.client.wire import AdamParams, ForwardBackwardOutput
-from crucible_tinkex.datasets import batch_indices, epoch_of
+from crucible_tinkex.client.model.loss import cross_entropy
+from crucible_tinkex.datasets import epoch_of
+from crucible_tinkex.protocol.wire import AdamParams, ForwardBackwardOutput
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.datums import datum, total_weight
 from crucible_tinkex.training.recipes.evaluation import evaluate
 from crucible_tinkex.training.recipes.recipe import Evaluation, Tell, Update
-from crucible_tinkex.training.recipes.schedule import learning_rate
+from crucible_tinkex.training.recipes.schedule import adam_params
+
+FINGERPRINT_ROWS = 2
 
 
 class SupervisedRecipe:
@@ -25,14 +27,19 @@ class SupervisedRecipe:
 
     async def update(self, step: int, client: TrainingClient) -> Update:
         train = self._plan.experiment.train
-        rows = batch_indices(
-            len(self._data.train), seed=self._plan.seed, step=step, batch_size=train.batch_size
-        )
+        rows = self._data.train.batch(seed=self._plan.seed, step=step, batch_size=train.step_rows)
         batch = [datum(self._data.train, i) for i in rows]
-        return Update(batch, self._adam(step), total_weight(batch), train.loss)
+        return Update(
+            batch,
+            self._adam(step),
+            total_weight(batch),
+            train.loss,
+            accumulate=train.accumulate,
+        )
 
     def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
-        return {"train/nll": loss_of(output) / update.weight}
+        # From the logprobs: some services report a mean, or nothing, as the sum.
+        return {"train/nll": cross_entropy(output, update.batch) / update.weight}
 
     async def evaluate(self, client: TrainingClient, tell: Tell) -> Evaluation:
         if self._data.eval is None:
@@ -42,17 +49,16 @@ class SupervisedRecipe:
             client, self._data.eval, section, tokenizer=self._data.tokenizer, tell=tell
         )
 
+    async def fingerprint(self, client: TrainingClient) -> float:
+        """The loss of the first training rows, in nats per token that is learnt."""
+        rows = range(min(FINGERPRINT_ROWS, len(self._data.train)))
+        batch = [datum(self._data.train, i) for i in rows]
+        return cross_entropy(await client.forward(batch), batch) / total_weight(batch)
+
     def epoch(self, step: int) -> int:
-        batch_size = self._plan.experiment.train.batch_size
-        return epoch_of(max(step, 1), rows=len(self._data.train), batch_size=batch_size)
+        batch_size = self._plan.experiment.train.step_rows
+        return epoch_of(max(step, 1), rows=self._data.train.epoch_rows, batch_size=batch_size)
 
     def _adam(self, step: int) -> AdamParams:
         optimizer = self._plan.experiment.optimizer
-        return AdamParams(
-            learning_rate=learning_rate(optimizer, step=step, total_steps=self._plan.total_steps),
-            beta1=optimizer.beta1,
-            beta2=optimizer.beta2,
-            eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay,
-            grad_clip_norm=optimizer.grad_clip_norm,
-        )
+        return adam_params(optimizer, step=step, total_steps=self._plan.total_steps)

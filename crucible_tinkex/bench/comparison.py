@@ -1,0 +1,272 @@
+"""`compare`: two sets of per-example scores, paired by example and seed.
+
+Examples of one document or prompt group are not independent, and neither are all examples scored by
+one trained model. Standard errors are therefore robust to clusters (Liang and Zeger 1986,
+doi 10.1093/biomet/73.1.13; for evaluations Miller 2024, arXiv 2411.00640) and, where there are
+several seeds, to seeds as well (after Cameron, Gelbach and Miller 2011,
+doi 10.1198/jbes.2010.07136). With one seed the claim is about these two models only, and says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from crucible_tinkex.bench.intervals import Floats
+from crucible_tinkex.bench.plain import plain
+from crucible_tinkex.bench.power import detectable
+from crucible_tinkex.bench.resampling import bca, sign_flip
+from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.metrics import Direction
+
+FEW_CLUSTERS = 30
+"""Below this, p comes from flipping signs, and a bootstrap interval stands beside Student's."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One value per example and seed, of one configuration. All sequences have one length."""
+
+    values: Sequence[float]
+    examples: Sequence[Hashable]
+    """What is paired."""
+    clusters: Sequence[Hashable] | None = None
+    """Document or prompt group of each; by default each example is its own."""
+    seeds: Sequence[Hashable] | None = None
+    """Which trained model scored it; by default one."""
+
+    def __post_init__(self) -> None:
+        for name in ("examples", "clusters", "seeds"):
+            column = getattr(self, name)
+            if column is not None and len(column) != len(self.values):
+                raise ConfigError(f"{len(self.values)} values and {len(column)} {name}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """a against b, in the metric's unit. What cannot be known is nan; `verdict` says why."""
+
+    verdict: str
+    difference: float
+    """Mean of a - b over what both have."""
+    low: float
+    high: float
+    p: float
+    method: str
+    """How `p` was found."""
+    standard_error: float
+    df: float
+    effect_size: float
+    """Difference over the standard deviation of the paired differences (Cohen's d_z)."""
+    detectable: float
+    """The smallest true difference that this comparison would see four times in five."""
+    bootstrap: tuple[float, float] | None
+    """BCa interval over clusters, where these are few."""
+    pairs: int
+    examples: int
+    clusters: int
+    seeds: int
+    left_out: tuple[int, int]
+    """Values of a and of b without a partner."""
+    not_measured: int
+    """Pairs left out because a value is not finite."""
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: keys are only ever added; what is not finite is null."""
+        found: dict[str, Any] = plain(asdict(self))
+        return found
+
+
+def compare(
+    a: Scores | Sequence[float],
+    b: Scores | Sequence[float],
+    *,
+    direction: Direction = "min",
+    alpha: float = 0.05,
+    names: tuple[str, str] = ("a", "b"),
+) -> Comparison:
+    """Plain sequences are paired by position. Raises `ConfigError` if these differ in length, or
+    `alpha` is out of range."""
+    if not 0 < alpha < 1:
+        raise ConfigError(f"alpha is {alpha}; it must be between 0 and 1, for example 0.05")
+    first, second = _scores(a), _scores(b)
+    if not (isinstance(a, Scores) or isinstance(b, Scores)) and len(a) != len(b):
+        raise ConfigError(
+            f"{len(a)} values against {len(b)}: say which example each is of, with `Scores`"
+        )
+    pairs = _Pairs.of(first, second)
+    return _judged(pairs, direction, alpha, names)
+
+
+def _scores(values: Scores | Sequence[float]) -> Scores:
+    return values if isinstance(values, Scores) else Scores(values, range(len(values)))
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The differences, and what each is of as numbers from 0."""
+
+    differences: Floats
+    examples: NDArray[np.intp]
+    clusters: NDArray[np.intp]
+    seeds: NDArray[np.intp]
+    left_out: tuple[int, int]
+    not_measured: int
+
+    @classmethod
+    def of(cls, a: Scores, b: Scores) -> _Pairs:
+        left, right = _by_cell(a), _by_cell(b)
+        shared = [cell for cell in left if cell in right]
+        differences = np.array([left[c] - right[c] for c in shared], dtype=float)
+        finite = np.isfinite(differences)
+        kept = [cell for cell, ok in zip(shared, finite, strict=True) if ok]
+        groups = {**_clusters(b), **_clusters(a)}
+        return cls(
+            differences[finite],
+            _numbered([example for example, _ in kept]),
+            _numbered([groups[example] for example, _ in kept]),
+            _numbered([seed for _, seed in kept]),
+            (len(left) - len(shared), len(right) - len(shared)),
+            int((~finite).sum()),
+        )
+
+
+def _by_cell(scores: Scores) -> dict[tuple[Hashable, Hashable], float]:
+    """Mean per example and seed: repeated samples of one prompt are one score."""
+    seeds = scores.seeds if scores.seeds is not None else [0] * len(scores.values)
+    cells: dict[tuple[Hashable, Hashable], list[float]] = {}
+    for example, seed, value in zip(scores.examples, seeds, scores.values, strict=True):
+        cells.setdefault((example, seed), []).append(float(value))
+    return {cell: math.fsum(values) / len(values) for cell, values in cells.items()}
+
+
+def _clusters(scores: Scores) -> Mapping[Hashable, Hashable]:
+    groups = scores.clusters if scores.clusters is not None else scores.examples
+    return dict(zip(scores.examples, groups, strict=True))
+
+
+def _numbered(labels: Sequence[Hashable]) -> NDArray[np.intp]:
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(x, len(numbers)) for x in labels], dtype=np.intp)
+
+
+def _judged(
+    pairs: _Pairs, direction: Direction, alpha: float, names: tuple[str, str]
+) -> Comparison:
+    d = pairs.differences
+    counts = {n: len(np.unique(getattr(pairs, n))) for n in ("examples", "clusters", "seeds")}
+    nan = math.nan
+    difference = float(d.mean()) if len(d) else nan
+    error, df = standard_error(d, pairs.clusters, pairs.seeds, alpha=alpha)
+    sd = float(d.std(ddof=1)) if len(d) > 1 else nan
+    known = error > 1e-12 * max(1.0, abs(difference)) if len(d) else False
+    low = high = p = seen = nan
+    method, interval = "none", None
+    if known:
+        half = float(special.stdtrit(df, 1 - alpha / 2)) * error
+        low, high = difference - half, difference + half
+        p = float(2 * special.stdtr(df, -abs(difference) / error))
+        method, seen = "t, cluster-robust", detectable(error, df, alpha=alpha)
+        if counts["clusters"] < FEW_CLUSTERS and counts["seeds"] == 1:
+            sums = np.asarray(np.bincount(pairs.clusters, d), dtype=float)
+            sizes = np.bincount(pairs.clusters)
+            p, method = sign_flip(sums)
+            interval = bca(sums, np.asarray(sizes, dtype=float), alpha=alpha)
+    found = Comparison(
+        "",
+        difference,
+        low,
+        high,
+        p,
+        method,
+        error,
+        df,
+        difference / sd if known and sd > 0 else nan,
+        seen,
+        interval,
+        len(d),
+        counts["examples"],
+        counts["clusters"],
+        counts["seeds"],
+        pairs.left_out,
+        pairs.not_measured,
+        tuple(_notes(pairs, counts)),
+    )
+    return Comparison(**{**vars(found), "verdict": _verdict(found, direction, alpha, names)})
+
+
+def standard_error(
+    differences: Floats, clusters: NDArray[np.intp], seeds: NDArray[np.intp], *, alpha: float = 0.05
+) -> tuple[float, float]:
+    """Of the mean, robust to clusters and seeds, and its degrees of freedom; (nan, 0) where there
+    are fewer than two clusters.
+
+    One seed: the CR1 estimate with clusters - 1 degrees. Several: the part of the clusters beyond
+    that of single cells, and the part of the seeds, each with Student's quantile of its own degrees
+    (Banerjee 1960, Sankhya 22: covers at least as often as it says); the degrees given are those
+    that make one quantile of both. Satterthwaite's covered 90 % with two seeds.
+    """
+    if len(differences) == 0 or len(np.unique(clusters)) < 2:
+        return math.nan, 0.0
+    by_cluster, df_cluster = _variance(differences, clusters)
+    if len(np.unique(seeds)) < 2:
+        return math.sqrt(by_cluster), df_cluster
+    by_seed, df_seed = _variance(differences, seeds)
+    by_both, _ = _variance(differences, clusters * (seeds.max() + 1) + seeds)
+    beyond = max(by_cluster - by_both, 0.0)
+    variance = beyond + by_seed
+    if variance == 0:
+        return 0.0, df_cluster
+    level = 1 - alpha / 2
+    quantiles = special.stdtrit([df_cluster, df_seed], level)
+    quantile = math.sqrt((quantiles[0] ** 2 * beyond + quantiles[1] ** 2 * by_seed) / variance)
+    return math.sqrt(variance), float(special.stdtridf(level, quantile))
+
+
+def _variance(differences: Floats, groups: NDArray[np.intp]) -> tuple[float, float]:
+    """Liang and Zeger's, of the mean, times G / (G - 1); and G - 1."""
+    sums = np.bincount(groups, differences - differences.mean())
+    count = len(np.unique(groups))
+    scale = count / (count - 1) / len(differences) ** 2
+    return float((sums**2).sum()) * scale, float(count - 1)
+
+
+def _notes(pairs: _Pairs, counts: Mapping[str, int]) -> list[str]:
+    said = []
+    if any(pairs.left_out):
+        a, b = pairs.left_out
+        said.append(f"compared on what both have; left out: {a} of the first, {b} of the second")
+    if pairs.not_measured:
+        said.append(f"{pairs.not_measured} pairs have no finite value and are left out")
+    if counts["seeds"] == 1:
+        said.append("one seed each: the claim is about these two models, not about their settings")
+    if 1 < counts["clusters"] < 10:
+        said.append(f"only {counts['clusters']} independent examples: intervals are rough")
+    return said
+
+
+def _verdict(found: Comparison, direction: Direction, alpha: float, names: tuple[str, str]) -> str:
+    a, b = names
+    if not found.pairs:
+        return f"nothing can be said: {a} and {b} share no measured example"
+    if found.clusters < 2:
+        return f"n = 1: nothing can be said of {a} and {b} from one independent example"
+    if math.isnan(found.p):
+        return (
+            f"{a} - {b} is {found.difference:.4g} on every example: there is no spread to judge by"
+        )
+    numbers = f"{found.difference:+.4g} ({found.low:.4g} to {found.high:.4g}, p = {found.p:.2g})"
+    if found.p >= alpha:
+        return (
+            f"no difference seen between {a} and {b}: {numbers}; "
+            f"one of {found.detectable:.2g} would be seen four times in five"
+        )
+    better = a if (found.difference < 0) == (direction == "min") else b
+    return f"{better} is better: {a} - {b} = {numbers}"

@@ -1,0 +1,54 @@
+"""How much can be seen with how many: power, smallest visible difference, seeds still needed."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import special
+
+from crucible_tinkex.bench.intervals import boundary
+
+MOST_SEEDS = 1000
+"""Beyond this a question counts as not to be settled by seeds."""
+
+
+def paired_power(effect: float, n: int, *, alpha: float = 0.05) -> float:
+    """Of the two-sided paired t-test of `n` pairs, for a difference of `effect` standard deviations
+    of the differences. Exact, by the noncentral t distribution (Cohen 1988, chapter 2)."""
+    if n < 2:
+        return 0.0
+    df, shift = n - 1, effect * np.sqrt(n)
+    critical = special.stdtrit(df, 1 - alpha / 2)
+    inside = special.nctdtr(df, shift, critical) - special.nctdtr(df, shift, -critical)
+    return float(1 - inside)
+
+
+def detectable(
+    standard_error: float, df: float, *, alpha: float = 0.05, power: float = 0.8
+) -> float:
+    """The smallest true difference that a two-sided test sees with probability `power`, in the unit
+    of `standard_error` (Bloom 1995, doi 10.1177/0193841X9501900504; Miller 2024, arXiv 2411.00640,
+    section 5)."""
+    quantiles = special.stdtrit(df, 1 - alpha / 2) + special.stdtrit(df, power)
+    return float(quantiles * standard_error)
+
+
+def seeds_to_settle(
+    lead: float,
+    sd: float,
+    *,
+    shared: int,
+    df: float,
+    level: float,
+    zone: float,
+    power: float = 0.8,
+) -> int | None:
+    """How many seeds a pair needs in all until the confidence sequence of `level` says, with
+    probability `power`, that the rival is not better by more than `zone`; None if more than
+    `MOST_SEEDS`. Takes the lead and spread seen so far for true, so it is a forecast."""
+    if not sd > 0 or not np.isfinite(sd):
+        return None
+    n = np.arange(max(shared, 1), MOST_SEEDS + 1)
+    half = boundary(n, df + n - shared, level) * sd / np.sqrt(n)
+    reach = lead + zone - half - special.ndtri(power) * sd / np.sqrt(n)
+    enough = np.flatnonzero(reach >= 0)
+    return int(n[enough[0]]) if len(enough) else None

@@ -1,0 +1,1 @@
+"""Choosing the best of many configurations, and saying how sure that is."""

@@ -1,0 +1,109 @@
+"""One configuration against every other one, over the seeds that they share.
+
+Differences are paired by seed and judged by confidence sequences with moderated variances, so what
+is said here holds at every look. With k configurations each interval has level 1 - alpha / (k - 1).
+Then (Hsu 1984's multiple comparisons with the best, by Bonferroni) a winner is declared among equal
+ones with probability alpha at most: of any two that are equally good, one would have to be beaten,
+one side of an interval each. Nothing here grows with the square of the configurations.
+
+Values have shape (..., configurations, seeds), *higher is better*, NaN where not measured; leading
+axes are separate sweeps, so simulations of a thousand sweeps run the same code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from crucible_tinkex.bench.intervals import Bools, Floats, Indices, boundary
+from crucible_tinkex.bench.selection.spread import Prior, effects, prior
+
+
+@dataclass(frozen=True)
+class Duels:
+    """A reference against each configuration; arrays of shape (..., configurations)."""
+
+    lead: Floats
+    """Mean over the shared seeds of reference - other; 0 for itself."""
+    sd: Floats
+    """Moderated standard deviation of those differences."""
+    shared: Floats
+    """How many seeds both have."""
+    df: Floats
+    half_width: Floats
+    """Of the confidence sequence around `lead`; infinite where nothing can be said."""
+    itself: Bools
+
+    @property
+    def beaten(self) -> Bools:
+        """Which are worse than the reference, beyond doubt."""
+        return np.asarray(~self.itself & (self.lead - self.half_width > 0))
+
+    @property
+    def may_lead_by(self) -> Floats:
+        """By how much each may be better than the reference, at most."""
+        return np.asarray(np.where(self.itself, 0.0, self.half_width - self.lead))
+
+
+def leader(values: Floats) -> Indices:
+    """The index of the best configuration by its mean, seeds' effects taken out; shape (...)."""
+    means = effects(values)[0][..., 0]
+    return np.asarray(np.argmax(np.where(np.isfinite(means), means, -np.inf), axis=-1))
+
+
+def duels(values: Floats, reference: Indices, *, alpha: float, known: Prior | None = None) -> Duels:
+    """`reference`, indices of shape (...), against all. `known` saves estimating the variances."""
+    known = known or prior(values)
+    index = np.asarray(reference)[..., None, None]
+    chosen = np.take_along_axis(values, index, axis=-2)
+    differences = chosen - values
+    there = np.isfinite(differences)
+    shared = there.sum(axis=-1).astype(float)
+    filled = np.where(there, differences, 0.0)
+    count = np.maximum(shared, 1)
+    lead = filled.sum(axis=-1) / count
+    squares = (np.where(there, filled - lead[..., None], 0.0) ** 2).sum(axis=-1)
+    own_df = np.maximum(shared - 1, 0)
+    total = own_df + known.df
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = (squares + known.df * 2 * known.variance) / total
+    variance = np.where(total > 0, variance, 0.0)
+    df = np.minimum(total, known.most)
+    itself = np.arange(values.shape[-2]) == index[..., 0]
+    competing = np.isfinite(values).any(axis=-1).sum(axis=-1, keepdims=True)
+    level = alpha / np.maximum(competing - 1, 1)
+    sd = np.sqrt(variance)
+    with np.errstate(invalid="ignore"):
+        half = boundary(shared, df, level) * np.where(sd > 0, sd, np.inf) / np.sqrt(count)
+    return Duels(lead, sd, shared, df, half, itself)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The leader against all others, and who may still be better than it by more than matters."""
+
+    leader: Indices
+    duels: Duels
+    open: Bools
+    """Rivals that more seeds could still show to be better than the leader by more than the zone;
+    none: the leader is the best, or as good as the best."""
+    spread: Prior
+
+    @property
+    def varies(self) -> bool:
+        """Whether anything depends on the seed beyond what it does to all alike."""
+        return bool(np.any(self.duels.sd[~self.duels.itself] > 0))
+
+
+def contest(values: Floats, *, zone: float, alpha: float) -> Contest:
+    """`zone`: differences up to it do not matter (the indifference zone of ranking and selection,
+    Bechhofer 1954; Kim and Nelson 2001, doi 10.1145/502109.502111). A seed that only one has run
+    counts for nothing here, so that it can tell that one's value without optimism."""
+    together = np.isfinite(values).sum(axis=-2, keepdims=True) > 1
+    values = np.where(together, values, np.nan)
+    known = prior(values)
+    first = leader(values)
+    found = duels(values, first, alpha=alpha, known=known)
+    competing = np.isfinite(values).any(axis=-1)
+    return Contest(first, found, np.asarray(competing & (found.may_lead_by > zone)), known)

@@ -1,0 +1,1 @@
+"""The commands with their arguments; what they do is imported when they run."""

@@ -1,0 +1,115 @@
+"""Commands that show what a sweep found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Json, Storage, Sweep
+
+
+def status(sweep: Sweep, storage: Storage = None, json: Json = False) -> None:
+    """Show the state, leaderboard and best configuration of a sweep."""
+    from crucible_tinkex.cli.results import show_status
+
+    show_status(sweep, storage=storage or DEFAULT_STORAGE, json=json)
+
+
+def conclude(sweep: Sweep, storage: Storage = None, json: Json = False) -> None:
+    """Say which configuration is best, how sure that is, and what would settle it."""
+    from crucible_tinkex.cli.concluding import show_conclusion
+
+    show_conclusion(sweep, storage=storage or DEFAULT_STORAGE, json=json)
+
+
+def compare(
+    sweep: Sweep,
+    a: Annotated[str, typer.Argument(help="A trial: id, name or number.", show_default=False)],
+    b: Annotated[str, typer.Argument(help="Another.", show_default=False)],
+    storage: Storage = None,
+    json: Json = False,
+) -> None:
+    """Compare two trials' configurations on every held-out row, over all their seeds."""
+    from crucible_tinkex.cli.concluding import show_comparison
+
+    show_comparison(sweep, a, b, storage=storage or DEFAULT_STORAGE, json=json)
+
+
+def list_(storage: Storage = None, json: Json = False) -> None:
+    """List the sweeps in the storage folder."""
+    from crucible_tinkex.cli.results import show_list
+
+    show_list(storage or DEFAULT_STORAGE, json=json)
+
+
+def query(
+    sweep: Sweep,
+    sql: Annotated[str, typer.Argument(help='DuckDB SQL: "select * from trials"')],
+    storage: Storage = None,
+    json: Json = False,
+    limit: Annotated[
+        int | None, typer.Option(help="Most rows to print; 0: all (default: 40; all as JSON).")
+    ] = None,
+    format: Annotated[
+        Literal["csv", "jsonl", "parquet"] | None,
+        typer.Option(help="Of the output, in place of a table (default: as -o is named)."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write all rows to this file.")
+    ] = None,
+) -> None:
+    """Ask a sweep in SQL; works while it runs.
+
+    Tables: trials (settings and results), steps (one row per step), evaluations (held-out rows),
+    checkpoints, requests (those that had trouble), events (all telemetry), and events_all,
+    evaluations_all (also of attempts that were replaced).
+    """
+    from crucible_tinkex.cli.querying import export_query, show_query
+
+    where = storage or DEFAULT_STORAGE
+    if format is None and output is None:
+        show_query(sweep, sql, storage=where, json=json, limit=limit)
+    else:
+        export_query(sweep, sql, storage=where, format=format, output=output, limit=limit)
+
+
+def report(
+    sweeps: Annotated[list[str], typer.Argument(help="One sweep, or several to compare.")],
+    storage: Storage = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to (default: report in the sweep's).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a page about a sweep, or several: one HTML file that needs no network."""
+    from crucible_tinkex.cli.reporting import make_report
+
+    make_report(sweeps, storage=storage or DEFAULT_STORAGE, out=out, json=json)
+
+
+def watch(
+    sweeps: Annotated[list[str], typer.Argument(help="One sweep, or several.")],
+    storage: Storage = None,
+    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.")] = 8088,
+) -> None:
+    """Follow running sweeps on a page in the browser (loopback only)."""
+    from crucible_tinkex.cli.reporting import watch_sweeps
+
+    raise typer.Exit(watch_sweeps(sweeps, storage=storage or DEFAULT_STORAGE, port=port))
+
+
+def tb(
+    sweep: Sweep,
+    storage: Storage = None,
+    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.")] = 6006,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="First write its files anew from the events.")
+    ] = False,
+) -> None:
+    """Open TensorBoard on one sweep (loopback only)."""
+    from crucible_tinkex.cli.tensorboard import show_tensorboard
+
+    where = storage or DEFAULT_STORAGE
+    raise typer.Exit(show_tensorboard(sweep, storage=where, port=port, rebuild=rebuild))

@@ -1,0 +1,29 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+File = Annotated[Path, typer.Argument(help="Experiment file (TOML).", show_default=False)]
+Sweep = Annotated[str, typer.Argument(help="Name of the sweep.", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key: optimizer.learning_rate=1e-4")
+]
+Storage = Annotated[
+    str | None, typer.Option(help="Folder of all sweeps (default: run.storage, runs).")
+]
+Name = Annotated[str | None, typer.Option(help="Name of the sweep (default: of the experiment).")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to join (default: RAY_ADDRESS, else a local one).")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+Trials = Annotated[
+    list[str] | None, typer.Argument(help="Ids, names or numbers (default: the whole sweep).")
+]
+
+DEFAULT_STORAGE = "runs"

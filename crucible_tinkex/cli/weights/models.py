@@ -1,0 +1,222 @@
+"""`crucible models`: the registered models of a storage."""
+
+from __future__ import annotations
+
+import json as json_module
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from crucible_tinkex.cli.weights.options import (
+    DEFAULT_STORAGE,
+    Json,
+    Storage,
+    Tags,
+    number_text,
+    numbers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crucible_tinkex.registry.models import ModelRegistry, ModelVersion
+
+models_app = typer.Typer(
+    name="models", help="Registered models: versions, stages, tags.", no_args_is_help=True
+)
+Model = Annotated[str, typer.Argument(help="NAME, NAME:VERSION or NAME@ALIAS.", show_default=False)]
+
+
+@models_app.command("list")
+def list_models(
+    name: Annotated[str | None, typer.Argument(help="Only versions of this model.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Only versions in this stage.")] = None,
+    tag: Tags = None,
+    storage: Storage = DEFAULT_STORAGE,
+    json: Json = False,
+) -> None:
+    """List all versions, oldest first."""
+    _print(_open(storage).list_models(name, stage=stage, tags=tag or ()), json=json)
+
+
+@models_app.command()
+def show(model: Model, storage: Storage = DEFAULT_STORAGE, json: Json = False) -> None:
+    """Show all that is known of a model, and what it came from."""
+    models = _open(storage)
+    found = models.get_model(model)
+    ancestors = [m.id for m in models.ancestors(found.id)]
+    descendants = [m.id for m in models.descendants(found.id)]
+    told = {**found.summary(), "ancestors": ancestors, "descendants": descendants}
+    if json:
+        print(json_module.dumps(told))
+        return
+    for key, value in told.items():
+        if value not in (None, "", [], {}):
+            print(f"{key:<16}  {_text(key, value)}")
+
+
+@models_app.command()
+def register(
+    name: Annotated[str, typer.Argument(help="Name of the model.", show_default=False)],
+    sweep: Annotated[str | None, typer.Option(help="The sweep that trained it.")] = None,
+    trial: Annotated[
+        str | None, typer.Option(help="Its trial: id, name or number (default: the best).")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Instead of a sweep: tinker:// path, folder or URI.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="With --checkpoint: its base model.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="With --checkpoint: eval/nll=0.5 (several times).")
+    ] = None,
+    tag: Tags = None,
+    storage: Storage = DEFAULT_STORAGE,
+    json: Json = False,
+) -> None:
+    """Register a trial of a sweep, or a checkpoint, as a new version."""
+    from crucible_tinkex.errors import ConfigError
+
+    if (sweep is None) == (checkpoint is None):
+        raise ConfigError("give one of --sweep and --checkpoint")
+    tags = tuple(tag or ())
+    if sweep is not None:
+        if base or metric:
+            raise ConfigError("--base and --metric go with --checkpoint; a sweep knows its own")
+        found = _register_trial(name, sweep, trial, tags, storage)
+    else:
+        found = _open(storage).register_model(
+            name,
+            checkpoint_path=checkpoint,
+            base_model=base,
+            metrics=numbers(metric),
+            tags=tags,
+        )
+    _print_one(found, json=json)
+
+
+def _register_trial(
+    name: str, sweep: str, trial: str | None, tags: tuple[str, ...], storage: str
+) -> ModelVersion:
+    from crucible_tinkex.sweep.results.registering import register_trial
+    from crucible_tinkex.sweep.results.summary import existing_sweep, read_state
+    from crucible_tinkex.sweep.results.trained import chosen_trial
+
+    paths = existing_sweep(storage, sweep)
+    state = read_state(paths)
+    return register_trial(state, paths, chosen_trial(state, trial), name, tags=tags)
+
+
+@models_app.command()
+def tag(
+    model: Model,
+    tags: Annotated[list[str], typer.Argument(help="Tags to add.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Take them away instead.")] = False,
+    storage: Storage = DEFAULT_STORAGE,
+    json: Json = False,
+) -> None:
+    """Add tags to a version."""
+    add, drop = ([], tags) if remove else (tags, [])
+    _print_one(_open(storage).tag(model, add=add, remove=drop), json=json)
+
+
+@models_app.command()
+def promote(
+    model: Model,
+    stage: Annotated[
+        str | None, typer.Argument(help="development, staging, production or archived.")
+    ] = None,
+    alias: Annotated[str | None, typer.Option(help="Let NAME@ALIAS mean this version.")] = None,
+    storage: Storage = DEFAULT_STORAGE,
+    json: Json = False,
+) -> None:
+    """Set the stage of a version; what was in production before becomes archived."""
+    from crucible_tinkex.errors import ConfigError
+
+    if stage is None and alias is None:
+        raise ConfigError("give a stage, or --alias, or both")
+    models = _open(storage)
+    found = models.get_model(model)
+    if stage is not None:
+        found = models.promote(found.id, stage)
+    if alias is not None:
+        found = models.set_alias(found.id, alias)
+    _print_one(found, json=json)
+
+
+@models_app.command()
+def find(
+    metric: Annotated[str, typer.Argument(help="Metric that ranks: eval/nll.")],
+    direction: Annotated[
+        str | None, typer.Option(help="min or max (known metrics need none).")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many.")] = 5,
+    tag: Tags = None,
+    base: Annotated[str | None, typer.Option(help="Only adapters of this base model.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Threshold: 'eval/accuracy>=0.8' (several times).")
+    ] = None,
+    storage: Storage = DEFAULT_STORAGE,
+    json: Json = False,
+) -> None:
+    """Find the best models by a metric, one of each trial, for an ensemble."""
+    found = _open(storage).find_for_ensemble(
+        metric,
+        direction=direction,  # type: ignore[arg-type]  # it is checked, and refused in words
+        top_n=top,
+        tags=tag or (),
+        base=base,
+        thresholds=dict(map(_threshold, where or [])),
+    )
+    _print(found, json=json, metric=metric)
+
+
+def _threshold(text: str) -> tuple[str, str]:
+    from crucible_tinkex.errors import ConfigError
+
+    at = next((i for i, c in enumerate(text) if c in "<>"), 0)
+    if not at:
+        raise ConfigError(f"--where {text!r} must be like 'eval/accuracy>=0.8'")
+    return text[:at].strip(), text[at:]
+
+
+def _open(storage: str) -> ModelRegistry:
+    from crucible_tinkex.registry.models import ModelRegistry
+
+    return ModelRegistry.open(storage)
+
+
+def _print_one(model: ModelVersion, *, json: bool) -> None:
+    if json:
+        print(json_module.dumps(model.summary()))
+    else:
+        marks = ", ".join([model.stage, *(f"@{a}" for a in model.aliases), *model.tags])
+        print(f"{model.id} ({marks}): {model.checkpoint_path}")
+
+
+def _print(models: Sequence[ModelVersion], *, json: bool, metric: str | None = None) -> None:
+    from crucible_tinkex.cli.tables import plain_table, print_table
+
+    if json:
+        print(json_module.dumps([m.summary() for m in models]))
+        return
+    metrics = [metric] if metric else sorted({name for m in models for name in m.metrics})[:3]
+    table = plain_table()
+    for head in ("model", "stage", "aliases", "tags", "base", *metrics, "from", "registered"):
+        table.add_column(head, no_wrap=True)
+    for m in models:
+        origin = f"{m.entry.sweep}/{m.entry.trial_id}" if m.entry.sweep else "-"
+        when = datetime.fromtimestamp(m.created).strftime("%Y-%m-%d %H:%M")
+        measured = [number_text(m.metrics.get(name)) for name in metrics]
+        aliases, tags = ",".join(m.aliases) or "-", ",".join(m.tags) or "-"
+        base = m.base_model or "-"
+        table.add_row(m.id, m.stage, aliases, tags, base, *measured, origin, when)
+    print_table(table)
+
+
+def _text(key: str, value: Any) -> str:
+    if key == "created":
+        return datetime.fromtimestamp(value).isoformat(sep=" ", timespec="seconds")
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

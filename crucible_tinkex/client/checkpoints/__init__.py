@@ -1,0 +1,1 @@
+"""What the service keeps: lists of runs and checkpoints, downloads, archives."""

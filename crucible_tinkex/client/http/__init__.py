@@ -1,0 +1,1 @@
+"""One call to the service: address, key, connections, pace, retries, encodings."""

@@ -1,0 +1,1 @@
+"""The models of a session: training and sampling, losses, batches in pieces."""

@@ -1,0 +1,263 @@
+"""One model in training over HTTP: what a `TrainingClient` does, as numbered operations."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
+
+from crucible_tinkex.client.http.transport import LOST
+from crucible_tinkex.client.model import custom_loss
+from crucible_tinkex.client.model.chunks import cut, merge
+from crucible_tinkex.client.model.custom_loss import CustomLoss
+from crucible_tinkex.client.model.loss import with_loss
+from crucible_tinkex.client.model.sampling_client import TinkexSampling
+from crucible_tinkex.client.session.futures import Promises
+from crucible_tinkex.client.session.submission import MODEL_GONE, Answer, Operations, Pending
+from crucible_tinkex.errors import ConfigError, ProtocolError, ServiceError
+from crucible_tinkex.protocol.wire import (
+    AdamParams,
+    Datum,
+    ForwardBackwardOutput,
+    ForwardInput,
+    LoadWeightsRequest,
+    LoadWeightsResponse,
+    ModelInfo,
+    ModelRequest,
+    OptimStepRequest,
+    OptimStepResponse,
+    SaveWeightsForSamplerRequest,
+    SaveWeightsRequest,
+    SaveWeightsResponse,
+    Wire,
+)
+
+R = TypeVar("R", bound=Wire)
+_CROSS_ENTROPY = "cross_entropy"
+
+
+class TinkexTraining:
+    """A `TrainingClient`. Made by `TinkexService`, and closed by it."""
+
+    def __init__(
+        self,
+        model_id: str,
+        *,
+        promises: Promises,
+        snapshot: Callable[[str], TinkexSampling],
+        next_sampling_seq: Callable[[], int],
+    ) -> None:
+        self.operations = Operations(model_id, promises)
+        self._snapshot = snapshot
+        self._next_sampling_seq = next_sampling_seq
+
+    def __repr__(self) -> str:
+        return f"TinkexTraining({self.model_id!r}, last_seq={self.operations.last_seq})"
+
+    @property
+    def model_id(self) -> str:
+        return self.operations.model_id
+
+    # --- batches ------------------------------------------------------------------------------
+
+    def forward_backward(
+        self,
+        data: Sequence[Datum],
+        *,
+        loss_fn: str = _CROSS_ENTROPY,
+        loss_fn_config: Mapping[str, float] | None = None,
+    ) -> Awaitable[ForwardBackwardOutput]:
+        return _whole(self._batch(data, loss_fn, loss_fn_config, backward=True))
+
+    def forward(
+        self,
+        data: Sequence[Datum],
+        *,
+        loss_fn: str = _CROSS_ENTROPY,
+        loss_fn_config: Mapping[str, float] | None = None,
+    ) -> Awaitable[ForwardBackwardOutput]:
+        return _whole(self._batch(data, loss_fn, loss_fn_config, backward=False))
+
+    def forward_backward_custom(
+        self, data: Sequence[Datum], loss_fn: CustomLoss
+    ) -> Awaitable[ForwardBackwardOutput]:
+        """Both passes draw their numbers now, so what is called next comes after both.
+
+        If `loss_fn` raises, the numbers of the backward pass are used up by forward passes of
+        one row, because the service would wait for them; the model can be used further.
+        """
+        copied = [datum.model_copy(deep=True) for datum in data]
+        forward = self._batch(
+            custom_loss.forward_rows(copied), _CROSS_ENTROPY, None, backward=False
+        )
+        numbers = self.operations.reserve(len(forward))
+        return Pending(asyncio.create_task(self._custom(copied, forward, numbers, loss_fn)))
+
+    async def _custom(
+        self,
+        data: Sequence[Datum],
+        forward: Sequence[Pending[ForwardBackwardOutput]],
+        numbers: range,
+        loss_fn: CustomLoss,
+    ) -> ForwardBackwardOutput:
+        unused = list(numbers)
+        try:
+            outputs = await asyncio.gather(*forward)
+            weighed = await asyncio.to_thread(custom_loss.weigh, data, merge(outputs), loss_fn)
+            pieces, start = [], 0
+            for output in outputs:  # The same cuts as before: one number was drawn for each.
+                count = len(output.loss_fn_outputs)
+                pieces.append(self._piece(weighed.rows[start : start + count], unused.pop(0)))
+                start += count
+        except BaseException:
+            await self._use_up(unused, data[0])
+            raise
+        return custom_loss.reported(merge(await asyncio.gather(*pieces)), weighed)
+
+    def _piece(self, rows: Sequence[Datum], seq: int) -> Pending[ForwardBackwardOutput]:
+        part = ForwardInput.model_construct(
+            data=list(rows), loss_fn=_CROSS_ENTROPY, loss_fn_config=None
+        )
+        return self.operations.submit_batch(part, _rows(part), backward=True, seq=seq)
+
+    async def _use_up(self, numbers: Sequence[int], row: Datum) -> None:
+        try:
+            rows = custom_loss.forward_rows([row])
+            part = ForwardInput(data=rows, loss_fn=_CROSS_ENTROPY)
+            for seq in numbers:
+                await self.operations.submit_batch(part, _rows(part), backward=False, seq=seq)
+        except ServiceError as error:
+            self.operations.poison(error)
+
+    def _batch(
+        self,
+        data: Sequence[Datum],
+        loss_fn: str,
+        loss_fn_config: Mapping[str, float] | None,
+        *,
+        backward: bool,
+    ) -> list[Pending[ForwardBackwardOutput]]:
+        if not data:
+            raise ConfigError("a batch needs at least one row")
+        self.operations.check()
+        encoding = self.operations.transport.encoding
+        config = dict(loss_fn_config) if loss_fn_config is not None else None
+        pieces = []
+        for rows in cut(data, max_rows=encoding.max_rows, max_bytes=encoding.max_bytes):
+            part = ForwardInput.model_construct(
+                data=list(rows), loss_fn=loss_fn, loss_fn_config=config
+            )
+            pieces.append(self.operations.submit_batch(part, _rows(part), backward=backward))
+        return pieces
+
+    # --- the rest -----------------------------------------------------------------------------
+
+    def optim_step(self, params: AdamParams) -> Awaitable[OptimStepResponse]:
+        return self.operations.submit(
+            "optim_step",
+            lambda seq: OptimStepRequest(model_id=self.model_id, seq_id=seq, adam_params=params),
+            Answer(OptimStepResponse, _same),
+        )
+
+    def save_state(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
+        return self.operations.submit(
+            "save_weights",
+            lambda seq: SaveWeightsRequest(
+                model_id=self.model_id, path=name, seq_id=seq, ttl_seconds=ttl_s
+            ),
+            _saved(name),
+        )
+
+    def save_for_sampler(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
+        return self.operations.submit(
+            "save_weights_for_sampler",
+            lambda seq: SaveWeightsForSamplerRequest(
+                model_id=self.model_id, path=name, seq_id=seq, ttl_seconds=ttl_s
+            ),
+            _saved(name),
+        )
+
+    def load_state(self, path: str, *, optimizer: bool) -> Awaitable[None]:
+        return self.operations.submit(
+            "load_weights",
+            lambda seq: LoadWeightsRequest(
+                model_id=self.model_id,
+                path=path,
+                seq_id=seq,
+                optimizer=optimizer,
+            ),
+            Answer(LoadWeightsResponse, lambda answer: None),
+            lost_on=LOST,
+        )
+
+    async def sampler(self) -> TinkexSampling:
+        number = self._next_sampling_seq()
+        session_id = await self.operations.submit(
+            "save_weights_for_sampler",
+            lambda seq: SaveWeightsForSamplerRequest(
+                model_id=self.model_id,
+                seq_id=seq,
+                sampling_session_seq_id=number,
+            ),
+            Answer(SaveWeightsResponse, _sampling_session),
+        )
+        return self._snapshot(session_id)
+
+    async def info(self) -> ModelInfo:
+        self.operations.check()
+        return await self.operations.transport.call(
+            "get_info",
+            "get_info",
+            lambda reply: ModelInfo.model_validate_json(reply.body),
+            body=ModelRequest(model_id=self.model_id, type="get_info").body(),
+            lost_on=MODEL_GONE,
+            watch=self.operations.promises.watch,
+        )
+
+    def poison(self, error: ServiceError) -> None:
+        self.operations.poison(error)
+
+    async def aclose(self) -> None:
+        """Abandon what is under way; the service may still execute it."""
+        await self.operations.aclose()
+
+
+def _same(answer: R) -> R:
+    return answer
+
+
+def _rows(batch: ForwardInput) -> Answer[ForwardBackwardOutput, ForwardBackwardOutput]:
+    def read(answer: ForwardBackwardOutput) -> ForwardBackwardOutput:
+        found, asked = len(answer.loss_fn_outputs), len(batch.data)
+        if found != asked:
+            raise ProtocolError(f"the service answered {found} outputs for {asked} rows")
+        return with_loss(answer, batch)
+
+    return Answer(ForwardBackwardOutput, read)
+
+
+def _whole(
+    pieces: Sequence[Pending[ForwardBackwardOutput]],
+) -> Awaitable[ForwardBackwardOutput]:
+    if len(pieces) == 1:
+        return pieces[0]
+    return Pending(asyncio.create_task(_merged(pieces)))
+
+
+async def _merged(pieces: Sequence[Pending[ForwardBackwardOutput]]) -> ForwardBackwardOutput:
+    return merge(await asyncio.gather(*pieces))
+
+
+def _saved(name: str) -> Answer[SaveWeightsResponse, str]:
+    def read(answer: SaveWeightsResponse) -> str:
+        if answer.path is None or answer.path.rpartition("/")[2] != name:
+            raise ProtocolError(f"saving {name!r} was answered with the path {answer.path!r}")
+        return answer.path
+
+    return Answer(SaveWeightsResponse, read)
+
+
+def _sampling_session(answer: SaveWeightsResponse) -> str:
+    if answer.sampling_session_id is None:
+        raise ProtocolError("the service answered a snapshot without a sampling session")
+    return answer.sampling_session_id

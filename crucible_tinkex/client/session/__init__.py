@@ -1,0 +1,1 @@
+"""A service session: made, kept alive, its numbered operations and their results."""

@@ -1,0 +1,146 @@
+"""Waiting for the result of an accepted operation: the long poll on `retrieve_future`.
+
+Being queued or paused for capacity is a state, told to the session's `Watch`, never an error, and
+has no deadline while the service keeps saying so. Silence of the whole service has one
+(`RetryPolicy.total_s`), and so has an operation that is active without end (`active_s`). A failure
+that the service reports is an `OperationFailedError`; a promise that it no longer knows is a
+`SessionLostError`. An answer for another request is refused.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from crucible_tinkex.client.http.encoding import decoded, is_protobuf
+from crucible_tinkex.client.http.exchange import Reply
+from crucible_tinkex.client.http.retry import EXCERPT_CHARS
+from crucible_tinkex.client.http.transport import Transport
+from crucible_tinkex.client.http.watch import ACTIVE, QueueState, Watch
+from crucible_tinkex.errors import (
+    OperationFailedError,
+    ServiceStorageError,
+    ServiceUnavailableError,
+)
+from crucible_tinkex.protocol.wire import FutureEnvelope, RequestId, Wire
+
+R = TypeVar("R", bound=Wire)
+
+_ASK_AGAIN = frozenset({408})
+_PROMISE_GONE = frozenset({404, 410})
+_NO_STORAGE = 507
+_QUICK_S = 0.2
+_SLOWEST_S = 1.0
+
+
+class _Probe(BaseModel):
+    """Every field by which an answer that is not a result can be known."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: str | None = None
+    status: str | None = None
+    error: str | None = None
+    category: str = "unknown"
+    status_code: int | None = None
+    request_id: str | None = None
+    queue_state: str | None = None
+    queue_state_reason: str | None = None
+
+
+class _Metadata(NamedTuple):
+    """The result is ready, and its size was told instead; ask for it."""
+
+
+class _Failed(NamedTuple):
+    error: str
+    category: str
+    status: int | None = None
+
+
+class Promises:
+    """Turns envelopes into results. One per service session: it holds the way there, and the
+    watch that all calls of the session report to."""
+
+    def __init__(self, transport: Transport, watch: Watch, *, active_s: float = 7200.0) -> None:
+        self.transport = transport
+        self.watch = watch
+        self._active_s = active_s
+
+    async def result(self, envelope: FutureEnvelope, model: type[R], operation: str) -> R:
+        """The result of the operation that `envelope` promised."""
+        try:
+            return await self._poll(envelope.request_id, model, operation)
+        finally:
+            self.watch.moves(envelope.request_id)
+
+    async def _poll(self, request_id: str, model: type[R], operation: str) -> R:
+        body = RequestId(request_id=request_id).body()
+        clock = self.transport.clock
+        idle_s, active_s, state = 0.005, 0.0, ACTIVE.state
+        while True:
+            asked = clock.monotonic()
+            answer = await self.transport.call(
+                operation,
+                "retrieve_future",
+                lambda reply: _parse(reply, request_id, model),
+                body=body,
+                accept=self.transport.encoding.accept(model),
+                accepts=_ASK_AGAIN,
+                lost_on=_PROMISE_GONE,
+                is_poll=True,
+                watch=self.watch,
+            )
+            if isinstance(answer, _Failed):
+                raise self._failure(answer, operation, request_id)
+            if not isinstance(answer, QueueState | _Metadata):
+                return answer
+            took_s = clock.monotonic() - asked
+            if isinstance(answer, QueueState):
+                self.watch.waits(request_id, answer)
+                state = answer.state
+            # A service that answers at once instead of holding the poll must not be hammered.
+            if took_s < _QUICK_S:
+                await clock.sleep(idle_s)
+                took_s, idle_s = took_s + idle_s, min(idle_s * 2, _SLOWEST_S)
+            active_s = active_s + took_s if state == ACTIVE.state else 0.0
+            if active_s > self._active_s:
+                raise _stuck(operation, request_id, active_s)
+
+    def _failure(self, failed: _Failed, operation: str, request_id: str) -> OperationFailedError:
+        text = self.transport.scrub(failed.error[:EXCERPT_CHARS])
+        kind = ServiceStorageError if failed.status == _NO_STORAGE else OperationFailedError
+        return kind(
+            f"{operation} failed at the service: {text}",
+            status=failed.status,
+            category=failed.category,
+            request_id=request_id,
+            operation=operation,
+        )
+
+
+def _parse(reply: Reply, request_id: str, model: type[R]) -> R | QueueState | _Metadata | _Failed:
+    """Raises ValueError for anything but the four legal answers to `request_id`."""
+    if reply.status == 408 and not reply.body:
+        return ACTIVE
+    if is_protobuf(reply):
+        return decoded(reply, model)
+    probe = _Probe.model_validate_json(reply.body)
+    if probe.type == "try_again" or reply.status == 408:
+        if probe.request_id not in (None, request_id):
+            raise ValueError("the answer is for another request")
+        return QueueState(probe.queue_state or ACTIVE.state, probe.queue_state_reason)
+    if probe.error is not None:
+        return _Failed(probe.error, probe.category, probe.status_code)
+    if probe.status == "complete_metadata":
+        return _Metadata()
+    return decoded(reply, model)
+
+
+def _stuck(operation: str, request_id: str, active_s: float) -> ServiceUnavailableError:
+    return ServiceUnavailableError(
+        f"{operation} is active at the service for {active_s:.0f} s without a result",
+        request_id=request_id,
+        operation=operation,
+    )

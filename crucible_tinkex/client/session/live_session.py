@@ -1,0 +1,260 @@
+"""The session that a service keeps for one `TinkexService`: opened, kept alive, lost, finished.
+
+Guarantees: it is opened once, at the first use that needs it, and kept alive by a heartbeat from
+then on; when the service says that it is over (410), or after `close`, its clients fail, and so
+does every further use, with `SessionLostError`; `close` gives the shared transport back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+from collections.abc import Callable
+from secrets import token_hex
+from typing import Protocol, TypeVar
+
+from crucible_tinkex.client.http.address import Address
+from crucible_tinkex.client.http.exchange import Headers
+from crucible_tinkex.client.http.key import ApiKey
+from crucible_tinkex.client.http.pace import Lane
+from crucible_tinkex.client.http.transport import (
+    IDEMPOTENCY_KEY,
+    LOST,
+    USER_AGENT,
+    Lease,
+    Transport,
+    shared_transport,
+)
+from crucible_tinkex.client.http.watch import Watch
+from crucible_tinkex.client.interface import EndReason
+from crucible_tinkex.client.session.futures import Promises
+from crucible_tinkex.client.session.heartbeat import beat
+from crucible_tinkex.client.session.settings import ClientSettings
+from crucible_tinkex.errors import (
+    ProtocolError,
+    RequestRejectedError,
+    ServiceError,
+    SessionLostError,
+)
+from crucible_tinkex.protocol.capabilities import ClientConfig, ClientConfigRequest
+from crucible_tinkex.protocol.wire import (
+    CreateSessionRequest,
+    CreateSessionResponse,
+    FinishReason,
+    FinishSessionRequest,
+    FutureEnvelope,
+    ModelRequest,
+    Wire,
+)
+
+R = TypeVar("R", bound=Wire)
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+class Client(Protocol):
+    """What ends with the session."""
+
+    def poison(self, error: ServiceError) -> None:
+        """The session is lost: fail, now and from now on."""
+
+    async def aclose(self) -> None:
+        """The session is about to be finished."""
+
+    @property
+    def model_id(self) -> str: ...
+
+
+class LiveSession:
+    """The constructor does no input or output. `watch` hears of every call."""
+
+    def __init__(
+        self,
+        address: Address,
+        key: ApiKey,
+        settings: ClientSettings,
+        watch: Watch,
+    ) -> None:
+        self._address = address
+        self._key = key
+        self._settings = settings
+        self._watch = watch
+        self._lease: Lease | None = None
+        self._session_id: str | None = None
+        self._opening = asyncio.Lock()
+        self._heartbeat: asyncio.Task[None] | None = None
+        self._lost: SessionLostError | None = None
+        self._clients: list[Client] = []
+
+    @property
+    def session_id(self) -> str | None:
+        """None until it is opened."""
+        return self._session_id
+
+    async def opened(self) -> str:
+        """The session's id; the first call opens it."""
+        self.check()
+        async with self._opening:
+            if self._session_id is None:
+                await self._open()
+        assert self._session_id is not None
+        return self._session_id
+
+    def check(self) -> None:
+        """Raises if the session is lost or closed."""
+        if self._lost is not None:
+            raise copy.copy(self._lost)
+
+    def attach(self, client: Client) -> None:
+        """`client` hears of the loss of the session, and is closed before its end."""
+        self._clients.append(client)
+
+    async def close(self, reason: EndReason, detail: str | None) -> None:
+        """May be called again; the second call does nothing."""
+        heartbeat, self._heartbeat = self._heartbeat, None
+        if heartbeat is not None:
+            heartbeat.cancel()
+            await asyncio.gather(heartbeat, return_exceptions=True)
+        for client in self._clients:
+            await client.aclose()
+        lease, self._lease = self._lease, None
+        if lease is None:
+            return
+        try:
+            if self._session_id is not None and self._lost is None:
+                await self._finish(lease.transport, self._session_id, reason, detail)
+        finally:
+            self._lost = self._lost or SessionLostError("this service client is closed")
+            await lease.release()
+
+    # --- calls --------------------------------------------------------------------------------
+
+    def transport(self) -> Transport:
+        """The shared transport, leased at the first call; usable until `close`."""
+        if self._lease is None:
+            self.check()
+            self._lease = shared_transport(
+                self._address,
+                key=self._key,
+                policy=self._settings.policy,
+                limits=self._settings.limits,
+                clock=self._settings.clock,
+                encoding=self._settings.encoding,
+            )
+        return self._lease.transport
+
+    def promises(self) -> Promises:
+        return Promises(self.transport(), self._watch)
+
+    async def call(
+        self,
+        operation: str,
+        path: str,
+        read: Callable[[bytes], T],
+        *,
+        body: bytes | None = None,
+        method: str = "POST",
+        headers: Headers = (),
+        total_s: float | None = None,
+    ) -> T:
+        """What `read` makes of the answer's body. The calls of a session itself are few, and a
+        refusal of one says nothing of the work of its clients: it does not slow that down."""
+        return await self.transport().call(
+            operation,
+            path,
+            lambda reply: read(reply.body),
+            body=body,
+            method=method,
+            headers=headers,
+            lost_on=LOST,
+            lane=Lane.ADMISSION,
+            total_s=total_s,
+            watch=self._watch,
+        )
+
+    async def operate(self, operation: str, request: Wire, model: type[R]) -> R:
+        """The result of an operation that the service promises."""
+        envelope = await self.call(
+            operation, operation, FutureEnvelope.model_validate_json, body=request.body()
+        )
+        return await self.promises().result(envelope, model, operation)
+
+    # --- its life -----------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        # Sent even if empty: to some services the metadata is a required field.
+        request = CreateSessionRequest(user_metadata={}, sdk_version=USER_AGENT)
+        answer = await self.call(
+            "create_session",
+            "create_session",
+            CreateSessionResponse.model_validate_json,
+            body=request.body(),
+            headers=[(IDEMPOTENCY_KEY, token_hex(16).encode())],
+        )
+        self._show(answer)
+        await self._ask_config()
+        self._session_id = answer.session_id
+        self._heartbeat = asyncio.create_task(
+            beat(answer.session_id, self.transport(), self._settings, on_lost=self._lose)
+        )
+
+    def _show(self, answer: CreateSessionResponse) -> None:
+        notes = (answer.info_message, answer.warning_message, answer.error_message)
+        for level, note in zip((logging.INFO, logging.WARNING, logging.ERROR), notes, strict=True):
+            if note:
+                _log.log(level, "the service says: %s", self.transport().scrub(note))
+
+    async def _ask_config(self) -> None:
+        """Once per address: what the service understands. A failure is asked about again later."""
+        encoding = self.transport().encoding
+        if encoding.is_asked:
+            return
+        try:
+            config = await self.call(
+                "client_config",
+                "client/config",
+                ClientConfig.model_validate_json,
+                body=ClientConfigRequest(sdk_version=USER_AGENT).body(),
+                total_s=self._settings.config_s,
+            )
+        except (RequestRejectedError, SessionLostError, ProtocolError):
+            encoding.learn(None)
+        except ServiceError as error:
+            _log.info("the service's client/config is out of reach: %s", error)
+        else:
+            encoding.learn(config)
+
+    def _lose(self, error: SessionLostError) -> None:
+        self._lost = error
+        for client in self._clients:
+            client.poison(error)
+
+    async def _finish(
+        self, transport: Transport, session_id: str, reason: EndReason, detail: str | None
+    ) -> None:
+        """Where a session cannot be finished, its models are unloaded: else they keep their places
+        until the service has missed enough heartbeats."""
+        request = FinishSessionRequest(reason=FinishReason(type=reason), detail=detail)
+        path = f"sessions/{session_id}/finish"
+        try:
+            await self._farewell(transport, "finish_session", path, request)
+        except RequestRejectedError:
+            models = [ModelRequest(model_id=client.model_id) for client in self._clients]
+            calls = [self._farewell(transport, "unload_model", "unload_model", m) for m in models]
+            await asyncio.gather(*calls, return_exceptions=True)
+        except ServiceError as error:
+            _log.info("the session %s was not finished: %s", session_id, error)
+
+    async def _farewell(
+        self, transport: Transport, operation: str, path: str, request: Wire
+    ) -> None:
+        await transport.call(
+            operation,
+            path,
+            lambda reply: None,
+            body=request.body(),
+            lane=Lane.VITAL,
+            total_s=self._settings.close_s,
+            watch=self._watch,
+        )

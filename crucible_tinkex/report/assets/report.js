@@ -1,0 +1,150 @@
+// The page: one section a sweep. State is what was chosen, brushed and sorted; `draw` shows it.
+"use strict";
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const CURVES_SHOWN = 8, ROWS_SHOWN = 200;
+const views = new Map();
+
+function label(found, axes) {
+  return found.reference ? "untrained base" : axes.map(a => `${a.name} ${number(found.values[a.key], 3)}`).join(", ") || "the one configuration";
+}
+function literal(value) { return `'${String(value).replaceAll("'", "''")}'`; }
+function query(sweep, found) {
+  return `crucible query ${sweep.name} "SELECT * FROM steps WHERE trial_id IN (${found.trials.map(literal).join(", ")})"`;
+}
+function copy(text, what) {
+  return el("button", { class: "copy", title: text, "aria-label": `copy ${what}`, onclick: e => {
+    e.stopPropagation();
+    const told = ok => { e.target.textContent = ok ? "copied" : "see title"; };
+    navigator.clipboard ? navigator.clipboard.writeText(text).then(() => told(true), () => told(false)) : told(false);
+  } }, what);
+}
+
+class View {
+  constructor(sweep) { this.chosen = null; this.brushes = {}; this.sort = { key: "place", up: true }; this.curve = sweep.metric.name; this.update(sweep); this.root = el("section", {}); }
+  update(sweep) {
+    this.sweep = sweep;
+    this.axes = sweep.axes.filter(a => new Set(sweep.configurations.filter(c => !c.reference).map(c => JSON.stringify(c.values[a.key]))).size > 1);
+    if (!this.axes.length) this.axes = sweep.axes;
+    this.rows = sweep.configurations.map((c, i) => ({ ...c, order: i, label: label(c, this.axes) }));
+    this.chosen = this.chosen && this.rows.find(r => r.label === this.chosen.label) || null;
+  }
+  get better() { return this.sweep.metric.direction === "min" ? (a, b) => a - b : (a, b) => b - a; }
+
+  draw() {
+    const s = this.sweep;
+    this.kept = () => true;
+    const parallels = this.parallels();
+    this.root.replaceChildren(...[
+      el("h1", {}, s.name, " ", el("span", { class: `tag ${s.state}` }, s.state)),
+      el("p", { class: "verdict" }, s.verdict || "no configuration is complete yet"),
+      this.facts(), this.leaderboard(), this.curvesSection(), parallels, this.mapSection(),
+      this.faults("Stopped early, and why", s.stopped), this.faults("Failed or lost", s.failures), this.reproduce(),
+    ].filter(Boolean));
+    this.drawCurves();
+  }
+
+  facts() {
+    const s = this.sweep, spent = s.spent, tokens = spent.train_tokens + spent.prefill_tokens + spent.sample_tokens;
+    const done = s.trials.filter(t => t.state === "done").length;
+    const facts = [["trials done", `${done} of ${s.trials.length}`], ["training tokens", number(spent.train_tokens)], ["all tokens", number(tokens)],
+      ["session time", duration(spent.seconds)], ["wall time", duration(spent.wall_s)], ...(s.cost ? [["cost", s.cost]] : [])];
+    return el("ul", { class: "facts" }, ...facts.map(([name, value]) => el("li", {}, el("b", {}, value), el("span", { class: "soft" }, name))));
+  }
+
+  leaderboard() {
+    const s = this.sweep, means = this.rows.filter(r => r.mean !== null).flatMap(r => [r.mean, r.low, r.high, ...Object.values(r.seeds)]).filter(v => v !== null && v !== undefined);
+    const trained = this.rows.filter(r => r.mean !== null && !r.reference).flatMap(r => [r.mean, ...Object.values(r.seeds)]).filter(v => v !== null);
+    const all = scale(means), near = scale(trained.length ? trained : means), at = v => Math.min(1, Math.max(0, near.at(v)));
+    const columns = [["place", "#", r => r.order], ...this.axes.map(a => [a.key, a.name, r => r.values[a.key]]),
+      ["mean", `${s.metric.name} (${s.metric.direction})`, r => r.mean], ["n", "seeds", r => r.n], ["train_tokens", "tokens", r => r.train_tokens]];
+    const value = Object.fromEntries(columns.map(([key, , of]) => [key, of]));
+    const rows = [...this.rows].sort((a, b) => {
+      const [x, y] = [value[this.sort.key](a), value[this.sort.key](b)];
+      const order = x === y ? a.order - b.order : x === null || x === undefined ? 1 : y === null || y === undefined ? -1 : x > y ? 1 : -1;
+      return this.sort.up ? order : -order;
+    });
+    const head = columns.map(([key, name]) => el("th", { "aria-sort": this.sort.key === key ? (this.sort.up ? "ascending" : "descending") : null },
+      el("button", { onclick: () => { this.sort = { key, up: this.sort.key === key ? !this.sort.up : true }; this.draw(); } }, name, this.sort.key === key ? (this.sort.up ? " ▲" : " ▼") : "")));
+    const cells = r => [r.place ?? "–", ...this.axes.map(a => r.reference ? "–" : number(r.values[a.key], 3)),
+      r.mean === null ? "–" : `${number(r.mean)}${r.sd === null ? "" : ` ± ${number(r.sd, 2)}`}`,
+      r.missing_seeds.length ? `${r.n}/${r.n + r.missing_seeds.length}` : r.n, number(r.train_tokens)];
+    const body = rows.slice(0, ROWS_SHOWN).map(r => el("tr", {
+      tabindex: 0, class: `${this.chosen === r ? "chosen" : ""}${this.kept(r) ? "" : " faded"}`, "aria-selected": this.chosen === r, onclick: () => this.choose(r),
+      onkeydown: e => { if (e.key === "Enter" || e.key === " ") { e.preventDefault(); this.choose(r); } } },
+      ...cells(r).map(c => el("td", {}, c)), el("td", {}, r.mean === null ? "" : forest(r, at)),
+      el("td", { class: "text" }, el("span", { class: `tag ${r.reference ? "" : r.state}` }, r.reference ? "base" : r.state)),
+      el("td", {}, copy(query(s, r), "SQL"))));
+    const step = s.metric.at === "final" ? "last step" : "best step with a checkpoint";
+    return el("div", {}, el("h2", {}, "Leaderboard"), el("p", { class: "soft" }, `${s.metric.about}, in ${s.metric.unit}, at the ${step}; dot: mean, bar: ${this.rows.some(r => r.low !== undefined && r.low !== null) ? "interval" : "± one standard deviation"}, ticks: seeds.`),
+      el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...head, el("th", { class: "text" }, "mean and seeds"), el("th", { class: "text" }, "state"), el("th", {}, ""))), el("tbody", {}, ...body))),
+      rows.length > ROWS_SHOWN ? el("p", { class: "soft" }, `and ${rows.length - ROWS_SHOWN} more; leaderboard.csv has all`) : null);
+  }
+  choose(row) { this.chosen = this.chosen === row ? null : row; this.draw(); }
+
+  curvesSection() {
+    const names = Object.keys(this.sweep.curves);
+    if (!names.length) return null;
+    if (!names.includes(this.curve)) this.curve = names[0];
+    this.plot = el("div", {}); this.legend = el("div", { class: "legend" });
+    const choice = el("select", { "aria-label": "metric", onchange: e => { this.curve = e.target.value; this.drawCurves(); } },
+      ...names.map(n => el("option", { value: n, selected: n === this.curve ? "" : null }, n)));
+    return el("div", {}, el("h2", {}, "Learning curves"), el("p", { class: "soft" }, choice, ` mean over the seeds, band from the lowest to the highest; the first ${CURVES_SHOWN} of the leaderboard that are not filtered out, and the chosen one.`), this.plot, this.legend);
+  }
+  drawCurves() {
+    if (!this.plot) return;
+    const curves = this.sweep.curves[this.curve], has = r => r.trials.some(t => curves[t] && curves[t][0].length);
+    const rows = this.rows.filter(r => has(r) && !r.reference && this.kept(r)).slice(0, CURVES_SHOWN);
+    if (this.chosen && has(this.chosen) && !rows.includes(this.chosen)) rows.push(this.chosen);
+    this.plot.replaceChildren(); this.legend.replaceChildren();
+    if (!rows.length) { this.plot.append(el("p", { class: "soft" }, "nothing was measured yet")); return; }
+    learning(this.plot, rows, curves, this.curve);
+    rows.forEach((r, i) => this.legend.append(el("span", {}, el("i", { style: `border-color:${PALETTE[i % PALETTE.length]};border-top-style:${i < PALETTE.length ? "solid" : "dashed"}` }), r.label)));
+  }
+
+  parallels() {
+    const rows = this.rows.filter(r => r.mean !== null && !r.reference);
+    if (rows.length < 3 || !this.axes.length) return null;
+    const axes = [...this.axes.map(a => ({ name: a.name, note: `explains ${Math.round(a.importance * 100)} %`, of: r => r.values[a.key] })), { name: this.sweep.metric.name, of: r => r.mean }];
+    const { root, kept } = parallel(rows, axes, { chosen: this.chosen, brushes: this.brushes, changed: (name, range) => { range ? this.brushes[name] = range : delete this.brushes[name]; this.draw(); } });
+    this.kept = r => r.reference || r.mean === null || kept(r);
+    return el("div", {}, el("h2", {}, "Settings, the most important first"), el("p", { class: "soft" }, "Drag along an axis to keep a range (arrow keys, too); double click or Escape clears it. Table and curves follow."), el("div", { class: "scroll" }, root));
+  }
+
+  mapSection() {
+    const numeric = this.axes.filter(a => this.rows.every(r => r.reference || typeof r.values[a.key] === "number"));
+    if (numeric.length < 2) return null;
+    const keys = numeric.map(a => a.key);
+    this.map = this.map && this.map.every(k => keys.includes(k)) ? this.map : ["optimizer.learning_rate", "lora.rank"].every(k => keys.includes(k)) ? ["optimizer.learning_rate", "lora.rank"] : keys.slice(0, 2);
+    const pick = i => el("select", { "aria-label": i ? "vertical" : "horizontal", onchange: e => { this.map[i] = e.target.value; this.draw(); } }, ...numeric.map(a => el("option", { value: a.key, selected: this.map[i] === a.key ? "" : null }, a.name)));
+    return el("div", {}, el("h2", {}, "Map"), el("p", { class: "soft" }, pick(0), " × ", pick(1), " darker is better"), map(this.rows.filter(r => !r.reference && this.kept(r)), ...this.map, this.better));
+  }
+
+  faults(title, faults) {
+    if (!faults.length) return null;
+    return el("details", { open: faults.length <= 12 ? "" : null }, el("summary", {}, el("strong", {}, `${title} (${faults.length})`)), el("div", { class: "scroll" }, el("table", {},
+      el("tbody", {}, ...faults.slice(0, ROWS_SHOWN).map(f => el("tr", {}, el("td", { class: "text" }, f.trial), el("td", {}, `step ${f.step}`), el("td", { class: "text" }, el("span", { class: `tag ${f.state}` }, f.state)), el("td", { class: "text wrap" }, f.why || "")))))));
+  }
+
+  reproduce() {
+    const r = this.sweep.reproduce, versions = Object.entries(r.versions).map(([k, v]) => `${k} ${v}`).join(", ");
+    return el("div", {}, el("h2", {}, "Exactly this again"), el("p", {}, el("code", {}, r.command), " ", copy(r.command, "copy")),
+      el("p", { class: "soft" }, `service ${r.service}; data ${r.data}; ${versions}`), r.experiment ? el("details", {}, el("summary", {}, "experiment.toml"), el("pre", {}, r.experiment)) : null);
+  }
+}
+
+function show(sweeps) {
+  const main = document.getElementById("report");
+  for (const sweep of sweeps) {
+    const view = views.get(sweep.name) || new View(sweep);
+    view.update(sweep);
+    if (!views.has(sweep.name)) { views.set(sweep.name, view); main.append(view.root); }
+    view.draw();
+  }
+}
+show(DATA.sweeps);
+let resizing = 0;
+addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(() => views.forEach(v => v.drawCurves()), 150); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => views.forEach(v => v.drawCurves()));
+if (DATA.live) setInterval(async () => {
+  try { const answer = await fetch("data.json"); if (answer.status === 200) show((await answer.json()).sweeps); } catch { /* the server has ended: the page stays as it is */ }
+}, 3000);

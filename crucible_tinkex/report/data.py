@@ -1,0 +1,129 @@
+"""Everything that a page shows of one sweep, as JSON values, from its journal and its events.
+
+Keys are only ever added: `summary.json` beside the page is this object.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from crucible_tinkex.config import Experiment
+from crucible_tinkex.metrics import metric
+from crucible_tinkex.names import SweepPaths, short_keys
+from crucible_tinkex.registry import FAILED, LOST, STOPPED, Spent, SweepState, TrialRecord
+from crucible_tinkex.report.curves import curves
+from crucible_tinkex.report.importance import importance
+from crucible_tinkex.sweep.results.leaderboard import Configuration, Objective, configurations
+from crucible_tinkex.sweep.results.summary import sweep_state
+
+
+def report_data(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
+    """See the module. Works while the sweep runs."""
+    objective = Objective.of(state)
+    found = configurations(state)
+    competing = [c for c in found if c.mean is not None and math.isfinite(c.mean) and c.values]
+    places = {id(c): i for i, c in enumerate(_placed(found), 1)}
+    axes = importance([c.values for c in competing], [c.mean or 0.0 for c in competing])
+    axes |= {key: 0.0 for c in found for key in c.values if key not in axes}
+    spent = sum((t.spent for t in state.trials.values()), Spent())
+    described = metric(objective.metric)
+    return {
+        "name": paths.root.name,
+        "state": sweep_state(state, paths),
+        "metric": {
+            "name": objective.metric,
+            "unit": described.unit,
+            "about": described.about,
+            "direction": objective.direction,
+            "at": objective.at,
+        },
+        "axes": [
+            {"key": key, "name": name, "importance": round(axes[key], 3)}
+            for key, name in short_keys(dict.fromkeys(axes)).items()
+        ],
+        "configurations": [{"place": places.get(id(c)), **_configuration(c)} for c in found],
+        "trials": [_trial(t) for t in state.trials.values()],
+        "curves": curves(state, paths),
+        "spent": {**vars(spent), "wall_s": round(state.wall_s, 1), "runs": len(state.runs)},
+        "ended": state.ended,
+        "failures": [_fault(t) for t in state.trials.values() if t.state in (FAILED, LOST)],
+        "stopped": [_fault(t) for t in state.trials.values() if t.state == STOPPED],
+        "reproduce": _reproduce(state, paths),
+    }
+
+
+def _placed(found: Sequence[Configuration]) -> list[Configuration]:
+    """Those that compete for best, the best first."""
+    return [c for c in found if c.complete and not c.reference]
+
+
+def _configuration(found: Configuration) -> dict[str, Any]:
+    spent = sum((t.spent for t in found.trials), Spent())
+    return {
+        "values": dict(found.values),
+        "reference": found.reference,
+        "complete": found.complete,
+        "state": found.state,
+        "mean": _number(found.mean),
+        "sd": _number(found.spread),
+        "n": len(found.done),
+        "seeds": {str(t.seed): _number(found.objective.value(t)) for t in found.trials},
+        "missing_seeds": list(found.missing_seeds),
+        "trials": [t.trial_id for t in found.trials],
+        "step": found.objective.step(found.best_trial),
+        "total_steps": found.best_trial.total_steps,
+        "train_tokens": spent.train_tokens,
+        "seconds": round(spent.seconds, 1),
+    }
+
+
+def _trial(trial: TrialRecord) -> dict[str, Any]:
+    return {
+        "id": trial.trial_id,
+        "index": trial.index,
+        "name": trial.run_name,
+        "seed": trial.seed,
+        "state": trial.state,
+        "step": trial.step,
+        "total_steps": trial.total_steps,
+        "attempts": trial.attempt,
+        "metrics": {name: _number(value) for name, value in trial.metrics.items()},
+        "reason": trial.decisions[-1].reason if trial.decisions else None,
+        "checkpoint": trial.last_checkpoint.path if trial.last_checkpoint else None,
+    }
+
+
+def _fault(trial: TrialRecord) -> dict[str, Any]:
+    return {
+        "trial": trial.run_name,
+        "index": trial.index,
+        "state": trial.state,
+        "step": trial.step,
+        "why": trial.error,
+    }
+
+
+def _reproduce(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
+    experiment = Experiment.loaded(state.meta["experiment"], folder=paths.root)
+    text = paths.experiment.read_text() if paths.experiment.exists() else ""
+    return {
+        "command": f"crucible run {paths.root.name}/{paths.experiment.name}",
+        "experiment": text,
+        "versions": state.meta.get("versions", {}),
+        "data": state.meta.get("fingerprint"),
+        "service": state.meta.get("service"),
+        "not_applied": experiment.not_applied(),
+        "amendments": [list(a.get("changed", ())) for a in state.amendments],
+    }
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no NaN."""
+    return None if value is None or not math.isfinite(value) else value
+
+
+def differing(data: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Dotted keys that vary in any of several sweeps."""
+    return list(dict.fromkeys(axis["key"] for sweep in data for axis in sweep["axes"]))

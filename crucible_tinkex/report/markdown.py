@@ -1,0 +1,49 @@
+"""The leaderboard and the verdict as Markdown, to paste where people talk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MOST_ROWS = 50
+
+
+def markdown(data: Mapping[str, Any]) -> str:
+    """One sweep (`report_data`)."""
+    metric = data["metric"]
+    axes = data["axes"]
+    heads = [
+        "#",
+        *(a["name"] for a in axes),
+        f"{metric['name']} ({metric['direction']})",
+        "n",
+        "state",
+    ]
+    lines = [f"# {data['name']}", "", data.get("verdict") or "", "", _row(heads)]
+    lines.append(_row(["---"] * len(heads)))
+    for found in data["configurations"][:MOST_ROWS]:
+        settings = [
+            found["values"].get(a["key"], "untrained" if found["reference"] else "") for a in axes
+        ]
+        cells = [found["place"] or "-", *settings, measured(found), found["n"], found["state"]]
+        lines.append(_row(cells))
+    left = len(data["configurations"]) - MOST_ROWS
+    if left > 0:
+        lines += ["", f"and {left} more"]
+    for title, faults in (("Stopped early", data["stopped"]), ("Failed or lost", data["failures"])):
+        if faults:
+            lines += ["", f"## {title}", ""]
+            lines += [f"- {f['trial']} at step {f['step']}: {f['why']}" for f in faults[:MOST_ROWS]]
+    return "\n".join([*lines, ""])
+
+
+def measured(found: Mapping[str, Any]) -> str:
+    """`1.2345 ± 0.0012`, as far as it is known."""
+    if found["mean"] is None:
+        return "-"
+    spread = "" if found["sd"] is None else f" ± {found['sd']:.4f}"
+    return f"{found['mean']:.4f}{spread}"
+
+
+def _row(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"

@@ -1,0 +1,1 @@
+"""The model: a frozen base with many LoRA adapters in one pass."""

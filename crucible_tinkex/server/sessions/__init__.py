@@ -1,0 +1,1 @@
+"""Sessions and their models: what is asked, checked, ordered and promised."""

@@ -1,0 +1,57 @@
+"""Whether a sweep, or a trial, has used what it may: pure, from what the journal says was spent.
+
+Spends count when operations are sent, retries included, and the journal has each step's, so a cap
+is passed only by what was in flight when that became known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from crucible_tinkex.config import BudgetSection
+from crucible_tinkex.registry import Spent, SweepState, TrialRecord
+from crucible_tinkex.sweep.deciding.prices import Price
+
+BUDGET = "budget"
+
+
+class Budget:
+    """The caps of one experiment; no cap without a section."""
+
+    def __init__(self, section: BudgetSection | None = None, price: Price | None = None) -> None:
+        self._section = section or BudgetSection()
+        self._price = price
+
+    @property
+    def capped(self) -> bool:
+        """Whether anything but the number of trials is."""
+        return self._section.meters or self._section.hours is not None
+
+    def trials_left(self, state: SweepState) -> int | None:
+        """How many more may start; None: any."""
+        cap = self._section.trials
+        return None if cap is None else max(0, cap - len(state.trials))
+
+    def reached(self, state: SweepState, wall_s: float) -> str | None:
+        """Which cap of the sweep is, in words. `wall_s`: seconds of this run."""
+        used = self._used(state.spent, (state.wall_s + wall_s) / 3600)
+        return next(_reached("", vars(self._section), used), None)
+
+    def reached_by(self, trial: TrialRecord) -> str | None:
+        """Which cap of a trial is."""
+        spent = trial.spent
+        used = self._used(spent, spent.seconds / 3600)
+        return next(_reached("trial.", vars(self._section.trial), used), None)
+
+    def _used(self, spent: Spent, hours: float) -> Mapping[str, float]:
+        used = {"steps": spent.steps, "tokens": spent.tokens, "hours": hours}
+        return used if self._price is None else {**used, "dollars": self._price.of(spent)}
+
+
+def _reached(
+    name: str, caps: Mapping[str, float | None], used: Mapping[str, float]
+) -> Iterator[str]:
+    for key, value in used.items():
+        cap = caps.get(key)
+        if cap is not None and value >= cap:
+            yield f"budget.{name}{key}: {value:.6g} of {cap:.6g} are used"

@@ -1,0 +1,85 @@
+"""From an experiment to the plans of its trials: identities, names, numbers of steps.
+
+A pure function of experiment and data, so that a sweep that is run again finds its own trials. A
+trial's number (`index`) is its place in the order in which trials were asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from crucible_tinkex.config import Experiment
+from crucible_tinkex.names import run_dir_name
+from crucible_tinkex.registry import SEARCH, Origin, TrialRecord
+from crucible_tinkex.training.plan import TrialPlan, trial_identity
+
+
+class Planner:
+    """Plans the trials of `experiment` over `rows` training rows."""
+
+    def __init__(self, experiment: Experiment, *, rows: int, fingerprint: str) -> None:
+        self.experiment = experiment
+        self._rows = rows
+        self._fingerprint = fingerprint
+        self._plans: dict[str, TrialPlan] = {}
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the untrained base is a trial, too."""
+        return self.experiment.search.reference and self.experiment.data.evaluates
+
+    @property
+    def steps(self) -> int:
+        """Of a trial of the experiment as declared."""
+        return self.experiment.train.steps(self._rows)
+
+    def plan(
+        self,
+        values: Mapping[str, Any],
+        seed: int,
+        *,
+        index: int = 0,
+        reference: bool = False,
+        phase: str = SEARCH,
+        origin: Origin | None = None,
+    ) -> TrialPlan:
+        """One configuration with one seed. `reference`: the untrained base model."""
+        configured = self.experiment.configured(values)
+        steps = 0 if reference else configured.train.steps(self._rows)
+        return TrialPlan(
+            trial_id=trial_identity(
+                configured,
+                seed,
+                self._fingerprint,
+                total_steps=steps,
+                reference=reference,
+                origin=origin,
+            ),
+            index=index,
+            run_name=run_dir_name(index, values, seed),
+            values=values,
+            seed=seed,
+            total_steps=steps,
+            experiment=configured,
+            reference=reference,
+            phase=phase,
+            origin=origin,
+        )
+
+    def of(self, trial: TrialRecord) -> TrialPlan:
+        """The plan of a trial that was asked for, as the experiment is now."""
+        if trial.trial_id not in self._plans:
+            self._plans[trial.trial_id] = self.plan(
+                trial.values,
+                trial.seed,
+                index=trial.index,
+                reference=trial.reference,
+                phase=trial.phase,
+                origin=trial.origin,
+            )
+        return self._plans[trial.trial_id]
+
+    def forget(self, trial_id: str) -> None:
+        """A trial has ended: its plan is made again if it is ever needed."""
+        self._plans.pop(trial_id, None)

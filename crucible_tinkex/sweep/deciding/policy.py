@@ -1,0 +1,319 @@
+"""What a sweep does next: a pure function of what its journal says.
+
+`decide` looks at the folded state and the number of slots, and answers with decisions, each with
+its reason. It keeps nothing between calls that it could not find again in the state, so a sweep
+that is resumed decides the same again, and every choice can be explained from the journal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+
+from crucible_tinkex.registry import (
+    DONE,
+    FAILED,
+    LOST,
+    PAUSED,
+    PENDING,
+    RUNNING,
+    SEARCH,
+    STOPPED,
+    Decision,
+    SweepState,
+    TrialRecord,
+)
+from crucible_tinkex.registry.records import DecisionKind, declared
+from crucible_tinkex.search.stopping import StoppingRule, Verdict
+from crucible_tinkex.sweep.deciding.asking import Asker
+from crucible_tinkex.sweep.deciding.budget import BUDGET, Budget
+from crucible_tinkex.sweep.deciding.confirming import confirmation_seeds, next_confirmations
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.rungs import Rung
+from crucible_tinkex.training.plan import TrialPlan
+
+
+class Policy:
+    """`resume` once per run, then `decide` after every event."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        asker: Asker,
+        rule: StoppingRule,
+        *,
+        metric: str,
+        sign: float,
+        budget: Budget | None = None,
+    ) -> None:
+        """`sign` is 1 for a metric to minimise, -1 for one to maximise."""
+        self._planner = planner
+        self._asker = asker
+        self._rule = rule
+        self._metric = metric
+        self._sign = sign
+        self.budget = budget or Budget()
+        self._state: SweepState | None = None
+        self._rungs: dict[tuple[int, int], Rung] = {}
+
+    @property
+    def planned(self) -> int:
+        search = self._planner.experiment.search
+        leaders = min(search.confirm_top, self._asker.planned)
+        return self._asker.planned + len(confirmation_seeds(search)) * leaders
+
+    def resume(
+        self,
+        state: SweepState,
+        *,
+        retry: Collection[str] = (),
+        answering: Collection[str] = (),
+    ) -> list[Decision]:
+        """What a new run takes up again: trials that were lost, those that failed and are in
+        `retry`, those that somebody paused, and those that are now asked for another number of
+        steps, whether they are done or on their way."""
+        if self.budget.reached(state, 0.0):
+            return []
+        trials = [t for t in state.trials.values() if t.trial_id not in answering]
+        return [d for t in trials for d in self._taken_up(t, retry)]
+
+    def further(self, trial: TrialRecord) -> list[Decision]:
+        """A trial is done. If it was asked to go further while it trained, it does."""
+        return list(self._taken_up(trial, ()))
+
+    def _taken_up(self, trial: TrialRecord, retry: Collection[str]) -> Iterator[Decision]:
+        if trial.state == FAILED and trial.trial_id in retry:
+            yield Decision("retry", trial.trial_id, reason="a person asked to try it again")
+        elif trial.state == LOST:
+            yield Decision("retry", trial.trial_id, reason="a new run tries what was lost again")
+        if trial.state == PAUSED and trial.hold:
+            goal = self._planner.of(trial).total_steps
+            rung = min(trial.target, goal)
+            reason = f"it was paused by a {trial.hold}, and a new run goes on"
+            yield Decision("advance", trial.trial_id, rung, goal, reason)
+            return
+        if trial.reference or not (trial.state in (DONE, LOST) or is_waiting(trial)):
+            return
+        goal = self._planner.of(trial).total_steps
+        if trial.state == DONE:
+            self._planner.forget(trial.trial_id)
+        if goal > trial.step if trial.state == DONE else goal != trial.total_steps:
+            yield self._advance(trial, trial.step, goal, f"asked for {goal} steps now")
+
+    def decide(
+        self,
+        state: SweepState,
+        *,
+        slots: int,
+        answering: Collection[str] = (),
+        wall_s: float = 0.0,
+    ) -> list[Decision]:
+        """`slots`: sessions that may be open at the same time. `answering`: trials whose sessions
+        are in the middle of something; only a budget decides on them. `wall_s`: seconds of this
+        run so far."""
+        if why := self.budget.reached(state, wall_s):
+            return list(self._exhausted(state, why))
+        if overdrawn := list(self._overdrawn(state)):
+            return overdrawn
+        if state.held:
+            return []
+        free = slots - len(state.active)  # below 0: some that were promoted wait for a slot
+        left = self.budget.trials_left(state)
+        more = self._asker.more(state)
+        if more and left == 0:
+            if not state.open:
+                return self._end_by_budget(state, f"budget.trials: {len(state.trials)} are started")
+            more = False
+        crowded = more or free < 0
+        judged = list(self._judged(state, answering, more=more, crowded=crowded))
+        room = free + sum(_room(state.trials[d.trial_id], d) for d in judged)
+        room = room if left is None else min(room, left)
+        started = [self._start(p) for p in self._asker.ask(state, max(0, room))]
+        is_over = left == 0 or not self._asker.more(state)
+        return judged + started or (list(self._last(state, free, answering)) if is_over else [])
+
+    def _exhausted(self, state: SweepState, why: str) -> Iterator[Decision]:
+        """Have what trains save and wait, then end; more budget takes it up again."""
+        for trial in state.active.values():
+            yield Decision("pause", trial.trial_id, reason=why, by=BUDGET)
+        if not state.active:
+            yield from self._end_by_budget(state, why)
+
+    def _overdrawn(self, state: SweepState) -> Iterator[Decision]:
+        if self.budget.capped:
+            for trial in state.active.values():
+                if why := self.budget.reached_by(trial):
+                    yield Decision("stop", trial.trial_id, reason=why, by=BUDGET)
+
+    def _end_by_budget(self, state: SweepState, why: str) -> list[Decision]:
+        return [Decision("end", reason=why, by=BUDGET)] if state.ended is None else []
+
+    def _last(self, state: SweepState, free: int, answering: Collection[str]) -> Iterator[Decision]:
+        """When the search has nothing more to ask for or to judge: see that somebody was trained to
+        the end, then confirm the leaders, then end."""
+        if state.ended is not None or any(t.phase == SEARCH for t in state.open.values()):
+            return
+        crowns = self._rule.crowns and not state.open
+        if crowns and (again := self._best_stopped(state)):
+            if again.trial_id in answering:
+                return
+            yield self._advance(
+                again,
+                max(again.target, again.step),
+                self._planner.of(again).total_steps,
+                "nobody was trained to the end, and this is the best of those that were stopped",
+            )
+            return
+        plans = next_confirmations(state, self._planner)
+        left = self.budget.trials_left(state)
+        if plans and left == 0 and not state.open:
+            yield from self._end_by_budget(state, "budget.trials: no more for the confirmation")
+            return
+        free = free if left is None else min(free, left)
+        first = len(state.trials)
+        for i, plan in enumerate(plans[: max(0, free)]):
+            numbered = self._planner.plan(plan.values, plan.seed, index=first + i, phase=plan.phase)
+            yield self._begin("confirm", numbered, "a leader of the search, with a fresh seed")
+        if not plans and not state.open:
+            yield Decision("end", reason="no trial is left to ask for or to train")
+
+    def _best_stopped(self, state: SweepState) -> TrialRecord | None:
+        """The best of those that were stopped furthest on, if no trial of the search is done."""
+        trials = [t for t in state.trials.values() if not t.reference and t.phase == SEARCH]
+        if any(t.state == DONE for t in trials):
+            return None
+        stopped = [t for t in trials if t.state == STOPPED and t.results]
+        return min(stopped, key=lambda t: (-t.metrics_step, self._loss(t), t.index), default=None)
+
+    def _loss(self, trial: TrialRecord) -> float:
+        value = self._sign * trial.metrics.get(self._metric, math.nan)
+        return math.inf if math.isnan(value) else value
+
+    def _start(self, plan: TrialPlan) -> Decision:
+        reason = "the next configuration of the search" if plan.values else "as declared"
+        return self._begin("start", plan, reason)
+
+    def fork(self, plan: TrialPlan) -> Decision:
+        """A clone of another trial; it waits for a slot like one that was promoted."""
+        assert plan.origin
+        where = f"from its step {plan.origin.step}" if plan.origin.warm else "from the base"
+        return self._begin("fork", plan, f"a clone of trial {plan.origin.parent}, {where}")
+
+    def _begin(self, kind: DecisionKind, plan: TrialPlan, reason: str) -> Decision:
+        goal, begun = plan.total_steps, plan.origin.step if plan.origin else 0
+        rungs = (goal,) if kind == "confirm" else self._rule.rungs(goal, self._bracket(plan.index))
+        return Decision(
+            kind,
+            plan.trial_id,
+            to_step=next((r for r in rungs if r > begun), goal),
+            total_steps=goal,
+            reason=reason,
+            trial=declared(plan),
+        )
+
+    def _advance(self, trial: TrialRecord, step: int, goal: int, reason: str) -> Decision:
+        rungs = self._rule.rungs(goal, self._bracket(trial.index))
+        rung = next((r for r in rungs if r > step), goal)
+        return Decision("advance", trial.trial_id, rung, goal, reason)
+
+    # --- rungs --------------------------------------------------------------------------------
+
+    def _judged(
+        self, state: SweepState, answering: Collection[str], *, more: bool, crowded: bool
+    ) -> Iterator[Decision]:
+        """Decisions on the trials that stand at a rung; one that must wait keeps its slot unless
+        another trial needs it (`crowded`)."""
+        for bracket in range(self._rule.brackets):
+            yield from self._judged_in(bracket, state, answering, more=more, crowded=crowded)
+
+    def _bracket(self, index: int) -> int:
+        return index % self._rule.brackets
+
+    def _judged_in(
+        self,
+        bracket: int,
+        state: SweepState,
+        answering: Collection[str],
+        *,
+        more: bool,
+        crowded: bool,
+    ) -> Iterator[Decision]:
+        """A rung is final, so that its best goes on whatever its share, once nobody can come to it
+        any more."""
+        standing: dict[int, list[TrialRecord]] = {}
+        mine = [t for t in state.active.values() if self._bracket(t.index) == bracket]
+        answers = (state.open[i] for i in answering if i in state.open)
+        climbing = [t.target for t in answers if self._bracket(t.index) == bracket]
+        for trial in mine:
+            if trial.parked and trial.trial_id not in answering:
+                standing.setdefault(trial.target, []).append(trial)
+            else:
+                climbing.append(trial.target)
+        lowest = min(climbing, default=math.inf)
+        for step in sorted({*standing, *state.paused}):
+            rung = self._rung(state, step, bracket)
+            final = not more and lowest > step
+            for trial in standing.get(step, ()):
+                lowest = min(lowest, step)
+                verdict, reason = self._verdict(rung, trial, final=final)
+                if verdict == "wait" and crowded:
+                    yield Decision("pause", trial.trial_id, reason=reason)
+                elif verdict != "wait":
+                    yield self._judgement(trial, verdict, reason)
+            for trial, verdict, reason in self._paused(state, rung, answering, final=final):
+                lowest = min(lowest, step)
+                if verdict != "wait":
+                    yield self._judgement(trial, verdict, reason)
+
+    def _paused(
+        self, state: SweepState, rung: Rung, answering: Collection[str], *, final: bool
+    ) -> list[tuple[TrialRecord, Verdict, str]]:
+        """Verdicts on those that are paused at a rung, up to the first that must wait: no other is
+        better than that one."""
+        taken: dict[str, TrialRecord] = {}
+        judged: list[tuple[TrialRecord, Verdict, str]] = []
+        while trial := rung.take_paused(state):
+            if trial.trial_id in taken or trial.trial_id in answering:
+                taken[trial.trial_id] = trial
+                continue
+            taken[trial.trial_id] = trial
+            verdict, reason = self._verdict(rung, trial, final=final)
+            judged.append((trial, verdict, reason))
+            if verdict == "wait":
+                break
+        for left in taken.values():
+            rung.give_back(left)
+        return judged
+
+    def _verdict(self, rung: Rung, trial: TrialRecord, *, final: bool) -> tuple[Verdict, str]:
+        place, of = rung.place(trial), len(rung)
+        reason = f"place {place + 1} of {of} by {self._metric} at step {trial.target}"
+        return self._rule.judge(rung.standing(trial, final=final)), reason
+
+    def _judgement(self, trial: TrialRecord, verdict: Verdict, reason: str) -> Decision:
+        if verdict == "stop":
+            return Decision("stop", trial.trial_id, reason=reason)
+        goal = self._planner.of(trial).total_steps
+        return self._advance(trial, trial.target, goal, reason)
+
+    def _rung(self, state: SweepState, step: int, bracket: int) -> Rung:
+        if state is not self._state:
+            self._state, self._rungs = state, {}
+        key = step, bracket
+        if key not in self._rungs:
+            of = {"bracket": bracket, "brackets": self._rule.brackets}
+            self._rungs[key] = Rung(step, metric=self._metric, sign=self._sign, **of)
+        self._rungs[key].read(state)
+        return self._rungs[key]
+
+
+def _room(trial: TrialRecord, decision: Decision) -> int:
+    """How many slots a decision on a trial that stands at a rung sets free."""
+    if decision.kind == "advance":
+        return -1 if trial.state == PAUSED else 0
+    return 0 if trial.state == PAUSED else 1
+
+
+def is_waiting(trial: TrialRecord) -> bool:
+    """Whether the trial should train now: it has a rung to reach and has not ended."""
+    return trial.state in (PENDING, RUNNING) and not trial.parked

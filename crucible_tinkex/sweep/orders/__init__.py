@@ -1,0 +1,1 @@
+"""What people tell a sweep from elsewhere, and how it is obeyed."""

@@ -1,0 +1,114 @@
+"""What a command means: a pure function of the state and the command to decisions and an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.registry import FAILED, LOST, PAUSED, TERMINAL, Decision, SweepState
+from crucible_tinkex.registry import TrialRecord as Trial
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.policy import Policy
+from crucible_tinkex.sweep.orders.cloning import clone_plan
+from crucible_tinkex.sweep.orders.control import Command
+
+PERSON = "person"
+
+
+def obey(
+    state: SweepState, policy: Policy, planner: Planner, command: Command
+) -> tuple[list[Decision], str]:
+    """Decisions and what is answered. Asking for what is so already decides nothing. Raises
+    `ConfigError` for what cannot be, and then nothing is decided."""
+    trials = named(state, command.trials)
+    if command.kind == "clone":
+        return _clone(state, policy, planner, command, trials)
+    if command.kind == "retry":
+        return _told("retry", _retry(trials, state))
+    if command.kind == "stop":
+        return _told("stop", _stop(trials))
+    if command.kind == "pause":
+        return _told("pause", _pause(trials or _open(state)), whole=not trials)
+    if command.kind == "unpause":
+        return _told("unpause", _unpause(trials or _open(state)), whole=not trials)
+    raise ConfigError(f"{command.kind} is nothing that a policy decides")
+
+
+def named(state: SweepState, names: Sequence[str]) -> list[Trial]:
+    """Trials by id, name or number. Raises `ConfigError` for one that is not there."""
+    if not names:
+        return []
+    known = {
+        key: t for t in state.trials.values() for key in (str(t.index), t.run_name, t.trial_id)
+    }
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"no trial {unknown[0]!r} in this sweep; `crucible status` shows them")
+    return [known[name] for name in names]
+
+
+def _open(state: SweepState) -> list[Trial]:
+    return list(state.open.values())
+
+
+def _told(
+    kind: str, decisions: list[Decision], *, whole: bool = False
+) -> tuple[list[Decision], str]:
+    count = len(decisions)
+    trials = f"{count} {'trial' if count == 1 else 'trials'}"
+    return decisions, f"{kind}: {'the sweep, ' if whole else ''}{trials}"
+
+
+def _clone(
+    state: SweepState, policy: Policy, planner: Planner, command: Command, trials: list[Trial]
+) -> tuple[list[Decision], str]:
+    if len(trials) != 1:
+        raise ConfigError("clone: name the one trial to clone")
+    plan = clone_plan(
+        state, planner, trials[0], command.settings, fresh=command.fresh, at=command.at
+    )
+    if there := state.trials.get(plan.trial_id):
+        return [], f"clone: it is there already: {there.run_name}, {there.state}"
+    assert plan.origin
+    begin = f"step {plan.origin.step} of {trials[0].run_name}" if plan.origin.warm else "the base"
+    return [policy.fork(plan)], f"clone: {plan.run_name}, from {begin}"
+
+
+def _retry(trials: list[Trial], state: SweepState) -> list[Decision]:
+    for trial in trials:
+        if trial.state not in (FAILED, LOST):
+            raise ConfigError(f"trial {trial.run_name} is {trial.state}: it did not fail")
+    again = trials or [t for t in state.trials.values() if t.state in (FAILED, LOST)]
+    reason = "a person asked to try it again"
+    return [Decision("retry", t.trial_id, reason=reason) for t in again]
+
+
+def _stop(trials: list[Trial]) -> list[Decision]:
+    reason = "a person stopped it"
+    return [
+        Decision("stop", t.trial_id, reason=reason, by=PERSON)
+        for t in trials
+        if t.state not in TERMINAL
+    ]
+
+
+def _pause(trials: list[Trial]) -> list[Decision]:
+    _refuse_ended(trials, "paused")
+    reason = "a person paused it"
+    return [Decision("pause", t.trial_id, reason=reason, by=PERSON) for t in trials if not t.hold]
+
+
+def _unpause(trials: list[Trial]) -> list[Decision]:
+    _refuse_ended(trials, "taken up again")
+    return [go_on(t, "a person let it go on") for t in trials if t.hold and t.state == PAUSED]
+
+
+def _refuse_ended(trials: list[Trial], what: str) -> None:
+    for trial in trials:
+        if trial.state in TERMINAL:
+            raise ConfigError(f"trial {trial.run_name} is {trial.state} and cannot be {what}")
+
+
+def go_on(trial: Trial, reason: str) -> Decision:
+    """To the rung that it was on its way to."""
+    return Decision("advance", trial.trial_id, trial.target, trial.total_steps, reason)

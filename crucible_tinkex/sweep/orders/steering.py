@@ -1,0 +1,49 @@
+"""Has a sweep obey a command, whether it runs or not.
+
+A running one answers itself. What asks for more work of one that does not run is checked here, left
+in its control folder and taken up by the next run; anything else is refused.
+"""
+
+from __future__ import annotations
+
+from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.storage import is_locked
+from crucible_tinkex.sweep.orders.control import LASTING, Command, Inbox, send
+from crucible_tinkex.sweep.orders.obeying import obey
+from crucible_tinkex.sweep.preparation import PreparedSweep, extended, load_sweep, prepare
+from crucible_tinkex.sweep.results.summary import read_state
+
+
+def steer(paths: SweepPaths, command: Command) -> str:
+    """What became of it, in words. Raises `ConfigError` where it cannot be: nothing is changed."""
+    if is_locked(paths.lock) or command.kind not in LASTING:
+        return send(paths, command)
+    prepared = _prepared(paths)
+    if command.kind == "extend":
+        answer, is_new = _extension(prepared, command)
+    else:
+        state = read_state(paths)
+        decisions, answer = obey(state, prepared.policy(), prepared.planner, command)
+        is_new = bool(decisions)
+    if not is_new:
+        return answer
+    Inbox(paths).put(command)
+    return f"{answer}; it begins with the next `crucible resume {paths.root.name}`"
+
+
+def _prepared(paths: SweepPaths) -> PreparedSweep:
+    storage, name = str(paths.root.parent), paths.root.name
+    return prepare(load_sweep(storage, name), storage=storage, name=name)
+
+
+def _extension(prepared: PreparedSweep, command: Command) -> tuple[str, bool]:
+    if not command.settings:
+        raise ConfigError("extend: say what to ask for with --set key=value")
+    experiment = extended(prepared.experiment, command.settings, prepared.paths)
+    storage, name = str(prepared.paths.root.parent), prepared.name
+    more = prepare(experiment, storage=storage, name=name)
+    changed = more.experiment.amendments(prepared.experiment)
+    if not changed:
+        return "extend: it asks for that already", False
+    return f"extend: {', '.join(changed)}", True

@@ -1,0 +1,1 @@
+"""What a sweep found: rankings, conclusions, tables and views of its state."""

@@ -1,0 +1,126 @@
+"""What a sweep's journal and evaluations support: its numbers handed to `bench`.
+
+Read-only. A configuration competes with the seeds that are done; one of which a trial was stopped
+early does not, because the seeds that went on were chosen for their values. The reference (the
+untrained base) is one measurement and does not compete. The cost of a seed is its training tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+import pyarrow as pa
+
+import crucible_tinkex.bench as bench
+from crucible_tinkex.bench import Comparison, Conclusion, Scores
+from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.metrics import CATALOGUE, Direction
+from crucible_tinkex.names import short_keys
+from crucible_tinkex.registry import FAILED, LOST, STOPPED, SweepState, TrialRecord
+from crucible_tinkex.sweep.results.leaderboard import Configuration, Objective, configurations
+
+_COLUMNS = {"eval/nll": "nll", "eval/accuracy": "correct"}
+"""The metric's value for one held-out row."""
+
+
+def conclusion(state: SweepState) -> Conclusion:
+    """Of what is done by now. Holds at every look."""
+    objective = Objective.of(state)
+    asked = state.meta["experiment"]["search"]["seeds"]
+    found = [c for c in configurations(state) if not c.reference]
+    fresh = {t.seed for c in found for t in c.trials} - set(asked)
+    pruned = any(t.state == STOPPED for c in found for t in c.trials)
+    chosen_by = asked if pruned or fresh else ()
+    names = configuration_names(found)
+    numbers = [_numbers(c, name) for c, name in zip(found, names, strict=True)]
+    return bench.conclude(numbers, terms(objective), chosen_by=chosen_by)
+
+
+def terms(objective: Objective) -> bench.Terms:
+    direction: Direction = "max" if objective.direction == "max" else "min"
+    return bench.terms(objective.metric, direction, cost_unit="training tokens")
+
+
+def configuration_names(found: Sequence[Configuration]) -> list[str]:
+    """What varied, in words; told apart by the number of the first trial where that is the same."""
+    short = short_keys(dict.fromkeys(k for c in found for k in c.values))
+    varied = {k: v for k, v in short.items() if len({str(c.values.get(k)) for c in found}) > 1}
+    names = [
+        ", ".join(f"{varied[k]} = {_text(v)}" for k, v in c.values.items() if k in varied)
+        for c in found
+    ]
+    return [
+        name if name and names.count(name) == 1 else f"{name} (trial {c.trials[0].index})".strip()
+        for name, c in zip(names, found, strict=True)
+    ]
+
+
+def _text(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _numbers(configuration: Configuration, name: str) -> bench.Configuration:
+    done = configuration.done
+    measured = {t.seed: configuration.objective.value(t) for t in done}
+    status, reason = _status(configuration)
+    return bench.Configuration(
+        name,
+        {seed: value for seed, value in measured.items() if value is not None},
+        cost=fmean(t.spent.train_tokens for t in done) if done else None,
+        status=status,
+        missing_seeds=tuple(t.seed for t in configuration.trials if t.state == FAILED),
+        reason=reason,
+    )
+
+
+def _status(configuration: Configuration) -> tuple[bench.Status, str]:
+    for state in (STOPPED, FAILED, LOST):
+        trials = [t for t in configuration.trials if t.state == state]
+        if trials and (state == STOPPED or not configuration.done):
+            return state, trials[0].error or ""  # type: ignore[return-value]
+    return ("complete" if configuration.done else "unfinished"), ""
+
+
+def comparison(state: SweepState, evaluations: pa.Table, a: str, b: str) -> Comparison:
+    """The configurations of trials `a` and `b`, on the rows behind the value that ranks them.
+    Raises `ConfigError` for a trial that is not there, or a metric that no row has."""
+    objective = Objective.of(state)
+    if objective.metric not in _COLUMNS:
+        raise ConfigError(
+            f"{objective.metric} has no value per held-out row; a sweep ranked by "
+            f"{' or '.join(_COLUMNS)} can be compared"
+        )
+    found = configurations(state)
+    first, second = (_configuration_of(found, name) for name in (a, b))
+    if first is second:
+        raise ConfigError(f"trials {a} and {b} are seeds of one configuration")
+    scores = [_scores(c, evaluations) for c in (first, second)]
+    labels = configuration_names([first, second])
+    direction = CATALOGUE[objective.metric].direction or "min"
+    return bench.compare(*scores, direction=direction, names=(labels[0], labels[1]))
+
+
+def _configuration_of(found: Sequence[Configuration], name: str) -> Configuration:
+    for configuration in found:
+        for trial in configuration.trials:
+            if name in (trial.trial_id, trial.run_name, str(trial.index)):
+                return configuration
+    raise ConfigError(f"no trial {name!r} in this sweep; `crucible status` shows them")
+
+
+def _scores(configuration: Configuration, evaluations: pa.Table) -> Scores:
+    objective = configuration.objective
+    column = _COLUMNS[objective.metric]
+    trials: dict[tuple[str, int | None], TrialRecord] = {
+        (t.trial_id, objective.step(t)): t for t in configuration.done or configuration.trials
+    }
+    columns = ("trial_id", "step", "example_id", column)
+    rows = zip(*(evaluations[name].to_pylist() for name in columns), strict=True)
+    kept = [
+        (float(value), example, trials[trial, step].seed)
+        for trial, step, example, value in rows
+        if (trial, step) in trials and value is not None
+    ]
+    values, examples, seeds = zip(*kept, strict=True) if kept else ((), (), ())
+    return Scores(values, examples, seeds=seeds)

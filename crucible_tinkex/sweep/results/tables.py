@@ -1,0 +1,69 @@
+"""A sweep's trials and checkpoints as Arrow tables, for SQL."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from crucible_tinkex.registry import SweepState, TrialRecord
+
+_DECLARED = (
+    "trial_id",
+    "index",
+    "run_name",
+    "seed",
+    "reference",
+    "phase",
+    "state",
+    "step",
+    "total_steps",
+)
+_ADDED = ("parent", "forked_at", "attempts", "error", "train_tokens", "seconds")
+
+
+def query_tables(state: SweepState) -> dict[str, pa.Table]:
+    """`trials`: one row each, with a column per hyperparameter and metric, named with underscores;
+    `checkpoints`: one row each."""
+    trials = list(state.trials.values())
+    heads = _heads({key for t in trials for key in t.values})
+    return {
+        "trials": _table([_trial(t, heads) for t in trials]),
+        "checkpoints": _table(
+            [
+                {"trial_id": t.trial_id, "attempt": c.attempt, "step": c.step, "path": c.path}
+                for t in trials
+                for c in t.checkpoints
+            ],
+            columns=("trial_id", "attempt", "step", "path"),
+        ),
+    }
+
+
+def _trial(trial: TrialRecord, heads: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        **{name: getattr(trial, name) for name in _DECLARED},
+        "parent": trial.origin.parent if trial.origin else None,
+        "forked_at": trial.origin.step if trial.origin and trial.origin.warm else None,
+        "attempts": trial.attempt,
+        "error": trial.error,
+        **{heads[key]: value for key, value in trial.values.items()},
+        **{name.replace("/", "_"): value for name, value in trial.metrics.items()},
+        "train_tokens": trial.spent.train_tokens,
+        "seconds": trial.spent.seconds,
+    }
+
+
+def _heads(keys: Collection[str]) -> dict[str, str]:
+    """A column per hyperparameter: the last part of its key, or all of it where that would be
+    another column's name."""
+    last = {key: key.rsplit(".", 1)[-1] for key in keys}
+    taken = Counter([*last.values(), *_DECLARED, *_ADDED])
+    return {k: k.replace(".", "_") if taken[name] > 1 else name for k, name in last.items()}
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> pa.Table:
+    names = list(columns) or list(dict.fromkeys(k for row in rows for k in row))
+    return pa.table({name: [row.get(name) for row in rows] for name in names})

@@ -1,0 +1,170 @@
+"""What a storage folder remembers of its experiments: the seed's `Telemetry.query`, windows over
+time or count, aggregates, and export.
+
+The original's query matched nothing (it compared integers with dates, and said so to nobody), its
+runs held each other's events, and its standard deviation divided by n. Here a time is a time, rows
+carry their experiment, and std is that of a sample (n - 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.telemetry.bridge.catalogue import stored_kinds
+from crucible_tinkex.telemetry.export import Format, write_table
+from crucible_tinkex.telemetry.query import read_events
+
+QUANTILES = {"p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
+
+
+class Telemetry:
+    """The events of every experiment and sweep below one folder. Every call reads them afresh."""
+
+    def __init__(self, storage: str | Path = "runs") -> None:
+        self._storage = Path(storage)
+
+    def query(
+        self,
+        *,
+        experiment_id: str | None = None,
+        event_type: str | Sequence[str] | None = None,
+        from_: datetime | None = None,
+        to: datetime | None = None,
+        name: str | None = None,
+        trial_id: str | None = None,
+    ) -> pa.Table:
+        """Rows by time, in the columns of the event log.
+
+        `event_type` is one of the seed's (`training_step`, `optimizer_step`, `checkpoint`,
+        `session`, `forward_backward_stop`, ...) or a kind of ours. `from_` is inclusive, `to`
+        exclusive; a time without zone is UTC. Raises `ConfigError` for an unknown type, and for a
+        folder that is not there.
+        """
+        if from_ is not None and to is not None and _utc(from_) > _utc(to):
+            raise ConfigError(f"from_ {from_} is later than to {to}")
+        own = self._own(experiment_id)
+        tables = [
+            read_events(
+                self._folders() if own is None else own,
+                experiment_id=experiment_id if own is None else None,
+                kind=kind,
+                trial_id=trial_id,
+                name=name,
+                since=from_,
+                until=to,
+            )
+            for kind in _kinds(event_type)
+        ]
+        return pa.concat_tables(tables).sort_by([("time", "ascending"), ("seq", "ascending")])
+
+    def window(
+        self,
+        *,
+        last: int | timedelta | None = None,
+        from_: datetime | None = None,
+        to: datetime | None = None,
+        **filters: Any,
+    ) -> pa.Table:
+        """The newest `last` rows, those of the `last` time before the newest row (or before `to`),
+        or those from `from_` to `to`; `filters` are those of `query`."""
+        if isinstance(last, int):
+            if last < 0:
+                raise ConfigError(f"last = {last} must be a number of rows")
+            found = self.query(from_=from_, to=to, **filters)
+            return found.slice(max(0, found.num_rows - last))
+        found = self.query(from_=from_, to=to, **filters)
+        if last is None or not found.num_rows:
+            return found
+        end = _utc(to) if to is not None else pc.max(found["time"]).as_py()
+        return found.filter(pc.greater(found["time"], pa.scalar(end - last, found["time"].type)))
+
+    def aggregate(self, *, by: Sequence[str] = ("name",), **filters: Any) -> list[dict[str, Any]]:
+        """Count, mean, std (n - 1; None of one), min, max, p50, p75, p95, p99, first and last of
+        the values, for each combination of the columns `by`."""
+        return aggregated(self.window(**filters), by)
+
+    def windowed(
+        self, *, every: timedelta, by: Sequence[str] = ("name",), **filters: Any
+    ) -> list[dict[str, Any]]:
+        """`aggregate` of each stretch of time; `window_start` says which. Empty ones are left
+        out."""
+        if every <= timedelta(0):
+            raise ConfigError(f"every = {every} must be a positive time")
+        found = self.window(**filters)
+        if not found.num_rows:
+            return []
+        width = every // timedelta(microseconds=1)
+        ticks = pc.cast(found["time"], pa.int64())
+        start = pc.multiply(pc.divide(ticks, width), width)
+        found = found.append_column("window_start", pc.cast(start, found["time"].type))
+        return aggregated(found, ["window_start", *by])
+
+    def export(self, path: str | Path, *, format: Format | None = None, **filters: Any) -> int:
+        """Write the rows of `window` to a file; how many there were. `format` by default as the
+        file is named: csv, jsonl or parquet."""
+        found = self.window(**filters)
+        write_table(found, path, format=format)
+        return int(found.num_rows)
+
+    def experiments(self) -> list[str]:
+        """Folders with events, by name."""
+        return sorted(folder.parent.name for folder in self._folders())
+
+    def _own(self, experiment_id: str | None) -> Path | None:
+        """The events of the experiment (or sweep) whose folder has this name."""
+        own = self._storage / (experiment_id or "") / "events"
+        return own if experiment_id and own.is_dir() else None
+
+    def _folders(self) -> list[Path]:
+        if not self._storage.is_dir():
+            raise ConfigError(f"there is no storage folder {self._storage}")
+        return sorted(f for f in self._storage.glob("*/events") if f.is_dir())
+
+
+def aggregated(table: pa.Table, by: Sequence[str]) -> list[dict[str, Any]]:
+    """Statistics of `value` for each combination of `by`, in the order of their first rows."""
+    unknown = [column for column in by if column not in table.column_names]
+    if unknown:
+        raise ConfigError(
+            f"there is no column {', '.join(unknown)}; there are {', '.join(table.column_names)}"
+        )
+    groups: dict[tuple[Any, ...], list[float]] = {}
+    for row in table.select([*by, "value"]).to_pylist():
+        if row["value"] is not None:
+            groups.setdefault(tuple(row[column] for column in by), []).append(row["value"])
+    return [
+        {**dict(zip(by, key, strict=True)), **_statistics(values)} for key, values in groups.items()
+    ]
+
+
+def _statistics(values: Sequence[float]) -> Mapping[str, Any]:
+    array = np.asarray(values, np.float64)
+    return {
+        "count": len(values),
+        "mean": float(array.mean()),
+        "std": float(array.std(ddof=1)) if len(values) > 1 else None,
+        "min": float(array.min()),
+        "max": float(array.max()),
+        **{name: float(np.quantile(array, q)) for name, q in QUANTILES.items()},
+        "first": values[0],
+        "last": values[-1],
+    }
+
+
+def _kinds(event_type: str | Sequence[str] | None) -> Iterable[str | None]:
+    if event_type is None:
+        return [None]
+    names = [event_type] if isinstance(event_type, str) else event_type
+    return dict.fromkeys(kind for name in names for kind in stored_kinds(name))
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -1,0 +1,200 @@
+"""The same session for code without an event loop: plain scripts, and notebooks, whose own loop is
+left alone. One thread holds the loop on which the session lives."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+from crucible_tinkex.errors import SessionStateError
+from crucible_tinkex.registry import Spent
+from crucible_tinkex.telemetry.bridge import Bridge
+from crucible_tinkex.training.adapter.experiment import LoraExperiment
+from crucible_tinkex.training.adapter.protocol import LoraAdapter
+from crucible_tinkex.training.tinkex.evaluating import Scorer
+from crucible_tinkex.training.tinkex.results import (
+    Checkpoint,
+    Completion,
+    EvaluationResult,
+    StepRow,
+    TrainResult,
+)
+from crucible_tinkex.training.tinkex.samplers import Prompt
+from crucible_tinkex.training.tinkex.session import TinkexSession
+from crucible_tinkex.training.tinkex.states import State
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """An event loop in a thread of its own. `close` ends both."""
+
+    def __init__(self, name: str = "tinkex") -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def run(
+        self, work: Coroutine[Any, Any, T], *, on_interrupt: Callable[[], object] | None = None
+    ) -> T:
+        """What `work` returns or raises. Ctrl-C cancels it, or calls `on_interrupt` and waits for
+        its end. Raises `SessionStateError` on the loop's own thread, which would wait for itself.
+        """
+        if threading.current_thread() is self._thread or self._loop.is_closed():
+            work.close()
+            raise SessionStateError(
+                "this session cannot be used here: it is closed, or this is one of its callbacks"
+            )
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            if on_interrupt is None:
+                future.cancel()
+            else:
+                self._loop.call_soon_threadsafe(on_interrupt)
+                wait([future])
+            raise
+
+    def close(self) -> None:
+        if self._loop.is_closed():
+            return
+        ended = self._loop.shutdown_default_executor()
+        asyncio.run_coroutine_threadsafe(ended, self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class BlockingSession:
+    """A `TinkexSession` whose operations return when they are done; `live` is that session."""
+
+    def __init__(self, live: TinkexSession, loop: LoopThread) -> None:
+        self.live = live
+        self._loop = loop
+
+    @property
+    def experiment(self) -> LoraExperiment:
+        return self.live.experiment
+
+    @property
+    def adapter(self) -> LoraAdapter:
+        return self.live.adapter
+
+    @property
+    def status(self) -> State:
+        return self.live.status
+
+    @property
+    def step(self) -> int:
+        return self.live.step
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        return self.live.checkpoints
+
+    @property
+    def metrics(self) -> list[StepRow]:
+        return self.live.metrics
+
+    @property
+    def spent(self) -> Spent:
+        return self.live.spent
+
+    @property
+    def telemetry(self) -> Bridge:
+        """`attach` and `detach` handlers here; they are called in the loop's thread."""
+        return self.live.bridge
+
+    @property
+    def model_registry(self) -> Any:
+        return self.live.model_registry
+
+    def train(
+        self,
+        dataset: str | Path | Sequence[Any],
+        *,
+        eval_dataset: str | Path | Sequence[Any] | None = None,
+        start_step: int = 0,
+        **options: Any,
+    ) -> TrainResult:
+        """See `TinkexSession.train`. Ctrl-C finishes what was sent and saves, then raises."""
+        return self._loop.run(
+            self.live.train(dataset, eval_dataset=eval_dataset, start_step=start_step, **options),
+            on_interrupt=self.live.stop,
+        )
+
+    def evaluate(
+        self,
+        dataset: str | Path | Sequence[Any],
+        *,
+        checkpoint: str | Checkpoint | None = None,
+        adapter_name: str = "default",
+        generate: bool = True,
+        max_rows: int | None = None,
+        scorers: Mapping[str, Scorer] | None = None,
+        **sampling: Any,
+    ) -> EvaluationResult:
+        return self._loop.run(
+            self.live.evaluate(
+                dataset,
+                checkpoint=checkpoint,
+                adapter_name=adapter_name,
+                generate=generate,
+                max_rows=max_rows,
+                scorers=scorers,
+                **sampling,
+            )
+        )
+
+    def infer(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        checkpoint: str | Checkpoint | None = None,
+        num_samples: int = 1,
+        **sampling: Any,
+    ) -> list[Completion]:
+        return self._loop.run(
+            self.live.infer(prompts, checkpoint=checkpoint, num_samples=num_samples, **sampling)
+        )
+
+    def forward_backward(self, data: Sequence[Any], **options: Any) -> dict[str, Any]:
+        return self._loop.run(self.live.forward_backward(data, **options))
+
+    def optim_step(self, adam: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return self._loop.run(self.live.optim_step(adam))
+
+    def save_checkpoint(
+        self, step: int | None = None, *, metrics: Mapping[str, float] | None = None
+    ) -> Checkpoint:
+        return self._loop.run(self.live.save_checkpoint(step, metrics=metrics))
+
+    def load_checkpoint(
+        self,
+        checkpoint: str | Checkpoint | Mapping[str, Any],
+        *,
+        optimizer: bool = True,
+        step: int | None = None,
+    ) -> None:
+        self._loop.run(self.live.load_checkpoint(checkpoint, optimizer=optimizer, step=step))
+
+    def recover(self) -> None:
+        self._loop.run(self.live.recover())
+
+    def close(self) -> None:
+        self._loop.run(self.live.close())
+
+    def __enter__(self) -> BlockingSession:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._loop.run(self.live.__aexit__(kind, error, trace))

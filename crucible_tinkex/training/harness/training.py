@@ -1,0 +1,81 @@
+"""The seed's step `tinkex_training`: train the session on the dataset, and give what came of it.
+
+It saves each checkpoint as progress, so that an experiment that was interrupted goes on from the
+last one. Unlike the seed's loop it goes through the session (`TinkexSession.train`), always saves
+the last step, and loses no rows when a step fails.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from crucible_tinkex.training.harness.context import StepContext
+from crucible_tinkex.training.harness.plan import Plan
+from crucible_tinkex.training.tinkex.options import TrainOptions
+from crucible_tinkex.training.tinkex.results import Checkpoint, StepRow, TrainResult
+
+NAME = "tinkex_training"
+
+
+def register_training_step(plan: Plan, *, name: str = NAME, **options: Any) -> Plan:
+    """Add the step; `options` are those of `train`, over which a condition's `params` win.
+
+    Raises `ConfigError` for an option that there is not.
+    """
+    evaluation = options.pop("eval_dataset", None)
+    TrainOptions.of(options)
+
+    async def train(ctx: StepContext) -> Mapping[str, Any]:
+        return await _train(ctx, {**options, "seed": ctx.seed, **ctx.params}, evaluation)
+
+    return plan.add_step(name, train, options)
+
+
+async def _train(ctx: StepContext, options: dict[str, Any], evaluation: Any) -> Mapping[str, Any]:
+    before: list[StepRow] = list(ctx.progress.get("rows", []))
+    saved = [Checkpoint(**c) for c in ctx.progress.get("checkpoints", [])]
+    start = saved[-1].step if saved else 0
+    if ctx.session.status == "failed":
+        await _done(ctx.session.recover())
+    if saved:
+        await _done(ctx.session.load_checkpoint(saved[-1]))
+    rows = [row for row in before if row["step"] <= start]
+    told = options.pop("on_step_end", None)
+    heard = options.pop("on_checkpoint", None)
+
+    def on_step_end(row: StepRow) -> None:
+        rows.append(row)
+        if told is not None:
+            told(row)
+
+    def on_checkpoint(checkpoint: Checkpoint) -> None:
+        saved.append(checkpoint)
+        ctx.save({"rows": rows, "checkpoints": [c.to_json() for c in saved]})
+        if heard is not None:
+            heard(checkpoint)
+
+    result: TrainResult = await _done(
+        ctx.session.train(
+            ctx.dataset,
+            eval_dataset=evaluation,
+            start_step=start,
+            on_step_end=on_step_end,
+            on_checkpoint=on_checkpoint,
+            **options,
+        )
+    )
+    whole = [*(row for row in before if row["step"] <= start), *result.results]
+    return {
+        "metrics": dict(ctx.session.adapter.calculate_metrics(whole)),
+        "rows": whole,
+        "checkpoints": [c.to_json() for c in saved],
+        "final_metrics": dict(result.final_metrics),
+        "best_metric": result.best_metric,
+        "trace_id": ctx.trace_id,
+    }
+
+
+async def _done(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value

@@ -1,0 +1,109 @@
+"""The one training loop: steps sent ahead of the results of earlier ones, and their results in
+order.
+
+Both a sweep's trial (`session`) and the adapter's session train through `stepped`. A step is a
+forward and backward pass on its batch, in `Update.accumulate` portions whose gradients the service
+adds up, then one optimizer step. All of a step is submitted before any of it is awaited, so that a
+service with clock cycles does it in one. Leaving the loop early cancels the waits that remain; the
+service may still do what was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from crucible_tinkex.client.interface import TrainingClient
+from crucible_tinkex.client.model.chunks import merge
+from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput, OptimStepResponse
+from crucible_tinkex.training.recipes.recipe import Update, Updates
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What the service answered to one step; `backward` is of the whole batch."""
+
+    number: int
+    update: Update
+    backward: ForwardBackwardOutput
+    optim: OptimStepResponse
+
+
+@dataclass
+class _Step:
+    """A step that was sent and not yet awaited."""
+
+    number: int
+    update: Update
+    backward: Sequence[asyncio.Future[ForwardBackwardOutput]]
+    optim: asyncio.Future[OptimStepResponse]
+
+    def cancel(self) -> None:
+        for future in self.backward:
+            future.cancel()
+        self.optim.cancel()
+
+
+async def stepped(
+    recipe: Updates,
+    client: TrainingClient,
+    numbers: Iterable[int],
+    *,
+    ahead: int,
+    is_over: Callable[[], bool] = lambda: False,
+) -> AsyncGenerator[StepResult, None]:
+    """Yield the result of every step of `numbers`; `ahead` more may be under way meanwhile.
+
+    When `is_over` says so, nothing more is sent and what was sent is still awaited. Close the
+    iterator (`contextlib.aclosing`) where the loop may be left early.
+    """
+    pending: deque[_Step] = deque()
+    try:
+        for number in numbers:
+            if is_over():
+                break
+            pending.append(await _submit(recipe, client, number))
+            if len(pending) > ahead:
+                yield await _result(pending)
+        while pending:
+            yield await _result(pending)
+    finally:
+        for step in pending:
+            step.cancel()
+
+
+async def _submit(recipe: Updates, client: TrainingClient, number: int) -> _Step:
+    update = await recipe.update(number, client)
+    backward = [asyncio.ensure_future(send(client, update, part)) for part in portions(update)]
+    return _Step(number, update, backward, asyncio.ensure_future(client.optim_step(update.adam)))
+
+
+def send(
+    client: TrainingClient, update: Update, part: Sequence[Datum]
+) -> Awaitable[ForwardBackwardOutput]:
+    if update.custom is not None:
+        return client.forward_backward_custom(part, update.custom(part))
+    return client.forward_backward(part, loss_fn=update.loss_fn, loss_fn_config=update.loss_config)
+
+
+async def _result(pending: deque[_Step]) -> StepResult:
+    step = pending[0]  # stays among the pending, to be cancelled, until it is whole
+    outputs = [await future for future in step.backward]
+    optim = await step.optim
+    pending.popleft()
+    return StepResult(step.number, step.update, merge(outputs), optim)
+
+
+def portions(update: Update) -> list[Sequence[Datum]]:
+    """The batch in `accumulate` consecutive parts whose sizes differ by at most one row."""
+    rows, parts = len(update.batch), max(1, min(update.accumulate, len(update.batch)))
+    edges = [rows * i // parts for i in range(parts + 1)]
+    return [update.batch[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def next_milestone(step: int, last: int, *every: int) -> int:
+    """The first step after `step` that is a multiple of one of `every` (0: never), or `last`."""
+    return min([last, *((step // n + 1) * n for n in every if n > 0)])

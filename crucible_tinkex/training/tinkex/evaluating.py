@@ -1,0 +1,62 @@
+"""Held-out rows measured on the weights of a session, or on a checkpoint of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from crucible_tinkex.client.interface import SamplingClient
+from crucible_tinkex.config import EvaluationSection
+from crucible_tinkex.datasets import Tokenizer
+from crucible_tinkex.protocol.wire import SamplingParams
+from crucible_tinkex.training.adapter.rows import as_mapping, tokenised
+from crucible_tinkex.training.recipes.evaluation import evaluate
+from crucible_tinkex.training.recipes.recipe import Evaluation
+from crucible_tinkex.training.tinkex.live import LiveModel
+from crucible_tinkex.training.tinkex.results import Checkpoint
+from crucible_tinkex.training.tinkex.samplers import complete
+
+Scorer = Callable[[Mapping[str, Any], str], float]
+"""Takes a row and what the model wrote."""
+
+
+async def measured(
+    live: LiveModel,
+    rows: Sequence[Any],
+    checkpoint: Checkpoint | None,
+    *,
+    generate: bool,
+    max_length: int,
+    scorers: Mapping[str, Scorer],
+    params: SamplingParams,
+) -> Evaluation:
+    """The metrics of sweeps, and the mean of each scorer over completions sampled by `params`."""
+    data = tokenised(rows, live.tokenizer, max_length=max_length)
+    client, sampler = await live.to_evaluate(checkpoint, samples=bool(scorers))
+    found = await evaluate(
+        client,
+        data,
+        EvaluationSection(generate=generate),
+        tokenizer=live.tokenizer.name,
+        tell=live.report.evaluating,
+    )
+    if sampler is None:
+        return found
+    scored = await _scored(sampler, live.tokenizer, rows, scorers, params)
+    return Evaluation({**found.metrics, **scored}, found.examples)
+
+
+async def _scored(
+    sampler: SamplingClient,
+    tokenizer: Tokenizer,
+    rows: Sequence[Any],
+    scorers: Mapping[str, Scorer],
+    params: SamplingParams,
+) -> dict[str, float]:
+    mappings = [as_mapping(row) for row in rows]
+    prompts = [str(m.get("prompt", m.get("input", ""))) for m in mappings]
+    written = await complete(sampler, tokenizer, prompts, params, 1)
+    return {
+        name: sum(score(m, c.text) for m, c in zip(mappings, written, strict=True)) / len(rows)
+        for name, score in scorers.items()
+    }

@@ -1,0 +1,1 @@
+"""What a sweep leaves behind, put to use: export, chat, and keeping of its checkpoints."""

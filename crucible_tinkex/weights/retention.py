@@ -1,0 +1,138 @@
+"""Which checkpoints of a sweep are kept: a pure choice, so that it can be shown before it is done.
+
+Kept is what any rule wants, and what is protected whatever the rules say: what is pinned, what is
+registered as a model, the newest resumable checkpoint of a trial that has not ended, and the one
+that ranks a trial. A checkpoint without the metric, or with NaN for it, is never among the best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.registry import TERMINAL, CheckpointRecord, SweepState, TrialRecord
+from crucible_tinkex.sweep.results.leaderboard import Objective
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Rules; 0 switches one off."""
+
+    best: int = 0
+    """So many of the whole sweep, by the metric."""
+    last: int = 0
+    """So many of each trial and kind, the newest."""
+    every: int = 0
+    """Those at a multiple of so many steps."""
+
+    def __post_init__(self) -> None:
+        if min(self.best, self.last, self.every) < 0:
+            raise ConfigError("retention: best, last and every must be 0 or more")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of a sweep, and what speaks for keeping it."""
+
+    record: CheckpointRecord
+    trial: str
+    """The trial's name."""
+    pinned: bool = False
+    models: Sequence[str] = ()
+    """Ids of the models that it is registered as."""
+    needed: str | None = None
+    """Why the sweep itself needs it."""
+    kept_by: Sequence[str] = field(default=(), compare=False)
+    """Rules that keep it, after `plan`."""
+
+    @property
+    def path(self) -> str:
+        return self.record.path
+
+    @property
+    def protected(self) -> str | None:
+        """Why it is never deleted; None if it may be."""
+        if self.pinned:
+            return "pinned"
+        return f"model {self.models[0]}" if self.models else self.needed
+
+    def value(self, metric: str) -> float | None:
+        found = self.record.metrics.get(metric)
+        return found if found is not None and math.isfinite(found) else None
+
+
+def checkpoints(state: SweepState, models: Mapping[str, Sequence[str]]) -> list[Checkpoint]:
+    """All of a sweep, trial by trial, oldest first. `models`: ids by checkpoint path."""
+    objective = Objective.of(state)
+    return [
+        Checkpoint(
+            c,
+            trial.run_name,
+            c.path in trial.pinned,
+            models.get(c.path, ()),
+            _needed(c, trial, objective)
+            or ("a clone begins at it" if state.needed(c.path) else None),
+        )
+        for trial in state.trials.values()
+        for c in sorted((*trial.checkpoints, *trial.samplers), key=lambda c: (c.step, c.attempt))
+    ]
+
+
+def _needed(checkpoint: CheckpointRecord, trial: TrialRecord, objective: Objective) -> str | None:
+    if trial.state not in TERMINAL and checkpoint == trial.last_checkpoint:
+        return "its trial goes on from it"
+    if objective.at == "best" and checkpoint.step == objective.step(trial):
+        return "its step ranks its trial"
+    return None
+
+
+def best_first(
+    found: Collection[Checkpoint], metric: str, direction: str, *, kind: str | None = None
+) -> list[Checkpoint]:
+    """Those that have a finite value, the best first; of equals the newest, and for sampling."""
+    sign = 1.0 if direction == "min" else -1.0
+    return sorted(
+        (c for c in found if c.value(metric) is not None and kind in (None, c.record.kind)),
+        key=lambda c: (
+            sign * (c.value(metric) or 0.0),
+            -c.record.step,
+            c.record.kind != "sampler",
+            c.trial,
+        ),
+    )
+
+
+def plan(
+    found: Sequence[Checkpoint], rules: Retention, *, metric: str, direction: str
+) -> tuple[list[Checkpoint], list[Checkpoint]]:
+    """Those to keep, with why, and those to delete."""
+    kept: dict[str, list[str]] = {c.path: [] for c in found}
+    for checkpoint in found:
+        if checkpoint.protected:
+            kept[checkpoint.path].append(checkpoint.protected)
+    for checkpoint in best_first(found, metric, direction)[: rules.best]:
+        kept[checkpoint.path].append(f"best by {metric}")
+    for path, reason in (*_last(found, rules.last), *_every(found, rules.every)):
+        kept[path].append(reason)
+    marked = [
+        Checkpoint(c.record, c.trial, c.pinned, c.models, c.needed, tuple(kept[c.path]))
+        for c in found
+    ]
+    return [c for c in marked if c.kept_by], [c for c in marked if not c.kept_by]
+
+
+def _last(found: Sequence[Checkpoint], count: int) -> Iterator[tuple[str, str]]:
+    groups: dict[tuple[str, str], list[Checkpoint]] = {}
+    for checkpoint in found:
+        groups.setdefault((checkpoint.trial, checkpoint.record.kind), []).append(checkpoint)
+    for group in groups.values():
+        for checkpoint in group[-count:] if count else ():
+            yield checkpoint.path, "last of its trial"
+
+
+def _every(found: Sequence[Checkpoint], steps: int) -> Iterator[tuple[str, str]]:
+    for checkpoint in found if steps else ():
+        if checkpoint.record.step % steps == 0:
+            yield checkpoint.path, f"step {checkpoint.record.step}"

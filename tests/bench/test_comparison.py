@@ -1,0 +1,86 @@
+"""`compare`: pairing, what is left out, few and bad values."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from crucible_tinkex import bench
+from crucible_tinkex.errors import ConfigError
+
+RNG = np.random.default_rng(3)
+
+
+def test_a_real_difference_is_seen_and_named() -> None:
+    base = RNG.normal(2, 1, size=80)
+    found = bench.compare(base - 0.2 + RNG.normal(0, 0.1, 80), base, names=("new", "old"))
+    assert found.verdict.startswith("new is better: new - old = -0.")
+    assert found.low < -0.2 < found.high < 0 and found.p < 1e-6
+    assert found.effect_size < -1 and found.detectable < 0.05
+    higher = bench.compare(base, base - 0.2 + RNG.normal(0, 0.1, 80), direction="max")
+    assert higher.verdict.startswith("a is better")
+    assert "not about their settings" in found.notes[0]
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_unequal_sets_are_compared_on_what_they_share() -> None:
+    a = bench.Scores([1.0, 2, 3, 4, math.nan], ["v", "w", "x", "y", "z"])
+    b = bench.Scores([2.0, 3, 5, 5, 5, 6], ["w", "x", "y", "z", "p", "q"])
+    found = bench.compare(a, b)
+    assert (found.pairs, found.left_out, found.not_measured) == (3, (1, 2), 1)
+    assert found.difference == pytest.approx(-1 / 3)
+    assert "left out: 1 of the first, 2 of the second" in found.notes[0]
+
+
+def test_repeated_samples_of_a_prompt_are_one_score() -> None:
+    a = bench.Scores([0.0, 1, 1, 1], ["x", "x", "y", "y"])
+    b = bench.Scores([0.0, 0, 1, 0], ["x", "x", "y", "y"])
+    assert bench.compare(a, b, direction="max").pairs == 2
+
+
+def test_few_clusters_are_judged_by_flipped_signs_and_bootstrapped() -> None:
+    found = bench.compare([1.1, 2.3, 3.2, 4.4, 5.1, 6.3], [1.0, 2, 3, 4, 5, 6])
+    assert found.method == "all sign flips" and found.p == 2 / 64
+    assert found.bootstrap is not None and 0 < found.bootstrap[0] < found.difference
+    assert any("only 6 independent" in note for note in found.notes)
+
+
+def test_seeds_widen_the_claim_and_the_interval() -> None:
+    examples = list(range(40)) * 3
+    seeds = [s for s in range(3) for _ in range(40)]
+    shift = np.array([-0.3, 0.1, 0.4])[seeds]
+    a = RNG.normal(size=120) * 0.1 + shift
+    several = bench.compare(
+        bench.Scores(a, examples, seeds=seeds), bench.Scores(np.zeros(120), examples, seeds=seeds)
+    )
+    one = bench.compare(a, np.zeros(120))
+    assert several.seeds == 3 and several.standard_error > 3 * one.standard_error
+    assert several.df < 5 and not any("one seed" in note for note in several.notes)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "said"),
+    [
+        ([], [], "share no measured example"),
+        ([1.0], [2.0], "n = 1: nothing can be said"),
+        ([1.0, 2.0], [math.nan, math.nan], "share no measured example"),
+        ([1.0, 2.0, 3.0], [2.0, 3.0, 4.0], "no spread to judge by"),
+        ([1.0, 1.0], [1.0, 1.0], "no spread to judge by"),
+    ],
+)
+def test_what_cannot_be_judged_is_said(a: list[float], b: list[float], said: str) -> None:
+    found = bench.compare(a, b)
+    assert said in found.verdict and math.isnan(found.p)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ConfigError, match="3 values against 2"):
+        bench.compare([1.0, 2, 3], [1.0, 2])
+    with pytest.raises(ConfigError, match="2 values and 1 clusters"):
+        bench.Scores([1.0, 2.0], ["x", "y"], ["c"])
+    with pytest.raises(ConfigError, match="alpha"):
+        bench.compare([1.0, 2.0], [1.0, 2.5], alpha=5)

@@ -1,0 +1,94 @@
+"""Live control and clones on the embedded server, from Python and from the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from nano_experiment import make_experiment
+
+import crucible_tinkex as ct
+from crucible_tinkex.errors import ConfigError
+
+
+def crucible(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "crucible_tinkex", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_a_sweep_that_has_ended_is_cloned_extended_and_confirmed(tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path)
+    sweep = ct.run(experiment)
+    storage = str(sweep.paths.root.parent)
+    parent = sweep.best()
+    assert parent
+    name = str(int(parent["name"].split("-")[0]))
+    cloned = crucible(
+        *("clone", "small", name, "--set", "optimizer.learning_rate=2e-3", "--at", "2"),
+        *("--storage", storage),
+    )
+    assert cloned.returncode == 0 and "crucible resume small" in cloned.stdout, cloned.stderr
+    assert "search.confirm" in sweep.extend({"search.confirm": 1, "search.confirm_top": 1})
+    for command in ("pause", "stop", "unpause"):
+        refused = crucible(command, "small", "--storage", storage)
+        assert refused.returncode == 2 and "nothing was changed" in refused.stderr
+    resumed = crucible("resume", "small", "--storage", storage, "--quiet")
+    assert resumed.returncode == 0, resumed.stderr
+    rows = sweep.query("select * from trials order by index").to_pylist()
+    child, fresh = rows[-2:]
+    assert (child["parent"], child["forked_at"], child["step"]) == (parent["id"], 2, 4)
+    assert (fresh["phase"], fresh["seed"], fresh["state"]) == ("confirm", 10_000, "done")
+    best = sweep.status()["best_configuration"]
+    assert best["phase"] == "confirm" and best["n"] == 1
+    with pytest.raises(ConfigError, match="it would begin at step 4"):
+        sweep.clone(name, {"optimizer.learning_rate": 5e-3})
+    assert "already" in sweep.clone(name, {"optimizer.learning_rate": 2e-3}, at=3)
+
+
+def test_a_fork_with_nothing_changed_but_the_end_repeats_its_parent_exactly(
+    tmp_path: Path,
+) -> None:
+    """On real weights and a real optimizer: only with its moments does the child end where the
+    parent does, which went the same way undisturbed."""
+    experiment = make_experiment(tmp_path)
+    sweep = ct.run(experiment)
+    storage = str(sweep.paths.root.parent)
+    sweep.clone("1", {"train.max_steps": 6}, at=2)
+    assert crucible("resume", "small", "--storage", storage, "--quiet").returncode == 0
+    longer = ct.run(make_experiment(tmp_path / "longer", steps=6))
+    found = {t["id"]: t for t in sweep.status()["trials"]}
+    [forked] = [t for t in found.values() if t["forked_at"] == 2]
+    [whole] = [t for t in longer.status()["trials"] if t["name"].startswith("0001")]
+    assert forked["metrics"]["eval/nll"] == whole["metrics"]["eval/nll"]
+
+
+def test_a_running_sweep_hears_from_another_process(tmp_path: Path) -> None:
+    running = ct.start(make_experiment(tmp_path, steps=400))
+    wait_for(lambda: sum(t.step > 2 for t in running.view.trials) == 2)
+    sweep = ct.open_sweep("small", storage=str(tmp_path / "runs"))
+    assert sweep.pause("1") == "pause: 1 trial"
+    wait_for(lambda: [t["state"] for t in sweep.status()["trials"]].count("paused") == 1)
+    storage = ("--storage", str(tmp_path / "runs"))
+    assert crucible("unpause", "small", *storage).stdout == "unpause: the sweep, 1 trial\n"
+    assert sweep.clone("1", {"optimizer.learning_rate": 2e-3}).startswith("clone: 0003")
+    assert crucible("stop", "small", "2", "3", *storage).stdout == "stop: 2 trials\n"
+    refused = crucible("clone", "small", "77", "--set", "optimizer.beta1=.5", *storage)
+    assert refused.returncode == 2 and "no trial '77'" in refused.stderr
+    wait_for(lambda: [t["state"] for t in sweep.status()["trials"]].count("stopped") == 2)
+    assert crucible("stop", "small", *storage).returncode == 0
+    assert running.wait(60).exit_code == 130

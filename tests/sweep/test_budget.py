@@ -1,0 +1,227 @@
+"""Budgets: kept from real spends, resumable, and refused where they mean nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_sweeps import Bench, make_experiment, numbers
+from sweep_states import Journal
+
+from crucible_tinkex.config import BudgetSection, parse_budget
+from crucible_tinkex.errors import ConfigError, SessionLostError
+from crucible_tinkex.registry import DONE, PAUSED, RUNNING, STOPPED, Spent
+from crucible_tinkex.sweep.deciding.budget import Budget
+from crucible_tinkex.sweep.deciding.prices import Price, checked_price, price_of
+from crucible_tinkex.sweep.results.leaderboard import exit_code
+from crucible_tinkex.testing import FakeBackend
+
+PRICE = Price(2.0, 1.0, 4.0, "a test", date.today())
+ONE = {"space": {"lora.rank": [4]}, "reference": False}
+
+
+def spent(journal: Journal, trial_id: str, **used: Any) -> None:
+    trial = journal.state.trials[trial_id]
+    if trial.state != RUNNING:
+        journal._tell("attempt", trial_id=trial_id, attempt=trial.attempt + 1)
+    journal._tell("spent", trial_id=trial_id, spent=vars(Spent(**used)))
+
+
+def capped(price: Price | None = None, **caps: Any) -> Journal:
+    journal = Journal(search={"space": {"lora.rank": [1, 2, 3, 4]}})
+    journal.policy.budget = Budget(BudgetSection(**caps), price)
+    journal.fresh_policy = lambda: journal.policy  # type: ignore[method-assign]
+    journal.decide(slots=2)
+    return journal
+
+
+@pytest.mark.parametrize(
+    ("caps", "used"),
+    [
+        ({"steps": 10}, {"steps": 6}),
+        ({"tokens": 1000}, {"train_tokens": 200, "prefill_tokens": 200, "sample_tokens": 200}),
+        ({"dollars": 0.01}, {"train_tokens": 2000, "sample_tokens": 500}),
+    ],
+)
+def test_nothing_new_is_decided_once_a_cap_is_reached(
+    caps: dict[str, Any], used: dict[str, int]
+) -> None:
+    journal = capped(PRICE, **caps)
+    first, second = journal.pending
+    spent(journal, first, **used)
+    assert journal.decide(slots=3) and len(journal.pending) == 3, "not reached yet"
+    spent(journal, second, **used)
+    decided = journal.decide(slots=3)
+    assert {(d.kind, d.by) for d in decided} == {("pause", "budget")} and len(decided) == 3
+    (end,) = journal.decide(slots=3)
+    (key,) = caps
+    assert (end.kind, end.by) == ("end", "budget") and f"budget.{key}" in end.reason
+    assert exit_code(journal.state) == 3
+    assert journal.policy.resume(journal.state) == [], "a resumed sweep decides the same"
+    journal.policy.budget = Budget(BudgetSection())
+    assert {d.kind for d in journal.policy.resume(journal.state)} == {"advance"}
+
+
+def test_spends_of_all_attempts_count_once_each() -> None:
+    journal = capped(steps=10)
+    first, _ = journal.pending
+    for steps in (2, 4, 4):
+        spent(journal, first, steps=steps)
+    journal._tell("attempt", trial_id=first, attempt=2)
+    spent(journal, first, steps=3)
+    assert journal.state.spent.steps == journal.state.trials[first].spent.steps == 7
+
+
+def test_wall_time_counts_earlier_runs() -> None:
+    journal = capped(hours=1)
+    journal._tell("sweep", state="interrupted", wall_s=3000.0)
+    decide = journal.policy.decide
+    assert not [d for d in decide(journal.state, slots=2, wall_s=500) if d.by]
+    assert {d.by for d in decide(journal.state, slots=2, wall_s=601)} == {"budget"}
+
+
+def test_a_trial_that_used_its_own_budget_is_stopped_and_others_go_on() -> None:
+    journal = capped(trial={"steps": 5})
+    first, second = journal.pending
+    spent(journal, first, steps=5)
+    (stop,) = journal.decide(slots=2)
+    assert (stop.kind, stop.trial_id, stop.by) == ("stop", first, "budget")
+    assert journal.state.trials[first].state == STOPPED
+    assert [d.kind for d in journal.decide(slots=2)] == ["start"] and second in journal.pending
+
+
+def test_no_more_trials_start_than_allowed() -> None:
+    journal = capped(trials=3)
+    while not journal.state.ended:
+        for trial_id in journal.pending:
+            journal.train(trial_id, 1.0)
+        journal.decide(slots=2)
+    assert len(journal.state.trials) == 3 and journal.state.ended_by == "budget"
+    journal.policy.budget = Budget(BudgetSection(trials=4))
+    journal._tell("run", run="run-2")
+    assert [d.kind for d in journal.decide()] == ["start"]
+
+
+def test_a_budget_that_is_enough_changes_nothing() -> None:
+    journal = capped(trials=4, steps=10_000, hours=5)
+    while not journal.state.ended:
+        for trial_id in journal.pending:
+            journal.train(trial_id, 1.0)
+        journal.decide(slots=2)
+    assert journal.state.ended_by == "" and exit_code(journal.state) == 0
+
+
+def test_a_sweep_ends_within_what_was_in_flight_and_goes_on_when_extended(tmp_path: Path) -> None:
+    whole = Bench(tmp_path / "whole").run()
+    bench = Bench(tmp_path / "capped", budget={"steps": 30})
+    state = bench.run()
+    sent = bench.backend.calls.count("optim_step")
+    in_flight = 3 * (1 + bench.experiment.train.submit_ahead)
+    reaction = 3 * 5  # half a second of three sessions at a tenth of a second an operation
+    assert 30 <= sent <= 30 + in_flight + reaction
+    assert (exit_code(state), state.ended_by, state.spent.steps) == (3, "budget", sent)
+    assert {t.state for t in state.open.values()} == {PAUSED}
+    before = len(bench.backend.calls)
+    assert exit_code(bench.run()) == 3
+    assert len(bench.backend.calls) == before, "nothing is spent by trying again"
+    bench.experiment = make_experiment(budget={"steps": 1000})
+    state = bench.run(changed=["budget.steps"])
+    assert numbers(state) == numbers(whole) and exit_code(state) == 0
+    assert state.spent.steps == 48
+
+
+def test_what_is_repeated_after_a_loss_counts(tmp_path: Path) -> None:
+    gone = [("optim_step", 7, SessionLostError("gone"))]
+    backend = FakeBackend(delay_s=0.1, failures=gone)
+    bench = Bench(tmp_path, backend=backend, search=ONE, budget={"steps": 100})
+    state = bench.run()
+    assert Counter(t.state for t in state.trials.values()) == {DONE: 1}
+    assert state.spent.steps > 8
+
+
+def test_hours_end_a_sweep_whose_service_only_waits(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, backend=FakeBackend(delay_s=10.0), search=ONE, budget={"hours": 0.01})
+    bench.clock = lambda: asyncio.get_running_loop().time()
+    assert exit_code(bench.run()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("5usd", {"budget.dollars": 5.0}),
+        ("$5.5 usd", {"budget.dollars": 5.5}),
+        ("2h", {"budget.hours": 2.0}),
+        ("90min", {"budget.hours": 1.5}),
+        ("1e6tok", {"budget.tokens": 1_000_000}),
+        ("20trials", {"budget.trials": 20}),
+    ],
+)
+def test_budgets_are_written_with_their_unit(text: str, settings: dict[str, Any]) -> None:
+    assert parse_budget(text) == settings
+
+
+@pytest.mark.parametrize("text", ["", "5", "usd", "5 apples", "-5usd", "1..2h"])
+def test_a_budget_without_a_meaning_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--budget"):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize("caps", [{"steps": 0}, {"dollars": -1}, {"hours": 0}, {"moons": 3}])
+def test_a_cap_of_nothing_is_refused(caps: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="budget"):
+        make_experiment(budget=caps)
+
+
+TABLE = """
+date = {date}
+source = "a page"
+[models."nano"]
+train = 2.0
+prefill = 0.5
+sample = 1
+"""
+
+
+def priced(folder: Path, text: str, **caps: Any) -> Any:
+    (folder / "prices.toml").write_text(text)
+    budget = {"dollars": 5, "prices": str(folder / "prices.toml"), **caps}
+    return make_experiment(budget=budget)
+
+
+def test_dollars_follow_the_users_table(tmp_path: Path) -> None:
+    found = price_of(priced(tmp_path, TABLE.format(date=date.today())))
+    assert found and found.source == "a page"
+    assert found.of(Spent(1_000_000, 2_000_000, 500_000)) == 2.0 + 1.0 + 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("date = 1", "'date' is missing or wrong"),
+        ("date = 2026-01-01\n[models]", "'source' is missing or wrong"),
+        ("x", "not valid TOML"),
+        (TABLE.replace("2.0", "-2.0"), "needs train"),
+        (TABLE.replace("sample = 1", ""), "needs sample"),
+        (TABLE.replace("nano", "other"), "no price is known for 'nano'"),
+    ],
+)
+def test_a_table_that_says_nothing_certain_is_refused(tmp_path: Path, text: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        checked_price(priced(tmp_path, text.replace("{date}", str(date.today()))))
+
+
+def test_an_old_table_is_refused_and_so_is_an_unknown_price(tmp_path: Path) -> None:
+    old = TABLE.format(date=date.today() - timedelta(days=400))
+    with pytest.raises(ConfigError, match="more than a year old"):
+        checked_price(priced(tmp_path, old))
+    with pytest.raises(ConfigError, match="no price is known"):
+        checked_price(make_experiment(budget={"dollars": 5}))
+    with pytest.raises(ConfigError, match="cannot read"):
+        checked_price(make_experiment(budget={"prices": str(tmp_path / "none.toml")}))
+    assert checked_price(make_experiment()) is None
+    embedded = make_experiment(service={"base_url": "embedded"}, budget={"dollars": 5})
+    assert checked_price(embedded) is not None

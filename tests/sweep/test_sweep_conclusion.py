@@ -1,0 +1,132 @@
+"""Conclusions from journals, and comparisons from evaluation rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.registry import (
+    DONE,
+    FAILED,
+    RUNNING,
+    STOPPED,
+    Spent,
+    SweepState,
+    TrialRecord,
+)
+from crucible_tinkex.sweep.results.conclusion import comparison, conclusion
+
+RNG = np.random.default_rng(2)
+
+
+def trial(index: int, rank: int, seed: int, nll: float | None, **more: Any) -> TrialRecord:
+    values = {"lora.rank": rank, "optimizer.learning_rate": 1e-3}
+    found = TrialRecord(f"t{index}", index, f"{index:04}", values, seed, 9, state=DONE, step=9)
+    found.spends[1] = Spent(train_tokens=100 * rank)
+    if nll is not None:
+        found.metrics, found.metrics_step = {"eval/nll": nll}, 9
+        found.results = {9: found.metrics}
+    for key, value in more.items():
+        setattr(found, key, value)
+    return found
+
+
+def grid(means: dict[int, float], seeds: int, *, first: int = 0) -> list[TrialRecord]:
+    cells = [(rank, seed) for rank in means for seed in range(first, first + seeds)]
+    return [
+        trial(100 * rank + seed, rank, seed, means[rank] + RNG.normal(0, 0.01))
+        for rank, seed in cells
+    ]
+
+
+def state(trials: Sequence[TrialRecord], seeds: int, metric: str = "eval/nll") -> SweepState:
+    search = {"metric": metric, "seeds": list(range(seeds))}
+    meta = {"sweep": "s", "experiment": {"search": search}}
+    return SweepState(version=2, meta=meta, trials={t.trial_id: t for t in trials})
+
+
+def test_what_varied_names_the_winner() -> None:
+    base = trial(0, 0, 0, 0.1, reference=True, values={})
+    found = conclusion(state([base, *grid({4: 1.0, 8: 1.5, 16: 1.8}, 5)], 5))
+    assert found.verdict.startswith("winner: rank = 4, better than all 2 others; eval/nll")
+    assert [r.name for r in found.rivals] == ["rank = 8", "rank = 16"]
+    assert found.terms.zone == 0.002
+
+
+def test_what_it_would_cost_is_in_training_tokens() -> None:
+    found = conclusion(state(grid({4: 1.0, 8: 1.02}, 3), 3))
+    assert found.kind == "open" and found.more is not None and found.more.seeds
+    assert found.more.cost == pytest.approx(found.more.seeds * 1200)
+    assert "training tokens) would settle it" in found.verdict
+
+
+def test_what_was_stopped_failed_or_runs_is_left_out() -> None:
+    trials = grid({2: 1.0, 4: 1.3, 8: 0.5, 16: 1.0, 32: 1.0}, 4)
+    by_rank = {rank: [t for t in trials if t.values["lora.rank"] == rank] for rank in (8, 16, 32)}
+    by_rank[8][3].state, by_rank[8][3].error = STOPPED, "at step 3: 4th of 4"
+    for t in by_rank[16]:
+        t.state, t.error = FAILED, "loss became nan"
+    for t in by_rank[32]:
+        t.state = RUNNING
+    found = conclusion(state(trials, 4))
+    assert found.leader == "rank = 2"
+    assert {one.name: one.reason for one in found.left_out} == {
+        "rank = 8": "stopped: at step 3: 4th of 4",
+        "rank = 16": "failed: loss became nan",
+        "rank = 32": "unfinished",
+    }
+    assert any("values flatter" in note for note in found.notes), "halving chose by these seeds"
+
+
+def test_fresh_seeds_judge_whom_the_asked_ones_chose() -> None:
+    trials = [*grid({4: 1.0, 8: 1.5}, 1), *grid({4: 1.0, 8: 1.5}, 5, first=10)]
+    found = conclusion(state(trials, 1))
+    assert found.kind == "winner" and found.rivals[0].seeds == 5
+    assert "fresh seeds only" in found.notes[0]
+
+
+def test_one_seed_each_says_nothing() -> None:
+    assert conclusion(state(grid({4: 1.0, 8: 2.0}, 1), 1)).verdict.startswith("n = 1")
+    assert "none of 0" in conclusion(state([], 1)).verdict
+
+
+def evaluations(trials: Sequence[TrialRecord]) -> pa.Table:
+    hardness = RNG.normal(2, 1, size=50)
+    rows = [
+        {
+            "trial_id": t.trial_id,
+            "step": step,
+            "example_id": f"e{i}",
+            "nll": float(hardness[i] + t.metrics["eval/nll"] + RNG.normal(0, 0.1)),
+            "correct": bool(hardness[i] + t.metrics["eval/nll"] < 3),
+        }
+        for t in trials
+        for step in (3, 9)
+        for i in range(50)
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def test_two_trials_stand_for_their_configurations() -> None:
+    trials = grid({4: 1.0, 8: 1.3}, 2)
+    found = comparison(state(trials, 2), evaluations(trials), "400", "t801")
+    assert found.verdict.startswith("rank = 4 is better: rank = 4 - rank = 8 = -0.")
+    assert (found.pairs, found.examples, found.seeds) == (100, 50, 2)
+
+
+def test_comparisons_that_cannot_be_made() -> None:
+    trials = grid({4: 1.0, 8: 1.3}, 2)
+    rows = evaluations(trials)
+    with pytest.raises(ConfigError, match="no trial 'x'"):
+        comparison(state(trials, 2), rows, "400", "x")
+    with pytest.raises(ConfigError, match="seeds of one configuration"):
+        comparison(state(trials, 2), rows, "400", "401")
+    with pytest.raises(ConfigError, match="train/nll has no value per held-out row"):
+        comparison(state(trials, 2, "train/nll"), rows, "400", "800")
+    nothing = comparison(state(trials, 2), rows.slice(0, 0), "400", "800")
+    assert "share no measured example" in nothing.verdict
