@@ -1,5 +1,5 @@
-"""`make bench`: all benchmarks but `sessions` (six minutes and 8 GB), `telemetry` (five minutes) and
-`replay` (ten), or those named: `python -m benchmarks engine sampling server sessions client data
+"""`make bench`: all benchmarks but `sessions` (six minutes, 8 GB), `telemetry` (five minutes) and
+`replay` (five), or those named: `python -m benchmarks engine sampling server sessions client data
 telemetry overhead throughput scale honesty priors replay`."""
 
 from __future__ import annotations

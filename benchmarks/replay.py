@@ -259,8 +259,8 @@ def searches(surface: Surface, others: Sequence[Surface]) -> dict[str, tuple[Sea
     return {
         "grid": (grid, 0.001),
         "random": (random, 1),
-        "tpe": (learning("tpe"), 0.1),
-        "gp": (learning("gp"), 0.02),
+        "tpe": (learning("tpe"), 0.03),
+        "gp": (learning("gp"), 0.01),
         "asha, from 1/9": (stopping(Halving(3, rung)), 1),
         "asha, from 1/18": (stopping(Halving(3, early)), 1),
         "hyperband": (stopping(Hyperband(eta=3, first_rung=rung)), 1),
