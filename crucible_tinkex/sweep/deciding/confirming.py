@@ -56,7 +56,7 @@ def confirmation_seeds(search: SearchSection) -> tuple[int, ...]:
 
 def _unused(search: SearchSection) -> Iterator[int]:
     seed = FIRST_SEED
-    for _ in range(0 if search.confirm == AUTO else search.confirm):
+    for _ in range(0 if isinstance(search.confirm, str) else search.confirm):
         while seed in search.seeds:
             seed += 1
         yield seed

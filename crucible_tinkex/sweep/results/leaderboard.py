@@ -31,7 +31,6 @@ from crucible_tinkex.registry import (
     TrialRecord,
 )
 
-
 ALTERNATIONS = 50
 """Between configurations and seeds; with a few of each they converge far sooner."""
 
@@ -139,9 +138,10 @@ class Configuration:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over the seeds; None for fewer than two."""
+        """Standard deviation over the seeds; None for fewer than two, or one that diverged."""
         values = self.metric(self.objective.metric)
-        return stdev(values) if len(values) > 1 else None
+        is_known = len(values) > 1 and all(map(math.isfinite, values))
+        return stdev(values) if is_known else None
 
     @property
     def best_trial(self) -> TrialRecord:
@@ -175,9 +175,9 @@ def _confirming_seeds(search: Mapping[str, Any]) -> int:
 
 
 def _paired_keys(confirmed: Sequence[Configuration]) -> dict[int, float]:
-    """By identity, what sorts the best first: means less what the seeds of each add to all that have
-    run them (least squares of configuration + seed, by turns). Plain means where all have run the
-    same seeds."""
+    """By identity, what sorts the best first: means less what the seeds of each add to all that
+    have run them (least squares of configuration + seed, by turns). Plain means where all have run
+    the same seeds."""
     cells = {
         id(c): {t.seed: c.objective.key(c.objective.value(t)) for t in c.done} for c in confirmed
     }
