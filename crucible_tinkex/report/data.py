@@ -78,6 +78,7 @@ def _configuration(found: Configuration) -> dict[str, Any]:
         "state": found.state,
         "mean": _number(found.mean),
         "sd": _number(found.spread),
+        "half_width": _number(found.half_width),
         "n": len(found.done),
         "phase": found.phase,
         "seeds": {str(t.seed): _number(found.objective.value(t)) for t in found.trials},

@@ -1,5 +1,5 @@
-"""Where each configuration stands by the conclusion: the best, as good as far as can be seen, worse,
-or out of the contest; with the interval that says so."""
+"""Where each configuration stands by the conclusion: the best, as good as far as can be seen,
+worse, or out of the contest; with the interval that says so."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def leaderboard_csv(sweeps: Sequence[Mapping[str, Any]]) -> str:
     keys = differing(sweeps)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    fixed = ("mean", "sd", "n", "complete", "state", "train_tokens", "seconds")
+    fixed = ("mean", "sd", "half_width", "n", "complete", "state", "train_tokens", "seconds")
     judged = ("standing", "low", "high")
     writer.writerow(["sweep", "metric", "place", "reference", *keys, *fixed, *judged])
     for sweep in sweeps:

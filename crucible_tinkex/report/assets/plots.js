@@ -45,11 +45,11 @@ function scale(values) {
   return { at, ticks: ticks.map(t => [number(t, 3), at(t)]) };
 }
 
-// One configuration's mean and seeds, on an axis that all rows share. With a leader: its line, and how far from it the row may be; else the spread.
+// One configuration's mean and seeds, on an axis that all rows share. With a leader: its line, and how far from it the row may be; else the interval of its mean.
 function forest(found, at, leader, width = 190, height = 18) {
-  const x = v => 6 + at(v) * (width - 12), y = height / 2, spread = !leader && found.sd !== null && found.sd !== undefined;
-  const low = leader ? found.low ?? null : spread ? found.mean - found.sd : null;
-  const high = leader ? found.high ?? null : spread ? found.mean + found.sd : null;
+  const x = v => 6 + at(v) * (width - 12), y = height / 2, spread = !leader && found.half_width !== null;
+  const low = leader ? found.low ?? null : spread ? found.mean - found.half_width : null;
+  const high = leader ? found.high ?? null : spread ? found.mean + found.half_width : null;
   const fresh = new Set((found.fresh_seeds || []).map(String));
   return svg("svg", { width, height, role: "img", "aria-label": `${number(found.mean)}${low === null ? "" : `, ${number(low)} to ${number(high)}`}` },
     svg("line", { class: "axis", x1: 6, x2: width - 6, y1: y, y2: y }),

@@ -76,7 +76,7 @@ class View {
     const head = columns.map(([key, name]) => el("th", { "aria-sort": this.sort.key === key ? (this.sort.up ? "ascending" : "descending") : null },
       el("button", { onclick: () => { this.sort = { key, up: this.sort.key === key ? !this.sort.up : true }; this.draw(); } }, name, this.sort.key === key ? (this.sort.up ? " ▲" : " ▼") : "")));
     const cells = r => [r.place ?? "–", ...this.axes.map(a => r.reference ? "–" : number(r.values[a.key], 3)),
-      r.mean === null ? "–" : `${number(r.mean)}${r.sd === null ? "" : ` ± ${number(r.sd, 2)}`}`,
+      r.mean === null ? "–" : `${number(r.mean)}${r.half_width === null ? "" : ` ± ${number(r.half_width, 2)}`}`,
       (r.missing_seeds.length ? `${r.n}/${r.n + r.missing_seeds.length}` : r.n) + (r.phase === "confirm" ? " fresh" : ""), ...(judged ? [r.reference ? "–" : STANDING[r.standing]] : []), number(r.train_tokens)];
     const body = rows.slice(0, ROWS_SHOWN).map(r => el("tr", {
       tabindex: 0, class: `${this.chosen === r ? "chosen" : ""}${this.kept(r) ? "" : " faded"}${judged && !r.reference && r.standing !== "worse" && r.standing !== "does not compete" ? " near" : ""}`, "aria-selected": this.chosen === r, onclick: () => this.choose(r),
@@ -85,7 +85,7 @@ class View {
       el("td", { class: "text" }, el("span", { class: `tag ${r.reference ? "" : r.state}` }, r.reference ? "base" : r.state)),
       el("td", {}, copy(query(s, r), "SQL"))));
     const step = s.metric.at === "final" ? "last step" : "best step with a checkpoint";
-    return el("div", {}, el("h2", {}, "Leaderboard"), el("p", { class: "soft" }, `${s.metric.about}, in ${s.metric.unit}, at the ${step}; ± one standard deviation. Dot: mean; ticks: seeds${this.rows.some(r => r.fresh_seeds.length) ? " (tall: fresh ones, that chose nobody)" : ""}. ${judged ? `Bar: how far it may be from the best (line), an interval of ${100 - 100 * s.conclusion.terms.alpha} % for all rows together that holds at every look; one that stays off the line is worse. ≈: not separable from the best.` : "Bar: ± one standard deviation."}`),
+    return el("div", {}, el("h2", {}, "Leaderboard"), el("p", { class: "soft" }, `${s.metric.about}, in ${s.metric.unit}, at the ${step}; ±: 95 % over the seeds, each row by itself, for a single look. Dot: mean; ticks: seeds${this.rows.some(r => r.fresh_seeds.length) ? " (tall: fresh ones, that chose nobody)" : ""}. ${judged ? `Bar: how far it may be from the best (line), an interval of ${100 - 100 * s.conclusion.terms.alpha} % for all rows together that holds at every look; one that stays off the line is worse. ≈: not separable from the best.` : "Bar: the same interval."}`),
       el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...head, el("th", { class: "text" }, "mean and seeds"), el("th", { class: "text" }, "state"), el("th", {}, ""))), el("tbody", {}, ...body))),
       rows.length > ROWS_SHOWN ? el("p", { class: "soft" }, `and ${rows.length - ROWS_SHOWN} more; leaderboard.csv has all`) : null);
   }

@@ -144,6 +144,16 @@ class Configuration:
         return stdev(values) if is_known else None
 
     @property
+    def half_width(self) -> float | None:
+        """Of the 95 % interval of the mean over the seeds, of this configuration by itself and for
+        one look; None where there is no spread. Comparing is the conclusion's matter."""
+        if self.spread is None:
+            return None
+        from crucible_tinkex.bench.classical import half_width
+
+        return half_width(self.spread, len(self.metric(self.objective.metric)))
+
+    @property
     def best_trial(self) -> TrialRecord:
         return min(self.counted, key=lambda t: self.objective.key(self.objective.value(t)))
 

@@ -156,6 +156,7 @@ def configuration_summary(configuration: Configuration) -> dict[str, Any]:
         "missing_seeds": list(configuration.missing_seeds),
         "mean": None if mean is None or not math.isfinite(mean) else mean,
         "sd": None if spread is None or not math.isfinite(spread) else spread,
+        "half_width": configuration.half_width,
         "trials": [t.trial_id for t in configuration.trials],
     }
 
