@@ -26,7 +26,6 @@ _COLUMNS = {"eval/nll": "nll", "eval/accuracy": "correct"}
 
 def conclusion(state: SweepState) -> Conclusion:
     """Of what is done by now. Holds at every look."""
-    objective = Objective.of(state)
     asked = state.meta["experiment"]["search"]["seeds"]
     found = [c for c in configurations(state) if not c.reference]
     fresh = {t.seed for c in found for t in c.trials} - set(asked)
@@ -34,12 +33,15 @@ def conclusion(state: SweepState) -> Conclusion:
     chosen_by = asked if pruned or fresh else ()
     names = configuration_names(found)
     numbers = [_numbers(c, name) for c, name in zip(found, names, strict=True)]
-    return bench.conclude(numbers, terms(objective), chosen_by=chosen_by)
+    return bench.conclude(numbers, terms(state), chosen_by=chosen_by)
 
 
-def terms(objective: Objective) -> bench.Terms:
+def terms(state: SweepState) -> bench.Terms:
+    """The sweep's metric, its direction and the differences in it that do not matter."""
+    objective = Objective.of(state)
     direction: Direction = "max" if objective.direction == "max" else "min"
-    return bench.terms(objective.metric, direction, cost_unit="training tokens")
+    zone = state.meta["experiment"]["search"].get("indifference")
+    return bench.terms(objective.metric, direction, zone, cost_unit="training tokens")
 
 
 def configuration_names(found: Sequence[Configuration]) -> list[str]:
