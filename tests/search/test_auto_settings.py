@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from experiments import experiment
 
 from crucible_tinkex.config import AxisRange, Experiment
 from crucible_tinkex.errors import ConfigError
@@ -13,6 +12,7 @@ from crucible_tinkex.search.auto_settings import OPEN, Chosen, chosen, kept, ope
 from crucible_tinkex.search.priors import RANK, RATE, Record, published
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations
+from experiments import experiment
 
 RECORDS = published()
 
