@@ -72,6 +72,9 @@ def chosen(
     if budget is None and experiment.budget.steps is not None:
         budget = experiment.budget.steps / steps
     settings |= _spending(search, steps, budget)
+    if "enqueue" in left:  # some room for what the prior does not know
+        most = max(1, settings["trials"] // 2)
+        settings["enqueue"] = settings["enqueue"][:most]
     settings = {key: value for key, value in settings.items() if key in left}
     return Chosen(_with(experiment, settings), tuple(_notes(settings, prior, steps)))
 
@@ -165,8 +168,8 @@ def _notes(settings: Mapping[str, Any], prior: Prior, steps: int) -> Iterable[st
     if settings.get("enqueue"):
         guesses = "; ".join(_told(guess) for guess in settings["enqueue"])
         yield f"first {guesses}: {prior.suggestions[0].reason}"
-    if "enqueue" in settings:
-        yield from (f"the prior may be wrong: {doubt}" for doubt in prior.doubts)
+    if "enqueue" in settings and prior.doubts:
+        yield f"the prior may be wrong: {'; '.join(prior.doubts)}"
     if "trials" in settings:
         yield f"{settings['trials']} configurations of up to {steps} steps"
     stopping = settings.get("stopping")

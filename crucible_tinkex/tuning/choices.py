@@ -21,12 +21,13 @@ STEPS, MOST_EPOCHS = 100, 10
 MOST_STEPS = {True: 200, False: 1000}
 """By whether the service is the embedded one, which computes on this machine."""
 LONGEST = {True: 512, False: 4096}
+BATCH = 8
 MOST_BATCH = {True: 16, False: 64}
 SHORT_ANSWER = 16
 """Learnt tokens of a row up to which answers are generated and compared."""
 SHARE = 0.7
 """Of a budget, what is planned; the rest is for evaluations, checkpoints and starts."""
-FEWEST_TRIALS = 4.0
+FEWEST_TRIALS = 6.0
 """Whole trials that a budget should pay for: half of it searches, half confirms."""
 
 
@@ -117,8 +118,9 @@ def _length(facts: Facts, reasons: list[str]) -> int:
 
 
 def _batch(rows: int, *, embedded: bool) -> int:
-    """A power of two, so that an epoch has 32 steps or more."""
-    wished = max(1, min(MOST_BATCH[embedded], rows // 32))
+    """A power of two, so that an epoch has 32 steps or more; at least 8 where there are so many
+    rows, as smaller ones are noisy and far from what earlier sweeps used."""
+    wished = min(rows, max(BATCH, min(MOST_BATCH[embedded], rows // 32)))
     return int(2 ** math.floor(math.log2(wished)))
 
 

@@ -71,7 +71,7 @@ async def _looked(experiment: Experiment, folder: Path) -> Facts:
 
 def _speed(facts: Facts, draft: Mapping[str, Any], folder: str) -> float | None:
     longest = LONGEST[facts.embedded]
-    short = {
+    short: dict[str, Any] = {
         "train.max_steps": PROBE_STEPS,
         "train.batch_size": min(MOST_BATCH[facts.embedded], 4),
         "train.max_length": min(facts.lengths.longest, facts.context or longest, longest),

@@ -81,7 +81,7 @@ class Tuning:
         that ended before any trial was complete: the one that came furthest."""
         paths = self.prepared.paths
         best = _best_trial(paths)
-        return best and export_trial(paths, best, self.out, force=True)
+        return None if best is None else export_trial(paths, best, self.out, force=True)
 
 
 def propose(wish: Wish) -> Tuning:
@@ -232,4 +232,4 @@ def _best_trial(paths: SweepPaths) -> str | None:
         key=lambda t: (-t.step, objective.key(objective.metrics(t).get(objective.metric)), t.index),
         default=None,
     )
-    return furthest and furthest.trial_id
+    return None if furthest is None else furthest.trial_id
