@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from crucible_tinkex.version import VERSION
 
 if TYPE_CHECKING:
-    from crucible_tinkex.api import RunningSweep, Sweep, open_sweep, run, start
+    from crucible_tinkex.api import RunningSweep, Sweep, open_sweep, run, start, tune
     from crucible_tinkex.config import Experiment
     from crucible_tinkex.embedded import embedded_server
     from crucible_tinkex.registry.models import ModelRegistry
@@ -44,6 +44,7 @@ __all__ = [
     "open_sweep",
     "run",
     "start",
+    "tune",
 ]
 
 _HOMES = {
@@ -60,6 +61,7 @@ _HOMES = {
     "open_sweep": "crucible_tinkex.api",
     "run": "crucible_tinkex.api",
     "start": "crucible_tinkex.api",
+    "tune": "crucible_tinkex.api",
 }
 
 

@@ -7,7 +7,7 @@ loop runs already (a notebook): the sweep has a loop of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from crucible_tinkex.config import Experiment
+from crucible_tinkex.config.run import DEFAULT_STORAGE
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.runtime.cluster import Runtime
-from crucible_tinkex.sweep.launch import Launch
+from crucible_tinkex.sweep.launch import INTERRUPTED_CODE, Launch
 from crucible_tinkex.sweep.orders.control import Command
 from crucible_tinkex.sweep.orders.steering import steer
 from crucible_tinkex.sweep.preparation import prepare
@@ -245,6 +246,61 @@ def run(
     if _has_loop():
         return RunningSweep(launch, paths).wait()
     return Sweep(paths, launch.run().exit_code)
+
+
+def tune(
+    data: str | Path,
+    *,
+    eval: str | Path | None = None,
+    base: str | None = None,
+    service: str | None = None,
+    budget: str | None = None,
+    prices: str | Path | None = None,
+    trials: int | None = None,
+    out: str | Path | None = None,
+    name: str | None = None,
+    storage: str | Path = DEFAULT_STORAGE,
+    executor: Literal["ray", "local"] | None = None,
+    observer: Observer = ignore,
+    explain: Callable[[str], object] = lambda line: None,
+) -> Sweep:
+    """Tune a base on a data file without an experiment file; blocks, and called again goes on.
+
+    What is not given is chosen from the data (`docs/tune.md`); `explain` hears each choice before
+    anything is spent. `budget` as "5usd", "2h", "1e6tok". The best adapter is exported to `out`, by
+    default the folder `adapter` of the sweep, and the experiment file `NAME.toml` that does the
+    same is written beside the sweep. Raises what `run` raises.
+    """
+    from crucible_tinkex.tuning.tuning import Wish, propose
+
+    wish = Wish(
+        str(data),
+        None if eval is None else str(eval),
+        base,
+        service,
+        budget,
+        None if prices is None else str(prices),
+        trials,
+        None if out is None else str(out),
+        name,
+        str(storage),
+        executor,
+    )
+
+    def work() -> Sweep:
+        tuning = propose(wish)
+        for line in tuning.reasons:
+            explain(line)
+        launch = Launch(tuning.prepared, executor=executor, observer=observer)
+        sweep = Sweep(tuning.prepared.paths, launch.run().exit_code)
+        if sweep.exit_code != INTERRUPTED_CODE:
+            tuning.export()
+        return sweep
+
+    if not _has_loop():
+        return work()
+    with ThreadPoolExecutor(1, thread_name_prefix="tune") as worker:
+        return worker.submit(work).result()
 
 
 def _launch(

@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sweep",),
     ("server",),
     ("weights",),
+    ("tuning",),
     ("report",),
     ("api", "embedded", "testing", "cli", "__main__", "__init__"),
 )

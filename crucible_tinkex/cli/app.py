@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from crucible_tinkex.cli.commands import findings, orders, serving, sweeps
+from crucible_tinkex.cli.commands import beginning, findings, orders, serving, sweeps
 from crucible_tinkex.cli.weights.chat import chat
 from crucible_tinkex.cli.weights.checkpoints import checkpoints_app
 from crucible_tinkex.cli.weights.export import export
@@ -46,6 +46,7 @@ def options(
 
 
 for _command in (
+    *(beginning.tune, beginning.init),
     *(sweeps.run, sweeps.plan, sweeps.resume, sweeps.retry, sweeps.submit),
     *(orders.stop, orders.pause, orders.unpause, orders.clone, orders.extend),
     *(findings.status, findings.conclude, findings.compare, findings.query),

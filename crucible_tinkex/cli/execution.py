@@ -12,7 +12,7 @@ from crucible_tinkex.cli.hints import sweep_arguments
 from crucible_tinkex.cli.live import LiveTable, PlainProgress
 from crucible_tinkex.cli.tables import print_leaderboard, verdict
 from crucible_tinkex.registry import SweepState
-from crucible_tinkex.sweep.launch import Launch
+from crucible_tinkex.sweep.launch import Launch, SweepResult
 from crucible_tinkex.sweep.preparation import PreparedSweep
 from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.sweep.results.summary import summary
@@ -27,6 +27,20 @@ def execute(
     retry: Sequence[str] = (),
 ) -> int:
     """Run it, with the failed trials `retry` taken up again. Returns the exit code."""
+    result = run_prepared(prepared, address=address, quiet=quiet, retry=retry)
+    if json:
+        print(json_module.dumps(summary(result.state, prepared.paths)))
+    else:
+        _print_result(result.state, prepared)
+    return result.exit_code
+
+
+def run_prepared(
+    prepared: PreparedSweep, *, address: str | None, quiet: bool, retry: Sequence[str] = ()
+) -> SweepResult:
+    """Run it with progress on stderr, and nothing on stdout."""
+    for note in prepared.notes:
+        print(f"auto: {note}", file=sys.stderr)
     for warning in prepared.warnings():
         print(f"warning: {warning}", file=sys.stderr)
     if prepared.amendments:
@@ -37,12 +51,7 @@ def execute(
         else PlainProgress(quiet=quiet) as progress,
         contextlib.redirect_stdout(sys.stderr),  # where Ray's own messages belong
     ):
-        result = Launch(prepared, address=address, observer=progress.show, retry=retry).run()
-    if json:
-        print(json_module.dumps(summary(result.state, prepared.paths)))
-    else:
-        _print_result(result.state, prepared)
-    return result.exit_code
+        return Launch(prepared, address=address, observer=progress.show, retry=retry).run()
 
 
 def _is_live(quiet: bool) -> bool:

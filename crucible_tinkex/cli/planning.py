@@ -48,6 +48,8 @@ def show(found: Mapping[str, Any]) -> None:
         print("  " + (", ".join(f"{k} = {v}" for k, v in values.items()) or "as declared"))
     if later := found["chosen_later"]:
         print(f"  and {later} more, chosen as results come in")
+    for note in found["auto"]:
+        print(f"auto: {note}")
     print_examples(found["examples"])
     for warning in found["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
@@ -88,6 +90,7 @@ def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
         "examples": _examples(data),
         "configurations": [dict(values) for values in prepared.configurations],
         "chosen_later": trials // len(seeds) - len(plans),
+        "auto": list(prepared.notes),
         "warnings": prepared.warnings(),
     }
 

@@ -24,6 +24,7 @@ from crucible_tinkex.config.data import DataSection, EvaluationSection
 from crucible_tinkex.config.identity import amendments, contradictions, trial_settings
 from crucible_tinkex.config.model import NOT_APPLIED, LoraSection, ModelSection, folder_beside
 from crucible_tinkex.config.models import ModelsSection
+from crucible_tinkex.config.notify import NotifySection
 from crucible_tinkex.config.problems import explain
 from crucible_tinkex.config.run import RunSection
 from crucible_tinkex.config.search import DEFAULT_METRIC, SearchSection
@@ -50,6 +51,7 @@ class Experiment(Section):
     search: SearchSection = SearchSection()
     budget: BudgetSection = BudgetSection()
     models: ModelsSection = ModelsSection()
+    notify: NotifySection = NotifySection()
     run: RunSection = Field(default_factory=RunSection)
 
     @field_validator("name")

@@ -19,7 +19,7 @@ from crucible_tinkex.metrics import Direction, objective
 DEFAULT_METRIC = "eval/nll"
 DRAWN = ("random", "qmc")
 """Strategies that draw points without looking at results."""
-LEARNING = ("tpe", "gp", "cmaes")
+LEARNING = ("tpe", "gp", "cmaes", "auto")
 """Strategies that choose the next point by the results so far."""
 SAMPLED = (*DRAWN, *LEARNING)
 """Strategies that try `trials` points of the space."""
@@ -42,8 +42,10 @@ class StoppingSection(Section):
     to rung."""
     first_rung: int | None = Field(default=None, ge=1)
     """Step of the first decision; by default it follows from the trials' steps."""
-    keep: int = Field(default=1, ge=1)
-    """topk: how many go on."""
+    keep: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...] = 1
+    """topk: how many go on; a list for a list of `rungs`."""
+    rungs: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """topk: steps of several rungs instead of `first_rung`, one for each of `keep`."""
     brackets: int = Field(default=3, ge=1, le=20)
     """hyperband: how many first rungs there are, each `eta` times later than the one before."""
     every: int | None = Field(default=None, ge=1)
@@ -69,6 +71,10 @@ class StoppingSection(Section):
         ranked = [rule for rule in self.rules if rule in ("halving", "topk", "hyperband")]
         if len(ranked) > 1:
             raise ValueError(f"rules {' and '.join(ranked)} contradict each other: take one")
+        if self.rungs or isinstance(self.keep, tuple):
+            keeps = self.keep if isinstance(self.keep, tuple) else (self.keep,)
+            if list(self.rungs) != sorted(set(self.rungs)) or len(self.rungs) != len(keeps):
+                raise ValueError("rungs must rise, and be as many as keep")
         if "threshold" in self.rules and self.threshold is None:
             raise ValueError("rule 'threshold' needs a threshold")
         return self
@@ -77,13 +83,15 @@ class StoppingSection(Section):
 class SearchSection(Section):
     """Which configurations are tried and by what they are ranked."""
 
-    strategy: Literal["grid", "list", "random", "qmc", "tpe", "gp", "cmaes"] = "grid"
+    strategy: Literal["grid", "list", "random", "qmc", "tpe", "gp", "cmaes", "auto"] = "grid"
     """`grid`: all points of the space. `list`: those of `configs`. The others try `trials` points:
     `random` and `qmc` (evenly spread, a scrambled Sobol sequence) draw them beforehand; `tpe`
     (Parzen estimator; a good choice from 20 trials on), `gp` (Gaussian process; for few and
     dear trials: choosing takes up to a second; needs torch) and `cmaes` (evolution strategy; for
     numbers, from 50 trials on) choose the next one by the results so far, the first ten at most as
-    `qmc` does."""
+    `qmc` does. `auto`: what earlier sweeps suggest, then as `tpe`, with two rungs and confirmed
+    leaders; `space`, `trials`, `enqueue`, `stopping` and `confirm` are chosen where they are not
+    given (docs/tune.md)."""
     trials: int | None = Field(default=None, ge=1, le=100_000)
     """How many configurations the sampled strategies try."""
     seed: int = Field(default=0, ge=0)

@@ -246,6 +246,7 @@ class Evolution:
 
 _LEARNERS: Mapping[str, Callable[[Sequence[Dimension]], Learner]] = {
     "tpe": TreeParzen,
+    "auto": TreeParzen,
     "gp": GaussianProcess,
     "cmaes": Evolution,
 }

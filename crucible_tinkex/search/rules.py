@@ -32,7 +32,7 @@ def _rule(name: str, search: SearchSection) -> StoppingRule:
     made: dict[str, StoppingRule] = {
         "halving": Halving(asked.eta, first),
         "hyperband": Hyperband(eta=asked.eta, first_rung=first, brackets=asked.brackets),
-        "topk": TopK(asked.keep, first),
+        "topk": TopK(asked.keep, first, asked.rungs),
         "median": Median(every, first, asked.startup),
         "plateau": Plateau(every, first, asked.patience, asked.min_delta),
         "threshold": Threshold(every, first, sign * (asked.threshold or 0.0)),

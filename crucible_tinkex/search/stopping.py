@@ -2,9 +2,9 @@
 
 Rules that compare trials: `Halving` is asynchronous successive halving (ASHA, Li et al. 2018, arXiv
 1810.05934): a trial goes on as soon as it is among the best 1/eta of those that reached its rung.
-`TopK` has one rung, where all wait and the best k go on. `Hyperband` (Li et al. 2018, JMLR 18/185)
-runs halving in brackets whose first rungs differ, so that slow starters have a chance. `Median`
-(Golovin et al. 2017) stops what is worse than the median of its rivals at the same step.
+`TopK` has one rung (or a few), where all wait and the best k go on. `Hyperband` (Li et al. 2018,
+JMLR 18/185) runs halving in brackets whose first rungs differ, so that slow starters have a chance.
+`Median` (Golovin et al. 2017) stops what is worse than the median of its rivals at the same step.
 
 Rules that look at one trial alone: `Plateau`, `Threshold`, `Divergence`. Several rules may hold at
 once (`AllOf`). Losses are to minimise; what is not a number is infinity.
@@ -129,19 +129,28 @@ class Hyperband(Halving):
 
 @dataclass(frozen=True)
 class TopK(_Rule):
-    """One rung, by default a ninth of the steps; all others end there when the last has come."""
+    """One rung, by default a ninth of the steps; all others end there when the last has come. Or
+    several, at `steps`, with one of `keep` for each."""
 
-    keep: int = 1
+    keep: int | tuple[int, ...] = 1
     first_rung: int | None = None
+    steps: tuple[int, ...] = ()
+
+    def _rungs(self, total_steps: int) -> tuple[int, ...]:
+        return self.steps or (self.first_rung or max(1, total_steps // 9),)
 
     def rungs(self, total_steps: int, bracket: int = 0) -> tuple[int, ...]:
-        rung = self.first_rung or max(1, total_steps // 9)
-        return (rung, total_steps) if rung < total_steps else (total_steps,)
+        return (*(s for s in self._rungs(total_steps) if s < total_steps), total_steps)
 
     def judge(self, standing: Standing) -> Verdict:
         if not standing.final:
             return "wait"
-        return "go" if standing.place < self.keep else "stop"
+        return "go" if standing.place < self._keep(standing) else "stop"
+
+    def _keep(self, standing: Standing) -> int:
+        if isinstance(self.keep, int):
+            return self.keep
+        return self.keep[self._rungs(standing.total_steps).index(standing.step)]
 
 
 @dataclass(frozen=True)

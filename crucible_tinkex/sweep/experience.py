@@ -7,6 +7,7 @@ over and named, since a new sweep must not fail by an old one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,63 @@ METRICS = ("eval/nll", "train/nll")
 """The first that all trials of a sweep have; both are better when smaller."""
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How a finished sweep went. `checkpoint_bytes`: of one checkpoint, for each rank of it."""
+
+    tokens_per_s: float
+    checkpoint_bytes: float | None
+
+
 def finished_trials(storage: str | Path) -> tuple[list[Record], list[str]]:
     """Records of all sweeps below `storage`, and the names of those that could not be read."""
-    records: list[Record] = []
     unread: list[str] = []
+    records = [r for _, state in _sweeps(storage, unread) for r in _records(state)]
+    return records, unread
+
+
+def _sweeps(storage: str | Path, unread: list[str]) -> Iterator[tuple[SweepPaths, SweepState]]:
+    """All that can be read; the names of the others go to `unread`."""
     folder = Path(storage).expanduser()
     for root in sorted(folder.iterdir()) if folder.is_dir() else ():
         paths = SweepPaths(root)
         if not paths.journal.is_dir():
             continue
         try:
-            records += _records(SweepState.read(paths))
+            yield paths, SweepState.read(paths)
         except (ConfigError, StorageError):
             unread.append(root.name)
-    return records, unread
+
+
+def speed(storage: str | Path, base: str) -> float | None:
+    """Tokens a second of wall time at which the finished sweeps of this base trained, the slowest;
+    None where there are none."""
+    found = [pace.tokens_per_s for pace in paces(storage, base)]
+    return min(found, default=None)
+
+
+def paces(storage: str | Path, base: str) -> list[Pace]:
+    """Of every finished sweep below `storage` that trained this base."""
+    found = []
+    for paths, state in _sweeps(storage, []):
+        of_base = state.meta.get("experiment", {}).get("model", {}).get("base") == base
+        if of_base and state.complete and state.wall_s > 0 and state.spent.train_tokens:
+            found.append(Pace(state.spent.tokens / state.wall_s, _checkpoint_bytes(paths, state)))
+    return found
+
+
+def _checkpoint_bytes(paths: SweepPaths, state: SweepState) -> float | None:
+    """Of one checkpoint per rank of its adapter; None where they do not lie in the folder."""
+    if not paths.service.is_dir():
+        return None
+    files = (f for f in (paths.service / "checkpoints").rglob("*") if f.is_file())
+    declared = state.meta["experiment"]
+    ranks = sum(
+        {**_defaults(declared), **trial.values}[RANK] * len((*trial.checkpoints, *trial.samplers))
+        for trial in state.trials.values()
+    )
+    total = sum(f.stat().st_size for f in files)
+    return total / ranks if total and ranks else None
 
 
 def _records(state: SweepState) -> Iterator[Record]:

@@ -20,7 +20,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from crucible_tinkex.errors import InterruptedSweepError
+from crucible_tinkex.errors import CrucibleError, InterruptedSweepError
 from crucible_tinkex.events import EventWriter
 from crucible_tinkex.registry import LOST, Registry, SweepState
 from crucible_tinkex.runtime.cluster import Runtime
@@ -31,6 +31,7 @@ from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
 from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
 from crucible_tinkex.sweep.manifest import write_manifest
+from crucible_tinkex.sweep.notifying import ended, notify, trouble
 from crucible_tinkex.sweep.orders.control import LASTING, Inbox
 from crucible_tinkex.sweep.ports import Amendment, Executor
 from crucible_tinkex.sweep.preparation import PreparedSweep, extended, prepare
@@ -86,11 +87,23 @@ class Launch:
         lock = Lock(paths.lock)
         try:
             meta = write_manifest(self._prepared)
-            result = self._finished() or asyncio.run(self._start(meta))
+            finished = self._finished()
+            result = finished or self._told(lambda: asyncio.run(self._start(meta)))
             register_best(result.state, paths)
             return result
         finally:
             lock.close()
+
+    def _told(self, work: Callable[[], SweepResult]) -> SweepResult:
+        """Do the work, and tell whom `notify` names how it ended."""
+        section, name = self._prepared.experiment.notify, self._prepared.name
+        try:
+            result = work()
+        except CrucibleError as error:
+            notify(section, trouble(name, error))
+            raise
+        notify(section, ended(name, result.state, result.exit_code))
+        return result
 
     def _finished(self) -> SweepResult | None:
         """The result of a sweep in which nothing is left to do."""

@@ -33,6 +33,8 @@ from crucible_tinkex.errors import ConfigError, CorruptLogError, SweepExistsErro
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.search import strategies
+from crucible_tinkex.search.auto_settings import chosen, kept, open_settings
+from crucible_tinkex.search.priors import published
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.space import Values
 from crucible_tinkex.storage import storage_errors
@@ -41,6 +43,7 @@ from crucible_tinkex.sweep.deciding.budget import Budget
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy
 from crucible_tinkex.sweep.deciding.prices import checked_price
+from crucible_tinkex.sweep.experience import finished_trials
 from crucible_tinkex.sweep.orders.control import Inbox
 from crucible_tinkex.training.data import SweepData
 
@@ -65,6 +68,8 @@ class PreparedSweep:
     """Text of the experiment file, if there was one."""
     existing: Existing | None
     """The sweep that the folder holds already."""
+    notes: Sequence[str] = ()
+    """What strategy `auto` chose, and why; nothing where all of it was said."""
 
     @property
     def name(self) -> str:
@@ -77,7 +82,7 @@ class PreparedSweep:
         if self.existing is None:
             return []
         changed = self.experiment.amendments(self.existing.experiment)
-        return [key for key in changed if not key.startswith("run.")]
+        return [key for key in changed if not key.startswith(("run.", "notify."))]
 
     @cached_property
     def planner(self) -> Planner:
@@ -189,6 +194,8 @@ def prepare(
             f"search.metric is {experiment.search.metric!r} but data.eval names no file; "
             'add held-out rows, set data.eval_fraction, or use metric = "train/nll"'
         )
+    existing = _existing(paths)
+    experiment, notes = _decided(experiment, train_rows.epoch_rows, existing, paths)
     prepared = PreparedSweep(
         experiment=experiment,
         paths=paths,
@@ -198,12 +205,30 @@ def prepare(
         service=_address(experiment.service),
         configurations=strategies.configurations(experiment),
         source=source,
-        existing=_existing(paths),
+        existing=existing,
+        notes=notes,
     )
     checked_price(experiment)
     if prepared.existing:
         _refuse_other(prepared, prepared.existing)
     return prepared
+
+
+def _decided(
+    experiment: Experiment, rows: int, existing: Existing | None, paths: SweepPaths
+) -> tuple[Experiment, Sequence[str]]:
+    """What strategy `auto` leaves open, chosen once: a sweep that exists keeps its choices."""
+    if experiment.search.strategy != "auto":
+        return experiment, ()
+    if existing is not None and existing.experiment.search.strategy == "auto":
+        return kept(experiment, existing.experiment), ()
+    if not open_settings(experiment.search):
+        return experiment, ()
+    records, unread = finished_trials(paths.root.parent)
+    steps = experiment.train.steps(rows)
+    found = chosen(experiment, steps=steps, records=[*published(), *records])
+    skipped = [f"the prior passes over sweeps that cannot be read: {', '.join(unread)}"]
+    return found.experiment, (*found.notes, *(skipped if unread else ()))
 
 
 def _rows(data: DataSection) -> tuple[Rows, Rows | None]:

@@ -192,7 +192,11 @@ class Policy:
         return math.inf if math.isnan(value) else value
 
     def _start(self, plan: TrialPlan) -> Decision:
+        search = self._planner.experiment.search
         reason = "the next configuration of the search" if plan.values else "as declared"
+        if plan.values and plan.values in search.enqueue:
+            of_prior = ", suggested by earlier sweeps" if search.strategy == "auto" else ""
+            reason = f"one of search.enqueue{of_prior}"
         return self._begin("start", plan, reason)
 
     def fork(self, plan: TrialPlan) -> Decision:

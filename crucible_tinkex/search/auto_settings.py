@@ -1,0 +1,185 @@
+"""Strategy `auto` as settings of what there is: guesses of the prior (`enqueue`), a space around
+them, rungs at which few go on (`topk`), the learner of `tpe`, confirmed leaders.
+
+A pure function of the experiment and of records, asked once, when a sweep begins; its answer is
+stored with the sweep, so that sweeps which finish later do not change it. What the experiment gives
+is never changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crucible_tinkex.config import Axis, AxisRange, Experiment, SearchSection, StoppingSection
+from crucible_tinkex.search.auto import recipe
+from crucible_tinkex.search.priors import RANK, RATE, Prior, Question, Record, suggest
+from crucible_tinkex.search.space import Space
+
+OPEN = ("space", "trials", "enqueue", "stopping", "confirm", "confirm_top")
+"""Of `search`: what is chosen where it is not given."""
+RANKS = (4, 8, 16, 32, 64)
+RATES = (1e-5, 1e-2)
+"""The learning rates that are tried at all."""
+AROUND = 10.0
+"""The space reaches so many times below and above what the prior suggests."""
+GUESSES = 3
+TRIALS = 16
+CONFIRM, CONFIRM_TOP = 2, 2
+FEWEST_TRIALS = 2
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """`notes`: what was chosen and why, for people."""
+
+    experiment: Experiment
+    notes: tuple[str, ...]
+
+
+def open_settings(search: SearchSection) -> list[str]:
+    """Which of them the experiment leaves open."""
+    return [key for key in OPEN if key not in search.model_fields_set]
+
+
+def kept(experiment: Experiment, earlier: Experiment) -> Experiment:
+    """What is left open is as it was in an earlier run of the sweep."""
+    settings = {key: getattr(earlier.search, key) for key in open_settings(experiment.search)}
+    return _with(experiment, settings)
+
+
+def chosen(
+    experiment: Experiment,
+    *,
+    steps: int,
+    records: Iterable[Record],
+    ranks: Sequence[int] = RANKS,
+    budget: float | None = None,
+) -> Chosen:
+    """`steps`: of a trial. `ranks`: those that the service has. `budget`: of all steps, in whole
+    trials; by default what `budget.steps` allows. Raises `ConfigError` for an impossible space."""
+    search = experiment.search
+    left = open_settings(search)
+    prior = suggest(records, _question(experiment, steps, ranks), count=GUESSES)
+    settings: dict[str, Any] = {}
+    if "space" in left:
+        settings["space"] = _space(prior, ranks)
+    placed = _with(experiment, settings)
+    if "enqueue" in left:
+        settings["enqueue"] = _guesses(placed, prior)
+    if budget is None and experiment.budget.steps is not None:
+        budget = experiment.budget.steps / steps
+    settings |= _spending(search, steps, budget)
+    if "enqueue" in left:  # some room for what the prior does not know
+        most = max(1, settings["trials"] // 2)
+        settings["enqueue"] = settings["enqueue"][:most]
+    settings = {key: value for key, value in settings.items() if key in left}
+    return Chosen(_with(experiment, settings), tuple(_notes(settings, prior, steps)))
+
+
+def _with(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
+    search = experiment.search.model_copy(update=dict(settings))
+    return experiment.model_copy(update={"search": search})
+
+
+# --- where ----------------------------------------------------------------------------------------
+
+
+def _question(experiment: Experiment, steps: int, ranks: Sequence[int]) -> Question:
+    space, base = experiment.search.space, experiment.model.base
+    rates: tuple[float, ...] = ()
+    if space:
+        ranks = _listed(space.get(RANK, (experiment.lora.rank,)))
+        rates = _listed(space.get(RATE, (experiment.optimizer.learning_rate,)))
+    return Question(base, experiment.train.step_rows, steps, tuple(ranks), rates)
+
+
+def _listed(axis: Axis) -> tuple[Any, ...]:
+    return () if isinstance(axis, AxisRange) else tuple(axis)
+
+
+def _space(prior: Prior, ranks: Sequence[int]) -> dict[str, Axis]:
+    low, high = RATES
+    rates = [float(s.values[RATE]) for s in prior.suggestions]
+    if rates and prior.in_range:
+        low = max(low, min(rates) / AROUND)
+        high = min(high, max(rates) * AROUND)
+    if low >= high:
+        low, high = RATES
+    return {RATE: AxisRange(low=low, high=high, log=True), RANK: tuple(ranks)}
+
+
+def _guesses(experiment: Experiment, prior: Prior) -> tuple[dict[str, Any], ...]:
+    """Those that stand in the space; of what the prior knows nothing about, the middle."""
+    axes = experiment.search.space
+    space = Space(experiment)
+    middles = {key: _middle(axis) for key, axis in axes.items()}
+    found: list[dict[str, Any]] = []
+    for suggestion in prior.suggestions:
+        known = {key: value for key, value in suggestion.values.items() if key in axes}
+        guess = {**middles, **known}
+        if known and guess not in found and space.places(guess) is not None:
+            found.append(guess)
+    return tuple(found)
+
+
+def _middle(axis: Axis) -> Any:
+    if not isinstance(axis, AxisRange):
+        return axis[len(axis) // 2]
+    return math.sqrt(axis.low * axis.high) if axis.log else (axis.low + axis.high) / 2
+
+
+# --- how much -------------------------------------------------------------------------------------
+
+
+def _spending(search: SearchSection, steps: int, budget: float | None) -> dict[str, Any]:
+    """Half of the budget for the search, the other for the confirmation."""
+    seeds = len(search.seeds)
+    each = None if budget is None else budget / seeds
+    if "trials" in search.model_fields_set and search.trials:
+        plan = recipe(search.trials, steps)
+    else:
+        plan = recipe(TRIALS, steps, each)
+    first = plan.first
+    keeps = tuple(keep * seeds for _, keep in plan.rungs)
+    stopping: dict[str, Any] = {}
+    rungs = tuple(step for step, _ in plan.rungs)
+    if rungs and list(rungs) == sorted(set(rungs)):
+        stopping = {"rule": "topk", "rungs": rungs, "keep": keeps}
+    confirm = CONFIRM if budget is None else min(CONFIRM, int(budget / 2 / CONFIRM_TOP))
+    return {
+        "trials": first,
+        "stopping": StoppingSection(**stopping),
+        "confirm": confirm if first >= FEWEST_TRIALS else 0,
+        "confirm_top": CONFIRM_TOP,
+    }
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def _notes(settings: Mapping[str, Any], prior: Prior, steps: int) -> Iterable[str]:
+    if "space" in settings:
+        rates, ranks = settings["space"][RATE], settings["space"][RANK]
+        span = f"{rates.low:g} to {rates.high:g}"
+        yield f"learning rates {span}, ranks {', '.join(map(str, ranks))}"
+    if settings.get("enqueue"):
+        guesses = "; ".join(_told(guess) for guess in settings["enqueue"])
+        yield f"first {guesses}: {prior.suggestions[0].reason}"
+    if "enqueue" in settings and prior.doubts:
+        yield f"the prior may be wrong: {'; '.join(prior.doubts)}"
+    if "trials" in settings:
+        yield f"{settings['trials']} configurations of up to {steps} steps"
+    stopping = settings.get("stopping")
+    if stopping and stopping.rules:
+        pairs = zip(stopping.keep, stopping.rungs, strict=True)
+        yield ", ".join(f"the best {keep} go on at step {step}" for keep, step in pairs)
+    if settings.get("confirm"):
+        top, seeds = settings.get("confirm_top", CONFIRM_TOP), settings["confirm"]
+        yield f"the best {top} are trained again with {seeds} fresh seeds"
+
+
+def _told(guess: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {value:g}" for key, value in guess.items() if key in (RATE, RANK))

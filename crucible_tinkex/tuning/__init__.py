@@ -1,0 +1,1 @@
+"""From a data file to an experiment: what is chosen where there is no experiment file."""

@@ -1,0 +1,84 @@
+"""Looking at data and service before anything is chosen: lengths in the base's own tokens, and how
+fast it trains where a budget is in hours.
+
+Nothing is left behind: what is needed on disk lies in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from crucible_tinkex.config import Experiment
+from crucible_tinkex.config.section import set_dotted
+from crucible_tinkex.datasets import LengthStatistics
+from crucible_tinkex.sweep.connection import connected
+from crucible_tinkex.sweep.deciding.prices import checked_price
+from crucible_tinkex.sweep.launch import Launch
+from crucible_tinkex.sweep.preparation import prepare
+from crucible_tinkex.tuning.choices import LONGEST, MOST_BATCH, Facts
+
+UNCUT = 1_000_000
+"""Longer than any row that is looked at."""
+PROBE_STEPS = 3
+
+
+def look(draft: Mapping[str, Any], *, timed: bool, tokens_per_s: float | None = None) -> Facts:
+    """`draft`: an experiment with data, base, service and budget. `timed`: also train a few steps
+    to see how fast it is; else that is `tokens_per_s`. Raises what is wrong with them."""
+    with tempfile.TemporaryDirectory(prefix="crucible-") as folder:
+        facts = asyncio.run(_looked(_experiment(draft, folder), Path(folder)))
+        if timed:
+            tokens_per_s = _speed(facts, draft, folder)
+        return replace(facts, tokens_per_s=tokens_per_s)
+
+
+def _experiment(draft: Mapping[str, Any], folder: str, **settings: Any) -> Experiment:
+    """Without evaluation: only the training rows are looked at."""
+    raw: dict[str, Any] = copy.deepcopy(dict(draft))
+    fixed = {
+        "name": "look",
+        "run.storage": folder,
+        "run.executor": "local",
+        "search.metric": "train/nll",
+        "search.reference": False,
+        "train.max_length": UNCUT,
+        "data.too_long": "truncate",
+    }
+    for key, value in {**fixed, **settings}.items():
+        set_dotted(raw, key, value)
+    return Experiment.build(raw)
+
+
+async def _looked(experiment: Experiment, folder: Path) -> Facts:
+    prepared = prepare(experiment)
+    price = checked_price(experiment)
+    async with connected(prepared, data_dir=folder / "service") as connection:
+        return Facts(
+            lengths=LengthStatistics.of(connection.data.train, batch_size=1),
+            format=", ".join(dict.fromkeys(prepared.train_rows.formats)),
+            has_eval=experiment.data.evaluates,
+            embedded=experiment.service.embedded,
+            context=connection.model.max_context_length,
+            dollars_per_token=price.train / 1e6 if price else None,
+        )
+
+
+def _speed(facts: Facts, draft: Mapping[str, Any], folder: str) -> float | None:
+    longest = LONGEST[facts.embedded]
+    short: dict[str, Any] = {
+        "train.max_steps": PROBE_STEPS,
+        "train.batch_size": min(MOST_BATCH[facts.embedded], 4),
+        "train.max_length": min(facts.lengths.longest, facts.context or longest, longest),
+        "train.sampler_checkpoint": False,
+        "data.eval": None,
+        "budget": {},
+    }
+    state = Launch(prepare(_experiment(draft, folder, **short))).run().state
+    seconds = sum(trial.spent.seconds for trial in state.trials.values())
+    return state.spent.train_tokens / seconds if seconds > 0 else None

@@ -1,0 +1,156 @@
+"""`tune` on real parts: base `nano`, the embedded server, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import crucible_tinkex as ct
+from crucible_tinkex.cli.app import app
+from crucible_tinkex.config import Experiment
+from crucible_tinkex.errors import ConfigError, DataError
+from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.registry import SweepState
+from crucible_tinkex.sweep.experience import paces, speed
+from crucible_tinkex.sweep.preparation import prepare
+from crucible_tinkex.tuning.tuning import DEFAULT_BASE, Wish, propose, where
+
+
+def write_rows(path: Path, count: int = 40, start: int = 0) -> Path:
+    numbers = [f"{i:03}" for i in range(start, start + count)]
+    rows = [json.dumps({"prompt": f"{n}>", "completion": n[::-1]}) for n in numbers]
+    path.write_text("\n".join(rows))
+    return path
+
+
+def test_a_data_file_in_an_adapter_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, storage = write_rows(tmp_path / "digits.jsonl"), tmp_path / "runs"
+    told: list[str] = []
+    wishes: dict[str, Any] = {"base": "nano", "budget": "60steps", "storage": storage}
+    sweep = ct.tune(data, **wishes, explain=told.append)
+    assert sweep.exit_code == 0
+    assert any("held out" in line for line in told) and any("first" in line for line in told)
+    assert (storage / "tune-digits" / "adapter" / "adapter_model.safetensors").stat().st_size > 0
+
+    state = SweepState.read(sweep.paths)
+    trials = [t for t in state.trials.values() if not t.reference]
+    first = trials[0]
+    assert first.decisions[0].reason == "one of search.enqueue, suggested by earlier sweeps"
+    assert state.spent.steps <= 60
+
+    # The file that it wrote does the same: nothing is left to do, nothing is amended.
+    file = storage / "tune-digits.toml"
+    again = prepare(Experiment.from_toml(file))
+    assert again.existing is not None and not again.amendments
+    assert again.paths == sweep.paths
+
+    # Called again it goes on, and trains nothing twice.
+    told.clear()
+    assert ct.tune(data, **wishes, explain=told.append).exit_code == 0
+    assert [line for line in told if "goes on as" in line]
+    assert SweepState.read(sweep.paths).spent == state.spent
+
+    # Other data of the same name are refused, and nothing is touched.
+    before = file.read_bytes()
+    other = write_rows(tmp_path / "other.jsonl", start=100)
+    with pytest.raises(ConfigError, match=r"another data\.train"):
+        ct.tune(other, name="tune-digits", **wishes)
+    write_rows(data, start=200)
+    with pytest.raises(ConfigError, match="content of the data files"):
+        ct.tune(data, **wishes)
+    assert file.read_bytes() == before
+
+    # What it learnt of this storage is used next time.
+    assert speed(storage, "nano") == paces(storage, "nano")[0].tokens_per_s
+    assert speed(storage, "another") is None
+
+
+@pytest.mark.parametrize(
+    ("wish", "error", "match"),
+    [
+        ({"data": "missing.jsonl"}, DataError, "missing.jsonl"),
+        ({"data": "broken.jsonl"}, DataError, "broken.jsonl"),
+        ({"eval": "missing.jsonl"}, DataError, "missing.jsonl"),
+        ({"budget": "a lot"}, ConfigError, "a lot"),
+        ({"budget": "5usd", "prices": "missing.toml"}, ConfigError, "missing.toml"),
+        ({"name": "../x"}, ConfigError, "name"),
+        ({"out": "rows.jsonl"}, ConfigError, "is a file"),
+        ({"out": "full"}, ConfigError, "not empty"),
+        ({"service": "https://example.org"}, ConfigError, "needs --base"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wish: dict[str, str],
+    error: type[Exception],
+    match: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.jsonl")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": 1')
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    base = {} if "service" in wish else {"base": "nano"}
+    with pytest.raises(error, match=match):
+        propose(Wish(**{"data": "rows.jsonl", **base, **wish}))  # type: ignore[arg-type]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_that_tune_did_not_make_is_left_alone(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "rows.jsonl")
+    folder = SweepPaths.of(tmp_path / "runs", "mine").root
+    folder.mkdir(parents=True)
+    (folder / "note.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="was not made by tune"):
+        propose(Wish(str(data), base="nano", name="mine", storage=str(tmp_path / "runs")))
+
+
+@pytest.mark.parametrize(
+    ("base", "service", "environ", "found"),
+    [
+        (None, None, {}, (DEFAULT_BASE, "embedded")),
+        (None, None, {"TINKER_API_KEY": "k"}, (DEFAULT_BASE, "embedded")),
+        ("nano", None, {"TINKER_API_KEY": "k"}, ("nano", "embedded")),
+        ("Qwen/Qwen3-8B", None, {"TINKER_API_KEY": "k"}, ("Qwen/Qwen3-8B", None)),
+        ("Qwen/Qwen3-8B", None, {}, ("Qwen/Qwen3-8B", "embedded")),
+        ("m", "https://example.org", {}, ("m", "https://example.org")),
+        ("m", "embedded", {"TINKER_API_KEY": "k"}, ("m", "embedded")),
+    ],
+)
+def test_where_it_trains(
+    base: str | None, service: str | None, environ: dict[str, str], found: tuple[str, str | None]
+) -> None:
+    assert where(base, service, environ) == found
+
+
+def test_init_writes_a_file_that_is_valid_and_never_overwrites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(app, ["init", "mine.toml"]).exit_code == 0
+    written = (tmp_path / "mine.toml").read_text()
+    assert "crucible plan mine.toml" in written
+    write_rows(tmp_path / "train.jsonl")
+    prepared = prepare(Experiment.from_toml(tmp_path / "mine.toml"))
+    assert len(prepared.configurations) == 4 and prepared.policy().planned > 12
+    assert prepared.notes and not prepared.warnings()
+    again = CliRunner().invoke(app, ["init", "mine.toml"])
+    assert isinstance(again.exception, ConfigError) and "not overwritten" in str(again.exception)
+    assert (tmp_path / "mine.toml").read_text() == written
+
+
+def test_what_the_template_comments_out_is_valid_too(tmp_path: Path) -> None:
+    from crucible_tinkex.cli.starting import TEMPLATE
+
+    lines = []
+    for line in TEMPLATE.splitlines():
+        bare = line.removeprefix("# ")
+        lines.append(bare if bare.startswith("[") or " = " in bare else "")
+    (tmp_path / "all.toml").write_text("\n".join(lines))
+    found = Experiment.from_toml(tmp_path / "all.toml")
+    assert found.budget.hours == 1 and found.notify.command and found.search.space
