@@ -27,6 +27,7 @@ from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.executor import RayExecutor
 from crucible_tinkex.runtime.pool import SessionPool
 from crucible_tinkex.storage import Lock, check_writable
+from crucible_tinkex.sweep.attesting import ATTESTED, attested
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
 from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
@@ -130,12 +131,14 @@ class Launch:
         self, meta: dict[str, Any], stack: AsyncExitStack, signals: _Signals
     ) -> SweepState:
         prepared, run = self._prepared, self._prepared.experiment.run
+        changed = prepared.amendments
         self._show("starting the service and the executor")
         service = asyncio.create_task(stack.enter_async_context(connected(prepared)))
         try:
             runtime = None
             if not prepared.experiment.service.embedded:
-                await service  # what it refuses shows at once, without waiting for Ray
+                # What it refuses shows at once, without waiting for Ray.
+                changed += await self._attest(meta, await service)
             if self._kind == "ray":
                 runtime = self._runtime or await self._started(stack, signals)
                 self._warm(runtime)
@@ -171,10 +174,22 @@ class Launch:
             amend=self._amended,
         )
         self._stop = controller.request_drain
-        work = controller.run(meta, prepared.amendments)
+        work = controller.run(meta, changed)
         if runtime is None:
             return await work
         return await runtime.unless_lost(work, drain=controller.request_drain)
+
+    async def _attest(self, meta: dict[str, Any], connection: Connection) -> list[str]:
+        """Have the service prove what it applies, and note it in `meta`. What an existing sweep
+        learns of its service this way is an amendment."""
+        self._show("proving that the service applies what the search varies")
+        existing = self._prepared.existing
+        known = existing.attested if existing else {}
+        found = await attested(self._prepared.experiment, connection, known)
+        if found == known:
+            return []
+        meta[ATTESTED] = found
+        return [ATTESTED] if existing else []
 
     async def _amended(self, settings: Mapping[str, Any]) -> Amendment:
         """What the running sweep is with other settings. Reads its data again, in a thread."""
