@@ -88,9 +88,7 @@ class FakeService:
         return await self._call(
             "create_training",
             lambda: self._training(
-                FakeWeights(
-                    self._known(base_model), self.backend.applied("lora", lora, USUAL_LORA)
-                )
+                FakeWeights(self._known(base_model), self.backend.applied("lora", lora, USUAL_LORA))
             ),
         )
 
@@ -347,9 +345,7 @@ def _rows(data: Sequence[Datum]) -> list[FakeRow]:
     return [FakeRow.of(datum) for datum in data]
 
 
-def _output(
-    rows: Sequence[FakeRow], weights: FakeWeights, noise: float
-) -> ForwardBackwardOutput:
+def _output(rows: Sequence[FakeRow], weights: FakeWeights, noise: float) -> ForwardBackwardOutput:
     outputs, total = [], 0.0
     for row in rows:
         logprobs = [logprob + noise for logprob in weights.logprobs(row)]

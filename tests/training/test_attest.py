@@ -13,7 +13,7 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import OperationFailedError, RequestRejectedError, SessionLostError
 from crucible_tinkex.protocol.wire import AdamParams, OptimStepResponse
-from crucible_tinkex.testing import FakeBackend, FakeService, FakeTraining, FakeWeights
+from crucible_tinkex.testing import FakeBackend, FakeService, FakeTraining
 from crucible_tinkex.testing.clock import run_virtual
 from crucible_tinkex.training.attest.contrasts import Settings, contrasts_of
 from crucible_tinkex.training.attest.judging import Reading, judge, noise_of
@@ -120,8 +120,9 @@ def test_a_service_that_learns_nothing_proves_nothing() -> None:
             return super().optim_step(params.model_copy(update={"learning_rate": 1e-12}))
 
     class IdleService(FakeService):
-        def _training(self, weights: FakeWeights) -> FakeTraining:
-            return Idle("m", weights, self)
+        async def create_training(self, **asked: Any) -> FakeTraining:
+            made = await super().create_training(**asked)
+            return Idle(made.model_id, made.weights, self)
 
     asked = contrasts_of(experiment())
     found = run_virtual(

@@ -90,12 +90,10 @@ def contrasts_of(experiment: Experiment) -> list[Contrast]:
     varied = _varied(experiment)
     base = _base(experiment, varied)
     seeds = experiment.search.seeds
-    if SEED not in varied and (len(seeds) > 1 or experiment.search.confirm):
-        # Seeds also order the data, so trials differ whatever the service does.
-        base_seed = {SEED: seeds}
-    else:
-        base_seed = {}
-    fixed = {**_declared(experiment), **base_seed, LOSS: (experiment.train.loss,)}
+    fixed = {**_declared(experiment), LOSS: (experiment.train.loss,)}
+    if len(seeds) > 1 and experiment.lora.seed is None:
+        # They order the rows, too, so trials differ whatever the service does.
+        fixed = {SEED: seeds, **fixed}
     found = [_contrast(key, values, base, varies=True) for key, values in varied.items()]
     rest = {key: values for key, values in fixed.items() if key not in varied}
     return [*found, *(_contrast(key, v, base, varies=False) for key, v in rest.items())]
@@ -127,8 +125,9 @@ def _tried(experiment: Experiment) -> Iterator[tuple[str, Any]]:
     for key, axis in search.space.items() if search.strategy != "list" else ():
         values = (axis.low, axis.high) if isinstance(axis, AxisRange) else axis
         yield from ((key, value) for value in values)
-    for values in (*search.enqueue, *(search.configs if search.strategy == "list" else ())):
-        yield from values.items()
+    listed = search.configs if search.strategy == "list" else ()
+    for configuration in (*search.enqueue, *listed):
+        yield from configuration.items()
 
 
 def _is_applied(key: str) -> bool:

@@ -4,9 +4,9 @@ A reading is a list of numbers that a model gave: logprobs of the learnt tokens,
 second step's forward pass and after it. Their distance is a root mean square. Models with equal
 settings are read several times, and the largest distance between these is the noise. A setting is
 applied where two values of it are further apart than `FACTOR` times the noise. It is not applied
-where they are not, though a share of what two steps moved would have been seen that is smaller than
-any effect measured on a server that applies it (base `nano`: the second moment's decay .07 of it,
-the output layer .005, everything else more); where the noise is larger than that, it cannot be told.
+where they are not, though a share of what two steps moved would have been seen that is smaller
+than any effect measured on a server that applies it (base `nano`: the second moment's decay .07 of
+it, the output layer .005, everything else more); where the noise is larger, it cannot be told.
 """
 
 from __future__ import annotations

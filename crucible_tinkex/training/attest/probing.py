@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from crucible_tinkex.client.interface import TrainingClient, TrainingService
@@ -47,7 +47,7 @@ class Attestation:
     noise: float = 0.0
     """Nats between models with equal settings."""
     models: int = 0
-    spent: Spent = Spent()
+    spent: Spent = field(default_factory=Spent)
 
     @property
     def record(self) -> dict[str, Any]:
