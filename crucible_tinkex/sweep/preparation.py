@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -170,13 +170,16 @@ class Existing:
     service: str
     sweep_id: str | None
     """None: version 0.1.0 made it, which had none."""
+    attested: Mapping[str, Any] = field(default_factory=dict)
+    """What the service was proved to apply (`attesting`)."""
 
     @classmethod
     def read(cls, paths: SweepPaths) -> Existing:
         found = SweepState.read(paths).meta or read_resolved(paths)
         experiment = Experiment.loaded(found["experiment"], folder=paths.root)
         service = found.get("service", EMBEDDED)
-        return cls(experiment, found["fingerprint"], service, found.get("sweep_id"))
+        attested = found.get("attested", {})
+        return cls(experiment, found["fingerprint"], service, found.get("sweep_id"), attested)
 
 
 def prepare(

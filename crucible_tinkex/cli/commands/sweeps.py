@@ -38,12 +38,20 @@ def run(
 
 
 def plan(
-    file: File, set_: Set = None, name: Name = None, storage: Storage = None, json: Json = False
+    file: File,
+    set_: Set = None,
+    name: Name = None,
+    storage: Storage = None,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Prove by models of two steps what the service applies."),
+    ] = False,
+    json: Json = False,
 ) -> None:
-    """Say what would run, and check config, data and service. Trains nothing."""
+    """Say what would run, and check config, data and service. Trains nothing without --probe."""
     from crucible_tinkex.cli.planning import plan_file
 
-    plan_file(file, set_ or [], name=name, storage=storage, json=json)
+    plan_file(file, set_ or [], name=name, storage=storage, probe=probe, json=json)
 
 
 def resume(
