@@ -32,6 +32,7 @@ from crucible_tinkex.datasets import (
 from crucible_tinkex.errors import ConfigError, CorruptLogError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
+from crucible_tinkex.scoring import Scoring
 from crucible_tinkex.search import strategies
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.space import Values
@@ -43,6 +44,7 @@ from crucible_tinkex.sweep.deciding.policy import Policy
 from crucible_tinkex.sweep.deciding.prices import checked_price
 from crucible_tinkex.sweep.orders.control import Inbox
 from crucible_tinkex.training.data import SweepData
+from crucible_tinkex.training.recipes.answering import check_answerable
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +103,7 @@ class PreparedSweep:
         """The rows as tokens. Raises `DataError` for a row that does not fit."""
         train = self._tokenised(self.train_rows, tokenizer)
         held_out = None if self.eval_rows is None else self._tokenised(self.eval_rows, tokenizer)
+        check_answerable(self.experiment.evaluation, held_out)
         # Only now it is known how many rows an epoch has, if those that are too long are left out.
         self.__dict__["planner"] = self._planner(train.epoch_rows)
         return SweepData(train, held_out, self.fingerprint, name)
@@ -201,6 +204,7 @@ def prepare(
         existing=_existing(paths),
     )
     checked_price(experiment)
+    Scoring(experiment.evaluation)  # refuses a function or schema that is none
     if prepared.existing:
         _refuse_other(prepared, prepared.existing)
     return prepared
