@@ -97,7 +97,8 @@ class SearchSection(Section):
     seed: int = Field(default=0, ge=0)
     """Seed of the sampled strategies."""
     metric: str = DEFAULT_METRIC
-    """What ranks: `eval/nll`, `eval/accuracy` or `train/nll`."""
+    """What ranks: `eval/nll`, `eval/accuracy`, `train/nll`, or what `evaluation.metrics` measures.
+    """
     direction: Direction | None = None
     """Which way is better; by default the metric's own."""
     at: Literal["final", "best"] = "final"

@@ -18,6 +18,7 @@ from crucible_tinkex.report.importance import importance
 from crucible_tinkex.report.standing import standings
 from crucible_tinkex.sweep.results.conclusion import conclusion, configuration_names
 from crucible_tinkex.sweep.results.leaderboard import Configuration, Objective, configurations
+from crucible_tinkex.sweep.results.quality import quality_summary
 from crucible_tinkex.sweep.results.summary import sweep_state
 
 
@@ -55,6 +56,7 @@ def report_data(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
             for c in found
         ],
         "trials": [_trial(t) for t in state.trials.values()],
+        "quality": quality_summary(state, paths),
         "curves": curves(state, paths),
         "spent": {**vars(spent), "wall_s": round(state.wall_s, 1), "runs": len(state.runs)},
         "ended": state.ended,

@@ -38,6 +38,7 @@ from crucible_tinkex.sweep.orders.control import LASTING, Inbox
 from crucible_tinkex.sweep.ports import Amendment, Executor
 from crucible_tinkex.sweep.preparation import PreparedSweep, extended, prepare
 from crucible_tinkex.sweep.results.leaderboard import exit_code
+from crucible_tinkex.sweep.results.quality import misses_required
 from crucible_tinkex.sweep.results.registering import register_best
 from crucible_tinkex.sweep.results.view import Observer, SweepView, ignore
 from crucible_tinkex.telemetry.recorder import Recorder
@@ -45,6 +46,8 @@ from crucible_tinkex.telemetry.sender import BufferedSink
 from crucible_tinkex.training.host import SessionHost
 
 INTERRUPTED_CODE = 130
+MISSED_CODE = 1
+"""A quality target that is required was missed."""
 NEED_BYTES = 64 * 1024 * 1024
 
 
@@ -93,6 +96,8 @@ class Launch:
             finished = self._finished()
             result = finished or self._told(lambda: asyncio.run(self._start(meta)))
             register_best(result.state, paths)
+            if result.exit_code == 0 and misses_required(result.state, paths):
+                return SweepResult(result.state, MISSED_CODE)
             return result
         finally:
             lock.close()

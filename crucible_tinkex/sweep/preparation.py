@@ -32,6 +32,7 @@ from crucible_tinkex.datasets import (
 from crucible_tinkex.errors import ConfigError, CorruptLogError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
+from crucible_tinkex.scoring import Scoring
 from crucible_tinkex.search import strategies
 from crucible_tinkex.search.auto_settings import chosen, kept, open_settings
 from crucible_tinkex.search.priors import published
@@ -46,6 +47,7 @@ from crucible_tinkex.sweep.deciding.prices import checked_price
 from crucible_tinkex.sweep.experience import finished_trials
 from crucible_tinkex.sweep.orders.control import Inbox
 from crucible_tinkex.training.data import SweepData
+from crucible_tinkex.training.recipes.answering import check_answerable
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +108,7 @@ class PreparedSweep:
         """The rows as tokens. Raises `DataError` for a row that does not fit."""
         train = self._tokenised(self.train_rows, tokenizer)
         held_out = None if self.eval_rows is None else self._tokenised(self.eval_rows, tokenizer)
+        check_answerable(self.experiment.evaluation, held_out)
         # Only now it is known how many rows an epoch has, if those that are too long are left out.
         self.__dict__["planner"] = self._planner(train.epoch_rows)
         return SweepData(train, held_out, self.fingerprint, name)
@@ -212,6 +215,7 @@ def prepare(
         notes=notes,
     )
     checked_price(experiment)
+    Scoring(experiment.evaluation)  # refuses a function or schema that is none
     if prepared.existing:
         _refuse_other(prepared, prepared.existing)
     return prepared

@@ -25,14 +25,18 @@ def run(
     name: Name = None,
     storage: Storage = None,
     address: Address = None,
+    require_quality: Annotated[
+        bool, typer.Option("--require-quality", help="Exit code 1 if a quality target is missed.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Run an experiment, or continue its sweep if it exists."""
     from crucible_tinkex.cli.running import run_file
 
+    asked = [*(set_ or []), *(["quality.required=true"] if require_quality else [])]
     code = run_file(
-        file, set_ or [], name=name, storage=storage, address=address, json=json, quiet=quiet
+        file, asked, name=name, storage=storage, address=address, json=json, quiet=quiet
     )
     raise typer.Exit(code)
 

@@ -18,6 +18,7 @@ from crucible_tinkex.sweep.results.leaderboard import (
     configurations,
     ranked,
 )
+from crucible_tinkex.sweep.results.quality import quality_summary
 
 
 def existing_sweep(storage: str, name: str) -> SweepPaths:
@@ -90,6 +91,7 @@ def summary(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
         "best": trial_summary(winner.best_trial, objective) if winner else None,
         "best_configuration": configuration_summary(winner) if winner else None,
         "conclusion": _concluded(state),
+        "quality": quality_summary(state, paths),
         "waiting": waits(state, paths),
         "faults": list(faults(paths)),
         "spent": {**vars(spent), "wall_seconds": round(state.wall_s, 1)},
