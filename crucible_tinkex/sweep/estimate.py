@@ -134,7 +134,7 @@ def _passing(rule: StoppingRule, arrived: int, rung: int) -> int:
         case TopK(keep=int() as keep):
             return keep
         case TopK(keep=tuple() as keeps):
-            return keeps[min(rung, len(keeps) - 1)]
+            return int(keeps[min(rung, len(keeps) - 1)])
         case Halving():
             return max(1, arrived // rule.eta)
     return 1 if rule.crowns else 0

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from crucible_tinkex.config import Experiment
@@ -21,11 +22,12 @@ from crucible_tinkex.sweep.connection import connected
 from crucible_tinkex.sweep.deciding.prices import checked_price
 from crucible_tinkex.sweep.launch import Launch
 from crucible_tinkex.sweep.preparation import prepare
-from crucible_tinkex.tuning.choices import LONGEST, MOST_BATCH, Facts
+from crucible_tinkex.telemetry.query import read_events
+from crucible_tinkex.tuning.choices import BATCH, LONGEST, Facts
 
 UNCUT = 1_000_000
 """Longer than any row that is looked at."""
-PROBE_STEPS = 3
+PROBE_STEPS = 5
 
 
 def look(draft: Mapping[str, Any], *, timed: bool, tokens_per_s: float | None = None) -> Facts:
@@ -73,12 +75,13 @@ def _speed(facts: Facts, draft: Mapping[str, Any], folder: str) -> float | None:
     longest = LONGEST[facts.embedded]
     short: dict[str, Any] = {
         "train.max_steps": PROBE_STEPS,
-        "train.batch_size": min(MOST_BATCH[facts.embedded], 4),
+        "train.batch_size": min(BATCH, facts.lengths.rows),
         "train.max_length": min(facts.lengths.longest, facts.context or longest, longest),
         "train.sampler_checkpoint": False,
         "data.eval": None,
         "budget": {},
     }
-    state = Launch(prepare(_experiment(draft, folder, **short))).run().state
-    seconds = sum(trial.spent.seconds for trial in state.trials.values())
-    return state.spent.train_tokens / seconds if seconds > 0 else None
+    prepared = prepare(_experiment(draft, folder, **short))
+    Launch(prepared).run()
+    speeds = read_events(prepared.paths.events, name="perf/tokens_per_s")["value"].to_pylist()
+    return median(speeds[1:]) if len(speeds) > 1 else None
