@@ -83,5 +83,6 @@ def _speed(facts: Facts, draft: Mapping[str, Any], folder: str) -> float | None:
     }
     prepared = prepare(_experiment(draft, folder, **short))
     Launch(prepared).run()
-    speeds = read_events(prepared.paths.events, name="perf/tokens_per_s")["value"].to_pylist()
-    return median(speeds[1:]) if len(speeds) > 1 else None
+    found = read_events(prepared.paths.events, name="perf/tokens_per_s")["value"].to_pylist()
+    speeds = [value for value in found[1:] if value is not None]
+    return median(speeds) if speeds else None
