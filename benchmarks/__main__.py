@@ -1,7 +1,6 @@
-"""`make bench`: all benchmarks but `sessions`, which takes six minutes and 8 GB, and `telemetry`,
-which takes five, or those named: `python -m benchmarks engine sampling server sessions client
-data telemetry overhead throughput scale honesty
-priors replay`."""
+"""`make bench`: all benchmarks but `sessions` (six minutes, 8 GB), `telemetry` (five minutes) and
+`replay` (five), or those named: `python -m benchmarks engine sampling server sessions client data
+telemetry overhead throughput scale honesty priors replay`."""
 
 from __future__ import annotations
 
@@ -68,7 +67,7 @@ BENCHMARKS: Mapping[str, Callable[[], Iterator[str]]] = {
     "priors": _one(priors.run),
     "replay": _replay,
 }
-ONLY_IF_NAMED = {"sessions", "telemetry"}
+ONLY_IF_NAMED = {"sessions", "telemetry", "replay"}
 
 
 def main(names: list[str]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,12 +18,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.recorded_grid import RECORDED, Ledger, Surface, surfaces
+from crucible_tinkex.config import Experiment
 from crucible_tinkex.search import auto
+from crucible_tinkex.search.learners import Told
+from crucible_tinkex.search.learning import LearningSearch
 from crucible_tinkex.search.priors import RANK, RATE, Question, Record, suggest
-from crucible_tinkex.search.stopping import Halving, StoppingRule
+from crucible_tinkex.search.stopping import Halving, Hyperband, Standing, StoppingRule, TopK
 
 Search = Callable[[Ledger, np.random.Generator], None]
 """Trains points of the ledger's surface until it has its answer."""
+Expected = Callable[[Mapping[str, Any]], float]
+"""The loss that a prior expects of a point."""
 
 
 # --- without stopping -------------------------------------------------------------------------
@@ -43,136 +48,89 @@ def random(ledger: Ledger, draw: np.random.Generator) -> None:
             return
 
 
-def learning(make: Callable[[int], Any]) -> Search:
-    """With an Optuna sampler; a point that was tried is not tried again."""
+def learning(strategy: str) -> Search:
+    """One of the strategies that learn, told every final loss, one trial at a time."""
 
     def search(ledger: Ledger, draw: np.random.Generator) -> None:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         surface = ledger.surface
-        axes = axes_of(surface)
-        places = {tuple(p.values()): i for i, p in enumerate(surface.points)}
-        space = {key: _distribution(values) for key, values in axes.items()}
-        study = optuna.create_study(sampler=make(int(draw.integers(2**31))))
-        order = [int(i) for i in draw.permutation(len(surface.points))]
+        study = LearningSearch(_declared(surface, strategy, seed=int(draw.integers(2**31))))
+        places = {study.settings(p): i for i, p in enumerate(surface.points)}
+        told: list[Told] = []
+        known: set[object] = set()
         while not ledger.found:
-            asked = study.ask(space)
-            point = places[tuple(_value(axes[k], asked.params[k]) for k in axes)]
-            if point in ledger.at:
-                known = surface.loss(point, surface.total)
-                study.tell(asked, known)
-                if len(study.trials) % 5:
-                    continue
-                point = next(i for i in order if i not in ledger.at)
-                params = {k: _place(axes[k], surface.points[point][k]) for k in axes}
-                loss = ledger.train(point, surface.total)
-                study.add_trial(optuna.create_trial(params=params, distributions=space, value=loss))
-                continue
-            study.tell(asked, ledger.train(point, surface.total))
+            values = study.next(told, known=known, number=len(told))
+            assert values is not None, "the space is the grid, so it holds a good point"
+            settings = study.settings(values)
+            at = study.places(values)
+            assert at is not None
+            known.add(settings)
+            loss = ledger.train(places[settings], surface.total)
+            told.append(Told(at, loss, ended=True))
 
     return search
 
 
-def _tpe(seed: int) -> Any:
-    import optuna
-
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True)
-
-
-def _gp(seed: int) -> Any:
-    import optuna
-
-    return optuna.samplers.GPSampler(seed=seed)
-
-
-def _ordered(values: Sequence[Any]) -> bool:
-    return all(not isinstance(v, str) for v in values)
-
-
-def _distribution(values: Sequence[Any]) -> Any:
-    import optuna
-
-    if _ordered(values):
-        return optuna.distributions.IntDistribution(0, len(values) - 1)
-    return optuna.distributions.CategoricalDistribution(tuple(values))
-
-
-def _value(values: Sequence[Any], found: Any) -> Any:
-    return values[found] if _ordered(values) else found
-
-
-def _place(values: Sequence[Any], value: Any) -> Any:
-    return values.index(value) if _ordered(values) else value
+def _declared(surface: Surface, strategy: str, *, seed: int) -> Experiment:
+    return Experiment.build(
+        {
+            "name": surface.task,
+            "model": {"base": "nano"},
+            "data": {"train": "train.jsonl"},
+            "train": {"max_steps": surface.total},
+            "search": {
+                "strategy": strategy,
+                "trials": len(surface.points),
+                "seed": seed,
+                "space": axes_of(surface),
+            },
+        }
+    )
 
 
 # --- with stopping ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TopK:
-    """One rung; the best `keep` go on once everybody has come."""
-
-    keep: int
-    rung: int
-
-    def rungs(self, total_steps: int) -> tuple[int, ...]:
-        return (self.rung, total_steps)
-
-    def judge(self, place: int, of: int, *, final: bool) -> str:
-        if not final:
-            return "wait"
-        return "go" if place < self.keep else "stop"
 
 
 def stopping(rule: StoppingRule) -> Search:
     """Everybody in a random order, one at a time, as the policy does it with one slot."""
 
     def search(ledger: Ledger, draw: np.random.Generator) -> None:
-        run_rule(ledger, [int(i) for i in draw.permutation(len(ledger.surface.points))], rule)
+        order = [int(i) for i in draw.permutation(len(ledger.surface.points))]
+        for bracket in range(rule.brackets):
+            run_rule(ledger, order[bracket :: rule.brackets], rule, bracket)
 
     return search
 
 
-def run_rule(ledger: Ledger, order: Sequence[int], rule: StoppingRule) -> None:
-    rungs = rule.rungs(ledger.surface.total)
+def run_rule(ledger: Ledger, order: Sequence[int], rule: StoppingRule, bracket: int = 0) -> None:
+    """One bracket of a rule that compares trials. Whoever may go on does so before the next one
+    starts, the highest rung first."""
+    rungs = rule.rungs(ledger.surface.total, bracket)
     standing: list[dict[int, float]] = [{} for _ in rungs]
     gone: list[set[int]] = [set() for _ in rungs]
 
-    def promote(*, final: bool, level: int) -> bool:
-        for point in auto.best(standing[level], len(standing[level])):
+    def promote(level: int, *, final: bool) -> bool:
+        losses = sorted(standing[level].values())
+        for point in auto.best(standing[level], len(losses)):
             if point in gone[level]:
                 continue
-            place = sum(loss < standing[level][point] for loss in standing[level].values())
-            if rule.judge(place, len(standing[level]), final=final) != "go":
+            place = losses.index(standing[level][point])
+            found = Standing(rungs[level], place, losses, final, ledger.surface.total)
+            if rule.judge(found) != "go":
                 return False
             gone[level].add(point)
             standing[level + 1][point] = ledger.train(point, rungs[level + 1])
             return True
         return False
 
+    highest = len(rungs) - 2
     for point in order:
         standing[0][point] = ledger.train(point, rungs[0])
-        level = len(rungs) - 2
+        level = highest
         while level >= 0:
-            level = len(rungs) - 2 if promote(final=False, level=level) else level - 1
+            level = highest if promote(level, final=False) else level - 1
     for level in range(len(rungs) - 1):
-        while promote(final=True, level=level):
+        while promote(level, final=True):
             pass
-
-
-def hyperband(ledger: Ledger, draw: np.random.Generator) -> None:
-    """Brackets of eta 3, one after the other, over parts of the grid (Li et al. 2018)."""
-    order = [int(i) for i in draw.permutation(len(ledger.surface.points))]
-    shares = np.array([9.0, 5.0, 3.0])
-    cuts = np.cumsum(np.round(shares / shares.sum() * len(order)).astype(int))[:-1]
-    total = ledger.surface.total
-    for part, first in zip(np.split(np.array(order), cuts), (9, 3, 1), strict=True):
-        if first == 1:
-            for point in part:
-                ledger.train(int(point), total)
-        else:
-            run_rule(ledger, [int(i) for i in part], Halving(3, total // first))
 
 
 def population(ledger: Ledger, draw: np.random.Generator) -> None:
@@ -199,18 +157,17 @@ def population(ledger: Ledger, draw: np.random.Generator) -> None:
 # --- auto -------------------------------------------------------------------------------------
 
 
-def automatic(expected: Callable[[Mapping[str, Any]], float] | None, first: float = 1.0) -> Search:
-    """`expected`: what the prior says of a point; None: no prior. `first`: the share of the points
-    that start."""
+def automatic(expected: Expected | None) -> Search:
+    """`expected`: what a prior that is in range says of a point; None: there is none."""
 
     def search(ledger: Ledger, draw: np.random.Generator) -> None:
         surface = ledger.surface
         order = [int(i) for i in draw.permutation(len(surface.points))]
         if expected is not None:
-            order.sort(key=lambda i: expected(surface.points[i]))
-        count = max(1, round(first * len(order))) if expected is not None else len(order)
-        leader = _rungs(ledger, order, auto.recipe(count, surface.total))
-        _refine(ledger, leader, auto.recipe(len(order), surface.total))
+            likely = auto.by_likelihood([surface.points[i] for i in order], expected)
+            order = [order[i] for i in likely]
+        plan = auto.recipe(len(order), surface.total, informed=expected is not None)
+        _refine(ledger, _rungs(ledger, order, plan), plan)
 
     return search
 
@@ -275,7 +232,7 @@ def experience(others: Sequence[Surface]) -> list[Record]:
     ]
 
 
-def likelihood(records: Sequence[Record], surface: Surface) -> Callable[[Mapping[str, Any]], float]:
+def likelihood(records: Sequence[Record], surface: Surface) -> Expected:
     """The place of a point's rate among the prior's guesses for its batch size."""
     axes = axes_of(surface)
     rates, ranks = tuple(axes[RATE]), tuple(axes[RANK])
@@ -298,19 +255,22 @@ def searches(surface: Surface, others: Sequence[Surface]) -> dict[str, tuple[Sea
     """Name to the search and the share of the orders that it is replayed with (a sampler's second
     is dear)."""
     prior = likelihood(experience(others), surface)
-    rung = surface.total // 9
+    early, rung = round(surface.total * auto.FIRST_SHARE), surface.total // 9
     return {
         "grid": (grid, 0.001),
         "random": (random, 1),
-        "tpe": (learning(_tpe), 0.05),
-        "gp": (learning(_gp), 0.01),
-        "asha": (stopping(Halving(3, rung)), 1),
-        "hyperband": (hyperband, 1),
-        "top-4 after 1/9": (stopping(TopK(4, rung)), 1),  # type: ignore[arg-type]
-        "top-8 after 1/9": (stopping(TopK(8, rung)), 1),  # type: ignore[arg-type]
+        "tpe": (learning("tpe"), 0.03),
+        "gp": (learning("gp"), 0.01),
+        "asha, from 1/9": (stopping(Halving(3, rung)), 1),
+        "asha, from 1/18": (stopping(Halving(3, early)), 1),
+        "hyperband": (stopping(Hyperband(eta=3, first_rung=rung)), 1),
+        "top 4 after 1/9": (stopping(TopK(4, rung)), 1),
+        "top 6 after 1/18": (stopping(TopK(6, early)), 1),
+        "top 8 after 1/9": (stopping(TopK(8, rung)), 1),
         "population": (population, 1),
         "auto, no prior": (automatic(None), 1),
-        "auto": (automatic(prior, 0.5), 1),
+        "auto, wrong prior": (automatic(lambda point: point[RATE]), 1),
+        "auto": (automatic(prior), 1),
     }
 
 
@@ -353,27 +313,49 @@ def _finish(ledger: Ledger) -> None:
         ledger.train(point, surface.total)
 
 
+COLUMNS = (
+    "search",
+    "fewer tokens than the grid",
+    "all it trains, of the grid",
+    "found",
+    "winner killed",
+    "answer worse by",
+)
+HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+
+
+def _row(name: str, score: Score) -> str:
+    return (
+        f"| {name} | {1 / score.tokens:.1f} x | {score.trained:.3f} | {score.found:.1%} | "
+        f"{score.killed:.1%} | {score.regret:.2%} |"
+    )
+
+
 def tables(orders: int, path: Path = RECORDED, only: Sequence[str] = ()) -> Iterator[str]:
+    """One for every surface, then the mean over them."""
     found = list(surfaces(path))
+    scores: dict[str, list[Score]] = {}
     for surface in found:
         others = [s for s in found if s.task != surface.task and s.seed == "mean"]
         lines = [
             f"{surface.task}, seed {surface.seed}: {len(surface.points)} points x {surface.total} "
             f"steps, {surface.good.sum()} within 0.5 % of the best",
             "",
-            "| search | fewer tokens than the grid | all it trains, of the grid | found | "
-            "winner killed | answer worse by |",
-            "|---|---|---|---|---|---|",
+            HEAD,
         ]
         for name, (search, share) in searches(surface, others).items():
-            if only and name.split(",")[0].split()[0] not in only:
+            if only and name not in only:
                 continue
             score = replay(surface, search, max(1, round(orders * share)))
-            lines.append(
-                f"| {name} | {1 / score.tokens:.1f} x | {score.trained:.3f} | {score.found:.1%} | "
-                f"{score.killed:.1%} | {score.regret:.2%} |"
-            )
+            scores.setdefault(name, []).append(score)
+            lines.append(_row(name, score))
         yield "\n".join(lines)
+    means = [_row(name, _mean(of_all)) for name, of_all in scores.items()]
+    yield "\n".join([f"Mean of the {len(found)}", "", HEAD, *means])
+
+
+def _mean(scores: Sequence[Score]) -> Score:
+    return Score(*(fmean(column) for column in zip(*map(astuple, scores), strict=True)))
 
 
 def main() -> None:

@@ -7,15 +7,18 @@ the nearest known one. Not here: measuring (`session`, `evaluation`) and ranking
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NoReturn
 
 from crucible_tinkex.errors import ConfigError
 
 Direction = Literal["min", "max"]
 
+SCORE = "eval/score/"
+"""Before the names of scores that an experiment defines."""
 TRAIN_WINDOW_STEPS = 10
 """`train/nll` as a result is the mean over this many last steps (all of them, if there are fewer):
 the loss of one batch says more about the batch than about the model."""
@@ -66,6 +69,54 @@ _METRICS = (
         indifference=0.005,
     ),
     Metric(
+        "eval/exact_match",
+        "share of answers",
+        "max",
+        "generated answers that equal the expected text, white space and case aside",
+        objective=True,
+        indifference=0.005,
+    ),
+    Metric(
+        "eval/majority",
+        "share of rows",
+        "max",
+        "rows in which the answer that most samples give is right",
+        objective=True,
+        indifference=0.005,
+    ),
+    Metric(
+        "eval/class_accuracy",
+        "share of rows",
+        "max",
+        "rows whose generated answer is the expected class",
+        objective=True,
+        indifference=0.005,
+    ),
+    Metric(
+        "eval/f1_macro",
+        "share",
+        "max",
+        "mean of the F1 of every class that occurs or is answered",
+        objective=True,
+        indifference=0.005,
+    ),
+    Metric(
+        "eval/regex",
+        "share of answers",
+        "max",
+        "generated answers in which the regular expression is found",
+        objective=True,
+        indifference=0.005,
+    ),
+    Metric(
+        "eval/json_schema",
+        "share of answers",
+        "max",
+        "generated answers that are JSON as the schema allows it",
+        objective=True,
+        indifference=0.005,
+    ),
+    Metric(
         "train/nll",
         "nats per completion token",
         "min",
@@ -81,25 +132,66 @@ _METRICS = (
     Metric("perf/eval_s", "s", "min", "wall time of one evaluation"),
 )
 
+FAMILIES: Mapping[str, tuple[str, str]] = {
+    "eval/pass@K": (
+        r"eval/pass@[1-9]\d*",
+        "probability that one of K generated answers is right, without bias from the samples",
+    ),
+    "eval/score/NAME": (
+        r"eval/score/[\w.-]+",
+        "mean of what a function, or a rule that was given a name, says of the generated answers",
+    ),
+    "eval/precision/CLASS": (r"eval/precision/.+", "share of the answers CLASS that are right"),
+    "eval/recall/CLASS": (r"eval/recall/.+", "share of the rows of CLASS that are answered so"),
+    "eval/f1/CLASS": (r"eval/f1/.+", "harmonic mean of the two"),
+}
+"""Metrics that an experiment asks for, by the form of their names: a pattern and what they say. All
+are shares of which more is better, but for the scores of functions, whose unit is their own."""
+
 CATALOGUE: Mapping[str, Metric] = MappingProxyType({m.name: m for m in _METRICS})
 OBJECTIVES = tuple(m.name for m in _METRICS if m.objective)
+_LOWER_IS_BETTER = ("loss", "nll", "perplexity", "citation_invalid_rate", "convergence_steps")
+_HIGHER_IS_BETTER = ("loss_reduction", "loss_reduction_fraction")
+
+
+def known(name: str) -> Metric | None:
+    """The catalogue's entry, or that of a family; None where neither knows the name."""
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    for pattern, about in FAMILIES.values():
+        if re.fullmatch(pattern, name):
+            unit = "score" if name.startswith(SCORE) else "share"
+            return Metric(name, unit, "max", about, objective=True, indifference=0.005)
+    return None
 
 
 def metric(name: str) -> Metric:
-    """The catalogue's entry. Raises `ConfigError` with the nearest known name."""
-    return _find(name, tuple(CATALOGUE), what="metric")
+    """As `known`. Raises `ConfigError` with the nearest known name."""
+    return known(name) or _unknown(name, tuple(CATALOGUE), what="metric")
 
 
 def objective(name: str) -> Metric:
     """As `metric`, of those that a search can rank by."""
-    if name in CATALOGUE and name not in OBJECTIVES:
+    found = known(name)
+    if found is None:
+        _unknown(name, OBJECTIVES, what="objective")
+    if not found.objective:
         raise ConfigError(f"{name!r} cannot rank trials; choose one of {', '.join(OBJECTIVES)}")
-    return _find(name, OBJECTIVES, what="objective")
+    return found
 
 
-def _find(name: str, known: tuple[str, ...], *, what: str) -> Metric:
-    if name in known:
-        return CATALOGUE[name]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+def direction_of(name: str) -> Direction:
+    """Which way is better: the catalogue's where it knows the metric, else by the name."""
+    found = known(name)
+    if found is not None and found.direction is not None:
+        return found.direction
+    last = name.rpartition("/")[2]
+    if last in _HIGHER_IS_BETTER:
+        return "max"
+    return "min" if any(last == w or last.endswith(f"_{w}") for w in _LOWER_IS_BETTER) else "max"
+
+
+def _unknown(name: str, names: tuple[str, ...], *, what: str) -> NoReturn:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ConfigError(f"unknown {what} {name!r}; {hint}known: {', '.join(known)}")
+    raise ConfigError(f"unknown {what} {name!r}; {hint}known: {', '.join((*names, *FAMILIES))}")

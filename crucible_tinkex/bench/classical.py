@@ -79,3 +79,8 @@ def dunnett(t: Floats, df: float, counts: Floats, control_count: float) -> Float
         inside = (special.ndtr(high) - special.ndtr(low)) ** times[:, None, None]
         found.append(1 - float((inside.prod(axis=0) * weights).sum()))
     return np.asarray(np.clip(found, 0.0, 1.0))
+
+
+def half_width(sd: float, n: int, *, alpha: float = 0.05) -> float:
+    """Of Student's interval of level 1 - `alpha` for the mean of `n` values, two at least."""
+    return float(special.stdtrit(n - 1, 1 - alpha / 2)) * sd / float(np.sqrt(n))

@@ -8,7 +8,8 @@ from crucible_tinkex.api import Sweep
 from crucible_tinkex.cli.tables import plain_table, print_table
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.sweep.results.leaderboard import configurations
-from crucible_tinkex.sweep.results.summary import existing_sweep
+from crucible_tinkex.sweep.results.quality import quality_lines, quality_summary
+from crucible_tinkex.sweep.results.summary import existing_sweep, read_state
 
 SHOWN_ROWS = 40
 
@@ -24,9 +25,10 @@ def conclusion_lines(state: SweepState) -> list[str]:
 
 
 def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:
-    found = Sweep(existing_sweep(storage, sweep)).conclusion()
+    paths = existing_sweep(storage, sweep)
+    found, state = Sweep(paths).conclusion(), read_state(paths)
     if json:
-        print(json_module.dumps(found.to_dict()))
+        print(json_module.dumps({**found.to_dict(), "quality": quality_summary(state, paths)}))
         return
     print(found.verdict)
     if found.rivals:
@@ -42,6 +44,8 @@ def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:
         print(f"- {note}")
     for one in found.left_out[:SHOWN_ROWS]:
         print(f"left out: {one.name}: {one.reason}")
+    for line in quality_lines(state, paths):
+        print(line)
 
 
 def show_comparison(sweep: str, a: str, b: str, *, storage: str, json: bool) -> None:

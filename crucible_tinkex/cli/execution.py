@@ -15,6 +15,7 @@ from crucible_tinkex.registry import SweepState
 from crucible_tinkex.sweep.launch import Launch, SweepResult
 from crucible_tinkex.sweep.preparation import PreparedSweep
 from crucible_tinkex.sweep.results.leaderboard import Objective
+from crucible_tinkex.sweep.results.quality import quality_lines
 from crucible_tinkex.sweep.results.summary import summary
 
 
@@ -61,7 +62,7 @@ def _is_live(quiet: bool) -> bool:
 def _print_result(state: SweepState, prepared: PreparedSweep) -> None:
     print_leaderboard(state)
     print(verdict(state))
-    for line in conclusion_lines(state):
+    for line in (*conclusion_lines(state), *quality_lines(state, prepared.paths)):
         print(line)
     where = sweep_arguments(prepared.paths)
     left = prepared.policy().planned - (len(state.trials) - len(state.open))

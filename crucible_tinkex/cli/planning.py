@@ -1,4 +1,5 @@
-"""`crucible plan`: what would run, checked against data and service, with nothing trained."""
+"""`crucible plan`: what would run, checked against data and service. Trains nothing but the short
+models of `--probe`."""
 
 from __future__ import annotations
 
@@ -11,16 +12,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from crucible_tinkex.cli.attested import described, print_attested
 from crucible_tinkex.cli.estimates import estimate_lines
 from crucible_tinkex.cli.examples import print_examples, print_lengths
 from crucible_tinkex.cli.running import read_experiment
 from crucible_tinkex.datasets import LengthStatistics, load_tokenizer, shown, typical
 from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.sweep.attesting import proved, refuse
 from crucible_tinkex.sweep.connection import connected
 from crucible_tinkex.sweep.deciding.asking import trials_of
+from crucible_tinkex.sweep.deciding.prices import checked_price
 from crucible_tinkex.sweep.estimate import Estimate, Rows, estimate
 from crucible_tinkex.sweep.experience import paces
 from crucible_tinkex.sweep.preparation import PreparedSweep, prepare
+from crucible_tinkex.training.attest.probing import Attestation
 from crucible_tinkex.training.data import SweepData
 
 
@@ -31,15 +36,24 @@ def plan_file(
     name: str | None,
     storage: str | None,
     json: bool,
+    probe: bool = False,
 ) -> None:
+    """`probe`: also prove what the service applies. Raises `ConfigError` once all is shown, if it
+    does not apply what the search varies."""
     experiment, source = read_experiment(file, assignments)
     prepared = prepare(experiment, storage=storage, name=name, source=source)
-    data = asyncio.run(_tokenised(prepared))
+    data, proof = asyncio.run(_asked(prepared, probe=probe))
     found = describe(prepared, data)
+    if proof:
+        found |= {"attested": described(proof, checked_price(experiment))}
     if json:
         print(json_module.dumps(found))
     else:
         show(found)
+        if proof:
+            print_attested(found["attested"])
+    if proof:
+        refuse(proof)
 
 
 def show(found: Mapping[str, Any]) -> None:
@@ -61,13 +75,14 @@ def show(found: Mapping[str, Any]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-async def _tokenised(prepared: PreparedSweep) -> SweepData:
-    """Ask the service for its model and tokenise, leaving the sweep's folder alone."""
+async def _asked(prepared: PreparedSweep, *, probe: bool) -> tuple[SweepData, Attestation | None]:
+    """Ask the service for its model and tokenise, leaving the sweep's folder alone; have it prove
+    what it applies, if that is wanted."""
     with tempfile.TemporaryDirectory() as scratch:
         elsewhere = SweepPaths(Path(scratch))
         async with connected(prepared, data_dir=elsewhere.service) as connection:
             data: SweepData = connection.data
-            return data
+            return data, await proved(prepared.experiment, connection) if probe else None
 
 
 def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:

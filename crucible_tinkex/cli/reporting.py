@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crucible_tinkex.cli.tables import verdict
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.report.data import report_data
 from crucible_tinkex.report.live import serve_page
@@ -43,5 +42,5 @@ def _data(sweeps: Sequence[str], storage: str) -> list[dict[str, Any]]:
     for name in dict.fromkeys(sweeps):
         paths = existing_sweep(storage, name)
         state = read_state(paths)
-        found.append({**report_data(state, paths), "verdict": verdict(state)})
+        found.append(report_data(state, paths))
     return found

@@ -70,9 +70,9 @@ def print_leaderboard(state: SweepState) -> None:
 
 
 def leaderboard_table(state: SweepState, *, width: int = 80) -> Table:
-    """One row per configuration, the best first: what varied, the mean and spread of the objective
-    over the seeds, further metrics as far as they fit in `width`. What varied shares one column,
-    that may wrap, where its own columns would not fit."""
+    """One row per configuration, the best first: what varied, the mean of the objective over the
+    seeds with its interval, further metrics as far as they fit in `width`. What varied shares one
+    column, that may wrap, where its own columns would not fit."""
     rows = configurations(state)
     objective = Objective.of(state)
     names = {m for c in rows for t in c.trials for m in objective.metrics(t)}
@@ -93,7 +93,8 @@ def _leaderboard(
 ) -> Table:
     axes = short_keys(dict.fromkeys(k for c in rows for k in c.values))
     seeded = any(len({*(t.seed for t in c.trials), *c.missing_seeds}) > 1 for c in rows)
-    table = plain_table(title=f"{state.meta['sweep']}: by {Objective.of(state)}")
+    interval = ", ± 95 % over seeds" if any(c.spread is not None for c in rows) else ""
+    table = plain_table(title=f"{state.meta['sweep']}: by {Objective.of(state)}{interval}")
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("trial", justify="right", no_wrap=True)
     if one_column:
@@ -163,8 +164,8 @@ def _measured(found: Configuration, metric: str) -> str:
     if not values:
         return "-"
     mean = f"{sum(values) / len(values):.4f}"
-    if metric == found.objective.metric and found.spread is not None:
-        return f"{mean} ± {found.spread:.4f}"
+    if metric == found.objective.metric and (half := found.half_width) is not None:
+        return f"{mean} ± {half:.4f}"
     return mean
 
 

@@ -10,9 +10,11 @@ from crucible_tinkex.config.axes import (
     is_integer,
 )
 from crucible_tinkex.config.budget import BudgetSection, parse_budget
-from crucible_tinkex.config.data import DataSection, EvaluationSection
+from crucible_tinkex.config.data import DataSection
+from crucible_tinkex.config.evaluation import EvaluationSection, ScoreTable
 from crucible_tinkex.config.experiment import Experiment, parse_assignment
 from crucible_tinkex.config.model import NOT_APPLIED, LoraSection, ModelSection
+from crucible_tinkex.config.quality import QualitySection, QualityTarget
 from crucible_tinkex.config.run import RunSection
 from crucible_tinkex.config.search import SearchSection, StoppingSection
 from crucible_tinkex.config.section import Section
@@ -32,7 +34,10 @@ __all__ = [  # noqa: RUF022  (in groups)
     "LoraSection",
     "ModelSection",
     "OptimizerSection",
+    "QualitySection",
+    "QualityTarget",
     "RunSection",
+    "ScoreTable",
     "SearchSection",
     "ServiceSection",
     "StoppingSection",

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from crucible_tinkex.config.evaluation import EvaluationSection
 from crucible_tinkex.config.model import NOT_APPLIED, LoraSection
 from crucible_tinkex.config.section import Section
 from crucible_tinkex.config.train import OptimizerSection, TrainSection
@@ -34,7 +35,12 @@ FIXED: Mapping[str, str] = {
     "train.max_length": "the rows are tokenised once, for all trials",
     **dict.fromkeys(("data.train", "data.format", "model.tokenizer"), _ONE_DATA_SET),
     **dict.fromkeys(
-        ("data.eval", "evaluation.generate", "evaluation.max_rows", "model.base"), _ONE_QUESTION
+        (
+            "data.eval",
+            "model.base",
+            *(f"evaluation.{name}" for name in EvaluationSection.model_fields),
+        ),
+        _ONE_QUESTION,
     ),
     **dict.fromkeys(("service.base_url", "service.dtype"), _ONE_QUESTION),
     "train.eval_every": "it says when something is measured, and changes no number",

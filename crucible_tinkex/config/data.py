@@ -1,4 +1,4 @@
-"""`[data]` and `[evaluation]`: which rows are learnt, which are held out, what is measured."""
+"""`[data]`: which rows are learnt, which are held out."""
 
 from __future__ import annotations
 
@@ -101,12 +101,3 @@ class DataSection(Section):
     def evaluates(self) -> bool:
         """Whether there are held-out rows."""
         return self.eval is not None or self.splits
-
-
-class EvaluationSection(Section):
-    """What is measured on the held-out rows."""
-
-    generate: bool = True
-    """Also measure `eval/accuracy`: the greedy continuation begins with the expected completion."""
-    max_rows: int | None = Field(default=None, ge=1)
-    """Use only the first rows of the eval file."""

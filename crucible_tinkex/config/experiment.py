@@ -20,12 +20,14 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from crucible_tinkex.config.advice import advise
 from crucible_tinkex.config.budget import BudgetSection
-from crucible_tinkex.config.data import DataSection, EvaluationSection
+from crucible_tinkex.config.data import DataSection
+from crucible_tinkex.config.evaluation import EvaluationSection
 from crucible_tinkex.config.identity import amendments, contradictions, trial_settings
 from crucible_tinkex.config.model import NOT_APPLIED, LoraSection, ModelSection, folder_beside
 from crucible_tinkex.config.models import ModelsSection
 from crucible_tinkex.config.notify import NotifySection
 from crucible_tinkex.config.problems import explain
+from crucible_tinkex.config.quality import QualitySection
 from crucible_tinkex.config.run import RunSection
 from crucible_tinkex.config.search import DEFAULT_METRIC, SearchSection
 from crucible_tinkex.config.section import Section, anchor_of, get_dotted, set_dotted
@@ -48,6 +50,7 @@ class Experiment(Section):
     data: DataSection
     train: TrainSection = TrainSection()
     evaluation: EvaluationSection = EvaluationSection()
+    quality: QualitySection = QualitySection()
     search: SearchSection = SearchSection()
     budget: BudgetSection = BudgetSection()
     models: ModelsSection = ModelsSection()
@@ -77,6 +80,11 @@ class Experiment(Section):
     def _measures_its_metric(self) -> Experiment:
         if self.search.metric == "eval/accuracy" and not self.evaluation.generate:
             raise ValueError("search.metric 'eval/accuracy' needs evaluation.generate = true")
+        if not self.evaluation.measures(self.search.metric):
+            raise ValueError(
+                f"search.metric {self.search.metric!r} is not measured; evaluation.metrics gives "
+                f"{', '.join(self.evaluation.tags) or 'nothing'}"
+            )
         return self
 
     @classmethod

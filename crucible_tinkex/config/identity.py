@@ -55,7 +55,7 @@ def trial_settings(
     """
     measured: dict[str, Any] = {
         "model": {"base": experiment.model.base},
-        "evaluation": experiment.evaluation.model_dump(mode="json"),
+        "evaluation": experiment.evaluation.identity(),
         "reference": reference,
     }
     if reference:

@@ -10,7 +10,21 @@ from pydantic import BaseModel, ValidationError
 
 from crucible_tinkex.config.axes import AxisRange
 
-_MEMBERS = {"range", "values", "bool", "int", "float", "str", "file", "files", "weighted"}
+_MEMBERS = {
+    "range",
+    "values",
+    "number",
+    "word",
+    "table",
+    "bool",
+    "int",
+    "float",
+    "str",
+    "file",
+    "files",
+    "weighted",
+    "score",
+}
 """Names that pydantic gives to members of a union, which are no keys."""
 
 

@@ -97,7 +97,8 @@ class SearchSection(Section):
     seed: int = Field(default=0, ge=0)
     """Seed of the sampled strategies."""
     metric: str = DEFAULT_METRIC
-    """What ranks: `eval/nll`, `eval/accuracy` or `train/nll`."""
+    """What ranks: `eval/nll`, `eval/accuracy`, `train/nll`, or what `evaluation.metrics` measures.
+    """
     direction: Direction | None = None
     """Which way is better; by default the metric's own."""
     at: Literal["final", "best"] = "final"
@@ -120,11 +121,16 @@ class SearchSection(Section):
     """Configurations that are tried first, whatever the strategy: tables of dotted keys."""
     configs: tuple[dict[str, AxisValue], ...] = ()
     """The configurations of strategy `list`: tables of dotted keys."""
-    confirm: int = Field(default=0, ge=0, le=1000)
+    confirm: Annotated[int, Field(ge=0, le=1000)] | Literal["auto"] = 0
     """After the search, train the leaders again with so many fresh seeds; the winner's value is
-    then read from these alone."""
+    then read from these alone. `auto`: with as many as it takes to tell the best, seed by seed."""
     confirm_top: int = Field(default=3, ge=1, le=1000)
     """How many leaders are confirmed."""
+    confirm_max_seeds: int = Field(default=20, ge=2, le=1000)
+    """`confirm = "auto"`: fresh seeds of a leader, at most; the winner gets two more for itself."""
+    indifference: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Differences of the metric up to this do not matter, in its unit: leaders that are proved to
+    be so close are a tie, and the cheaper is taken. By default the metric's own."""
     reference: bool = True
     """Also evaluate the untrained base model, as a row to compare with."""
     stopping: StoppingSection = StoppingSection()

@@ -25,6 +25,9 @@ class ServiceSection(Section):
     """A file that holds the key; otherwise the environment variable TINKER_API_KEY."""
     transport: Literal["http", "sdk"] = "http"
     """Our own client, or the official `tinker` SDK (extra `[sdk]`)."""
+    attest: bool = True
+    """Before the first step on a service other than the embedded one, prove with models of two
+    steps that it applies what the search varies, and refuse by name what it does not."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Embedded server: number format of the frozen base."""
     device: Literal["cpu", "cuda", "auto"] = "cpu"

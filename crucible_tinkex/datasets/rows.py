@@ -40,6 +40,9 @@ class Row(ABC):
     line: int
     id: str | None = field(default=None, kw_only=True)
     """As the file gives it, if it is fit for one: text or a whole number, printable, not long."""
+    group: str | None = field(default=None, kw_only=True)
+    """The document or prompt group that it belongs to, as the file gives it: rows of one group are
+    not independent."""
 
     @property
     def example_id(self) -> str:

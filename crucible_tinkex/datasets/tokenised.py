@@ -49,6 +49,10 @@ class TokenisedDataset:
     """The examples' ids in UTF-8, one after the other."""
     id_offsets: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """As `offsets`; empty if the examples have no ids but their positions, from 1."""
+    groups: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    """The groups of the rows in UTF-8, one after the other."""
+    group_offsets: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """As `offsets`, where any row has a group."""
     learnt_bytes: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     """Bytes of UTF-8 that each row learns, its end not counted; empty if that is not known."""
     dropped: int = 0
@@ -129,6 +133,14 @@ class TokenisedDataset:
         if not len(self.id_offsets):
             return f"{i + 1:05d}"
         return bytes(self.ids[self.id_offsets[i] : self.id_offsets[i + 1]]).decode()
+
+    def group(self, i: int) -> str | None:
+        """The document or prompt group of row i, if it has one."""
+        self._span(i)
+        if not len(self.groups):
+            return None
+        name = bytes(self.groups[self.group_offsets[i] : self.group_offsets[i + 1]])
+        return name.decode() or None
 
     def _span(self, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):

@@ -93,7 +93,9 @@ class _Making:
     tokens: Column = field(default_factory=lambda: Column(np.int32))
     mask: Column = field(default_factory=lambda: Column(np.uint8))
     ids: Column = field(default_factory=lambda: Column(np.uint8))
+    groups: Column = field(default_factory=lambda: Column(np.uint8))
     lengths: array[int] = field(default_factory=lambda: array("q"))
+    group_lengths: array[int] = field(default_factory=lambda: array("q"))
     id_lengths: array[int] = field(default_factory=lambda: array("q"))
     prompt_lengths: array[int] = field(default_factory=lambda: array("i"))
     learnt_bytes: array[int] = field(default_factory=lambda: array("i"))
@@ -134,6 +136,8 @@ class _Making:
             prompt_lengths=prompt_lengths,
             ids=self.ids.finish(),
             id_offsets=_offsets(self.id_lengths),
+            groups=self.groups.finish(),
+            group_offsets=_offsets(self.group_lengths),
             learnt_bytes=np.frombuffer(self.learnt_bytes.tobytes(), np.int32),
             eos_id=self.tokenizer.eos_id,
             truncated=self.truncated,
@@ -144,7 +148,7 @@ class _Making:
         )
 
     def close(self) -> None:
-        for column in (self.tokens, self.mask, self.ids):
+        for column in (self.tokens, self.mask, self.ids, self.groups):
             column.close()
 
     def _keep(self, row: Row, example: _Example) -> None:
@@ -158,6 +162,9 @@ class _Making:
         name = self.names.of(row)
         self.ids.extend(name)
         self.id_lengths.append(len(name))
+        group = (row.group or "").encode()
+        self.groups.extend(group)
+        self.group_lengths.append(len(group))
 
     def _fitted(self, row: Row, example: _Example) -> _Example | None:
         """The row as it is kept; None if it is not."""

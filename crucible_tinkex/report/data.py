@@ -12,10 +12,13 @@ from typing import Any
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.metrics import metric
 from crucible_tinkex.names import SweepPaths, short_keys
-from crucible_tinkex.registry import FAILED, LOST, STOPPED, Spent, SweepState, TrialRecord
+from crucible_tinkex.registry import CONFIRM, FAILED, LOST, STOPPED, Spent, SweepState, TrialRecord
 from crucible_tinkex.report.curves import curves
 from crucible_tinkex.report.importance import importance
+from crucible_tinkex.report.standing import standings
+from crucible_tinkex.sweep.results.conclusion import conclusion, configuration_names
 from crucible_tinkex.sweep.results.leaderboard import Configuration, Objective, configurations
+from crucible_tinkex.sweep.results.quality import quality_summary
 from crucible_tinkex.sweep.results.summary import sweep_state
 
 
@@ -23,6 +26,9 @@ def report_data(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
     """See the module. Works while the sweep runs."""
     objective = Objective.of(state)
     found = configurations(state)
+    rivals = [c for c in found if not c.reference]
+    concluded = conclusion(state)
+    standing = standings(rivals, configuration_names(rivals), concluded)
     competing = [c for c in found if c.mean is not None and math.isfinite(c.mean) and c.values]
     places = {id(c): i for i, c in enumerate(_placed(found), 1)}
     axes = importance([c.values for c in competing], [c.mean or 0.0 for c in competing])
@@ -43,8 +49,14 @@ def report_data(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
             {"key": key, "name": name, "importance": round(axes[key], 3)}
             for key, name in short_keys(dict.fromkeys(axes)).items()
         ],
-        "configurations": [{"place": places.get(id(c)), **_configuration(c)} for c in found],
+        "verdict": concluded.verdict,
+        "conclusion": concluded.to_dict(),
+        "configurations": [
+            {"place": places.get(id(c)), **_configuration(c), **standing.get(id(c), {})}
+            for c in found
+        ],
         "trials": [_trial(t) for t in state.trials.values()],
+        "quality": quality_summary(state, paths),
         "curves": curves(state, paths),
         "spent": {**vars(spent), "wall_s": round(state.wall_s, 1), "runs": len(state.runs)},
         "ended": state.ended,
@@ -68,8 +80,11 @@ def _configuration(found: Configuration) -> dict[str, Any]:
         "state": found.state,
         "mean": _number(found.mean),
         "sd": _number(found.spread),
+        "half_width": _number(found.half_width),
         "n": len(found.done),
+        "phase": found.phase,
         "seeds": {str(t.seed): _number(found.objective.value(t)) for t in found.trials},
+        "fresh_seeds": [t.seed for t in found.trials if t.phase == CONFIRM],
         "missing_seeds": list(found.missing_seeds),
         "trials": [t.trial_id for t in found.trials],
         "step": found.objective.step(found.best_trial),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MOST_ROWS = 50
+_STANDING = {"best": "best", "not separable": "≈ best", "worse": "worse"}
 
 
 def markdown(data: Mapping[str, Any]) -> str:
@@ -17,15 +18,19 @@ def markdown(data: Mapping[str, Any]) -> str:
         *(a["name"] for a in axes),
         f"{metric['name']} ({metric['direction']})",
         "n",
+        "verdict",
         "state",
     ]
-    lines = [f"# {data['name']}", "", data.get("verdict") or "", "", _row(heads)]
+    notes = [f"- {note}" for note in data["conclusion"]["notes"]]
+    lines = [f"# {data['name']}", "", data["verdict"], "", *notes, *([""] if notes else [])]
+    lines.append(_row(heads))
     lines.append(_row(["---"] * len(heads)))
     for found in data["configurations"][:MOST_ROWS]:
         settings = [
             found["values"].get(a["key"], "untrained" if found["reference"] else "") for a in axes
         ]
-        cells = [found["place"] or "-", *settings, measured(found), found["n"], found["state"]]
+        numbers = [measured(found), found["n"], _STANDING.get(found.get("standing"), "-")]
+        cells = [found["place"] or "-", *settings, *numbers, found["state"]]
         lines.append(_row(cells))
     left = len(data["configurations"]) - MOST_ROWS
     if left > 0:
@@ -38,11 +43,11 @@ def markdown(data: Mapping[str, Any]) -> str:
 
 
 def measured(found: Mapping[str, Any]) -> str:
-    """`1.2345 ± 0.0012`, as far as it is known."""
+    """`1.2345 ± 0.0012`, the 95 % interval over the seeds, as far as it is known."""
     if found["mean"] is None:
         return "-"
-    spread = "" if found["sd"] is None else f" ± {found['sd']:.4f}"
-    return f"{found['mean']:.4f}{spread}"
+    interval = "" if found["half_width"] is None else f" ± {found['half_width']:.4f}"
+    return f"{found['mean']:.4f}{interval}"
 
 
 def _row(cells: Sequence[Any]) -> str:

@@ -24,12 +24,18 @@ def page(sweeps: Sequence[Mapping[str, Any]], *, live: bool = False) -> str:
     template = Environment(autoescape=True).from_string(_asset("page.html.jinja"))
     return template.render(
         title=", ".join(sweep["name"] for sweep in sweeps),
-        data=Markup(script_json({"sweeps": sweeps, "live": live})),
+        data=Markup(script_json({"sweeps": [_drawn(s) for s in sweeps], "live": live})),
         nonce=secrets.token_urlsafe(12),
         connect="'self'" if live else "'none'",
         styles=Markup(_asset("uplot.min.css") + _asset("report.css")),
         scripts=[Markup(_asset(name)) for name in ("uplot.min.js", "plots.js", "report.js")],
     )
+
+
+def _drawn(sweep: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without what the page has of each configuration already."""
+    concluded = {k: v for k, v in sweep["conclusion"].items() if k not in ("rivals", "left_out")}
+    return {**sweep, "conclusion": {**concluded, "not_separable": []}}
 
 
 def script_json(value: Any) -> str:

@@ -35,11 +35,13 @@ def leaderboard_csv(sweeps: Sequence[Mapping[str, Any]]) -> str:
     keys = differing(sweeps)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    fixed = ("mean", "sd", "n", "complete", "state", "train_tokens", "seconds")
-    writer.writerow(["sweep", "metric", "place", "reference", *keys, *fixed])
+    fixed = ("mean", "sd", "half_width", "n", "complete", "state", "train_tokens", "seconds")
+    judged = ("standing", "low", "high")
+    writer.writerow(["sweep", "metric", "place", "reference", *keys, *fixed, *judged])
     for sweep in sweeps:
         for found in sweep["configurations"]:
             settings = [found["values"].get(key) for key in keys]
             head = [sweep["name"], sweep["metric"]["name"], found["place"], found["reference"]]
-            writer.writerow([*head, *settings, *(found[name] for name in fixed)])
+            numbers = [found[name] for name in fixed] + [found.get(name) for name in judged]
+            writer.writerow([*head, *settings, *numbers])
     return out.getvalue()

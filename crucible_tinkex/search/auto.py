@@ -23,6 +23,8 @@ KEEP_SECOND = 2
 """How many pass the second, of those that the first let through."""
 MARGIN = 0.1
 """A neighbour goes on at a rung while it is at most this share worse than the leader was there."""
+INFORMED_SHARE = 1 / 3
+"""How much of the candidates starts where a prior that is in range says which are likely."""
 FEWEST = 4
 """Candidates below which nothing is stopped: there is nothing to save."""
 
@@ -46,15 +48,18 @@ class Recipe:
         return steps / self.total_steps
 
 
-def recipe(candidates: int, steps: int, budget: float | None = None) -> Recipe:
-    """For so many candidates of so many steps each; `budget` in whole trials: the number of
-    candidates is cut (the least likely first) until the recipe costs at most half of it, the other
-    half being for the neighbours."""
+def recipe(
+    candidates: int, steps: int, budget: float | None = None, *, informed: bool = False
+) -> Recipe:
+    """For so many candidates of so many steps each. `informed`: a prior that is in range has put
+    the likely ones first, so only those start. `budget` in whole trials: the number of candidates
+    is cut until the recipe costs at most half of it, the other half being for the neighbours."""
     rungs = [
         (max(1, round(steps * share)), keep)
         for share, keep in ((FIRST_SHARE, KEEP_FIRST), (SECOND_SHARE, KEEP_SECOND))
     ]
-    for first in range(candidates, 0, -1):
+    most = math.ceil(candidates * INFORMED_SHARE) if informed else candidates
+    for first in range(max(most, min(FEWEST, candidates)), 0, -1):
         passed = tuple((step, min(first, keep)) for step, keep in rungs if step < steps)
         found = Recipe(first, passed if first >= FEWEST else (), steps)
         if budget is None or found.cost <= budget / 2 or first == 1:

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from crucible_tinkex.config import Experiment
+from crucible_tinkex.config import Experiment, SearchSection
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule, TopK
+from crucible_tinkex.sweep.deciding.confirming import planned_confirmations
 from crucible_tinkex.sweep.deciding.prices import price_of
 from crucible_tinkex.sweep.experience import Pace
 from crucible_tinkex.training.plan import TrialPlan
@@ -75,10 +76,10 @@ def estimate(
     trials = trials if budget.trials is None else min(trials, budget.trials)
     whole = round(fmean(plan.total_steps for plan in plans))
     reached = _reached(stopping_rule(search), trials, max(1, whole))
-    confirmed = search.confirm * min(search.confirm_top, max(1, trials // len(search.seeds)))
-    steps = reached.steps.plus(Range(confirmed * whole, confirmed * whole)).capped(budget.steps)
+    confirmed = _confirmed(search, trials // len(search.seeds))
+    steps = reached.steps.plus(confirmed.times(whole)).capped(budget.steps)
     step_tokens = rows.tokens * fmean(plan.experiment.train.step_rows for plan in plans)
-    evaluations = reached.rungs.plus(Range(confirmed + 1, confirmed + 1))
+    evaluations = reached.rungs.plus(confirmed).plus(Range(1, 1))
     if every := experiment.train.eval_every:
         evaluations = evaluations.plus(steps.times(1 / every))
     training = steps.times(step_tokens)
@@ -91,12 +92,23 @@ def estimate(
         tokens=Range(*map(round, tokens)),
         seconds=_seconds(tokens, paces, budget.hours),
         dollars=_dollars(experiment, training, scored, tokens),
-        checkpoint_bytes=_room(experiment, plans, trials + confirmed, whole, paces),
+        checkpoint_bytes=_room(
+            experiment, plans, confirmed.plus(Range(trials, trials)), whole, paces
+        ),
         sweeps=len(paces),
     )
 
 
 # --- steps ----------------------------------------------------------------------------------------
+
+
+def _confirmed(search: SearchSection, configurations: int) -> Range:
+    """Trials of the confirmation; where it asks until it is sure, up to all that it may ask for."""
+    least = planned_confirmations(search, max(1, configurations))
+    if search.confirm != "auto":
+        return Range(least, least)
+    most = search.confirm_max_seeds * min(search.confirm_top, max(1, configurations)) + 2
+    return Range(least, max(least, most))
 
 
 class _Reached(NamedTuple):
@@ -168,7 +180,7 @@ def _dollars(experiment: Experiment, training: Range, scored: Range, tokens: Ran
 def _room(
     experiment: Experiment,
     plans: Iterable[TrialPlan],
-    trials: int,
+    trials: Range,
     whole: int,
     paces: Sequence[Pace],
 ) -> Range | None:
@@ -182,5 +194,6 @@ def _room(
     every = whole // train.checkpoint_every if train.checkpoint_every else 0
     most = every + rungs + train.sampler_checkpoint
     return Range(
-        math.floor(trials * rank * min(sizes)), math.ceil(trials * rank * max(sizes) * most)
+        math.floor(trials.low * rank * min(sizes)),
+        math.ceil(trials.high * rank * max(sizes) * most),
     )

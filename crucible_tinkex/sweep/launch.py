@@ -18,15 +18,17 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
-from crucible_tinkex.errors import CrucibleError, InterruptedSweepError
+from crucible_tinkex.errors import ConfigError, CrucibleError, InterruptedSweepError, ServiceError
 from crucible_tinkex.events import EventWriter
 from crucible_tinkex.registry import LOST, Registry, SweepState
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.executor import RayExecutor
 from crucible_tinkex.runtime.pool import SessionPool
 from crucible_tinkex.storage import Lock, check_writable
+from crucible_tinkex.sweep.attesting import ATTESTED, attested
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
 from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
@@ -36,6 +38,7 @@ from crucible_tinkex.sweep.orders.control import LASTING, Inbox
 from crucible_tinkex.sweep.ports import Amendment, Executor
 from crucible_tinkex.sweep.preparation import PreparedSweep, extended, prepare
 from crucible_tinkex.sweep.results.leaderboard import exit_code
+from crucible_tinkex.sweep.results.quality import misses_required
 from crucible_tinkex.sweep.results.registering import register_best
 from crucible_tinkex.sweep.results.view import Observer, SweepView, ignore
 from crucible_tinkex.telemetry.recorder import Recorder
@@ -43,6 +46,8 @@ from crucible_tinkex.telemetry.sender import BufferedSink
 from crucible_tinkex.training.host import SessionHost
 
 INTERRUPTED_CODE = 130
+MISSED_CODE = 1
+"""A quality target that is required was missed."""
 NEED_BYTES = 64 * 1024 * 1024
 
 
@@ -70,6 +75,7 @@ class Launch:
         """`retry`: failed trials to take up again, by id."""
         self._retry = retry
         self._prepared = prepared
+        self._attested = dict(prepared.existing.attested) if prepared.existing else {}
         self._kind = executor or prepared.experiment.run.executor
         self._address = address
         self._runtime = runtime
@@ -90,6 +96,8 @@ class Launch:
             finished = self._finished()
             result = finished or self._told(lambda: asyncio.run(self._start(meta)))
             register_best(result.state, paths)
+            if result.exit_code == 0 and misses_required(result.state, paths):
+                return SweepResult(result.state, MISSED_CODE)
             return result
         finally:
             lock.close()
@@ -143,12 +151,16 @@ class Launch:
         self, meta: dict[str, Any], stack: AsyncExitStack, signals: _Signals
     ) -> SweepState:
         prepared, run = self._prepared, self._prepared.experiment.run
+        changed = prepared.amendments
         self._show("starting the service and the executor")
         service = asyncio.create_task(stack.enter_async_context(connected(prepared)))
         try:
             runtime = None
             if not prepared.experiment.service.embedded:
-                await service  # what it refuses shows at once, without waiting for Ray
+                # What it refuses shows at once, without waiting for Ray.
+                self._show("proving that the service applies what the search varies")
+                if await self._attest(meta, prepared, await service) and prepared.existing:
+                    changed = [*changed, ATTESTED]
             if self._kind == "ray":
                 runtime = self._runtime or await self._started(stack, signals)
                 self._warm(runtime)
@@ -181,24 +193,40 @@ class Launch:
             observer=self._observer,
             retry=self._retry,
             inbox=Inbox(prepared.paths),
-            amend=self._amended,
+            amend=partial(self._amended, connection),
         )
         self._stop = controller.request_drain
-        work = controller.run(meta, prepared.amendments)
+        work = controller.run(meta, changed)
         if runtime is None:
             return await work
         return await runtime.unless_lost(work, drain=controller.request_drain)
 
-    async def _amended(self, settings: Mapping[str, Any]) -> Amendment:
-        """What the running sweep is with other settings. Reads its data again, in a thread."""
+    async def _attest(
+        self, meta: dict[str, Any], prepared: PreparedSweep, connection: Connection
+    ) -> bool:
+        """Have the service prove what it applies; whether `meta` has got something new."""
+        found = await attested(prepared.experiment, connection, self._attested)
+        if found == self._attested:
+            return False
+        self._attested = meta[ATTESTED] = found
+        return True
+
+    async def _amended(self, connection: Connection, settings: Mapping[str, Any]) -> Amendment:
+        """What the running sweep is with other settings. Reads its data again, in a thread. Raises
+        `ConfigError`."""
         paths = self._prepared.paths
         experiment = extended(self._prepared.experiment, settings, paths)
         storage, name = str(paths.root.parent), paths.root.name
         prepared = await asyncio.to_thread(prepare, experiment, storage=storage, name=name)
+        proof: dict[str, Any] = {}
+        try:
+            await self._attest(proof, prepared, connection)
+        except ServiceError as error:
+            raise ConfigError(f"it could not be proved what the service applies: {error}") from None
         meta = await asyncio.to_thread(write_manifest, prepared)
         changed = prepared.amendments
         self._prepared = prepared
-        return Amendment(prepared.policy(), prepared.planner, meta, changed)
+        return Amendment(prepared.policy(), prepared.planner, {**meta, **proof}, changed)
 
     async def _started(self, stack: AsyncExitStack, signals: _Signals) -> Runtime:
         runtime = await Runtime.start(self._address)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from crucible_tinkex.datasets import (
 from crucible_tinkex.errors import ConfigError, CorruptLogError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
+from crucible_tinkex.scoring import Scoring
 from crucible_tinkex.search import strategies
 from crucible_tinkex.search.auto_settings import chosen, kept, open_settings
 from crucible_tinkex.search.priors import published
@@ -46,6 +47,7 @@ from crucible_tinkex.sweep.deciding.prices import checked_price
 from crucible_tinkex.sweep.experience import finished_trials
 from crucible_tinkex.sweep.orders.control import Inbox
 from crucible_tinkex.training.data import SweepData
+from crucible_tinkex.training.recipes.answering import check_answerable
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +108,7 @@ class PreparedSweep:
         """The rows as tokens. Raises `DataError` for a row that does not fit."""
         train = self._tokenised(self.train_rows, tokenizer)
         held_out = None if self.eval_rows is None else self._tokenised(self.eval_rows, tokenizer)
+        check_answerable(self.experiment.evaluation, held_out)
         # Only now it is known how many rows an epoch has, if those that are too long are left out.
         self.__dict__["planner"] = self._planner(train.epoch_rows)
         return SweepData(train, held_out, self.fingerprint, name)
@@ -170,13 +173,16 @@ class Existing:
     service: str
     sweep_id: str | None
     """None: version 0.1.0 made it, which had none."""
+    attested: Mapping[str, Any] = field(default_factory=dict)
+    """What the service was proved to apply (`attesting`)."""
 
     @classmethod
     def read(cls, paths: SweepPaths) -> Existing:
         found = SweepState.read(paths).meta or read_resolved(paths)
         experiment = Experiment.loaded(found["experiment"], folder=paths.root)
         service = found.get("service", EMBEDDED)
-        return cls(experiment, found["fingerprint"], service, found.get("sweep_id"))
+        attested = found.get("attested", {})
+        return cls(experiment, found["fingerprint"], service, found.get("sweep_id"), attested)
 
 
 def prepare(
@@ -209,6 +215,7 @@ def prepare(
         notes=notes,
     )
     checked_price(experiment)
+    Scoring(experiment.evaluation)  # refuses a function or schema that is none
     if prepared.existing:
         _refuse_other(prepared, prepared.existing)
     return prepared

@@ -6,15 +6,17 @@ import asyncio
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from crucible_tinkex.client.http.watch import ACTIVE, PAUSED_RATE_LIMIT, Observer, QueueState
 from crucible_tinkex.errors import OperationFailedError, RequestRejectedError
-from crucible_tinkex.testing.fake_model import FakeWeights
+from crucible_tinkex.protocol.wire import Wire
+from crucible_tinkex.testing.fake_model import FakeWeights, uniform
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Wire)
 
 
 class Failure(NamedTuple):
@@ -51,6 +53,13 @@ class FakeBackend:
     delays: Mapping[str, float] = field(default_factory=dict)
     """The same for any operation by name."""
     failures: Sequence[Failure | tuple[str, int, Exception]] = ()
+    ignores: Collection[str] = ()
+    """Dotted keys of an experiment (`lora.rank`, `optimizer.beta2`) that are taken without a word
+    and not applied."""
+    tells_rank: bool = True
+    """Whether `info` says the rank: the one that was applied."""
+    noise: float = 0.0
+    """Nats, at most, by which all logprobs of a call are wrong, another time by something else."""
     checkpoints: dict[str, FakeWeights] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     """Operations in the order in which they began."""
@@ -63,6 +72,7 @@ class FakeBackend:
     _counts: Counter[str] = field(default_factory=Counter)
     _damaged: set[str] = field(default_factory=set)
     _sessions: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _noises: itertools.count[int] = field(default_factory=itertools.count)
     _held: QueueState | None = None
     _let_go: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -94,6 +104,15 @@ class FakeBackend:
         self._damaged.add(path)
 
     # --- for the fake service ------------------------------------------------------------------
+
+    def applied(self, section: str, asked: S, usual: S) -> S:
+        """The settings without those that it ignores."""
+        ignored = [key.partition(".")[2] for key in self.ignores if key.startswith(section)]
+        return asked.model_copy(update={name: getattr(usual, name) for name in ignored})
+
+    def noise_of_call(self) -> float:
+        """Of the next call: the same again in a repetition of the test."""
+        return self.noise * (2 * uniform(next(self._noises)) - 1)
 
     async def operate(self, operation: str, effect: Callable[[], T], observer: Observer) -> T:
         """Do `effect` in the time and with the trouble that are planned for it."""

@@ -41,6 +41,8 @@ from crucible_tinkex.protocol.wire import (
 )
 from crucible_tinkex.testing.fake_backend import Effect, FakeBackend
 from crucible_tinkex.testing.fake_model import (
+    USUAL_ADAM,
+    USUAL_LORA,
     FakeRow,
     FakeWeights,
     pairs_of,
@@ -85,7 +87,9 @@ class FakeService:
     ) -> FakeTraining:
         return await self._call(
             "create_training",
-            lambda: self._training(FakeWeights(self._known(base_model), lora.model_copy())),
+            lambda: self._training(
+                FakeWeights(self._known(base_model), self.backend.applied("lora", lora, USUAL_LORA))
+            ),
         )
 
     async def create_training_from_state(
@@ -168,7 +172,7 @@ class FakeTraining:
         rows, copied = _rows(data), [datum.model_copy(deep=True) for datum in data]
 
         def effect() -> ForwardBackwardOutput:
-            output = _output(rows, self.weights)
+            output = self._output(rows)
             weighed = custom_loss.weigh(copied, output, loss_fn)
             self._learn(rows)
             return custom_loss.reported(output, weighed)
@@ -183,14 +187,14 @@ class FakeTraining:
         loss_fn_config: Mapping[str, float] | None = None,
     ) -> Awaitable[ForwardBackwardOutput]:
         rows = _rows(data)
-        return self._submit("forward", lambda: _output(rows, self.weights), rows)
+        return self._submit("forward", lambda: self._output(rows), rows)
 
     def optim_step(self, params: AdamParams) -> Awaitable[OptimStepResponse]:
-        rate = params.learning_rate
+        adam = self._backend.applied("optimizer", params, USUAL_ADAM)
 
         def effect() -> OptimStepResponse:
             if self._gradient is not None:
-                self.weights = self.weights.stepped(pairs_of(self._gradient), rate)
+                self.weights = self.weights.stepped(pairs_of(self._gradient), adam)
             self._gradient = None
             return OptimStepResponse(metrics={"step": float(self.weights.step)})
 
@@ -221,13 +225,16 @@ class FakeTraining:
             model_id=self.model_id,
             model_data=ModelData(model_name=base_model),
             is_lora=True,
-            lora_rank=self.weights.lora.rank,
+            lora_rank=self.weights.lora.rank if self._backend.tells_rank else None,
             model_name=base_model,
         )
 
     def _learn(self, rows: Sequence[FakeRow]) -> ForwardBackwardOutput:
         self._gradient = [*(self._gradient or ()), *rows]
-        return _output(rows, self.weights)
+        return self._output(rows)
+
+    def _output(self, rows: Sequence[FakeRow]) -> ForwardBackwardOutput:
+        return _output(rows, self.weights, self._backend.noise_of_call())
 
     def _save(self, kind: str, name: str) -> str:
         check_segment(name, what="checkpoint name")
@@ -338,10 +345,10 @@ def _rows(data: Sequence[Datum]) -> list[FakeRow]:
     return [FakeRow.of(datum) for datum in data]
 
 
-def _output(rows: Sequence[FakeRow], weights: FakeWeights) -> ForwardBackwardOutput:
+def _output(rows: Sequence[FakeRow], weights: FakeWeights, noise: float) -> ForwardBackwardOutput:
     outputs, total = [], 0.0
     for row in rows:
-        logprobs = weights.logprobs(row)
+        logprobs = [logprob + noise for logprob in weights.logprobs(row)]
         total -= math.fsum(w * p for w, p in zip(row.weights, logprobs, strict=True))
         tensor = TensorData(data=logprobs, dtype="float32", shape=[len(logprobs)])
         outputs.append({"logprobs": tensor})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import crucible_tinkex.datasets as datasets
-from crucible_tinkex.errors import CrucibleError
+from crucible_tinkex.errors import ConfigError, CrucibleError
 
 if TYPE_CHECKING:
     from crucible_tinkex.datasets import TokenisedDataset, Tokenizer
@@ -37,6 +37,18 @@ def decoded(tokenizer: str, sequences: Sequence[Sequence[int]]) -> list[str | No
     """
     loaded = _loaded(tokenizer)
     return [None if loaded is None else loaded.decode(tokens) for tokens in sequences]
+
+
+def text_of(tokenizer: str | None) -> Callable[[Sequence[int]], str]:
+    """From tokens to their text, where metrics depend on it. Raises `ConfigError` where the
+    tokenizer cannot be had."""
+    loaded = None if tokenizer is None else _loaded(tokenizer)
+    if loaded is None:
+        raise ConfigError(
+            f"evaluation.metrics need the tokenizer {tokenizer!r}, which cannot be loaded where "
+            "the trial is evaluated"
+        )
+    return loaded.decode
 
 
 @lru_cache(maxsize=4)

@@ -54,7 +54,7 @@ class Reporter(Observer):
                 "example",
                 name=example.example_id,
                 value=example.nll,
-                extra={"tokens": example.tokens, "correct": example.correct, "text": example.text},
+                extra=details(example),
             )
 
     def evaluating(self, done: int, of: int) -> None:
@@ -92,3 +92,15 @@ class Reporter(Observer):
         self.is_held = state.state != ACTIVE.state
         extra = {"reason": state.reason, "resume_at": state.resume_at}
         self.emit("queue_state", name=state.state, extra=extra)
+
+
+def details(example: Example) -> dict[str, Any]:
+    """What an evaluation found on a row, besides its likelihood; what was not asked is left out."""
+    found = {"tokens": example.tokens, "correct": example.correct, "text": example.text}
+    asked = {
+        "group": example.group,
+        "expected": example.expected,
+        "answers": list(example.answers),
+        "scores": dict(example.scores),
+    }
+    return found | {name: value for name, value in asked.items() if value}

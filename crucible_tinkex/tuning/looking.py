@@ -49,6 +49,7 @@ def _experiment(draft: Mapping[str, Any], folder: str, **settings: Any) -> Exper
         "run.executor": "local",
         "search.metric": "train/nll",
         "search.reference": False,
+        "service.attest": False,
         "train.max_length": UNCUT,
         "data.too_long": "truncate",
     }

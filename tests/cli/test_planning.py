@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from nano_experiment import make_experiment
 
-from crucible_tinkex.cli.planning import describe, show
+from crucible_tinkex.cli.planning import describe, plan_file, show
 from crucible_tinkex.datasets import TokenisedDataset
+from crucible_tinkex.sweep.manifest import experiment_text
 from crucible_tinkex.sweep.preparation import PreparedSweep, prepare
 from crucible_tinkex.training.data import SweepData
 
@@ -64,3 +66,23 @@ def test_fewer_configurations_than_asked_are_said(tmp_path: Path) -> None:
     found = describe(asked, data(24))
     assert found["trials"] == 4
     assert any("the space has only 3 configurations: all run" in w for w in found["warnings"])
+
+
+def test_a_probe_shows_what_the_service_applies_and_what_it_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = make_experiment(tmp_path)
+    (tmp_path / "small.toml").write_text(experiment_text(prepare(asked), asked.stored(tmp_path)))
+    given = {"name": None, "storage": str(tmp_path / "runs"), "probe": True}
+    plan_file(tmp_path / "small.toml", ["train.max_steps=2"], json=False, **given)
+    shown = capsys.readouterr().out
+    assert "optimizer.learning_rate   0.001, 0.003              applied" in shown
+    assert "by 5 models of two steps:" in shown and "0 dollars" in shown
+    plan_file(tmp_path / "small.toml", [], json=True, **given)
+    found = json.loads(capsys.readouterr().out)["attested"]
+    assert {f["key"]: f["verdict"] for f in found["findings"]} == {
+        "optimizer.learning_rate": "applied",
+        "lora.rank": "applied",
+        "train.loss": "applied",
+    }
+    assert not (tmp_path / "runs").exists()

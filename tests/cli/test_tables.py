@@ -42,10 +42,10 @@ def test_seeds_are_one_row_with_what_decided() -> None:
     state = make_state([make_trial(10, 1.0), make_trial(11, 2.0, seed=1)], seeds=(0, 1))
     text = shown(leaderboard_table(state))
     assert "by eval/nll (min, last step)" in text
-    assert "1.5000 ± 0.7071" in text
+    assert "1.5000 ± 6.3531" in text
     assert "57/57" in text
     assert text.count("done") == 1
-    assert "1.5000 ± 0.7071 over 2 seeds" in verdict(state)
+    assert "1.5000 ± 6.3531 over 2 seeds" in verdict(state)
 
 
 def test_ties_share_a_place_and_are_named() -> None:

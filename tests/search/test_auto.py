@@ -64,3 +64,8 @@ def test_a_neighbour_goes_on_while_it_is_not_far_behind_the_leader() -> None:
     assert auto.worth_it(0.9, 1.0) and auto.worth_it(1.0 + auto.MARGIN / 2, 1.0)
     assert not auto.worth_it(1.0 + 2 * auto.MARGIN, 1.0)
     assert not auto.worth_it(math.nan, 1.0) and not auto.worth_it(math.inf, 1.0)
+
+
+@pytest.mark.parametrize(("candidates", "first"), [(60, 20), (7, 4), (3, 3), (1, 1)])
+def test_a_prior_leaves_the_unlikely_out_but_never_too_few_in(candidates: int, first: int) -> None:
+    assert auto.recipe(candidates, 90, informed=True).first == first

@@ -61,7 +61,9 @@ def test_without_a_rule_everybody_is_trained() -> None:
     assert ledger.spent == surface().tokens.sum()
 
 
-@pytest.mark.parametrize("name", ["random", "asha", "hyperband", "population", "auto", "tpe"])
+@pytest.mark.parametrize(
+    "name", ["random", "asha, from 1/9", "hyperband", "population", "auto", "tpe"]
+)
 def test_every_search_has_a_number_and_the_same_one_again(name: str) -> None:
     found = surface()
     search, _ = replay.searches(found, [found])[name]

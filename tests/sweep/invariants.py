@@ -17,7 +17,7 @@ from typing import Any
 from random_faults import BATCH, DATA, RATES, Asked, World, play
 
 from crucible_tinkex.datasets import batch_indices
-from crucible_tinkex.protocol.wire import LoraConfig
+from crucible_tinkex.protocol.wire import AdamParams, LoraConfig
 from crucible_tinkex.registry import DONE, FAILED, LOST, STOPPED, SweepState, TrialRecord
 from crucible_tinkex.registry.journal import read_records
 from crucible_tinkex.sweep.results.leaderboard import best, configurations, exit_code
@@ -46,9 +46,9 @@ def step_of(seed: int, digest: str) -> int:
 def oracle(rank: int, seed: int, rates: tuple[float, ...]) -> FakeWeights:
     """The weights after steps with these learning rates."""
     if not rates:
-        return FakeWeights("nano", LoraConfig(rank=rank, seed=seed))
+        return FakeWeights("nano", LoraConfig(rank=rank, seed=seed, train_unembed=False))
     before = oracle(rank, seed, rates[:-1])
-    return before.stepped(pairs_of(batch(seed, len(rates))), rates[-1])
+    return before.stepped(pairs_of(batch(seed, len(rates))), AdamParams(learning_rate=rates[-1]))
 
 
 def rates(state: SweepState, trial: TrialRecord, step: int) -> tuple[float, ...]:

@@ -27,7 +27,8 @@ from crucible_tinkex.bench.selection.results import Conclusion, Estimate, Kind, 
 from crucible_tinkex.bench.selection.seeds import forecast
 from crucible_tinkex.bench.selection.winner import chosen_value
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.metrics import CATALOGUE, Direction
+from crucible_tinkex.metrics import Direction
+from crucible_tinkex.metrics import known as known_metric
 
 MOST_TAKERS = 50
 """So many cheaper configurations are checked for being good enough, the cheapest first."""
@@ -43,7 +44,7 @@ def terms(
 ) -> Terms:
     """With the catalogue's direction and indifference zone of the metric where none is given; of an
     unknown metric, "min" and 0. Raises `ConfigError` for what is out of range."""
-    known = CATALOGUE.get(metric)
+    known = known_metric(metric)
     direction = direction or (known.direction if known else None) or "min"
     zone = zone if zone is not None else (known.indifference if known else 0.0)
     if direction not in ("min", "max"):

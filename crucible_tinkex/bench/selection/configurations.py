@@ -120,6 +120,8 @@ def _why_not(configuration: Configuration, seeds: int) -> str:
     if configuration.status != "complete":
         reason = f": {configuration.reason}" if configuration.reason else ""
         return f"{configuration.status}{reason}"
+    if configuration.measured and not seeds:
+        return "no leader: it ran none of the fresh seeds"
     return {0: "never measured", 1: "seen with one seed only"}.get(seeds, "too few seeds")
 
 

@@ -44,6 +44,7 @@ def next_seeds(
     proof: int = 2,
     most_seeds: int = 20,
     most_runs: int | None = None,
+    fresh_from: int = 0,
 ) -> NextSeeds:
     """The runs to start now; ask again when they have ended.
 
@@ -51,13 +52,14 @@ def next_seeds(
     only so many, the best by the exploring seeds, compete. `first`: seeds that each gets before
     anything is judged (two at least). `proof`: fresh seeds that the leader runs alone in the end,
     for a value without optimism. `most_seeds`: fresh seeds of one configuration, `most_runs`: runs
-    with fresh seeds of all, at most. A failed seed (`missing_seeds`) is not asked for again.
+    with fresh seeds of all, at most. A failed seed (`missing_seeds`) is not asked for again. Fresh
+    seeds are numbered from `fresh_from`, or from behind all that were ever asked for.
     Raises `ConfigError` for `leaders` without `chosen_by`.
     """
     competing = _competing(configurations, terms, set(chosen_by), leaders)
     if len(competing) < 2:
         return NextSeeds((), True, "there is nothing to tell apart")
-    offer = _Offer(configurations, competing, frozenset(chosen_by), most_runs)
+    offer = _Offer(configurations, competing, frozenset(chosen_by), most_runs, fresh_from)
     start = offer.up_to(max(2, first))
     if start:
         return offer.made(start, None, "each gets a few seeds before any is judged")
@@ -70,7 +72,7 @@ def next_seeds(
     if rivals and not result.varies:
         return NextSeeds((), True, "the seeds change nothing: more of them say nothing", leader)
     beyond = f"than {leader} by more than {terms.zone:g}"
-    if rivals and offer.shared(leader) < most_seeds:
+    if rivals and offer.shared(leader) < most_seeds and offer.tried < most_seeds + proof:
         reason = f"{len(rivals)} may still be better {beyond}"
         return offer.made(offer.next({leader, *rivals}), leader, reason)
     if offer.alone(leader) < proof:
@@ -105,6 +107,7 @@ class _Offer:
     competing: Sequence[Configuration]
     aside: frozenset[int]
     most_runs: int | None
+    fresh_from: int
 
     def made(self, runs: Sequence[tuple[str, int]], leader: str | None, reason: str) -> NextSeeds:
         ran = sum(len(self._ran(c)) for c in self.competing)
@@ -131,11 +134,22 @@ class _Offer:
         return [(name, self._unused + i) for i in range(count)]
 
     def shared(self, name: str) -> int:
-        return len(self._ran(self._named(name))) - self.alone(name)
+        return len(self._ran(self._named(name)) & self._of_others(name))
 
     def alone(self, name: str) -> int:
-        others = {s for c in self.competing if c.name != name for s in self._ran(c)}
-        return len(self._ran(self._named(name)) - others)
+        """One that failed is no proof, and is not replaced."""
+        named = self._named(name)
+        return len((self._ran(named) | {*named.missing_seeds}) - self._of_others(name) - self.aside)
+
+    def _of_others(self, name: str) -> set[int]:
+        """Seeds that others have, or failed to have, run."""
+        others = [c for c in self.competing if c.name != name]
+        return {s for c in others for s in (*self._ran(c), *c.missing_seeds)}
+
+    @property
+    def tried(self) -> int:
+        """Fresh seeds that anybody was asked for: where they fail again and again, it ends."""
+        return len(self._seeds())
 
     def _named(self, name: str) -> Configuration:
         return next(c for c in self.competing if c.name == name)
@@ -154,7 +168,7 @@ class _Offer:
     @property
     def _unused(self) -> int:
         asked = {s for c in self.configurations for s in (*c.values, *c.missing_seeds)}
-        return max(asked | self.aside, default=-1) + 1
+        return max(max(asked | self.aside, default=-1) + 1, self.fresh_from)
 
 
 def forecast(found: Table, result: Contest, terms: Terms) -> Forecast:

@@ -25,25 +25,37 @@ def run(
     name: Name = None,
     storage: Storage = None,
     address: Address = None,
+    require_quality: Annotated[
+        bool, typer.Option("--require-quality", help="Exit code 1 if a quality target is missed.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Run an experiment, or continue its sweep if it exists."""
     from crucible_tinkex.cli.running import run_file
 
+    asked = [*(set_ or []), *(["quality.required=true"] if require_quality else [])]
     code = run_file(
-        file, set_ or [], name=name, storage=storage, address=address, json=json, quiet=quiet
+        file, asked, name=name, storage=storage, address=address, json=json, quiet=quiet
     )
     raise typer.Exit(code)
 
 
 def plan(
-    file: File, set_: Set = None, name: Name = None, storage: Storage = None, json: Json = False
+    file: File,
+    set_: Set = None,
+    name: Name = None,
+    storage: Storage = None,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Prove by models of two steps what the service applies."),
+    ] = False,
+    json: Json = False,
 ) -> None:
-    """Say what would run, and check config, data and service. Trains nothing."""
+    """Say what would run, and check config, data and service. Trains nothing without --probe."""
     from crucible_tinkex.cli.planning import plan_file
 
-    plan_file(file, set_ or [], name=name, storage=storage, json=json)
+    plan_file(file, set_ or [], name=name, storage=storage, probe=probe, json=json)
 
 
 def resume(

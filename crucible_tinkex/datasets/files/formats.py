@@ -2,8 +2,9 @@
 
 A format is the keys by which it is known and a function that makes the row. The three of our own
 (`prompt_completion`, `text`, `chat`) are here, published ones in `published`. `id` names a row in
-what is measured of it; other keys beyond those of the format are ignored, so that rows may carry
-notes. Every fault is a `DataError` that names the file, the line, the key and what to do.
+what is measured of it, `group` those that belong together; other keys beyond those of the format
+are ignored, so that rows may carry notes. Every fault is a `DataError` that names the file, the
+line, the key and what to do.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Origin:
     path: str
     line: int
     id: str | None
+    group: str | None = None
 
     @property
     def where(self) -> str:
@@ -68,7 +70,7 @@ def row_of(
     reader = readers[format]
     if reader.json_keys:
         value = json_cells(value, reader.json_keys, where)
-    return reader.row(value, Origin(path, line, _id(value.get("id"))))
+    return reader.row(value, Origin(path, line, _id(value.get("id")), _id(value.get("group"))))
 
 
 def detect(value: Any, readers: Mapping[Format, Reader], *, path: str, line: int) -> Format:
@@ -126,7 +128,13 @@ def _prompt_completion(value: Value, origin: Origin) -> Row:
 
 
 def _text(value: Value, origin: Origin) -> Row:
-    return Text(origin.path, origin.line, text(value["text"], "'text'", origin), id=origin.id)
+    return Text(
+        origin.path,
+        origin.line,
+        text(value["text"], "'text'", origin),
+        id=origin.id,
+        group=origin.group,
+    )
 
 
 def _chat(value: Value, origin: Origin) -> Row:
@@ -166,7 +174,9 @@ OWN: Mapping[Format, Reader] = {
 
 def pair(prompt: str, completion: str, origin: Origin) -> PromptCompletion:
     """A row that asks `prompt` and learns `completion`."""
-    return PromptCompletion(origin.path, origin.line, prompt, completion, id=origin.id)
+    return PromptCompletion(
+        origin.path, origin.line, prompt, completion, id=origin.id, group=origin.group
+    )
 
 
 def turn(role: str, content: Any, name: str, origin: Origin) -> Message:
@@ -183,7 +193,7 @@ def conversation(messages: Sequence[Message], origin: Origin) -> Chat:
             f"{origin.where}: a conversation must begin with another role and end with the "
             f"assistant's turn, which is learnt; found {', '.join(m.role for m in messages)}"
         )
-    return Chat(origin.path, origin.line, tuple(messages), id=origin.id)
+    return Chat(origin.path, origin.line, tuple(messages), id=origin.id, group=origin.group)
 
 
 def text(

@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Literal
 
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.metrics import CATALOGUE, Direction
+from crucible_tinkex.metrics import Direction
+from crucible_tinkex.metrics import known as known_metric
 from crucible_tinkex.names import base_name
 from crucible_tinkex.registry.models.records import ModelVersion
 
@@ -60,7 +61,8 @@ def better(metric: str, direction: Direction | None) -> Direction:
     """Which way the metric is better: as said, else as the catalogue has it."""
     if direction not in ("min", "max", None):
         raise ConfigError(f"direction {direction!r} must be 'min' or 'max'")
-    known = CATALOGUE[metric].direction if metric in CATALOGUE else None
+    found = known_metric(metric)
+    known = found.direction if found else None
     if direction is None and known is None:
         raise ConfigError(f"say which way {metric!r} is better: direction 'min' or 'max'")
     return direction or known or "min"

@@ -45,15 +45,17 @@ function scale(values) {
   return { at, ticks: ticks.map(t => [number(t, 3), at(t)]) };
 }
 
-// One configuration's mean with its interval (or spread) and seeds, on an axis that all rows share.
-function forest(found, at, width = 190, height = 18) {
-  const x = v => 6 + at(v) * (width - 12), y = height / 2;
-  const low = found.low ?? (found.sd === null ? null : found.mean - found.sd);
-  const high = found.high ?? (found.sd === null ? null : found.mean + found.sd);
+// One configuration's mean and seeds, on an axis that all rows share. With a leader: its line, and how far from it the row may be; else the interval of its mean.
+function forest(found, at, leader, width = 190, height = 18) {
+  const x = v => 6 + at(v) * (width - 12), y = height / 2, spread = !leader && found.half_width !== null;
+  const low = leader ? found.low ?? null : spread ? found.mean - found.half_width : null;
+  const high = leader ? found.high ?? null : spread ? found.mean + found.half_width : null;
+  const fresh = new Set((found.fresh_seeds || []).map(String));
   return svg("svg", { width, height, role: "img", "aria-label": `${number(found.mean)}${low === null ? "" : `, ${number(low)} to ${number(high)}`}` },
     svg("line", { class: "axis", x1: 6, x2: width - 6, y1: y, y2: y }),
+    leader ? svg("line", { class: "leader", x1: x(leader.mean), x2: x(leader.mean), y1: 0, y2: height }) : null,
     low === null ? null : svg("line", { class: "value", "stroke-width": 2, x1: x(low), x2: x(high), y1: y, y2: y }),
-    ...Object.values(found.seeds).filter(v => v !== null).map(v => svg("line", { class: "seed", x1: x(v), x2: x(v), y1: y - 5, y2: y + 5 })),
+    ...Object.entries(found.seeds).filter(([, v]) => v !== null).map(([s, v]) => svg("line", { class: "seed", x1: x(v), x2: x(v), y1: y - (fresh.has(s) ? 8 : 4), y2: y + (fresh.has(s) ? 8 : 4) })),
     svg("circle", { class: "value", cx: x(found.mean), cy: y, r: 3.5 }));
 }
 

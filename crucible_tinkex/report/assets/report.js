@@ -8,9 +8,9 @@ function label(found, axes) {
   return found.reference ? "untrained base" : axes.map(a => `${a.name} ${number(found.values[a.key], 3)}`).join(", ") || "the one configuration";
 }
 function literal(value) { return `'${String(value).replaceAll("'", "''")}'`; }
-function query(sweep, found) {
-  return `crucible query ${sweep.name} "SELECT * FROM steps WHERE trial_id IN (${found.trials.map(literal).join(", ")})"`;
-}
+function sql(sweep, text) { return `crucible query ${sweep.name} "${text}"`; }
+function query(sweep, found) { return sql(sweep, `SELECT * FROM steps WHERE trial_id IN (${found.trials.map(literal).join(", ")})`); }
+const STANDING = { "best": "best", "not separable": "≈ best", "worse": "worse", "does not compete": "–" };
 function copy(text, what) {
   return el("button", { class: "copy", title: text, "aria-label": `copy ${what}`, onclick: e => {
     e.stopPropagation();
@@ -36,27 +36,37 @@ class View {
     const parallels = this.parallels();
     this.root.replaceChildren(...[
       el("h1", {}, s.name, " ", el("span", { class: `tag ${s.state}` }, s.state)),
-      el("p", { class: "verdict" }, s.verdict || "no configuration is complete yet"),
-      this.facts(), this.leaderboard(), this.curvesSection(), parallels, this.mapSection(),
+      this.verdict(), this.facts(), this.leaderboard(), this.curvesSection(), parallels, this.mapSection(),
       this.faults("Stopped early, and why", s.stopped), this.faults("Failed or lost", s.failures), this.reproduce(),
     ].filter(Boolean));
     this.drawCurves();
   }
 
+  verdict() {
+    const s = this.sweep, c = s.conclusion, notes = [...c.notes];
+    const settle = (c.kind === "open" && c.more && c.more.seeds) || (c.kind === "nothing" && this.rows.filter(r => !r.reference && r.mean !== null).length > 1);
+    if (s.stopped.length) notes.push(`${s.stopped.length} of ${s.trials.length} trials were stopped early; what they would have reached is not known`);
+    const command = `crucible extend ${s.name} --set search.confirm=auto && crucible resume ${s.name}`;
+    return el("div", {}, el("p", { class: "verdict" }, s.verdict),
+      notes.length ? el("ul", { class: "soft notes" }, ...notes.map(n => el("li", {}, n))) : null,
+      settle && s.state !== "running" ? el("p", { class: "soft" }, "To settle it: ", el("code", {}, command), " ", copy(command, "copy")) : null);
+  }
   facts() {
     const s = this.sweep, spent = s.spent, tokens = spent.train_tokens + spent.prefill_tokens + spent.sample_tokens;
     const done = s.trials.filter(t => t.state === "done").length;
-    const facts = [["trials done", `${done} of ${s.trials.length}`], ["training tokens", number(spent.train_tokens)], ["all tokens", number(tokens)],
-      ["session time", duration(spent.seconds)], ["wall time", duration(spent.wall_s)], ...(s.cost ? [["cost", s.cost]] : [])];
-    return el("ul", { class: "facts" }, ...facts.map(([name, value]) => el("li", {}, el("b", {}, value), el("span", { class: "soft" }, name))));
+    const sum = column => `SELECT sum(${column}) FROM trials`;
+    const facts = [["trials done", `${done} of ${s.trials.length}`, "SELECT state, count(*) FROM trials GROUP BY state"], ["training tokens", number(spent.train_tokens), sum("train_tokens")], ["all tokens", number(tokens)],
+      ["session time", duration(spent.seconds), sum("seconds")], ["wall time", duration(spent.wall_s)], ...(s.cost ? [["cost", s.cost]] : [])];
+    return el("ul", { class: "facts" }, ...facts.map(([name, value, text]) => el("li", {}, el("b", {}, value), el("span", { class: "soft" }, name, " "), text ? copy(sql(s, text), "SQL") : null)));
   }
 
   leaderboard() {
     const s = this.sweep, means = this.rows.filter(r => r.mean !== null).flatMap(r => [r.mean, r.low, r.high, ...Object.values(r.seeds)]).filter(v => v !== null && v !== undefined);
     const trained = this.rows.filter(r => r.mean !== null && !r.reference).flatMap(r => [r.mean, ...Object.values(r.seeds)]).filter(v => v !== null);
+    const leader = this.rows.find(r => !r.reference && r.name === s.conclusion.leader), judged = s.conclusion.kind !== "nothing" && leader && leader.mean !== null;
     const all = scale(means), near = scale(trained.length ? trained : means), at = v => Math.min(1, Math.max(0, near.at(v)));
     const columns = [["place", "#", r => r.order], ...this.axes.map(a => [a.key, a.name, r => r.values[a.key]]),
-      ["mean", `${s.metric.name} (${s.metric.direction})`, r => r.mean], ["n", "seeds", r => r.n], ["train_tokens", "tokens", r => r.train_tokens]];
+      ["mean", `${s.metric.name} (${s.metric.direction})`, r => r.mean], ["n", "seeds", r => r.n], ...(judged ? [["standing", "verdict", r => r.standing]] : []), ["train_tokens", "tokens", r => r.train_tokens]];
     const value = Object.fromEntries(columns.map(([key, , of]) => [key, of]));
     const rows = [...this.rows].sort((a, b) => {
       const [x, y] = [value[this.sort.key](a), value[this.sort.key](b)];
@@ -66,16 +76,16 @@ class View {
     const head = columns.map(([key, name]) => el("th", { "aria-sort": this.sort.key === key ? (this.sort.up ? "ascending" : "descending") : null },
       el("button", { onclick: () => { this.sort = { key, up: this.sort.key === key ? !this.sort.up : true }; this.draw(); } }, name, this.sort.key === key ? (this.sort.up ? " ▲" : " ▼") : "")));
     const cells = r => [r.place ?? "–", ...this.axes.map(a => r.reference ? "–" : number(r.values[a.key], 3)),
-      r.mean === null ? "–" : `${number(r.mean)}${r.sd === null ? "" : ` ± ${number(r.sd, 2)}`}`,
-      r.missing_seeds.length ? `${r.n}/${r.n + r.missing_seeds.length}` : r.n, number(r.train_tokens)];
+      r.mean === null ? "–" : `${number(r.mean)}${r.half_width === null ? "" : ` ± ${number(r.half_width, 2)}`}`,
+      (r.missing_seeds.length ? `${r.n}/${r.n + r.missing_seeds.length}` : r.n) + (r.phase === "confirm" ? " fresh" : ""), ...(judged ? [r.reference ? "–" : STANDING[r.standing]] : []), number(r.train_tokens)];
     const body = rows.slice(0, ROWS_SHOWN).map(r => el("tr", {
-      tabindex: 0, class: `${this.chosen === r ? "chosen" : ""}${this.kept(r) ? "" : " faded"}`, "aria-selected": this.chosen === r, onclick: () => this.choose(r),
+      tabindex: 0, class: `${this.chosen === r ? "chosen" : ""}${this.kept(r) ? "" : " faded"}${judged && !r.reference && r.standing !== "worse" && r.standing !== "does not compete" ? " near" : ""}`, "aria-selected": this.chosen === r, onclick: () => this.choose(r),
       onkeydown: e => { if (e.key === "Enter" || e.key === " ") { e.preventDefault(); this.choose(r); } } },
-      ...cells(r).map(c => el("td", {}, c)), el("td", {}, r.mean === null ? "" : forest(r, at)),
+      ...cells(r).map(c => el("td", {}, c)), el("td", {}, r.mean === null ? "" : forest(r, at, judged ? leader : null)),
       el("td", { class: "text" }, el("span", { class: `tag ${r.reference ? "" : r.state}` }, r.reference ? "base" : r.state)),
       el("td", {}, copy(query(s, r), "SQL"))));
     const step = s.metric.at === "final" ? "last step" : "best step with a checkpoint";
-    return el("div", {}, el("h2", {}, "Leaderboard"), el("p", { class: "soft" }, `${s.metric.about}, in ${s.metric.unit}, at the ${step}; dot: mean, bar: ${this.rows.some(r => r.low !== undefined && r.low !== null) ? "interval" : "± one standard deviation"}, ticks: seeds.`),
+    return el("div", {}, el("h2", {}, "Leaderboard"), el("p", { class: "soft" }, `${s.metric.about}, in ${s.metric.unit}, at the ${step}; ±: 95 % over the seeds, each row by itself, for a single look. Dot: mean; ticks: seeds${this.rows.some(r => r.fresh_seeds.length) ? " (tall: fresh ones, that chose nobody)" : ""}. ${judged ? `Bar: how far it may be from the best (line), an interval of ${100 - 100 * s.conclusion.terms.alpha} % for all rows together that holds at every look; one that stays off the line is worse. ≈: not separable from the best.` : "Bar: the same interval."}`),
       el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...head, el("th", { class: "text" }, "mean and seeds"), el("th", { class: "text" }, "state"), el("th", {}, ""))), el("tbody", {}, ...body))),
       rows.length > ROWS_SHOWN ? el("p", { class: "soft" }, `and ${rows.length - ROWS_SHOWN} more; leaderboard.csv has all`) : null);
   }
@@ -88,7 +98,7 @@ class View {
     this.plot = el("div", {}); this.legend = el("div", { class: "legend" });
     const choice = el("select", { "aria-label": "metric", onchange: e => { this.curve = e.target.value; this.drawCurves(); } },
       ...names.map(n => el("option", { value: n, selected: n === this.curve ? "" : null }, n)));
-    return el("div", {}, el("h2", {}, "Learning curves"), el("p", { class: "soft" }, choice, ` mean over the seeds, band from the lowest to the highest; the first ${CURVES_SHOWN} of the leaderboard that are not filtered out, and the chosen one.`), this.plot, this.legend);
+    return el("div", {}, el("h2", {}, "Learning curves"), el("p", { class: "soft" }, choice, ` mean over the seeds, band from the lowest to the highest; the first ${CURVES_SHOWN} of the leaderboard that are not filtered out, and the chosen one.`), copy(sql(this.sweep, "SELECT trial_id, step, * FROM steps ORDER BY trial_id, step"), "SQL"), this.plot, this.legend);
   }
   drawCurves() {
     if (!this.plot) return;

@@ -27,7 +27,7 @@ from crucible_tinkex.registry.records import DecisionKind, declared
 from crucible_tinkex.search.stopping import StoppingRule, Verdict
 from crucible_tinkex.sweep.deciding.asking import Asker
 from crucible_tinkex.sweep.deciding.budget import BUDGET, Budget
-from crucible_tinkex.sweep.deciding.confirming import confirmation_seeds, next_confirmations
+from crucible_tinkex.sweep.deciding.confirming import next_confirmations, planned_confirmations
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.rungs import Rung
 from crucible_tinkex.training.plan import TrialPlan
@@ -59,8 +59,7 @@ class Policy:
     @property
     def planned(self) -> int:
         search = self._planner.experiment.search
-        leaders = min(search.confirm_top, self._asker.planned)
-        return self._asker.planned + len(confirmation_seeds(search)) * leaders
+        return self._asker.planned + planned_confirmations(search, self._asker.planned)
 
     def resume(
         self,
@@ -164,7 +163,10 @@ class Policy:
                 "nobody was trained to the end, and this is the best of those that were stopped",
             )
             return
-        plans = next_confirmations(state, self._planner)
+        if free <= 0 and state.open:
+            return
+        found = next_confirmations(state, self._planner)
+        plans = found.plans
         left = self.budget.trials_left(state)
         if plans and left == 0 and not state.open:
             yield from self._end_by_budget(state, "budget.trials: no more for the confirmation")
@@ -173,9 +175,9 @@ class Policy:
         first = len(state.trials)
         for i, plan in enumerate(plans[: max(0, free)]):
             numbered = self._planner.plan(plan.values, plan.seed, index=first + i, phase=plan.phase)
-            yield self._begin("confirm", numbered, "a leader of the search, with a fresh seed")
+            yield self._begin("confirm", numbered, found.reason)
         if not plans and not state.open:
-            yield Decision("end", reason="no trial is left to ask for or to train")
+            yield Decision("end", reason=found.ends)
 
     def _best_stopped(self, state: SweepState) -> TrialRecord | None:
         """The best of those that were stopped furthest on, if no trial of the search is done."""

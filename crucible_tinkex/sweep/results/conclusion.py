@@ -14,19 +14,27 @@ import pyarrow as pa
 
 import crucible_tinkex.bench as bench
 from crucible_tinkex.bench import Comparison, Conclusion, Scores
+from crucible_tinkex.config.evaluation import asked_for
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.metrics import CATALOGUE, Direction
+from crucible_tinkex.metrics import Direction
 from crucible_tinkex.names import short_keys
 from crucible_tinkex.registry import FAILED, LOST, STOPPED, SweepState, TrialRecord
 from crucible_tinkex.sweep.results.leaderboard import Configuration, Objective, configurations
 
 _COLUMNS = {"eval/nll": "nll", "eval/accuracy": "correct"}
 """The metric's value for one held-out row."""
+_OF_ALL_ROWS = (
+    "eval/class_accuracy",
+    "eval/f1_macro",
+    "eval/f1/",
+    "eval/precision/",
+    "eval/recall/",
+)
+"""Metrics that no row has alone."""
 
 
 def conclusion(state: SweepState) -> Conclusion:
     """Of what is done by now. Holds at every look."""
-    objective = Objective.of(state)
     asked = state.meta["experiment"]["search"]["seeds"]
     found = [c for c in configurations(state) if not c.reference]
     fresh = {t.seed for c in found for t in c.trials} - set(asked)
@@ -34,12 +42,15 @@ def conclusion(state: SweepState) -> Conclusion:
     chosen_by = asked if pruned or fresh else ()
     names = configuration_names(found)
     numbers = [_numbers(c, name) for c, name in zip(found, names, strict=True)]
-    return bench.conclude(numbers, terms(objective), chosen_by=chosen_by)
+    return bench.conclude(numbers, terms(state), chosen_by=chosen_by)
 
 
-def terms(objective: Objective) -> bench.Terms:
+def terms(state: SweepState) -> bench.Terms:
+    """The sweep's metric, its direction and the differences in it that do not matter."""
+    objective = Objective.of(state)
     direction: Direction = "max" if objective.direction == "max" else "min"
-    return bench.terms(objective.metric, direction, cost_unit="training tokens")
+    zone = state.meta["experiment"]["search"].get("indifference")
+    return bench.terms(objective.metric, direction, zone, cost_unit="training tokens")
 
 
 def configuration_names(found: Sequence[Configuration]) -> list[str]:
@@ -86,10 +97,10 @@ def comparison(state: SweepState, evaluations: pa.Table, a: str, b: str) -> Comp
     """The configurations of trials `a` and `b`, on the rows behind the value that ranks them.
     Raises `ConfigError` for a trial that is not there, or a metric that no row has."""
     objective = Objective.of(state)
-    if objective.metric not in _COLUMNS:
+    if not (objective.metric in _COLUMNS or _has_scores(objective.metric)):
         raise ConfigError(
             f"{objective.metric} has no value per held-out row; a sweep ranked by "
-            f"{' or '.join(_COLUMNS)} can be compared"
+            f"{' or '.join(_COLUMNS)}, or by what is measured of each answer, can be compared"
         )
     found = configurations(state)
     first, second = (_configuration_of(found, name) for name in (a, b))
@@ -97,7 +108,7 @@ def comparison(state: SweepState, evaluations: pa.Table, a: str, b: str) -> Comp
         raise ConfigError(f"trials {a} and {b} are seeds of one configuration")
     scores = [_scores(c, evaluations) for c in (first, second)]
     labels = configuration_names([first, second])
-    direction = CATALOGUE[objective.metric].direction or "min"
+    direction: Direction = "max" if objective.direction == "max" else "min"
     return bench.compare(*scores, direction=direction, names=(labels[0], labels[1]))
 
 
@@ -111,16 +122,30 @@ def _configuration_of(found: Sequence[Configuration], name: str) -> Configuratio
 
 def _scores(configuration: Configuration, evaluations: pa.Table) -> Scores:
     objective = configuration.objective
-    column = _COLUMNS[objective.metric]
     trials: dict[tuple[str, int | None], TrialRecord] = {
         (t.trial_id, objective.step(t)): t for t in configuration.done or configuration.trials
     }
-    columns = ("trial_id", "step", "example_id", column)
+    columns = ("trial_id", "step", "example_id", "group")
     rows = zip(*(evaluations[name].to_pylist() for name in columns), strict=True)
     kept = [
-        (float(value), example, trials[trial, step].seed)
-        for trial, step, example, value in rows
+        (float(value), example, group or f"row {example}", trials[trial, step].seed)
+        for (trial, step, example, group), value in zip(
+            rows, _values(evaluations, objective.metric), strict=True
+        )
         if (trial, step) in trials and value is not None
     ]
-    values, examples, seeds = zip(*kept, strict=True) if kept else ((), (), ())
-    return Scores(values, examples, seeds=seeds)
+    values, examples, groups, seeds = zip(*kept, strict=True) if kept else ((), (), (), ())
+    return Scores(values, examples, clusters=groups, seeds=seeds)
+
+
+def _has_scores(metric: str) -> bool:
+    """Whether every answer has a score of it."""
+    return asked_for(metric) and not metric.startswith(_OF_ALL_ROWS)
+
+
+def _values(evaluations: pa.Table, metric: str) -> list[float | None]:
+    """Of every row; None where it was not measured."""
+    if metric in _COLUMNS:
+        found: list[float | None] = evaluations[_COLUMNS[metric]].to_pylist()
+        return found
+    return [dict(scores or ()).get(metric) for scores in evaluations["scores"].to_pylist()]

@@ -6,7 +6,8 @@ behind, with what is missing; a failed trial is never first. A value is that of 
 with `search.at = "best"` of the best evaluated step that has a checkpoint.
 
 Once confirmation is over (`search.confirm`), the leaders that were confirmed come first, by the
-mean over their fresh seeds alone: those had no part in choosing them.
+mean over their fresh seeds alone: those had no part in choosing them. Where some have run more of
+them than others, what the seeds do to all alike is taken out (`_paired_keys`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from crucible_tinkex.registry import (
     SweepState,
     TrialRecord,
 )
+
+ALTERNATIONS = 50
+"""Between configurations and seeds; with a few of each they converge far sooner."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +138,20 @@ class Configuration:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over the seeds; None for fewer than two."""
+        """Standard deviation over the seeds; None for fewer than two, or one that diverged."""
         values = self.metric(self.objective.metric)
-        return stdev(values) if len(values) > 1 else None
+        is_known = len(values) > 1 and all(map(math.isfinite, values))
+        return stdev(values) if is_known else None
+
+    @property
+    def half_width(self) -> float | None:
+        """Of the 95 % interval of the mean over the seeds, of this configuration by itself and for
+        one look; None where there is no spread. Comparing is the conclusion's matter."""
+        if self.spread is None:
+            return None
+        from crucible_tinkex.bench.classical import half_width
+
+        return half_width(self.spread, len(self.metric(self.objective.metric)))
 
     @property
     def best_trial(self) -> TrialRecord:
@@ -152,17 +167,41 @@ def configurations(state: SweepState, *, confirmed: bool = True) -> list[Configu
     for trial in state.trials.values():
         groups.setdefault(_key(state, trial), []).append(trial)
     settled = confirmed and not any(t.phase == CONFIRM for t in state.open.values())
-    wanted = search.get("confirm", 0) if settled else 0
+    wanted = _confirming_seeds(search) if settled else 0
     found = [_configuration(g, objective, search["seeds"], wanted) for g in groups.values()]
-    return sorted(
-        found,
-        key=lambda c: (
-            not c.complete,
-            c.phase != CONFIRM,
-            objective.key(c.mean),
-            c.trials[0].index,
-        ),
-    )
+    keys = _paired_keys([c for c in found if c.phase == CONFIRM])
+
+    def place(c: Configuration) -> tuple[object, ...]:
+        key = keys.get(id(c), objective.key(c.mean))
+        return not c.complete, c.phase != CONFIRM, key, c.trials[0].index
+
+    return sorted(found, key=place)
+
+
+def _confirming_seeds(search: Mapping[str, Any]) -> int:
+    """With so many fresh ones a configuration counts as confirmed."""
+    asked = search.get("confirm", 0)
+    return 2 if asked == "auto" else int(asked)
+
+
+def _paired_keys(confirmed: Sequence[Configuration]) -> dict[int, float]:
+    """By identity, what sorts the best first: means less what the seeds of each add to all that
+    have run them (least squares of configuration + seed, by turns). Plain means where all have run
+    the same seeds."""
+    cells = {
+        id(c): {t.seed: c.objective.key(c.objective.value(t)) for t in c.done} for c in confirmed
+    }
+    cells = {i: values for i, values in cells.items() if all(map(math.isfinite, values.values()))}
+    if len({frozenset(values) for values in cells.values()}) < 2:
+        return {}
+    seeds = {seed: 0.0 for values in cells.values() for seed in values}
+    means: dict[int, float] = {}
+    for _ in range(ALTERNATIONS):
+        means = {i: fmean(v - seeds[s] for s, v in values.items()) for i, values in cells.items()}
+        for seed in seeds:
+            rests = [values[seed] - means[i] for i, values in cells.items() if seed in values]
+            seeds[seed] = fmean(rests)
+    return means
 
 
 def _key(state: SweepState, trial: TrialRecord) -> tuple[object, ...]:

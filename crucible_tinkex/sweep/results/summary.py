@@ -18,6 +18,7 @@ from crucible_tinkex.sweep.results.leaderboard import (
     configurations,
     ranked,
 )
+from crucible_tinkex.sweep.results.quality import quality_summary
 
 
 def existing_sweep(storage: str, name: str) -> SweepPaths:
@@ -89,11 +90,19 @@ def summary(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
         "configurations": [configuration_summary(c) for c in configurations(state)],
         "best": trial_summary(winner.best_trial, objective) if winner else None,
         "best_configuration": configuration_summary(winner) if winner else None,
+        "conclusion": _concluded(state),
+        "quality": quality_summary(state, paths),
         "waiting": waits(state, paths),
         "faults": list(faults(paths)),
         "spent": {**vars(spent), "wall_seconds": round(state.wall_s, 1)},
         "runs": len(state.runs),
     }
+
+
+def _concluded(state: SweepState) -> dict[str, Any]:
+    from crucible_tinkex.sweep.results.conclusion import conclusion
+
+    return conclusion(state).to_dict()
 
 
 def waits(state: SweepState, paths: SweepPaths) -> dict[str, dict[str, Any]]:
@@ -149,6 +158,7 @@ def configuration_summary(configuration: Configuration) -> dict[str, Any]:
         "missing_seeds": list(configuration.missing_seeds),
         "mean": None if mean is None or not math.isfinite(mean) else mean,
         "sd": None if spread is None or not math.isfinite(spread) else spread,
+        "half_width": configuration.half_width,
         "trials": [t.trial_id for t in configuration.trials],
     }
 

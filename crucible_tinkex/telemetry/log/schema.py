@@ -54,6 +54,10 @@ _EVALUATION_FIELDS: list[Any] = [
     pa.field("tokens", pa.int32()),
     pa.field("correct", pa.bool_()),
     pa.field("text", pa.string()),
+    pa.field("group", pa.string()),
+    pa.field("expected", pa.string()),
+    pa.field("answers", pa.list_(pa.string())),
+    pa.field("scores", pa.map_(pa.string(), pa.float64())),
     pa.field("writer", pa.string(), nullable=False),
     pa.field("seq", pa.int64(), nullable=False),
 ]
@@ -120,7 +124,9 @@ def evaluation_rows(examples: pa.Table) -> pa.Table:
     spread: dict[str, Any] = {
         "tokens": [_typed(d.get("tokens"), int) for d in details],
         "correct": [_typed(d.get("correct"), bool) for d in details],
-        "text": [_typed(d.get("text"), str) for d in details],
+        **{n: [_typed(d.get(n), str) for d in details] for n in ("text", "group", "expected")},
+        "answers": [_texts(d.get("answers")) for d in details],
+        "scores": [_scores(d.get("scores")) for d in details],
     }
     columns = [
         pa.array(spread[f.name], type=f.type)
@@ -143,3 +149,13 @@ def _typed(value: Any, kind: type) -> Any:
     if type(value) is not kind or (isinstance(value, int) and abs(value) >= 2**31):
         return None
     return value
+
+
+def _texts(value: Any) -> list[str] | None:
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else None
+
+
+def _scores(value: Any) -> list[tuple[str, float]] | None:
+    if not isinstance(value, dict):
+        return None
+    return [(k, float(v)) for k, v in value.items() if isinstance(v, int | float)]

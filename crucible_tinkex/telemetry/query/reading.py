@@ -19,6 +19,7 @@ from crucible_tinkex.telemetry.latest import wait_of
 from crucible_tinkex.telemetry.log.parts import EXAMPLE
 from crucible_tinkex.telemetry.log.schema import EVALUATION_SCHEMA, EVENT_SCHEMA
 from crucible_tinkex.telemetry.query.connection import connect
+from crucible_tinkex.telemetry.query.views import quoted
 
 Folders = Path | Sequence[Path]
 
@@ -88,7 +89,7 @@ def _select(
 ) -> pa.Table:
     wanted = {text: value for text, value in conditions.items() if value is not None}
     sql = (
-        f"SELECT {', '.join(schema.names)} FROM {view} "
+        f"SELECT {', '.join(quoted(name) for name in schema.names)} FROM {view} "
         f"WHERE {' AND '.join(wanted) or 'true'} ORDER BY {_ORDER}"
     )
     with connect(folders, kinds=kinds and {*kinds, _STARTS}) as connection:

@@ -67,7 +67,7 @@ def rows_view(view: str, folders: Sequence[tuple[Sequence[str], str]]) -> str:
     columns = (EVENT_SCHEMA if view == "events_all" else EVALUATION_SCHEMA).names
     selects = []
     for tables, old_sweep in folders:
-        texts = {name: name for name in columns}
+        texts = {name: quoted(name) for name in columns}
         if old_sweep:
             is_old = "run_id IS NULL"
             texts["sweep_id"] = (
@@ -99,7 +99,7 @@ def steps_view(tags: Iterable[str]) -> str:
     """One row per trial and step, a column for each metric."""
     named = column_names(sorted({*tags, *BASE_TAGS} - {""}), _STEP_KEYS, ("perf", "optim"))
     columns = [
-        f"arg_max(value, seq) FILTER (WHERE name = {_literal(tag)}) AS {_quoted(column)}"
+        f"arg_max(value, seq) FILTER (WHERE name = {_literal(tag)}) AS {quoted(column)}"
         for tag, column in named.items()
     ]
     return (
@@ -121,7 +121,7 @@ def requests_view(found: Mapping[str, Sequence[str]]) -> str:
     """The request events, a column for each key of `extra`; `found`: the JSON types of each."""
     types = {key: _sql_type(names) for key, names in found.items()} | _REQUEST_BASE
     columns = [
-        f"TRY_CAST(extra->>{_literal(_pointer(key))} AS {types[key]}) AS {_quoted(column)}"
+        f"TRY_CAST(extra->>{_literal(_pointer(key))} AS {types[key]}) AS {quoted(column)}"
         for key, column in column_names(list(types), _REQUEST_KEYS, ()).items()
     ]
     return (
@@ -230,5 +230,6 @@ def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """As a column's name: `group` is also a word of SQL."""
     return '"' + name.replace('"', '""') + '"'

@@ -9,22 +9,21 @@ neither met nor missed.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crucible_tinkex.config.quality import SEED_TARGETS
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.metrics import CATALOGUE
-
-DEFAULT_TARGETS: Mapping[str, float] = {
-    "schema_compliance": 0.95,
-    "citation_accuracy": 0.95,
-    "mean_entailment": 0.50,
-    "overall_pass_rate": 0.45,
-}
-_LOWER_IS_BETTER = ("loss", "nll", "perplexity", "citation_invalid_rate", "convergence_steps")
-_HIGHER_IS_BETTER = ("loss_reduction", "loss_reduction_fraction")
+from crucible_tinkex.metrics import direction_of
+from crucible_tinkex.scoring.quality import (
+    MET,
+    MISSED,
+    NOT_SETTLED,
+    UNMEASURED,
+    Assessment,
+    assess,
+)
 
 
 def calculate_metrics(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -53,47 +52,57 @@ def calculate_metrics(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def validate_quality(
     results: Mapping[str, Any], targets: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """`passed`, `assessments` and `summary`. A target is a number, or `{target, direction}`.
+    """`passed`, `assessments` and `summary`. A target is a number, or `{target, direction, min_n}`;
+    a result is a number, or `{value, low, high, n}`, which is judged on its interval as a sweep's
+    `[quality]` is.
 
-    `passed` is True if every target was measured and met, False if one was missed, else None.
+    `passed` is True if every target was met, False if one was missed, else None.
     """
-    assessments = [
+    found = [
         _assess(metric, target, results.get(metric))
-        for metric, target in (DEFAULT_TARGETS if targets is None else targets).items()
+        for metric, target in (SEED_TARGETS if targets is None else targets).items()
     ]
-    met = [a for a in assessments if a["passed"] is True]
-    missed = [a["metric"] for a in assessments if a["passed"] is False]
-    unknown = [a["metric"] for a in assessments if a["passed"] is None]
-    summary = f"{len(met)}/{len(assessments)} quality targets met"
-    summary += f"; missed: {', '.join(missed)}" if missed else ""
-    summary += f"; not measured: {', '.join(unknown)}" if unknown else ""
+    named = {status: [a.metric for a in found if a.status == status] for status in _UNMET}
+    summary = f"{sum(a.status == MET for a in found)}/{len(found)} quality targets met"
+    for status, words in _UNMET.items():
+        summary += f"; {words}: {', '.join(named[status])}" if named[status] else ""
+    open_ = named[UNMEASURED] or named[NOT_SETTLED]
     return {
-        "passed": False if missed else (None if unknown else True),
-        "assessments": assessments,
+        "passed": False if named[MISSED] else (None if open_ else True),
+        "assessments": [_told(a) for a in found],
         "summary": summary,
     }
 
 
-def _assess(metric: str, given: Any, actual: Any) -> dict[str, Any]:
+_UNMET = {MISSED: "missed", UNMEASURED: "not measured", NOT_SETTLED: "not settled"}
+_PASSED = {MET: True, MISSED: False}
+
+
+def _assess(metric: str, given: Any, actual: Any) -> Assessment:
     spec = given if isinstance(given, Mapping) else {"target": given}
     target, direction = spec.get("target"), spec.get("direction") or direction_of(metric)
     if not isinstance(target, int | float) or isinstance(target, bool):
         raise ConfigError(f"quality target {metric!r}: {target!r} is not a number")
     if direction not in ("min", "max"):
         raise ConfigError(f"quality target {metric!r}: direction is 'min' or 'max'")
-    told = {"metric": metric, "target": target, "direction": direction, "actual": actual}
-    if not isinstance(actual, int | float) or math.isnan(actual):
-        return {**told, "actual": None, "passed": None, "delta": None}
-    passed = actual >= target if direction == "max" else actual <= target
-    return {**told, "passed": passed, "delta": round(float(actual) - target, 4)}
+    found = actual if isinstance(actual, Mapping) else {"value": actual}
+    bounds = {n: found[n] for n in ("value", "low", "high") if _is_number(found.get(n))}
+    min_n = spec.get("min_n", 1)
+    return assess(metric, target, direction, **bounds, n=found.get("n"), min_n=min_n)
 
 
-def direction_of(metric: str) -> str:
-    """`min` or `max`: the catalogue's where it knows the metric, else by the name."""
-    known = CATALOGUE.get(metric)
-    if known is not None and known.direction is not None:
-        return known.direction
-    if metric in _HIGHER_IS_BETTER:
-        return "max"
-    last = metric.rpartition("/")[2]
-    return "min" if any(last == w or last.endswith(f"_{w}") for w in _LOWER_IS_BETTER) else "max"
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _told(found: Assessment) -> dict[str, Any]:
+    delta = None if found.value is None else round(float(found.value) - found.target, 4)
+    return {
+        "metric": found.metric,
+        "target": found.target,
+        "direction": found.direction,
+        "actual": found.value,
+        "passed": _PASSED.get(found.status),
+        "delta": delta,
+        "status": found.status,
+    }

@@ -9,6 +9,9 @@ the same forward pass: a token above one half is what greedy decoding writes, a 
 the vocabulary's size never is. Only rows in between are decoded. The margins are wider than the
 rounding by which a service's two passes may differ.
 
+Where `evaluation.metrics` ask for them, the model also writes answers to every prompt
+(`answering`), which `scoring` scores.
+
 The order of requests never changes the result. A failure ends the requests that still run.
 """
 
@@ -17,16 +20,18 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from crucible_tinkex.client.interface import SamplingClient, TrainingClient
+from crucible_tinkex.client.interface import SamplingClient
 from crucible_tinkex.client.model.loss import cross_entropy
 from crucible_tinkex.config import EvaluationSection
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput, SamplingParams, TensorData
-from crucible_tinkex.scoring import bits_per_byte, perplexity
+from crucible_tinkex.scoring import Scored, bits_per_byte, perplexity
 from crucible_tinkex.training.data import decoded
+from crucible_tinkex.training.recipes.answering import answer, check_answerable, scored
 from crucible_tinkex.training.recipes.datums import datum, total_weight
 from crucible_tinkex.training.recipes.recipe import Evaluation, Example, Tell
 
@@ -42,8 +47,18 @@ IMPOSSIBLE = math.log(1e-6)
 below a million."""
 
 
+class Weights(Protocol):
+    """What an evaluation needs of a `TrainingClient`."""
+
+    def forward(self, data: Sequence[Datum]) -> Awaitable[ForwardBackwardOutput]:
+        """The logprobs of the rows' targets."""
+        ...
+
+    async def sampler(self) -> SamplingClient: ...
+
+
 async def evaluate(
-    client: TrainingClient,
+    client: Weights,
     data: TokenisedDataset,
     config: EvaluationSection,
     *,
@@ -51,17 +66,21 @@ async def evaluate(
     tell: Tell,
 ) -> Evaluation:
     """Evaluate on the first `max_rows` rows of `data`; `tell` hears of rows that are finished."""
+    check_answerable(config, data)
     rows = range(min(len(data), config.max_rows or len(data)))
-    work = _Work(client, data, rows, generates=config.generate and data.has_prompts, tell=tell)
+    work = _Work(client, data, rows, config, tell)
     metrics = _likelihood(data, rows, *await work.score())
     if work.generates:
         await work.decode()
         metrics["eval/accuracy"] = sum(bool(work.right[i]) for i in rows) / len(rows)
     texts = await _texts(tokenizer, work.written)
-    return Evaluation(
-        metrics,
-        [_example(data, i, work.logprobs[i], work.right[i], texts.get(i)) for i in rows],
-    )
+    examples = [_example(data, i, work.logprobs[i], work.right[i], texts.get(i)) for i in rows]
+    if config.metrics:
+        await work.answer()
+        found, scores = await scored(tokenizer, data, rows, work.answers.__getitem__, config)
+        examples = [_answered(e, row) for e, row in zip(examples, found, strict=True)]
+        metrics |= scores
+    return Evaluation(metrics, examples)
 
 
 def _likelihood(
@@ -79,19 +98,23 @@ class _Work:
 
     def __init__(
         self,
-        client: TrainingClient,
+        client: Weights,
         data: TokenisedDataset,
         rows: range,
-        *,
-        generates: bool,
+        config: EvaluationSection,
         tell: Tell,
     ) -> None:
         self._client = client
         self._data = data
         self._rows = rows
+        self._config = config
         self._tell = tell
+        self._sampler: SamplingClient | None = None
         self._finished = 0
-        self.generates = generates
+        self._of = len(rows) * (2 if config.metrics else 1)
+        self.generates = config.generate and data.has_prompts
+        self.answers: dict[int, list[list[int]]] = {}
+        """The tokens of every sample."""
         self.logprobs: dict[int, list[float] | None] = {}
         """Of the row's targets, where the service tells them."""
         self.right: dict[int, bool | None] = {}
@@ -101,11 +124,11 @@ class _Work:
     def _finish(self, rows: int) -> None:
         self._finished += rows
         if rows:
-            self._tell(self._finished, len(self._rows))
+            self._tell(self._finished, self._of)
 
     async def score(self) -> tuple[float, float]:
         """The summed loss and its weight. Rows of like length share a request: less padding."""
-        self._tell(0, len(self._rows))
+        self._tell(0, self._of)
         by_length = sorted(self._rows, key=lambda i: int(self._data.lengths[i]))
         chunks = [
             by_length[start : start + ROWS_PER_REQUEST]
@@ -129,8 +152,22 @@ class _Work:
         """Let the model write where the probabilities do not tell what it would write."""
         undecided = [i for i in self._rows if self.right[i] is None]
         if undecided:
-            sampler = await self._client.sampler()
+            sampler = await self._sampling()
             await bounded([partial(self._decode, sampler, i) for i in undecided])
+
+    async def answer(self) -> None:
+        """Let the model answer every prompt."""
+        sampler = await self._sampling()
+        await bounded([partial(self._answer, sampler, i) for i in self._rows])
+
+    async def _answer(self, sampler: SamplingClient, row: int) -> None:
+        self.answers[row] = await answer(sampler, self._data, row, self._config)
+        self._finish(1)
+
+    async def _sampling(self) -> SamplingClient:
+        if self._sampler is None:
+            self._sampler = await self._client.sampler()
+        return self._sampler
 
     async def _decode(self, sampler: SamplingClient, row: int) -> None:
         expected = self._data.completion(row)
@@ -207,4 +244,12 @@ def _example(
     if logprobs is not None and weight:
         pairs = zip(weights, logprobs, strict=True)
         nll = -math.fsum(w * logprob for w, logprob in pairs if w) / weight
-    return Example(data.example_id(row), nll, round(weight), right, text)
+    return Example(data.example_id(row), nll, round(weight), right, text, data.group(row))
+
+
+def _answered(example: Example, row: Scored) -> Example:
+    """With the answers; its text is the first of them where nothing was decoded before."""
+    text = row.texts[0] if example.text is None else example.text
+    return replace(
+        example, text=text, expected=row.question.expected, answers=row.texts, scores=row.scores
+    )

@@ -60,6 +60,13 @@ class Example:
     correct: bool | None = None
     text: str | None = None
     """What the model wrote, where it was asked to."""
+    group: str | None = None
+    """The document or prompt group of the row."""
+    expected: str | None = None
+    answers: Sequence[str] = ()
+    """Every sample, where `evaluation.metrics` ask for answers."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """By metric, as `eval/exact_match`."""
 
 
 @dataclass(frozen=True)

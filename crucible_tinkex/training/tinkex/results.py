@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from crucible_tinkex.metrics import CATALOGUE
+from crucible_tinkex.metrics import known as known_metric
 from crucible_tinkex.training.recipes.recipe import Example
 
 StepRow = dict[str, Any]
@@ -81,6 +81,6 @@ class Completion:
 def best(checkpoints: Sequence[Checkpoint], metric: str) -> Checkpoint | None:
     """The best by `metric`, in its direction; of equals the first. One that lacks it never wins."""
     measured = [c for c in checkpoints if metric in c.metrics]
-    known = CATALOGUE.get(metric)
+    known = known_metric(metric)
     sign = -1.0 if known is not None and known.direction == "max" else 1.0
     return min(measured, key=lambda c: sign * c.metrics[metric], default=None)

@@ -1,0 +1,171 @@
+"""Trains the short-lived models of an attestation: one session each, a few at a time.
+
+Every session is closed whatever happens, so no model stays behind. A setting that the service
+refuses is a finding; any other error ends the attestation, and nothing more is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from crucible_tinkex.client.interface import TrainingClient, TrainingService
+from crucible_tinkex.client.model.loss import cross_entropy
+from crucible_tinkex.datasets import TokenisedDataset
+from crucible_tinkex.errors import OperationFailedError, RequestRejectedError, ServiceError
+from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput
+from crucible_tinkex.registry import Spent
+from crucible_tinkex.training.attest.contrasts import Contrast, Settings, base_of, settings_of
+from crucible_tinkex.training.attest.judging import (
+    Finding,
+    Read,
+    Reading,
+    distance,
+    judge,
+    noise_of,
+)
+from crucible_tinkex.training.meter import Meter, MeteredTraining
+from crucible_tinkex.training.recipes.datums import datum
+
+FIRST_ROWS, SECOND_ROWS = 1, 4
+REPEATS = 3
+"""Models with equal settings that measure the noise."""
+AT_ONCE = 4
+
+Connect = Callable[[], TrainingService]
+
+
+@dataclass(frozen=True)
+class Attestation:
+    """What was found, and what it cost."""
+
+    findings: tuple[Finding, ...] = ()
+    noise: float = 0.0
+    """Nats between models with equal settings."""
+    models: int = 0
+    spent: Spent = field(default_factory=Spent)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """JSON values for a journal."""
+        findings = {f.key: {"verdict": f.verdict, "why": f.why} for f in self.findings}
+        return {
+            "findings": findings,
+            "noise": self.noise,
+            "models": self.models,
+            "spent": asdict(self.spent),
+        }
+
+
+async def attest(
+    connect: Connect, contrasts: Sequence[Contrast], data: TokenisedDataset, *, base_model: str
+) -> Attestation:
+    """Raises `ServiceError` where the service fails, or refuses what no setting is to blame for."""
+    if not contrasts:
+        return Attestation()
+    meter = Meter(time.monotonic)
+    prober = _Prober(connect, _batches(data), base_model, meter)
+    base = base_of(contrasts)
+    first = await prober.read(base)  # one model says at once whether there is anything to find
+    wanted = [*[base] * (REPEATS - 1), *(s for s in settings_of(contrasts) if s != base)]
+    reads = await _all([prober.tried(settings) for settings in wanted])
+    repeats = [first]
+    for read in reads[: REPEATS - 1]:
+        if isinstance(read, ServiceError):
+            raise read
+        repeats.append(read)
+    readings: Mapping[Settings, Read] = {base: first, **dict(zip(wanted, reads, strict=True))}
+    noise = noise_of(repeats)
+    findings = tuple(judge(contrast, readings, noise) for contrast in contrasts)
+    return Attestation(findings, noise, 1 + len(wanted), meter.spent())
+
+
+def _batches(data: TokenisedDataset) -> tuple[list[Datum], list[Datum]]:
+    """Unequal in size, so that the norms of their gradients differ."""
+    rows = [datum(data, row % len(data)) for row in range(FIRST_ROWS + SECOND_ROWS)]
+    return rows[:FIRST_ROWS], rows[FIRST_ROWS:]
+
+
+async def _all(work: Sequence[Awaitable[Read]]) -> list[Read]:
+    """All results; after the first error the rest is cancelled, and has cleaned up."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Prober:
+    def __init__(
+        self, connect: Connect, batches: Sequence[Sequence[Datum]], base_model: str, meter: Meter
+    ) -> None:
+        self._connect = connect
+        self._batches = batches
+        self._base_model = base_model
+        self._meter = meter
+        self._free = asyncio.Semaphore(AT_ONCE)
+
+    async def tried(self, settings: Settings) -> Read:
+        try:
+            return await self.read(settings)
+        except (RequestRejectedError, OperationFailedError) as error:
+            if isinstance(error, OperationFailedError) and error.category != "user":
+                raise
+            return error
+
+    async def read(self, settings: Settings) -> Reading:
+        async with self._free:
+            service = self._connect()
+            try:
+                training = await service.create_training(
+                    base_model=self._base_model,
+                    lora=settings.lora,
+                    user_metadata={"purpose": "attest"},
+                )
+                return await self._read(MeteredTraining(training, self._meter), settings)
+            finally:
+                await service.close()
+
+    async def _read(self, model: TrainingClient, settings: Settings) -> Reading:
+        first, second = self._batches
+        sent: list[Awaitable[Any]] = []
+        for batch in (first, second):
+            sent += [model.forward_backward(batch, loss_fn=settings.loss)]
+            sent += [model.optim_step(settings.adam)]
+        before, _, during, _ = await asyncio.gather(*sent)
+        after = await asyncio.gather(
+            model.forward(first, loss_fn=settings.loss),
+            model.forward(second, loss_fn=settings.loss),
+        )
+        learnt = _numbers(after[0], first)
+        return Reading(
+            values=(*_numbers(during, second), *learnt, *_numbers(after[1], second)),
+            moved=distance(_numbers(before, first), learnt),
+            rank=await _rank(model),
+        )
+
+
+def _numbers(output: ForwardBackwardOutput, batch: Sequence[Datum]) -> tuple[float, ...]:
+    """The logprobs of the tokens that are learnt; of a service that gives none, the loss."""
+    found: list[float] = []
+    for row, given in zip(output.loss_fn_outputs, batch, strict=True):
+        weights = given.loss_fn_inputs["weights"].data
+        logprobs = row["logprobs"].data if "logprobs" in row else []
+        if len(logprobs) != len(weights):
+            return (cross_entropy(output, batch),)
+        found += [float(p) for p, w in zip(logprobs, weights, strict=True) if w]
+    return tuple(p if math.isfinite(p) else math.nan for p in found)
+
+
+async def _rank(model: TrainingClient) -> int | None:
+    """What the service says; None where it says nothing."""
+    try:
+        return (await model.info()).lora_rank
+    except RequestRejectedError:
+        return None

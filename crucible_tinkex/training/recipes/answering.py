@@ -1,0 +1,79 @@
+"""Answers that a model writes to the held-out prompts, and their scores.
+
+One request a prompt asks for all its samples, with a seed that follows from the row, so that the
+same weights give the same answers whatever else runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from crucible_tinkex.client.interface import SamplingClient
+from crucible_tinkex.config import EvaluationSection
+from crucible_tinkex.datasets import TokenisedDataset
+from crucible_tinkex.errors import DataError
+from crucible_tinkex.protocol.wire import SamplingParams
+from crucible_tinkex.scoring import Question, Scored, Scoring
+from crucible_tinkex.training.data import text_of
+
+_SEEDS = 2**31
+
+
+async def answer(
+    sampler: SamplingClient,
+    data: TokenisedDataset,
+    row: int,
+    section: EvaluationSection,
+) -> list[list[int]]:
+    """The tokens of `section.samples` answers to the prompt of `row`."""
+    params = SamplingParams(
+        max_tokens=section.max_tokens,
+        temperature=section.sampling_temperature,
+        seed=(section.seed * 1_000_003 + row) % _SEEDS,
+        stop=list(section.stop) or None,
+    )
+    response = await sampler.sample(data.prompt(row), params, num_samples=section.samples)
+    return [sequence.tokens for sequence in response.sequences]
+
+
+async def scored(
+    tokenizer: str | None,
+    data: TokenisedDataset,
+    rows: Sequence[int],
+    written: Callable[[int], list[list[int]]],
+    section: EvaluationSection,
+) -> tuple[list[Scored], dict[str, float]]:
+    """Each row with its scores, in order, and the metrics of all. Raises `ConfigError` where the
+    tokenizer cannot be had, or a function fails."""
+    return await asyncio.to_thread(_scored, tokenizer, data, rows, written, section)
+
+
+def _scored(
+    tokenizer: str | None,
+    data: TokenisedDataset,
+    rows: Sequence[int],
+    written: Callable[[int], list[list[int]]],
+    section: EvaluationSection,
+) -> tuple[list[Scored], dict[str, float]]:
+    text = text_of(tokenizer)
+    scoring = Scoring(section)
+    found = []
+    for row in rows:
+        question = Question(
+            data.example_id(row),
+            text(data.prompt(row)),
+            text(data.completion(row)),
+            data.group(row),
+        )
+        found.append(scoring.scored(question, [text(tokens) for tokens in written(row)]))
+    return found, scoring.metrics(found)
+
+
+def check_answerable(section: EvaluationSection, data: TokenisedDataset | None) -> None:
+    """Raises `DataError` where answers are asked for and the rows have no prompts."""
+    if section.metrics and data is not None and not data.has_prompts:
+        raise DataError(
+            "evaluation.metrics are measured on answers to prompts, and the held-out rows are "
+            "plain text; give rows with prompts, or leave evaluation.metrics out"
+        )

@@ -1,0 +1,165 @@
+"""Two steps on the real server prove every setting that it applies, and find each planted fault."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crucible_tinkex.client import TinkexService
+from crucible_tinkex.client.model.training_client import TinkexTraining
+from crucible_tinkex.client.resolved import ResolvedService
+from crucible_tinkex.config import Experiment
+from crucible_tinkex.datasets import PromptCompletion, TokenisedDataset, load_tokenizer, tokenise
+from crucible_tinkex.errors import ConfigError, ServiceUnavailableError
+from crucible_tinkex.protocol.wire import AdamParams, LoraConfig
+from crucible_tinkex.sweep.launch import Launch
+from crucible_tinkex.sweep.preparation import PreparedSweep, prepare
+from crucible_tinkex.training.attest.contrasts import RANK, SEED, STRONG, SWITCHES, contrasts_of
+from crucible_tinkex.training.attest.probing import Attestation, attest
+
+AXES: Mapping[str, list[Any]] = {
+    RANK: [2, 4],
+    SEED: [1, 2],
+    **{key: [True, False] for key in SWITCHES},
+    "optimizer.learning_rate": [1e-4, 1.1e-4],
+    "optimizer.beta1": [0.9, 0.95],
+    "optimizer.beta2": [0.95, 0.999],
+    "optimizer.eps": [1e-12, 1e-8],
+    "optimizer.weight_decay": [0.0, 0.01],
+    "optimizer.grad_clip_norm": [0.0, 1.0],
+}
+
+
+def experiment(**search: Any) -> Experiment:
+    return Experiment.build(
+        {
+            "name": "s",
+            "model": {"base": "nano"},
+            "data": {"train": "x", "eval": "y"},
+            "search": {"space": AXES, "where": ["lora.train_attn or lora.train_mlp"], **search},
+        }
+    )
+
+
+@pytest.fixture
+async def attested(ready: dict[str, str]) -> Attestation:
+    def connect() -> TinkexService:
+        return TinkexService(ready["base_url"], api_key_file=ready["api_key_file"])
+
+    return await attest(connect, contrasts_of(experiment()), await rows(ready), base_model="nano")
+
+
+async def rows(ready: dict[str, str]) -> TokenisedDataset:
+    async with TinkexService(ready["base_url"], api_key_file=ready["api_key_file"]) as service:
+        tokenizer_id = (await service.capabilities()).supported_models[0].tokenizer_id
+    assert tokenizer_id
+    words = ["lamp", "stone", "river", "cloud", "grass", "amber"]
+    pairs = [PromptCompletion("x", i, f"{w}>", w[::-1]) for i, w in enumerate(words)]
+    return tokenise(pairs, load_tokenizer(tokenizer_id))
+
+
+async def test_every_axis_is_seen_to_be_applied(attested: Attestation) -> None:
+    verdicts = {f.key: f.verdict for f in attested.findings}
+    assert verdicts == dict.fromkeys([*AXES, "train.loss"], "applied")
+    assert set(STRONG) < set(verdicts)
+    assert attested.noise < 1e-4 and attested.spent.steps == 2 * attested.models
+
+
+class Deaf:
+    """The real service, which does as if it had not heard of some settings."""
+
+    def __init__(self, service: TinkexService, ignored: str) -> None:
+        self._service = service
+        self._ignored = ignored.partition(".")[2]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._service, name)
+
+    def _heard(self, asked: Any, usual: Any) -> Any:
+        if self._ignored not in type(asked).model_fields:
+            return asked
+        return asked.model_copy(update={self._ignored: getattr(usual, self._ignored)})
+
+    async def create_training(self, *, lora: LoraConfig, **asked: Any) -> Any:
+        usual = LoraConfig(rank=8, seed=7, train_unembed=False)
+        model = await self._service.create_training(lora=self._heard(lora, usual), **asked)
+        step = model.optim_step
+        model.optim_step = lambda adam: step(self._heard(adam, AdamParams()))  # type: ignore[method-assign]
+        return model
+
+
+@pytest.mark.parametrize("key", [RANK, SEED, SWITCHES[2], "optimizer.beta2"])
+async def test_a_planted_fault_is_found(ready: dict[str, str], key: str) -> None:
+    def connect() -> Any:
+        service = TinkexService(ready["base_url"], api_key_file=ready["api_key_file"])
+        return Deaf(service, key)
+
+    asked = experiment(space={key: AXES[key], "optimizer.eps": AXES["optimizer.eps"]}, where=[])
+    found = await attest(connect, contrasts_of(asked), await rows(ready), base_model="nano")
+    assert [f.key for f in found.findings if f.refused] == [key]
+    assert {f.verdict for f in found.findings if f.key != key} == {"applied"}
+
+
+# --- a sweep ----------------------------------------------------------------------------------
+
+
+def served(ready: dict[str, str], folder: Path, ranks: list[int]) -> PreparedSweep:
+    lines = [json.dumps({"prompt": f"{i:03}>", "completion": f"{i:03}"[::-1]}) for i in range(12)]
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    declared = {
+        "name": "s",
+        "service": {"base_url": ready["base_url"], "api_key_file": ready["api_key_file"]},
+        "model": {"base": "nano"},
+        "data": {"train": "train.jsonl", "eval_rows": 4},
+        "train": {"max_steps": 2, "batch_size": 4, "sampler_checkpoint": False},
+        "search": {"space": {RANK: ranks}, "reference": False},
+        "run": {"executor": "local", "storage": "runs"},
+    }
+    return prepare(Experiment.build(declared, folder=folder))
+
+
+def test_a_sweep_proves_once_and_notes_it(
+    ready: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = Launch(served(ready, tmp_path, [2, 4])).run().state
+    assert len(state.trials) == 2 and state.complete
+    proof = state.meta["attested"]
+    assert proof["findings"][RANK]["verdict"] == "applied" and proof["spent"]["steps"] > 0
+
+    async def again(*given: Any, **more: Any) -> Attestation:
+        raise AssertionError("it is proved already")
+
+    monkeypatch.setattr("crucible_tinkex.sweep.attesting.attest", again)
+    more = Launch(served(ready, tmp_path, [2, 4, 8])).run().state
+    assert len(more.trials) == 3 and more.complete
+    assert more.meta["attested"] == proof
+
+
+def test_a_sweep_is_refused_before_it_trains(
+    ready: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = ResolvedService.connect
+    monkeypatch.setattr(ResolvedService, "connect", lambda *given: Deaf(connect(*given), RANK))
+    prepared = served(ready, tmp_path, [2, 4])
+    with pytest.raises(ConfigError, match=r"does not apply .*: lora.rank .*service.attest = false"):
+        Launch(prepared).run()
+    assert not prepared.paths.journal.exists()
+    monkeypatch.undo()
+    assert Launch(served(ready, tmp_path, [2, 4])).run().exit_code == 0
+
+
+def test_a_service_that_dies_while_it_proves_is_named(
+    ready: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies(*given: Any, **more: Any) -> Any:
+        raise ServiceUnavailableError("no answer")
+
+    monkeypatch.setattr(TinkexTraining, "forward", dies)
+    prepared = served(ready, tmp_path, [2, 4])
+    with pytest.raises(ServiceUnavailableError, match="no answer"):
+        Launch(prepared).run()
+    assert not prepared.paths.journal.exists()

@@ -1,0 +1,157 @@
+"""`confirm = "auto"`: the leaders run fresh seeds until it is known who is best, and no longer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from local_sweeps import Bench
+from sweep_states import Journal
+
+from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.registry import FAILED, TrialRecord
+from crucible_tinkex.sweep.results.conclusion import conclusion
+from crucible_tinkex.sweep.results.leaderboard import best
+
+AUTO = {"space": {"lora.rank": [1, 2, 3, 4]}, "seeds": [0, 1], "confirm": "auto"}
+Loss = Callable[[TrialRecord], float]
+
+
+def noisy(means: dict[int, float], sd: float, *, shared: float = 0.0) -> Loss:
+    """The same for a configuration and a seed whenever it is asked."""
+
+    def loss(trial: TrialRecord) -> float:
+        rank = int(trial.values["lora.rank"])
+        own = np.random.default_rng([trial.seed, rank]).normal(0, sd)
+        return means[rank] + own + np.random.default_rng(trial.seed).normal(0, 1) * shared
+
+    return loss
+
+
+def swept(loss: Loss, *, slots: int = 3, fails: Loss | None = None, **search: object) -> Journal:
+    journal = Journal(search={**AUTO, **search})
+    while journal.state.ended is None:
+        journal.decide(slots=slots)
+        for trial_id in journal.pending[:slots]:
+            trial = journal.state.trials[trial_id]
+            if fails and fails(trial):
+                journal.finish(trial_id, FAILED, "bad")
+            else:
+                journal.train(trial_id, loss(trial))
+        assert len(journal.state.trials) < 200, "it never ends"
+    return journal
+
+
+def fresh(journal: Journal) -> dict[int, list[int]]:
+    seeds: dict[int, list[int]] = {}
+    for trial in journal.state.trials.values():
+        if trial.phase == "confirm":
+            seeds.setdefault(int(trial.values["lora.rank"]), []).append(trial.seed)
+    return {rank: sorted(found) for rank, found in seeds.items()}
+
+
+@pytest.mark.parametrize("slots", [1, 3, 16])
+def test_a_clear_winner_takes_few_seeds(slots: int) -> None:
+    journal = swept(noisy({1: 2.0, 2: 1.0, 3: 1.5, 4: 9.0}, 0.01), slots=slots)
+    seeds = fresh(journal)
+    assert 4 not in seeds, "no leader"
+    assert all(found[:3] == [10_000, 10_001, 10_002] for found in seeds.values())
+    assert all(len(found) <= 7 for found in seeds.values())
+    found = conclusion(journal.state)
+    assert found.verdict.startswith("winner: rank = 2, better than all 2 others")
+    assert found.value and "took no part in the choice" in found.value.about
+    assert best(journal.state).values == {"lora.rank": 2}  # type: ignore[union-attr]
+    assert journal.state.ended == "confirmation: none is better than rank = 2 by more than 0.002"
+
+
+def test_equal_ones_are_not_separable() -> None:
+    equal = dict.fromkeys((1, 2, 3, 4), 1.0)
+    journal = swept(noisy(equal, 0.001, shared=0.1))
+    found = conclusion(journal.state)
+    assert found.kind == "tie" and len(found.not_separable) == 3
+    assert found.take in found.not_separable
+    assert max(map(len, fresh(journal).values())) <= 20
+
+
+def test_what_cannot_be_told_ends_at_the_cap() -> None:
+    equal = dict.fromkeys((1, 2, 3, 4), 1.0)
+    journal = swept(noisy(equal, 0.5), confirm_max_seeds=5)
+    assert journal.state.ended and "open after 5 seeds" in journal.state.ended
+    assert sorted(map(len, fresh(journal).values())) == [5, 5, 7], "two more for the leader's value"
+    found = conclusion(journal.state)
+    assert found.kind == "open" and "3 of 3 are not separable" in found.verdict
+
+
+def test_the_zone_is_the_sweeps() -> None:
+    loss = noisy({1: 1.0, 2: 1.02, 3: 1.04, 4: 9.0}, 0.05)
+    few = swept(loss, indifference=1.0)
+    assert conclusion(few.state).terms.zone == 1.0
+    assert sum(map(len, fresh(few).values())) < sum(map(len, fresh(swept(loss)).values()))
+    with pytest.raises(ConfigError, match="indifference"):
+        Journal(search={**AUTO, "indifference": -1.0})
+    with pytest.raises(ConfigError, match="confirm"):
+        Journal(search={**AUTO, "confirm": "yes"})
+
+
+def test_seeds_that_the_search_has_used_are_not_fresh() -> None:
+    journal = swept(noisy({1: 2.0, 2: 1.0, 3: 1.5, 4: 9.0}, 0.01), seeds=[0, 20_000])
+    assert min(min(found) for found in fresh(journal).values()) == 20_001
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [
+        lambda t: t.phase == "confirm" and t.values["lora.rank"] == 1,
+        lambda t: t.seed > 10_002 and t.values["lora.rank"] == 1,
+        lambda t: t.phase == "confirm",
+        lambda t: t.seed == 10_001,
+        lambda t: t.phase == "search",
+    ],
+)
+def test_it_ends_where_confirmations_fail(fails: Loss) -> None:
+    journal = swept(noisy(dict.fromkeys((1, 2, 3, 4), 1.0), 0.5), fails=fails, confirm_max_seeds=4)
+    assert sum(map(len, fresh(journal).values())) <= 3 * (4 + 2) + 2
+    conclusion(journal.state)
+
+
+@pytest.mark.parametrize("value", [math.nan, 1.0])
+def test_it_ends_where_the_numbers_say_nothing(value: float) -> None:
+    journal = swept(lambda trial: value if trial.phase == "confirm" else 1.0)
+    assert sum(map(len, fresh(journal).values())) <= 9
+    assert conclusion(journal.state).kind in ("open", "nothing")
+
+
+def test_one_configuration_is_not_confirmed() -> None:
+    assert fresh(swept(noisy({1: 1.0}, 0.1), space={"lora.rank": [1]})) == {}
+
+
+def test_deciding_is_quick_beside_a_large_search() -> None:
+    space = {"lora.rank": list(range(1, 501))}
+    journal = Journal(search={**AUTO, "space": space})
+    while not fresh(journal):
+        journal.decide(slots=1000)
+        for trial_id in journal.pending:
+            trial = journal.state.trials[trial_id]
+            journal.train(trial_id, trial.values["lora.rank"] + trial.seed / 10)
+    policy = journal.policy
+    policy.decide(journal.state, slots=1000)
+    began = time.process_time()
+    for _ in range(5):
+        policy.decide(journal.state, slots=1000)
+    assert (time.process_time() - began) / 5 < 0.02
+
+
+def test_a_whole_sweep_confirms_by_itself(tmp_path: Path) -> None:
+    space = {"optimizer.learning_rate": [1e-5, 1e-3, 1e-2]}
+    search = {"space": space, "seeds": [0, 1], "confirm": "auto", "reference": False}
+    bench = Bench(tmp_path, search=search)
+    state = bench.run()
+    assert state.ended and state.ended.startswith("confirmation: ")
+    confirmed = [t for t in state.trials.values() if t.phase == "confirm"]
+    assert confirmed and all(t.seed >= 10_000 for t in confirmed)
+    again = Bench(tmp_path, search=search)
+    assert len(again.run().trials) == len(state.trials), "a sweep that is resumed asks for no more"
