@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from crucible_tinkex.cli.attested import described, print_attested
+from crucible_tinkex.cli.estimates import estimate_lines
 from crucible_tinkex.cli.examples import print_examples, print_lengths
 from crucible_tinkex.cli.running import read_experiment
 from crucible_tinkex.datasets import LengthStatistics, load_tokenizer, shown, typical
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.sweep.attesting import proved, refuse
 from crucible_tinkex.sweep.connection import connected
+from crucible_tinkex.sweep.deciding.asking import trials_of
 from crucible_tinkex.sweep.deciding.prices import checked_price
+from crucible_tinkex.sweep.estimate import Estimate, Rows, estimate
+from crucible_tinkex.sweep.experience import paces
 from crucible_tinkex.sweep.preparation import PreparedSweep, prepare
 from crucible_tinkex.training.attest.probing import Attestation
 from crucible_tinkex.training.data import SweepData
@@ -57,6 +61,8 @@ def show(found: Mapping[str, Any]) -> None:
     for key, value in found.items():
         if key != "chosen_later" and isinstance(value, str | int):
             print(f"{key.replace('_', ' '):<16}{value}")
+    for line in estimate_lines(found["estimate"]):
+        print(line)
     print_lengths(found["row_tokens"])
     for values in found["configurations"]:
         print("  " + (", ".join(f"{k} = {v}" for k, v in values.items()) or "as declared"))
@@ -101,6 +107,7 @@ def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
         "trials": planned,
         "steps": round(each * sum(p.total_steps for p in plans)),
         "train_tokens": round(each * batch_rows * row_tokens),
+        "estimate": _estimate(prepared, data).summary(),
         "row_tokens": asdict(LengthStatistics.of(data.train, batch_size=batch_size)),
         "examples": _examples(data),
         "configurations": [dict(values) for values in prepared.configurations],
@@ -108,6 +115,18 @@ def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
         "auto": list(prepared.notes),
         "warnings": prepared.warnings(),
     }
+
+
+def _estimate(prepared: PreparedSweep, data: SweepData) -> Estimate:
+    search, planner = prepared.experiment.search, prepared.planner
+    trials = trials_of(planner, prepared.configurations).planned - planner.has_reference
+    rows = Rows(
+        tokens=data.train.epoch_positions / data.train.epoch_rows,
+        evaluated=data.eval.positions if data.eval else 0,
+    )
+    plans = [planner.plan(values, search.seeds[0]) for values in prepared.configurations]
+    found = paces(prepared.paths.root.parent, prepared.experiment.model.base)
+    return estimate(prepared.experiment, plans, trials=trials, rows=rows, paces=found)
 
 
 def _examples(data: SweepData) -> list[dict[str, Any]]:

@@ -143,11 +143,11 @@ def _spending(search: SearchSection, steps: int, budget: float | None) -> dict[s
     else:
         plan = recipe(TRIALS, steps, each)
     first = plan.first
-    keeps = tuple(keep * seeds for _, keep in plan.rungs)
     stopping: dict[str, Any] = {}
-    rungs = tuple(step for step, _ in plan.rungs)
-    if rungs and list(rungs) == sorted(set(rungs)):
-        stopping = {"rule": "topk", "rungs": rungs, "keep": keeps}
+    # Of short trials both may be at one step, where fewer pass; one that all pass is none.
+    if rungs := {step: keep for step, keep in plan.rungs if keep < first}:
+        keeps = tuple(keep * seeds for keep in rungs.values())
+        stopping = {"rule": "topk", "rungs": tuple(rungs), "keep": keeps}
     confirm = CONFIRM if budget is None else min(CONFIRM, int(budget / 2 / CONFIRM_TOP))
     return {
         "trials": first,

@@ -90,7 +90,7 @@ def warnings(experiment: Experiment, found: Sequence[Values]) -> Iterator[str]:
 def _on_learning(experiment: Experiment, search: LearningSearch) -> Iterator[str]:
     strategy, at_once = experiment.search.strategy, experiment.run.max_concurrent
     chosen = search.total - max(search.startup, at_once)
-    if chosen <= 0:
+    if chosen <= 0 and strategy != "auto":
         yield (
             f"search.strategy {strategy!r} chooses by results, but all {search.total} "
             f"configurations start before it has any (the first {search.startup}, and those that "

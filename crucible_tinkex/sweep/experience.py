@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from crucible_tinkex.errors import ConfigError, StorageError
@@ -50,10 +51,10 @@ def _sweeps(storage: str | Path, unread: list[str]) -> Iterator[tuple[SweepPaths
 
 
 def speed(storage: str | Path, base: str) -> float | None:
-    """Tokens a second of wall time at which the finished sweeps of this base trained, the slowest;
-    None where there are none."""
+    """Tokens a second of wall time at which the finished sweeps of this base trained, in the
+    median; None where there are none."""
     found = [pace.tokens_per_s for pace in paces(storage, base)]
-    return min(found, default=None)
+    return median(found) if found else None
 
 
 def paces(storage: str | Path, base: str) -> list[Pace]:

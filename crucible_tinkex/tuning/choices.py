@@ -125,8 +125,8 @@ def _batch(rows: int, *, embedded: bool) -> int:
 
 
 def _steps(rows: int, batch: int, allowed: float | None, *, embedded: bool) -> int:
-    epoch = math.ceil(rows / batch)
-    steps = min(max(epoch, STEPS), MOST_EPOCHS * epoch, MOST_STEPS[embedded])
+    most = min(max(1, MOST_EPOCHS * rows // batch), MOST_STEPS[embedded])
+    steps = min(max(math.ceil(rows / batch), STEPS), most)
     return steps if allowed is None else max(1, min(steps, int(allowed / FEWEST_TRIALS)))
 
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from crucible_tinkex.config import Experiment
@@ -21,11 +22,12 @@ from crucible_tinkex.sweep.connection import connected
 from crucible_tinkex.sweep.deciding.prices import checked_price
 from crucible_tinkex.sweep.launch import Launch
 from crucible_tinkex.sweep.preparation import prepare
-from crucible_tinkex.tuning.choices import LONGEST, MOST_BATCH, Facts
+from crucible_tinkex.telemetry.query import read_events
+from crucible_tinkex.tuning.choices import BATCH, LONGEST, Facts
 
 UNCUT = 1_000_000
 """Longer than any row that is looked at."""
-PROBE_STEPS = 3
+PROBE_STEPS = 5
 
 
 def look(draft: Mapping[str, Any], *, timed: bool, tokens_per_s: float | None = None) -> Facts:
@@ -47,6 +49,7 @@ def _experiment(draft: Mapping[str, Any], folder: str, **settings: Any) -> Exper
         "run.executor": "local",
         "search.metric": "train/nll",
         "search.reference": False,
+        "service.attest": False,
         "train.max_length": UNCUT,
         "data.too_long": "truncate",
     }
@@ -73,12 +76,14 @@ def _speed(facts: Facts, draft: Mapping[str, Any], folder: str) -> float | None:
     longest = LONGEST[facts.embedded]
     short: dict[str, Any] = {
         "train.max_steps": PROBE_STEPS,
-        "train.batch_size": min(MOST_BATCH[facts.embedded], 4),
+        "train.batch_size": min(BATCH, facts.lengths.rows),
         "train.max_length": min(facts.lengths.longest, facts.context or longest, longest),
         "train.sampler_checkpoint": False,
         "data.eval": None,
         "budget": {},
     }
-    state = Launch(prepare(_experiment(draft, folder, **short))).run().state
-    seconds = sum(trial.spent.seconds for trial in state.trials.values())
-    return state.spent.train_tokens / seconds if seconds > 0 else None
+    prepared = prepare(_experiment(draft, folder, **short))
+    Launch(prepared).run()
+    found = read_events(prepared.paths.events, name="perf/tokens_per_s")["value"].to_pylist()
+    speeds = [value for value in found[1:] if value is not None]
+    return median(speeds) if speeds else None

@@ -32,6 +32,8 @@ from crucible_tinkex.tuning.looking import look
 from crucible_tinkex.weights.export import ADAPTER_FILES, Exported, export_trial
 
 DEFAULT_BASE = "smollm2-135m-instruct"
+AT_ONCE = 4
+"""Sessions on this machine: more would start before there are results to choose by."""
 EMBEDDED_BASES = ("nano", DEFAULT_BASE)
 
 
@@ -186,6 +188,8 @@ def _raw(wish: Wish) -> dict[str, Any]:
     executor = wish.executor or ("local" if service == EMBEDDED else None)
     if executor:
         raw["run"]["executor"] = executor
+    if service == EMBEDDED:
+        raw["run"]["max_concurrent"] = AT_ONCE
     for key, value in wish.caps.items():
         set_dotted(raw, key, value)
     return raw

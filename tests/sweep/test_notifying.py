@@ -26,7 +26,9 @@ def test_a_command_gets_the_message_and_no_key(
     script = tmp_path / "keep.py"
     script.write_text(f"{KEEP} + str(dict(os.environ)))")
     told = tmp_path / "told"
-    message = ended("mine", SweepState(), 3)
+    declared = {"model": {"base": "nano"}, "data": {"train": "t.jsonl"}}
+    experiment = Experiment.build({"name": "mine", **declared}).model_dump(mode="json")
+    message = ended("mine", SweepState(meta={"experiment": experiment}), 3)
     notify(NotifySection(command=f"{sys.executable} {script} {told}"), message)
     text = told.read_text()
     assert '"event": "budget reached"' in text and '"exit_code": 3' in text

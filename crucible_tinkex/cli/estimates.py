@@ -1,0 +1,43 @@
+"""What a sweep will use, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+
+def estimate_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """`found`: the summary of an `Estimate`."""
+    sweeps = found["sweeps"]
+    ground = f"from {sweeps} finished sweep{'s' if sweeps != 1 else ''} of this base"
+    none = "unknown: no finished sweep of this base in this storage"
+    yield _line("will use", f"{_span(found['steps'], _count)} steps")
+    yield _line("", f"{_span(found['tokens'], _count)} tokens")
+    seconds, room, dollars = found["seconds"], found["checkpoint_bytes"], found["dollars"]
+    yield _line("time", f"{_span(seconds, _time)}, {ground}" if seconds else none)
+    yield _line("cost", _span(dollars, lambda d: f"${d:,.2f}") if dollars else "unknown price")
+    if room:
+        yield _line("checkpoints", _span(room, _bytes))
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:<16}{text}"
+
+
+def _span(pair: Sequence[float], shown: Callable[[float], str]) -> str:
+    low, high = map(shown, pair)
+    return low if low == high else f"{low} to {high}"
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"

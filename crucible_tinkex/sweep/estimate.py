@@ -1,0 +1,199 @@
+"""What a sweep will use: steps, tokens, time, dollars, room for checkpoints, each as a range.
+
+From the number of trials, what their stopping rule leaves of them, and the caps of the budget; time
+and room from the finished sweeps of the same storage, dollars from the price table. What there is
+no ground for is None, never guessed. Failures and repeated steps are not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from crucible_tinkex.config import Experiment, SearchSection
+from crucible_tinkex.registry import Spent
+from crucible_tinkex.search.rules import stopping_rule
+from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule, TopK
+from crucible_tinkex.sweep.deciding.confirming import planned_confirmations
+from crucible_tinkex.sweep.deciding.prices import price_of
+from crucible_tinkex.sweep.experience import Pace
+from crucible_tinkex.training.plan import TrialPlan
+
+
+class Range(NamedTuple):
+    """From the least to the most."""
+
+    low: float
+    high: float
+
+    def times(self, factor: float) -> Range:
+        return Range(self.low * factor, self.high * factor)
+
+    def plus(self, other: Range) -> Range:
+        return Range(self.low + other.low, self.high + other.high)
+
+    def capped(self, cap: float | None) -> Range:
+        return self if cap is None else Range(min(self.low, cap), min(self.high, cap))
+
+
+class Rows(NamedTuple):
+    """Tokens: of a training row on average, and of all held-out rows together."""
+
+    tokens: float
+    evaluated: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """None: unknown. `sweeps`: the finished ones that time and room are taken from."""
+
+    steps: Range
+    tokens: Range
+    seconds: Range | None
+    dollars: Range | None
+    checkpoint_bytes: Range | None
+    sweeps: int
+
+    def summary(self) -> dict[str, Any]:
+        """JSON values: ranges as [low, high]. Keys are only ever added."""
+        return {k: list(v) if isinstance(v, Range) else v for k, v in asdict(self).items()}
+
+
+def estimate(
+    experiment: Experiment,
+    plans: Sequence[TrialPlan],
+    *,
+    trials: int,
+    rows: Rows,
+    paces: Sequence[Pace],
+) -> Estimate:
+    """`plans`: those that are known, one seed of each; others are taken to be like them. `trials`:
+    of the search, without the base and the confirmation."""
+    search, budget = experiment.search, experiment.budget
+    trials = trials if budget.trials is None else min(trials, budget.trials)
+    whole = round(fmean(plan.total_steps for plan in plans))
+    reached = _reached(stopping_rule(search), trials, max(1, whole))
+    confirmed = _confirmed(search, trials // len(search.seeds))
+    steps = reached.steps.plus(confirmed.times(whole)).capped(budget.steps)
+    step_tokens = rows.tokens * fmean(plan.experiment.train.step_rows for plan in plans)
+    evaluations = reached.rungs.plus(confirmed).plus(Range(1, 1))
+    if every := experiment.train.eval_every:
+        evaluations = evaluations.plus(steps.times(1 / every))
+    training = steps.times(step_tokens)
+    # Where answers are generated, prompts are read again and answers sampled: at most as much more.
+    scored = evaluations.times(rows.evaluated)
+    scored = Range(scored.low, scored.high * (2 if experiment.evaluation.generate else 1))
+    tokens = training.plus(scored).capped(budget.tokens)
+    return Estimate(
+        steps=Range(*map(round, steps)),
+        tokens=Range(*map(round, tokens)),
+        seconds=_seconds(tokens, paces, budget.hours),
+        dollars=_dollars(experiment, training, scored, tokens),
+        checkpoint_bytes=_room(
+            experiment, plans, confirmed.plus(Range(trials, trials)), whole, paces
+        ),
+        sweeps=len(paces),
+    )
+
+
+# --- steps ----------------------------------------------------------------------------------------
+
+
+def _confirmed(search: SearchSection, configurations: int) -> Range:
+    """Trials of the confirmation; where it asks until it is sure, up to all that it may ask for."""
+    least = planned_confirmations(search, max(1, configurations))
+    if search.confirm != "auto":
+        return Range(least, least)
+    most = search.confirm_max_seeds * min(search.confirm_top, max(1, configurations)) + 2
+    return Range(least, max(least, most))
+
+
+class _Reached(NamedTuple):
+    """Steps of all trials together, and how often one of them comes to a rung or to its end."""
+
+    steps: Range
+    rungs: Range
+
+
+def _reached(rule: StoppingRule, trials: int, whole: int) -> _Reached:
+    brackets = [(b, len(range(b, trials, rule.brackets))) for b in range(rule.brackets)]
+    fewest = [_fewest(rule, count, rule.rungs(whole, b)) for b, count in brackets]
+    low = sum(steps for steps, _ in fewest)
+    arrivals = sum(count for _, count in fewest)
+    if isinstance(rule, TopK | NoStopping):
+        return _Reached(Range(low, low), Range(arrivals, arrivals))
+    most = sum(count * len(rule.rungs(whole, b)) for b, count in brackets)
+    return _Reached(Range(low, trials * whole), Range(arrivals, most))
+
+
+def _fewest(rule: StoppingRule, trials: int, rungs: Sequence[int]) -> tuple[int, int]:
+    """Steps and arrivals where a rule stops as many as it may."""
+    steps, arrivals, before = 0, 0, 0
+    for i, rung in enumerate(rungs):
+        steps += trials * (rung - before)
+        arrivals += trials
+        trials, before = min(trials, _passing(rule, trials, i)), rung
+    return steps, arrivals
+
+
+def _passing(rule: StoppingRule, arrived: int, rung: int) -> int:
+    match rule:
+        case NoStopping():
+            return arrived
+        case TopK(keep=int() as keep):
+            return keep
+        case TopK(keep=tuple() as keeps):
+            return int(keeps[min(rung, len(keeps) - 1)])
+        case Halving():
+            return max(1, arrived // rule.eta)
+    return 1 if rule.crowns else 0
+
+
+# --- what steps cost ------------------------------------------------------------------------------
+
+
+def _seconds(tokens: Range, paces: Sequence[Pace], hours: float | None) -> Range | None:
+    speeds = [pace.tokens_per_s for pace in paces]
+    if not speeds:
+        return None
+    cap = None if hours is None else hours * 3600
+    found = Range(tokens.low / max(speeds), tokens.high / min(speeds)).capped(cap)
+    return Range(round(found.low, 1), round(found.high, 1))
+
+
+def _dollars(experiment: Experiment, training: Range, scored: Range, tokens: Range) -> Range | None:
+    price = price_of(experiment)
+    if price is None:
+        return None
+    both = training.plus(scored)
+    shares = [capped / whole if whole else 1.0 for capped, whole in zip(tokens, both, strict=True)]
+    costs = [
+        price.of(Spent(train_tokens=round(t * share), prefill_tokens=round(s * share)))
+        for t, s, share in zip(training, scored, shares, strict=True)
+    ]
+    return Range(*costs).capped(experiment.budget.dollars)
+
+
+def _room(
+    experiment: Experiment,
+    plans: Iterable[TrialPlan],
+    trials: Range,
+    whole: int,
+    paces: Sequence[Pace],
+) -> Range | None:
+    """From one checkpoint of every trial to all that are ever saved."""
+    sizes = [pace.checkpoint_bytes for pace in paces if pace.checkpoint_bytes]
+    if not sizes:
+        return None
+    train = experiment.train
+    rank = fmean(plan.experiment.lora.rank for plan in plans)
+    rungs = len(stopping_rule(experiment.search).rungs(max(1, whole)))
+    every = whole // train.checkpoint_every if train.checkpoint_every else 0
+    most = every + rungs + train.sampler_checkpoint
+    return Range(
+        math.floor(trials.low * rank * min(sizes)),
+        math.ceil(trials.high * rank * max(sizes) * most),
+    )
