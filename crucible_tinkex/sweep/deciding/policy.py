@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 
 from crucible_tinkex.registry import (
     DONE,
+    FAIL_FAST,
     FAILED,
     LOST,
     PAUSED,
@@ -28,6 +29,7 @@ from crucible_tinkex.search.stopping import StoppingRule, Verdict
 from crucible_tinkex.sweep.deciding.asking import Asker
 from crucible_tinkex.sweep.deciding.budget import BUDGET, Budget
 from crucible_tinkex.sweep.deciding.confirming import confirmation_seeds, next_confirmations
+from crucible_tinkex.sweep.deciding.failing import failing
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.rungs import Rung
 from crucible_tinkex.training.plan import TrialPlan
@@ -89,7 +91,7 @@ class Policy:
         if trial.state == PAUSED and trial.hold:
             goal = self._planner.of(trial).total_steps
             rung = min(trial.target, goal)
-            reason = f"it was paused by a {trial.hold}, and a new run goes on"
+            reason = f"it was paused by {_WHO[trial.hold]}, and a new run goes on"
             yield Decision("advance", trial.trial_id, rung, goal, reason)
             return
         if trial.reference or not (trial.state in (DONE, LOST) or is_waiting(trial)):
@@ -112,7 +114,9 @@ class Policy:
         are in the middle of something; only a budget decides on them. `wall_s`: seconds of this
         run so far."""
         if why := self.budget.reached(state, wall_s):
-            return list(self._exhausted(state, why))
+            return list(self._given_up(state, why, BUDGET))
+        if why := failing(state, self._planner.experiment.run):
+            return list(self._given_up(state, why, FAIL_FAST))
         if overdrawn := list(self._overdrawn(state)):
             return overdrawn
         if state.held:
@@ -132,12 +136,12 @@ class Policy:
         is_over = left == 0 or not self._asker.more(state)
         return judged + started or (list(self._last(state, free, answering)) if is_over else [])
 
-    def _exhausted(self, state: SweepState, why: str) -> Iterator[Decision]:
-        """Have what trains save and wait, then end; more budget takes it up again."""
+    def _given_up(self, state: SweepState, why: str, by: str) -> Iterator[Decision]:
+        """Have what trains save and wait, then end; a later run takes it up again."""
         for trial in state.active.values():
-            yield Decision("pause", trial.trial_id, reason=why, by=BUDGET)
-        if not state.active:
-            yield from self._end_by_budget(state, why)
+            yield Decision("pause", trial.trial_id, reason=why, by=by)
+        if not state.active and state.ended is None:
+            yield Decision("end", reason=why, by=by)
 
     def _overdrawn(self, state: SweepState) -> Iterator[Decision]:
         if self.budget.capped:
@@ -305,6 +309,9 @@ class Policy:
             self._rungs[key] = Rung(step, metric=self._metric, sign=self._sign, **of)
         self._rungs[key].read(state)
         return self._rungs[key]
+
+
+_WHO = {"person": "a person", BUDGET: "a budget", FAIL_FAST: "run.fail_fast"}
 
 
 def _room(trial: TrialRecord, decision: Decision) -> int:
