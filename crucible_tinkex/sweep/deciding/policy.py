@@ -31,6 +31,7 @@ from crucible_tinkex.sweep.deciding.budget import BUDGET, Budget
 from crucible_tinkex.sweep.deciding.confirming import confirmation_seeds, next_confirmations
 from crucible_tinkex.sweep.deciding.failing import failing
 from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.population import replacements
 from crucible_tinkex.sweep.deciding.rungs import Rung
 from crucible_tinkex.training.plan import TrialPlan
 
@@ -130,7 +131,7 @@ class Policy:
             more = False
         crowded = more or free < 0
         judged = list(self._judged(state, answering, more=more, crowded=crowded))
-        room = free + sum(_room(state.trials[d.trial_id], d) for d in judged)
+        room = free + sum(_room(state.trials.get(d.trial_id), d) for d in judged)
         room = room if left is None else min(room, left)
         started = [self._start(p) for p in self._asker.ask(state, max(0, room))]
         is_over = left == 0 or not self._asker.more(state)
@@ -263,11 +264,11 @@ class Policy:
                 if verdict == "wait" and crowded:
                     yield Decision("pause", trial.trial_id, reason=reason)
                 elif verdict != "wait":
-                    yield self._judgement(trial, verdict, reason)
+                    yield from self._judgement(state, rung, trial, verdict, reason)
             for trial, verdict, reason in self._paused(state, rung, answering, final=final):
                 lowest = min(lowest, step)
                 if verdict != "wait":
-                    yield self._judgement(trial, verdict, reason)
+                    yield from self._judgement(state, rung, trial, verdict, reason)
 
     def _paused(
         self, state: SweepState, rung: Rung, answering: Collection[str], *, final: bool
@@ -294,11 +295,26 @@ class Policy:
         reason = f"place {place + 1} of {of} by {self._metric} at step {trial.target}"
         return self._rule.judge(rung.standing(trial, final=final)), reason
 
-    def _judgement(self, trial: TrialRecord, verdict: Verdict, reason: str) -> Decision:
-        if verdict == "stop":
-            return Decision("stop", trial.trial_id, reason=reason)
-        goal = self._planner.of(trial).total_steps
-        return self._advance(trial, trial.target, goal, reason)
+    def _judgement(
+        self, state: SweepState, rung: Rung, trial: TrialRecord, verdict: Verdict, reason: str
+    ) -> Iterator[Decision]:
+        follower = self._follower(state, rung, trial) if verdict == "stop" else None
+        if verdict == "stop" and (follower or not self._rule.replaces):
+            yield Decision("stop", trial.trial_id, reason=reason)
+        else:
+            goal = self._planner.of(trial).total_steps
+            yield self._advance(trial, trial.target, goal, reason)
+        if follower:
+            yield self.fork(follower)
+
+    def _follower(self, state: SweepState, rung: Rung, trial: TrialRecord) -> TrialPlan | None:
+        """What takes the place of one that is stopped, where the rule wants that and a cap on
+        trials lets it."""
+        if not self._rule.replaces:
+            return None
+        found = replacements(state, self._planner, rung.ranked(state), trial.target)
+        left = self.budget.trials_left(state)
+        return dict(list(found.items())[:left]).get(trial.trial_id)
 
     def _rung(self, state: SweepState, step: int, bracket: int) -> Rung:
         if state is not self._state:
@@ -314,8 +330,11 @@ class Policy:
 _WHO = {"person": "a person", BUDGET: "a budget", FAIL_FAST: "run.fail_fast"}
 
 
-def _room(trial: TrialRecord, decision: Decision) -> int:
-    """How many slots a decision on a trial that stands at a rung sets free."""
+def _room(trial: TrialRecord | None, decision: Decision) -> int:
+    """How many slots a decision on a trial that stands at a rung sets free; a clone, which is none
+    yet, takes one."""
+    if trial is None:
+        return -1
     if decision.kind == "advance":
         return -1 if trial.state == PAUSED else 0
     return 0 if trial.state == PAUSED else 1
