@@ -1,8 +1,8 @@
 """Who takes the places of a population's worst: clones of its best, with other settings.
 
 Population based training (Jaderberg et al. 2017, arXiv 1711.09846), where all wait for each other:
-when the last member stands at a rung, the worst quarter ends, and each of the best quarter is cloned
-once, warm, from its checkpoint there (exploit), with a learning rate times 0.8 or 1.25 (explore).
+when the last member stands at a rung, the worst quarter ends, and each of the best is cloned once,
+warm, from its checkpoint there (exploit), with a learning rate times 0.8 or 1.25 (explore).
 What shapes the adapter is inherited, because weights are. A pure function of the state.
 """
 
