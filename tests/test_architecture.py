@@ -74,6 +74,7 @@ HOMES: dict[str, tuple[str, ...]] = {
 }
 BORDERS = {
     "training.host",
+    "sweep.results.view",
     "training.losses.gradient_hooks",
     "training.harness.running",
     "telemetry.bridge.bridge",

@@ -11,7 +11,7 @@ from crucible_tinkex.cli.concluding import conclusion_lines
 from crucible_tinkex.cli.hints import sweep_arguments
 from crucible_tinkex.cli.live import LiveTable, PlainProgress
 from crucible_tinkex.cli.tables import print_leaderboard, verdict
-from crucible_tinkex.registry import SweepState
+from crucible_tinkex.registry import FAIL_FAST, SweepState
 from crucible_tinkex.sweep.launch import Launch, SweepResult
 from crucible_tinkex.sweep.preparation import PreparedSweep
 from crucible_tinkex.sweep.results.leaderboard import Objective
@@ -68,6 +68,8 @@ def _print_result(state: SweepState, prepared: PreparedSweep) -> None:
     left = prepared.policy().planned - (len(state.trials) - len(state.open))
     if state.ended_by == "budget":
         print(f"\nended by {state.ended}; more: crucible extend {where} --budget 2h")
+    elif state.ended_by == FAIL_FAST:
+        print(f"\nended by {state.ended}\nonce it is mended: crucible retry {where}")
     elif state.open or state.ended is None:
         print(f"\ninterrupted with {left} trials to go; continue: crucible resume {where}")
     print(f"\nresults: {prepared.paths.root}\nlook:    crucible tb {where}")

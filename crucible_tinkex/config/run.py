@@ -23,11 +23,21 @@ class RunSection(Section):
     """Sessions that share one Ray actor process; "auto" packs them on one actor per core."""
     max_attempts: int = Field(default=5, ge=1)
     """How often a trial is tried without progress when its actor or its session is lost."""
+    fail_fast: int | Literal[False] = False
+    """End the sweep once so many trials failed by their own fault in this run and none got as far
+    as a result; a new run goes on."""
     verify_resume: bool = True
     """Compare the loss of two rows before a save and after it is loaded: some services load other
     weights than were saved, without a word."""
     storage: AnchoredPath = Field(default_factory=lambda: os.path.abspath(DEFAULT_STORAGE))
     """Folder of the sweeps: in a file, relative to it; by default `runs` in the current folder."""
+
+    @field_validator("fail_fast", mode="before")
+    @classmethod
+    def _number_or_false(cls, value: object) -> object:
+        if value is True or (value is not False and isinstance(value, int) and value < 1):
+            raise ValueError("must be a number of failed trials, at least 1, or false")
+        return value
 
     @field_validator("sessions_per_actor")
     @classmethod

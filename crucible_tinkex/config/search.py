@@ -26,7 +26,15 @@ SAMPLED = (*DRAWN, *LEARNING)
 
 
 Rule = Literal[
-    "none", "halving", "topk", "hyperband", "median", "plateau", "threshold", "divergence"
+    "none",
+    "halving",
+    "topk",
+    "hyperband",
+    "population",
+    "median",
+    "plateau",
+    "threshold",
+    "divergence",
 ]
 
 
@@ -35,8 +43,10 @@ class StoppingSection(Section):
 
     rule: Rule | tuple[Rule, ...] = "none"
     """One rule, or several that all hold. `halving`: at each rung the best `1 / eta` go on (ASHA);
-    `topk`: at one rung the best `keep`; `hyperband`: halving in `brackets`; `median`: better than
-    the median; `plateau`, `threshold`, `divergence`: by the trial's own curve."""
+    `topk`: at one rung the best `keep`; `hyperband`: halving in `brackets`; `population`, alone: at
+    each rung clones of the best quarter with other learning rates replace the worst quarter;
+    `median`: better than the median; `plateau`, `threshold`, `divergence`: by the trial's own
+    curve."""
     eta: int = Field(default=3, ge=2)
     """halving, hyperband: how much rarer trials become, and how much longer they train, from rung
     to rung."""
@@ -49,7 +59,8 @@ class StoppingSection(Section):
     brackets: int = Field(default=3, ge=1, le=20)
     """hyperband: how many first rungs there are, each `eta` times later than the one before."""
     every: int | None = Field(default=None, ge=1)
-    """median, plateau, threshold, divergence: steps between decisions; by default a tenth."""
+    """population, median, plateau, threshold, divergence: steps between decisions; by default a
+    tenth."""
     startup: int = Field(default=5, ge=1)
     """median: rivals that must have been measured at a step before one is stopped there."""
     patience: int = Field(default=3, ge=0)
@@ -75,6 +86,8 @@ class StoppingSection(Section):
             keeps = self.keep if isinstance(self.keep, tuple) else (self.keep,)
             if list(self.rungs) != sorted(set(self.rungs)) or len(self.rungs) != len(keeps):
                 raise ValueError("rungs must rise, and be as many as keep")
+        if "population" in self.rules and len(self.rules) > 1:
+            raise ValueError("rule 'population' replaces what it stops: take it alone")
         if "threshold" in self.rules and self.threshold is None:
             raise ValueError("rule 'threshold' needs a threshold")
         return self

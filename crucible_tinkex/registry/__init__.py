@@ -7,6 +7,7 @@ here knows Ray: an actor, or the driver itself, owns a `Registry`.
 from crucible_tinkex.registry.records import (
     CONFIRM,
     DONE,
+    FAIL_FAST,
     FAILED,
     LOST,
     PAUSED,
@@ -38,6 +39,8 @@ __all__ = [  # noqa: RUF022  (in groups)
     # phases
     "SEARCH",
     "CONFIRM",
+    # ends of a sweep
+    "FAIL_FAST",
     # records
     "AttemptGrant",
     "CheckpointRecord",

@@ -21,6 +21,9 @@ infrastructure's fault, a later run takes it up again."""
 SEARCH, CONFIRM = "search", "confirm"
 """Phases of a sweep: a trial of the search, or a leader again with a fresh seed."""
 
+FAIL_FAST = "fail_fast"
+"""By which a sweep ends whose trials all fail."""
+
 DecisionKind: TypeAlias = Literal[
     "start", "fork", "confirm", "advance", "pause", "stop", "retry", "command", "end"
 ]
@@ -114,7 +117,7 @@ class Decision:
     time: float = 0.0
     """Unix seconds; for display only."""
     by: str = ""
-    """pause, stop, end: "person" or "budget"; the search itself where it is empty."""
+    """pause, stop, end: "person", "budget" or "fail_fast"; the search itself where it is empty."""
     command: Mapping[str, Any] | None = None
     """command: what a person asked (`sweep.orders.control.Command`); the reason is the answer."""
 
@@ -157,7 +160,8 @@ class TrialRecord:
     """Per attempt."""
     decisions: list[Decision] = field(default_factory=list)
     hold: str = ""
-    """Who paused or stopped it: "person" or "budget"; the search itself where it is empty."""
+    """Who paused or stopped it: "person", "budget" or "fail_fast"; the search itself where it is
+    empty."""
     error: str | None = None
     """Why it failed, was lost or was stopped."""
 

@@ -16,6 +16,8 @@ from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry.journal import read_records
 from crucible_tinkex.registry.records import (
     DONE,
+    FAIL_FAST,
+    FAILED,
     PAUSED,
     PENDING,
     RUNNING,
@@ -51,7 +53,9 @@ class SweepState:
     ended: str | None = None
     """The reason of the policy's decision to end; None while trials are still asked for."""
     ended_by: str = ""
-    """"budget" where that was the reason."""
+    """"budget" or "fail_fast" where that was the reason."""
+    failures: set[str] = field(default_factory=set)
+    """Trials that failed in the newest run."""
     held: bool = False
     """A person paused the whole sweep; a new run goes on."""
     commands: dict[str, str] = field(default_factory=dict)
@@ -124,7 +128,8 @@ class SweepState:
     @property
     def complete(self) -> bool:
         """Whether nothing is left to do, as far as the journal knows."""
-        return (self.ended is not None or self.version == 1) and not self.open
+        is_over = self.ended is not None and self.ended_by != FAIL_FAST
+        return (is_over or self.version == 1) and not self.open
 
     # --- records ------------------------------------------------------------------------------
 
@@ -132,6 +137,7 @@ class SweepState:
         if record["run"] not in self.runs:
             self.runs.append(record["run"])
             self.ended, self.ended_by, self.held = None, "", False
+            self.failures = set()
 
     def _created(self, record: Record) -> None:
         self.meta = dict(record["meta"])
@@ -140,7 +146,7 @@ class SweepState:
     def _amended(self, record: Record) -> None:
         self.meta = {**self.meta, **record["meta"]}
         self.amendments.append(record)
-        self.ended = None
+        self.ended, self.ended_by = None, ""
 
     def _trial_added(self, record: Record) -> None:
         trial = undeclared(record["trial"])
@@ -156,7 +162,9 @@ class SweepState:
             self._command(decision)
             return
         if decision.kind in ("fork", "retry"):
-            self.ended = None
+            self.ended, self.ended_by = None, ""
+        if decision.kind == "retry":
+            self.failures.discard(decision.trial_id)
         if decision.trial is not None:
             self._add(undeclared(decision.trial))
         trial = self.trials[decision.trial_id]
@@ -248,6 +256,8 @@ class SweepState:
         is_later = record["state"] in (PENDING, PAUSED)  # than the decision, which stands
         if not is_later or trial.state not in (PAUSED, STOPPED):
             trial.state, trial.error = record["state"], record["error"]
+        if trial.state == FAILED:
+            self.failures.add(trial.trial_id)
         self._spend(trial, trial.attempt, record)
         self._index(trial)
 

@@ -62,6 +62,11 @@ class StoppingRule(Protocol):
         """Whether somebody must be trained to the end: where all were stopped, the best goes on."""
         ...
 
+    @property
+    def replaces(self) -> bool:
+        """Whether a clone of a better trial takes the place of one that is stopped."""
+        ...
+
     def rungs(self, total_steps: int, bracket: int = 0) -> tuple[int, ...]:
         """Ascending; the last is `total_steps`."""
         ...
@@ -75,6 +80,7 @@ class StoppingRule(Protocol):
 class _Rule:
     brackets: int = field(default=1, init=False)
     crowns: bool = field(default=True, init=False)
+    replaces: bool = field(default=False, init=False)
 
 
 @dataclass(frozen=True)
@@ -183,6 +189,24 @@ class Median(_Regular):
 
 
 @dataclass(frozen=True)
+class Population(_Regular):
+    """At each rung all wait for each other, then the worst quarter ends and is replaced
+    (`sweep.deciding.population`). Among equals nobody is the worst."""
+
+    replaces: bool = field(default=True, init=False)
+
+    def judge(self, standing: Standing) -> Verdict:
+        if not standing.final:
+            return "wait"
+        return "go" if standing.place < standing.of - quarter(standing.of) else "stop"
+
+
+def quarter(members: int) -> int:
+    """At least one of two or more."""
+    return max(members // 4, min(1, members // 2))
+
+
+@dataclass(frozen=True)
 class Plateau(_Regular):
     """Stops a trial whose last `patience` + 1 losses bettered its earlier best by less than
     `min_delta`."""
@@ -233,6 +257,7 @@ class AllOf:
         self._rules = rules
         self.brackets = max(rule.brackets for rule in rules)
         self.crowns = any(rule.crowns for rule in rules)
+        self.replaces = False
 
     def rungs(self, total_steps: int, bracket: int = 0) -> tuple[int, ...]:
         return tuple(sorted({s for r in self._rules for s in r.rungs(total_steps, bracket)}))

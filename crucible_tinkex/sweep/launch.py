@@ -40,7 +40,7 @@ from crucible_tinkex.sweep.preparation import PreparedSweep, extended, prepare
 from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.sweep.results.quality import misses_required
 from crucible_tinkex.sweep.results.registering import register_best
-from crucible_tinkex.sweep.results.view import Observer, SweepView, ignore
+from crucible_tinkex.sweep.results.view import Observer, SweepView, harmless, ignore
 from crucible_tinkex.telemetry.recorder import Recorder
 from crucible_tinkex.telemetry.sender import BufferedSink
 from crucible_tinkex.training.host import SessionHost
@@ -79,7 +79,7 @@ class Launch:
         self._kind = executor or prepared.experiment.run.executor
         self._address = address
         self._runtime = runtime
-        self._observer = observer
+        self._observer = harmless(observer)
         self._run_id = uuid.uuid4().hex[:12]
         self._stop: Callable[[], object] = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None

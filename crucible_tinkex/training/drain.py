@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from crucible_tinkex.errors import TrialFailedError
+
 T = TypeVar("T")
 
 
@@ -17,12 +19,21 @@ def at_once() -> float:
     return 0.0
 
 
+async def contained(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns. An exit that somebody's code asks for ends this work, not the process
+    with its other trials: asyncio would let it through."""
+    try:
+        return await work
+    except SystemExit as e:
+        raise TrialFailedError(f"unexpected SystemExit: {e.code}") from e
+
+
 async def unless_drained(
     work: Coroutine[Any, Any, T], drain: asyncio.Event, *, grace: Callable[[], float] = at_once
 ) -> T:
     """What `work` returns or raises; `DrainedError` if that takes longer than `grace()` seconds
     from when `drain` was set. Nothing of `work` runs any more when this ends."""
-    task = asyncio.ensure_future(work)
+    task = asyncio.ensure_future(contained(work))
     asked = asyncio.ensure_future(drain.wait())
     try:
         await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)

@@ -22,7 +22,7 @@ from crucible_tinkex.errors import CrucibleError, TrialFailedError
 from crucible_tinkex.events import EventSink
 from crucible_tinkex.registry import DONE, FAILED, PENDING, RegistryPort, Spent
 from crucible_tinkex.training.data import SweepData
-from crucible_tinkex.training.drain import DrainedError, unless_drained
+from crucible_tinkex.training.drain import DrainedError, contained, unless_drained
 from crucible_tinkex.training.outcome import Outcome, Verdict, judge
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.recipe import RecipeMaker
@@ -73,7 +73,7 @@ class SessionHost:
         is closed.
         """
         try:
-            return await self._advance(plan, to_step)
+            return await contained(self._advance(plan, to_step))
         except CrucibleError as e:
             return await self._ended(plan, e)
         except Exception as e:

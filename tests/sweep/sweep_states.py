@@ -49,6 +49,9 @@ class Journal:
     def _tell(self, kind: str, **fields: Any) -> None:
         self.state.apply({"type": kind, "time": 0.0, "epoch": 1, **fields})
 
+    def begin_run(self, run_id: str) -> None:
+        self._tell("run", run=run_id)
+
     def write(self, decisions: list[Decision]) -> None:
         for decision in decisions:
             self._tell("decision", decision=copy.deepcopy(_plain(decision)))

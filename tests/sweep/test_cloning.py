@@ -126,7 +126,7 @@ def cloned(bench: Bench, changes: dict[str, object], *, at: int | None = None) -
 def test_a_fork_goes_on_from_its_parents_weights_and_its_data_order(tmp_path: Path) -> None:
     """One that changes only what does not matter before its end ends where its parent does."""
     bench = Bench(tmp_path, search={**SEARCH, "reference": False})
-    cloned(bench, {"optimizer.beta1": 0.5}, at=4)  # the fake's model has no moments
+    cloned(bench, {"optimizer.warmup_steps": 4}, at=4)  # over when it begins
     parent, child = bench.run().trials.values()
     assert list(bench.state.commands.values()) == [
         f"clone: {child.run_name}, from step 4 of {parent.run_name}"

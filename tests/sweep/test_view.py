@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from crucible_tinkex.registry import DONE, PENDING, RUNNING, TrialRecord
-from crucible_tinkex.sweep.results.view import SweepView, TrialView
+from crucible_tinkex.sweep.results.view import SweepView, TrialView, harmless
 
 
 def make_trial(step: int, *, state: str = RUNNING, total: int = 10, **live: Any) -> TrialView:
@@ -85,3 +85,20 @@ def test_an_estimate_does_not_jump_with_one_measurement() -> None:
     view.trials = [make_trial(0, metrics={**KNOWN, "perf/step_s": 11.0})]
     view.measure()
     assert view.step_s == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), SystemExit(3)])
+def test_an_observer_that_raises_is_left_alone(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = []
+
+    def observer(view: SweepView) -> None:
+        calls.append(view)
+        raise error
+
+    observe = harmless(observer)
+    observe(view_of())
+    observe(view_of())
+    assert len(calls) == 1
+    assert "raised and is not called again" in caplog.text and "Traceback" in caplog.text

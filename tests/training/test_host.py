@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import pytest
@@ -156,6 +157,39 @@ async def test_what_nobody_foresaw_fails_one_trial(caplog: pytest.LogCaptureFixt
     assert bench.trial.state == FAILED
     assert "Traceback" in caplog.text
     assert (await bench.host().advance(make_plan(seed=1), STEPS)).verdict is Verdict.ADVANCED
+
+
+class Leaving(SupervisedRecipe):
+    """A recipe that ends the process, as scripts do, or never comes back."""
+
+    async def update(self, step: int, client: TrainingClient) -> Update:
+        if step == 3 and self._plan.seed == 1:
+            sys.exit(3)
+        if step == 3 and self._plan.seed == 2:
+            await asyncio.Event().wait()
+        return await super().update(step, client)
+
+
+async def test_code_that_exits_or_hangs_harms_only_its_trial() -> None:
+    bench = Bench()
+    host = bench.host(recipe=Leaving)
+    plans = [make_plan(seed=s, index=s) for s in range(3)]
+    hangs = asyncio.ensure_future(host.advance(plans[2], STEPS))
+    fine, exits = await asyncio.gather(*(host.advance(p, STEPS) for p in plans[:2]))
+    assert fine.verdict is Verdict.ADVANCED
+    assert exits.verdict is Verdict.FAILED and "unexpected SystemExit: 3" in str(exits.error)
+    assert not hangs.done()
+    host.drain(plans[2].trial_id)
+    assert (await hangs).verdict is Verdict.DRAINED
+
+
+async def test_a_recipe_that_exits_while_it_is_made_fails_its_trial() -> None:
+    def exits(plan: TrialPlan, data: SweepData) -> SupervisedRecipe:
+        sys.exit("not here")
+
+    bench = Bench()
+    outcome = await bench.host(recipe=exits).advance(bench.plan, STEPS)
+    assert outcome.verdict is Verdict.FAILED and bench.trial.state == FAILED
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 
 from crucible_tinkex.registry import (
     DONE,
+    FAIL_FAST,
     FAILED,
     LOST,
     PAUSED,
@@ -28,7 +29,9 @@ from crucible_tinkex.search.stopping import StoppingRule, Verdict
 from crucible_tinkex.sweep.deciding.asking import Asker
 from crucible_tinkex.sweep.deciding.budget import BUDGET, Budget
 from crucible_tinkex.sweep.deciding.confirming import next_confirmations, planned_confirmations
+from crucible_tinkex.sweep.deciding.failing import failing
 from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.population import replacements
 from crucible_tinkex.sweep.deciding.rungs import Rung
 from crucible_tinkex.training.plan import TrialPlan
 
@@ -88,7 +91,7 @@ class Policy:
         if trial.state == PAUSED and trial.hold:
             goal = self._planner.of(trial).total_steps
             rung = min(trial.target, goal)
-            reason = f"it was paused by a {trial.hold}, and a new run goes on"
+            reason = f"it was paused by {_WHO[trial.hold]}, and a new run goes on"
             yield Decision("advance", trial.trial_id, rung, goal, reason)
             return
         if trial.reference or not (trial.state in (DONE, LOST) or is_waiting(trial)):
@@ -111,7 +114,9 @@ class Policy:
         are in the middle of something; only a budget decides on them. `wall_s`: seconds of this
         run so far."""
         if why := self.budget.reached(state, wall_s):
-            return list(self._exhausted(state, why))
+            return list(self._given_up(state, why, BUDGET))
+        if why := failing(state, self._planner.experiment.run):
+            return list(self._given_up(state, why, FAIL_FAST))
         if overdrawn := list(self._overdrawn(state)):
             return overdrawn
         if state.held:
@@ -125,18 +130,18 @@ class Policy:
             more = False
         crowded = more or free < 0
         judged = list(self._judged(state, answering, more=more, crowded=crowded))
-        room = free + sum(_room(state.trials[d.trial_id], d) for d in judged)
+        room = free + sum(_room(state.trials.get(d.trial_id), d) for d in judged)
         room = room if left is None else min(room, left)
         started = [self._start(p) for p in self._asker.ask(state, max(0, room))]
         is_over = left == 0 or not self._asker.more(state)
         return judged + started or (list(self._last(state, free, answering)) if is_over else [])
 
-    def _exhausted(self, state: SweepState, why: str) -> Iterator[Decision]:
-        """Have what trains save and wait, then end; more budget takes it up again."""
+    def _given_up(self, state: SweepState, why: str, by: str) -> Iterator[Decision]:
+        """Have what trains save and wait, then end; a later run takes it up again."""
         for trial in state.active.values():
-            yield Decision("pause", trial.trial_id, reason=why, by=BUDGET)
-        if not state.active:
-            yield from self._end_by_budget(state, why)
+            yield Decision("pause", trial.trial_id, reason=why, by=by)
+        if not state.active and state.ended is None:
+            yield Decision("end", reason=why, by=by)
 
     def _overdrawn(self, state: SweepState) -> Iterator[Decision]:
         if self.budget.capped:
@@ -265,11 +270,11 @@ class Policy:
                 if verdict == "wait" and crowded:
                     yield Decision("pause", trial.trial_id, reason=reason)
                 elif verdict != "wait":
-                    yield self._judgement(trial, verdict, reason)
+                    yield from self._judgement(state, rung, trial, verdict, reason)
             for trial, verdict, reason in self._paused(state, rung, answering, final=final):
                 lowest = min(lowest, step)
                 if verdict != "wait":
-                    yield self._judgement(trial, verdict, reason)
+                    yield from self._judgement(state, rung, trial, verdict, reason)
 
     def _paused(
         self, state: SweepState, rung: Rung, answering: Collection[str], *, final: bool
@@ -296,11 +301,26 @@ class Policy:
         reason = f"place {place + 1} of {of} by {self._metric} at step {trial.target}"
         return self._rule.judge(rung.standing(trial, final=final)), reason
 
-    def _judgement(self, trial: TrialRecord, verdict: Verdict, reason: str) -> Decision:
-        if verdict == "stop":
-            return Decision("stop", trial.trial_id, reason=reason)
-        goal = self._planner.of(trial).total_steps
-        return self._advance(trial, trial.target, goal, reason)
+    def _judgement(
+        self, state: SweepState, rung: Rung, trial: TrialRecord, verdict: Verdict, reason: str
+    ) -> Iterator[Decision]:
+        follower = self._follower(state, rung, trial) if verdict == "stop" else None
+        if verdict == "stop" and (follower or not self._rule.replaces):
+            yield Decision("stop", trial.trial_id, reason=reason)
+        else:
+            goal = self._planner.of(trial).total_steps
+            yield self._advance(trial, trial.target, goal, reason)
+        if follower:
+            yield self.fork(follower)
+
+    def _follower(self, state: SweepState, rung: Rung, trial: TrialRecord) -> TrialPlan | None:
+        """What takes the place of one that is stopped, where the rule wants that and a cap on
+        trials lets it."""
+        if not self._rule.replaces:
+            return None
+        found = replacements(state, self._planner, rung.ranked(state), trial.target)
+        left = self.budget.trials_left(state)
+        return dict(list(found.items())[:left]).get(trial.trial_id)
 
     def _rung(self, state: SweepState, step: int, bracket: int) -> Rung:
         if state is not self._state:
@@ -313,8 +333,14 @@ class Policy:
         return self._rungs[key]
 
 
-def _room(trial: TrialRecord, decision: Decision) -> int:
-    """How many slots a decision on a trial that stands at a rung sets free."""
+_WHO = {"person": "a person", BUDGET: "a budget", FAIL_FAST: "run.fail_fast"}
+
+
+def _room(trial: TrialRecord | None, decision: Decision) -> int:
+    """How many slots a decision on a trial that stands at a rung sets free; a clone, which is none
+    yet, takes one."""
+    if trial is None:
+        return -1
     if decision.kind == "advance":
         return -1 if trial.state == PAUSED else 0
     return 0 if trial.state == PAUSED else 1

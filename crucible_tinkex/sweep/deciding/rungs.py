@@ -83,6 +83,11 @@ class Rung:
         self._losses[trial.trial_id] = loss
         insort(self._sorted, loss)
 
+    def ranked(self, state: SweepState) -> list[TrialRecord]:
+        """All that were measured here, the best first."""
+        trials = (state.trials[trial_id] for trial_id in self._losses)
+        return sorted(trials, key=lambda t: (self._loss(t), t.index))
+
     def take_paused(self, state: SweepState) -> TrialRecord | None:
         """The best of those that are paused here; it is `give_back`'s to keep."""
         while self._paused:

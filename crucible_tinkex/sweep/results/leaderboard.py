@@ -23,6 +23,7 @@ from crucible_tinkex.metrics import objective
 from crucible_tinkex.registry import (
     CONFIRM,
     DONE,
+    FAIL_FAST,
     FAILED,
     LOST,
     RUNNING,
@@ -256,10 +257,12 @@ def ranked(state: SweepState) -> list[TrialRecord]:
 
 
 def exit_code(state: SweepState) -> int:
-    """0 all done or stopped in order, 1 some failed or were lost, 3 the budget is used up, 130
-    something is left to do."""
+    """0 all done or stopped in order, 1 some failed or were lost, or `run.fail_fast` gave up, 3 the
+    budget is used up, 130 something is left to do."""
     if state.ended_by == "budget":
         return 3
+    if state.ended_by == FAIL_FAST:
+        return 1
     if state.open or (state.version != 1 and state.ended is None):
         return 130
     states = {t.state for t in state.trials.values()}

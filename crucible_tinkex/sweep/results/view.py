@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from typing import Any
 
 from crucible_tinkex.registry import PENDING, RUNNING, TERMINAL, TrialRecord
 from crucible_tinkex.training.reporter import EVALUATING
+
+log = logging.getLogger(__name__)
 
 TELLING_SHARE = 0.05
 """Of an evaluation: before, its requests may still wait for those of others."""
@@ -176,3 +179,20 @@ Observer = Callable[[SweepView], None]
 
 def ignore(view: SweepView) -> None:
     """The observer of nobody."""
+
+
+def harmless(observer: Observer) -> Observer:
+    """Calls the observer until it raises; that is logged, and the sweep goes on unobserved."""
+    is_well = True
+
+    def observe(view: SweepView) -> None:
+        nonlocal is_well
+        if not is_well:
+            return
+        try:
+            observer(view)
+        except (Exception, SystemExit):
+            is_well = False
+            log.exception("the observer of the sweep raised and is not called again")
+
+    return observe

@@ -87,9 +87,11 @@ class Contrast:
 def contrasts_of(experiment: Experiment) -> list[Contrast]:
     """Those of every setting that the search varies, and of those that are declared with another
     value than the default; the rest of an experiment is done by sessions, not by the service."""
-    varied = _varied(experiment)
-    base = _base(experiment, varied)
+    tried = _tried_values(experiment)
     seeds = experiment.search.seeds
+    varied = {key: values for key, values in tried.items() if len(values) > 1}
+    experiment = experiment.configured({k: v[0] for k, v in tried.items() if k not in varied})
+    base = _base(experiment, varied, seeds)
     fixed = {**_declared(experiment), LOSS: (experiment.train.loss,)}
     if len(seeds) > 1 and experiment.lora.seed is None:
         # They order the rows, too, so trials differ whatever the service does.
@@ -109,15 +111,15 @@ def base_of(contrasts: Sequence[Contrast]) -> Settings:
     return contrasts[-1].a
 
 
-def _varied(experiment: Experiment) -> dict[str, tuple[Any, ...]]:
-    """Keys that the service applies and whose values differ between trials, with these."""
+def _tried_values(experiment: Experiment) -> dict[str, tuple[Any, ...]]:
+    """Keys that the search sets and the service applies, with all values that trials have."""
     search, found = experiment.search, dict[str, dict[Any, None]]()
     for key, value in _tried(experiment):
         found.setdefault(key, {})[value] = None
     if search.strategy == "list" or search.enqueue:
         for key, values in found.items():  # where a configuration leaves it out, it is as declared
             values.setdefault(_value(experiment, key), None)
-    return {k: tuple(values) for k, values in found.items() if _is_applied(k) and len(values) > 1}
+    return {key: tuple(values) for key, values in found.items() if _is_applied(key)}
 
 
 def _tried(experiment: Experiment) -> Iterator[tuple[str, Any]]:
@@ -151,9 +153,11 @@ def _declared(experiment: Experiment) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-def _base(experiment: Experiment, varied: Mapping[str, Sequence[Any]]) -> Settings:
+def _base(
+    experiment: Experiment, varied: Mapping[str, Sequence[Any]], trial_seeds: Sequence[int]
+) -> Settings:
     ranks = varied.get(RANK, (experiment.lora.rank,))
-    seeds = varied.get(SEED, (experiment.lora.seed, *experiment.search.seeds))
+    seeds = varied.get(SEED, (experiment.lora.seed, *trial_seeds))
     seed = next(int(s) for s in seeds if s is not None)
     return Settings(rank=int(min(ranks)), seed=seed)
 
