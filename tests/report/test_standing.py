@@ -141,7 +141,11 @@ def test_a_browser_shows_what_is_not_separable_in_several_sweeps(tmp_path: Path)
     confirmed = swept(tmp_path, clear, seeds=[0], fresh=range(10_000, 10_006))
     single = {**swept(tmp_path, clear, seeds=[0]), "name": "single"}
     dom = drawn(write_report([confirmed, single], tmp_path / "out"), tmp_path)
-    assert dom.count("<td>≈ best</td>") == 2 and dom.count("<td>worse</td>") == 1 and dom.count("<td>6 fresh</td>") == 3
+    assert (
+        dom.count("<td>≈ best</td>") == 2
+        and dom.count("<td>worse</td>") == 1
+        and dom.count("<td>6 fresh</td>") == 3
+    )
     assert 'href="#sweep-single"' in dom and 'id="sweep-single"' in dom
     assert "judged on fresh seeds only" in dom and "n = 1: nothing can be said" in dom
     assert "crucible extend single --set search.confirm=auto" in dom
