@@ -11,13 +11,14 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 
 from crucible_tinkex.cli.hints import sweep_arguments
 from crucible_tinkex.errors import ConfigError, SweepBusyError
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.storage import is_locked
-from crucible_tinkex.sweep.results.summary import existing_sweep
+from crucible_tinkex.storage import is_locked, storage_errors
+from crucible_tinkex.sweep.results.summary import existing_sweep, read_state
 
 HOST = "127.0.0.1"
 PORTS_TRIED = 100
@@ -42,6 +43,7 @@ def show_tensorboard(sweep: str, *, storage: str, port: int, rebuild: bool = Fal
     _check_port(port, paths)
     if rebuild:
         _rebuild(paths)
+    _aggregate(paths)
     command = [sys.executable, "-c", _CHILD, "--logdir", str(paths.tensorboard)]
     command += ["--host", HOST, "--port", str(port), "--reload_multifile", "true"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
@@ -50,6 +52,16 @@ def show_tensorboard(sweep: str, *, storage: str, port: int, rebuild: bool = Fal
         except KeyboardInterrupt:
             _end(process)
             return 0
+
+
+def _aggregate(paths: SweepPaths) -> None:
+    """The configurations' runs, as they are now."""
+    from crucible_tinkex.sweep.results.aggregates import aggregates
+    from crucible_tinkex.telemetry.tensorboard.configurations import write_configurations
+
+    with storage_errors(paths.tensorboard):
+        found = aggregates(read_state(paths))
+        write_configurations(paths.tensorboard, found, time_s=time.time())
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -60,6 +60,17 @@ def test_a_tie_takes_the_cheaper() -> None:
     assert "cheap" in found.verdict and set(found.not_separable) == {"dear", "cheap"}
 
 
+def test_a_difference_that_does_not_matter_makes_no_winner() -> None:
+    a, b = sweep({"a": 1.0, "b": 1.0005}, 8, sd=1e-5, cost=2.0)
+    bad = sweep({"bad": 1.5}, 8, sd=1e-5, cost=2.0)[0]
+    found = bench.conclude([a, b, bad], LOSS)
+    assert (found.kind, found.take) == ("tie", "a") and set(found.not_separable) == {"a", "b"}
+    assert found.rivals[0].separable and "told from the best" in " ".join(found.notes)
+    cheap = bench.Configuration("b", b.values, cost=1.0)
+    assert bench.conclude([a, cheap, bad], LOSS).take == "b"
+    assert bench.conclude([a, b, bad], bench.terms(zone=0.0)).kind == "winner"
+
+
 def test_too_little_says_what_would_settle_it() -> None:
     found = bench.conclude(sweep({"a": 1.0, "b": 1.009}, 4, cost=2.0), LOSS)
     assert found.kind == "open" and found.take is None

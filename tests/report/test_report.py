@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
-import subprocess
 import threading
 from pathlib import Path
 
 import httpx
 import pytest
+from browser import BROWSER, drawn
 from states import folded
 
 from crucible_tinkex.errors import ConfigError, StorageError
@@ -20,8 +19,6 @@ from crucible_tinkex.report.live import page_server
 from crucible_tinkex.report.markdown import markdown
 from crucible_tinkex.report.page import page, script_json
 from crucible_tinkex.report.writing import write_report
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def shown(folder: Path, **options: int) -> dict[str, object]:
@@ -132,17 +129,7 @@ def test_a_live_page_follows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_browser_draws_it(tmp_path: Path, width: int) -> None:
     written = write_report([shown(tmp_path / "runs")], tmp_path / "out")
-    done = subprocess.run(
-        [
-            *(str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu"),
-            *(f"--window-size={width},900", "--virtual-time-budget=2000", "--dump-dom"),
-            *(f"--user-data-dir={tmp_path / 'profile'}", written.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
-    dom = done.stdout
+    dom = drawn(written, tmp_path, width=width)
     assert "rank 8 &lt;b&gt;wins&lt;/b&gt;" in dom  # as text
     assert dom.count("<canvas") == 1 and 'aria-label="map of two settings"' in dom
     assert 'class="tag stopped"' in dom and "explains" in dom and "Failed or lost (1)" in dom

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import BROWSER, drawn
 
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.names import SweepPaths
@@ -18,7 +19,7 @@ from crucible_tinkex.registry import DONE, SweepState
 from crucible_tinkex.report.data import report_data
 from crucible_tinkex.report.markdown import markdown
 from crucible_tinkex.report.page import page
-from crucible_tinkex.report.writing import leaderboard_csv
+from crucible_tinkex.report.writing import leaderboard_csv, write_report
 
 Value = Callable[[int, int], float | None]
 NOISE = np.random.default_rng(4).normal(0, 0.01, size=(100, 40))
@@ -133,3 +134,18 @@ def test_bad_numbers_are_said_in_words(tmp_path: Path, options: dict[str, Any], 
     markdown(data)
     leaderboard_csv([data])
     assert all(c.get("standing") != "best" for c in data["configurations"])
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
+def test_a_browser_shows_what_is_not_separable_in_several_sweeps(tmp_path: Path) -> None:
+    confirmed = swept(tmp_path, clear, seeds=[0], fresh=range(10_000, 10_006))
+    single = {**swept(tmp_path, clear, seeds=[0]), "name": "single"}
+    dom = drawn(write_report([confirmed, single], tmp_path / "out"), tmp_path)
+    assert (
+        dom.count("<td>≈ best</td>") == 2
+        and dom.count("<td>worse</td>") == 1
+        and dom.count("<td>6 fresh</td>") == 3
+    )
+    assert 'href="#sweep-single"' in dom and 'id="sweep-single"' in dom
+    assert "judged on fresh seeds only" in dom and "n = 1: nothing can be said" in dom
+    assert "crucible extend single --set search.confirm=auto" in dom

@@ -15,7 +15,7 @@ from sweep_states import Journal
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import FAILED, TrialRecord
 from crucible_tinkex.sweep.results.conclusion import conclusion
-from crucible_tinkex.sweep.results.leaderboard import best
+from crucible_tinkex.sweep.results.leaderboard import best, configurations
 
 AUTO = {"space": {"lora.rank": [1, 2, 3, 4]}, "seeds": [0, 1], "confirm": "auto"}
 Loss = Callable[[TrialRecord], float]
@@ -155,3 +155,21 @@ def test_a_whole_sweep_confirms_by_itself(tmp_path: Path) -> None:
     assert confirmed and all(t.seed >= 10_000 for t in confirmed)
     again = Bench(tmp_path, search=search)
     assert len(again.run().trials) == len(state.trials), "a sweep that is resumed asks for no more"
+
+
+def test_who_has_met_easier_seeds_is_not_ranked_by_them() -> None:
+    """rank 2 is worse by .1 with every seed, and has run the easy ones alone."""
+    easy = {10_000: 0.0, 10_001: 0.0, 10_002: 1.0, 10_003: 1.0}
+    journal = Journal(search={"space": {"lora.rank": [1, 2]}, "confirm": "auto"})
+    for _ in range(9):
+        journal.decide(slots=9)
+        for trial_id in journal.pending:
+            trial = journal.state.trials[trial_id]
+            rank = int(trial.values["lora.rank"])
+            if rank == 2 and trial.seed > 10_001:
+                journal.finish(trial_id, FAILED, "bad")
+            else:
+                journal.train(trial_id, 1 + rank / 10 + easy.get(trial.seed, 1.0))
+    first, second = [c for c in configurations(journal.state) if c.phase == "confirm"]
+    assert first.mean and second.mean and first.mean > second.mean
+    assert first.values == {"lora.rank": 1}

@@ -19,6 +19,7 @@ from crucible_tinkex.registry import (
     SweepState,
     TrialRecord,
 )
+from crucible_tinkex.sweep.results.aggregates import aggregates
 from crucible_tinkex.sweep.results.conclusion import comparison, conclusion
 
 RNG = np.random.default_rng(2)
@@ -93,6 +94,52 @@ def test_fresh_seeds_judge_whom_the_asked_ones_chose() -> None:
 def test_one_seed_each_says_nothing() -> None:
     assert conclusion(state(grid({4: 1.0, 8: 2.0}, 1), 1)).verdict.startswith("n = 1")
     assert "none of 0" in conclusion(state([], 1)).verdict
+
+
+NULL_SWEEP = {  # what experiments/null_sweep.toml gave: eps to eval/nll of seeds 0, 1, 2
+    1e-8: (4.9283452953879285, 5.136558303682823, 5.167707490170096),
+    1e-7: (4.929104622893446, 5.132592985949178, 5.1652036107431245),
+    1e-6: (4.931901907357644, 5.134470746273131, 5.166813313491701),
+    1e-5: (4.930667832141786, 5.138051476065568, 5.165361868114922),
+}
+
+
+def null_trials() -> list[TrialRecord]:
+    return [
+        trial(10 * i + seed, 8, seed, nll, values={"optimizer.eps": eps})
+        for i, (eps, values) in enumerate(NULL_SWEEP.items())
+        for seed, nll in enumerate(values)
+    ]
+
+
+def test_settings_that_do_not_matter_are_not_separable() -> None:
+    found = conclusion(state(null_trials(), 3))
+    assert found.kind == "open" and len(found.not_separable) == 4
+    assert "4 of 4 are not separable" in found.verdict and found.take is None
+    assert found.rivals[0].p > 0.05, "not for a single look, either"
+
+
+def test_what_matters_is_the_sweeps_to_say() -> None:
+    null = state(null_trials(), 3)
+    null.meta["experiment"]["search"]["indifference"] = 1.0
+    found = conclusion(null)
+    assert found.kind == "tie" and found.terms.zone == 1.0
+
+
+def test_a_configuration_that_is_no_leader_says_so() -> None:
+    trials = [*grid({4: 1.0, 8: 1.5, 16: 3.0}, 2), *grid({4: 1.0, 8: 1.5}, 5, first=10)]
+    (left,) = conclusion(state(trials, 2)).left_out
+    assert left.name == "rank = 16" and left.reason.startswith("no leader")
+
+
+def test_a_configurations_curve_is_over_its_seeds() -> None:
+    trials = grid({4: 1.0, 8: 1.5}, 2)
+    trials[3].state, trials[3].error = STOPPED, "place 2 of 2"
+    first, second = aggregates(state(trials, 2))
+    values = [t.metrics["eval/nll"] for t in trials[:2]]
+    assert first.name == "rank = 4" and first.metrics == {"eval/nll": {9: values}}
+    assert second.state == "done, 1 of 2 trials done; stopped: place 2 of 2"
+    assert aggregates(state(grid({4: 1.0}, 1), 1)) == []
 
 
 def evaluations(trials: Sequence[TrialRecord]) -> pa.Table:

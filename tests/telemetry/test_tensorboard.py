@@ -27,6 +27,7 @@ from crucible_tinkex.events import Event
 from crucible_tinkex.telemetry.log import EventLog
 from crucible_tinkex.telemetry.query import read_events
 from crucible_tinkex.telemetry.tensorboard import TensorBoardView
+from crucible_tinkex.telemetry.tensorboard.configurations import Aggregate, write_configurations
 from crucible_tinkex.telemetry.tensorboard.view import SHOWN_KINDS
 
 HPARAMS = {"optimizer.learning_rate": 0.01, "lora.rank": 8, "schedule": "cosine", "bias": False}
@@ -319,3 +320,35 @@ def test_a_damaged_run_is_known_to_be_behind(tmp_path: Path, trial: Trial) -> No
     file.write_bytes(data)
     view.feed([trial.start(2, 0)])
     assert view.behind == {"t1"}
+
+
+def test_how_a_trial_ended_is_a_text_of_its_run(tmp_path: Path, trial: Trial) -> None:
+    view = TensorBoardView(tmp_path)
+    open_trial(view, trial)
+    view.feed([trial.loss(1, 1, 0.5), trial.end(1, 1, "stopped")])
+    assert text(tmp_path / "run-t1", "state") == "stopped"
+    open_trial(view, trial, attempt=2, resumed_step=1)
+    assert "state/text_summary" not in read_run(tmp_path / "run-t1").Tags()["tensors"]
+
+
+def text(run: Path, tag: str) -> str:
+    (found,) = read_run(run).Tensors(f"{tag}/text_summary")
+    return tensor_util.make_ndarray(found.tensor_proto).item().decode()  # type: ignore[no-any-return]
+
+
+def test_configurations_have_a_run_with_a_band(tmp_path: Path) -> None:
+    nll = {1: [1.0, 3.0], 2: [0.5, 1.0, 1.5]}
+    stopped = Aggregate("lr = 0.1, a/b", "stopped, 0 of 2 trials done", {"eval/nll": nll})
+    found = [Aggregate("lr = 0.01", "done", {"eval/nll": {2: [0.25]}}), stopped]
+    for _ in range(2):  # written anew, not added to
+        write_configurations(tmp_path, [*found, Aggregate("nothing", "pending", {})], time_s=1.0)
+    assert scalars(tmp_path / "configurations") == {
+        ("001-lr=0.01", tag, 2, 0.25) for tag in ("eval/nll", "eval/nll_min", "eval/nll_max")
+    } | {
+        ("002-lr=0.1,a_b", f"eval/nll{end}", step, value)
+        for end, values in (("", (2.0, 1.0)), ("_min", (1.0, 0.5)), ("_max", (3.0, 1.5)))
+        for step, value in zip((1, 2), values, strict=True)
+    }
+    run = tmp_path / "configurations" / "002-lr=0.1,a_b"
+    assert text(run, "state") == "stopped, 0 of 2 trials done"
+    assert "custom_scalars__config__" in read_run(run).Tags()["tensors"]

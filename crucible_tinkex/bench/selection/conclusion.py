@@ -4,8 +4,8 @@ The verdict rests on confidence sequences (`contest`), so it may be asked for af
 the sweep may be stopped by it. It is one of
 
 - winner: one is better than every other;
-- tie: several are not separable, and one of them is not worse than the best by more than the
-  indifference zone; the cheapest such is taken;
+- tie: several are not separable, or are told apart by less than the indifference zone, and one of
+  them is not worse than the best by more than it; the cheapest such is taken;
 - open: more seeds are needed; how many is forecast;
 - nothing: there is nothing to compare.
 """
@@ -76,7 +76,8 @@ def conclude(
         return _nothing(agreed, configurations, found)
     result = contest(found.values, zone=agreed.zone, alpha=agreed.level)
     first = int(result.leader)
-    tied = [first, *(int(i) for i in np.flatnonzero(~result.duels.beaten) if i != first)]
+    close = ~result.duels.beaten | result.duels.within(agreed.zone)
+    tied = [first, *(int(i) for i in np.flatnonzero(close) if i != first)]
     taken = _taken(found, result, tied, agreed)
     kind: Kind = "winner" if tied == [first] else "open" if taken is None else "tie"
     more = forecast(found, result, agreed) if kind == "open" else None
@@ -105,7 +106,7 @@ def conclude(
         omnibus=omnibus(found.values),
         more=more,
         left_out=found.left_out,
-        notes=(*found.notes, *wording.notes(found, result, control)),
+        notes=(*found.notes, *wording.notes(found, result, control, agreed.zone)),
     )
 
 

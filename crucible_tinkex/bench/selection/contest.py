@@ -40,6 +40,10 @@ class Duels:
         """Which are worse than the reference, beyond doubt."""
         return np.asarray(~self.itself & (self.lead - self.half_width > 0))
 
+    def within(self, zone: float) -> Bools:
+        """Which are proved to be worse than the reference by `zone` at most."""
+        return np.asarray(~self.itself & (self.lead + self.half_width <= zone))
+
     @property
     def may_lead_by(self) -> Floats:
         """By how much each may be better than the reference, at most."""

@@ -96,7 +96,7 @@ class Conclusion:
     take: str | None
     """The one to use: the winner, of a tie the cheapest good one; None while it is open."""
     not_separable: tuple[str, ...] = ()
-    """The leader and all that may be as good."""
+    """The leader and all that may be as good, or are proved to be so within the zone."""
     value: Estimate | None = None
     """Of the leader on a new seed, corrected for its having been chosen."""
     rivals: tuple[Rival, ...] = ()

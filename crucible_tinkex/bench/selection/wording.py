@@ -61,7 +61,7 @@ def nothing(asked: int, measured: int, most_seeds: int, best: str | None) -> str
     return f"nothing can be said: only one of {measured} configurations has two seeds"
 
 
-def notes(found: Table, result: Contest, control: str | None) -> list[str]:
+def notes(found: Table, result: Contest, control: str | None, zone: float) -> list[str]:
     """What a reader must know beside the verdict."""
     said = []
     if found.left_out:
@@ -77,6 +77,12 @@ def notes(found: Table, result: Contest, control: str | None) -> list[str]:
     elif same.any():
         names = [found.names[i] for i in np.flatnonzero(same)]
         said.append(f"{_list(names)} came out exactly as the leader did")
+    told = result.duels.beaten & result.duels.within(zone)
+    if told.any():
+        names = [found.names[i] for i in np.flatnonzero(told)]
+        said.append(
+            f"{_list(names)}: told from the best, but by less than the {zone:g} that matter"
+        )
     missing = int(np.isnan(found.values).any(axis=1).sum())
     if missing:
         said.append(f"{missing} have fewer seeds than others; each pair is compared on shared ones")

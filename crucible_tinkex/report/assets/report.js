@@ -1,7 +1,7 @@
 // The page: one section a sweep. State is what was chosen, brushed and sorted; `draw` shows it.
 "use strict";
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const CURVES_SHOWN = 8, ROWS_SHOWN = 200;
+const CURVES_SHOWN = 8, ROWS_SHOWN = 200, WORTH_SEEDS = 20;
 const views = new Map();
 
 function label(found, axes) {
@@ -20,7 +20,7 @@ function copy(text, what) {
 }
 
 class View {
-  constructor(sweep) { this.chosen = null; this.brushes = {}; this.sort = { key: "place", up: true }; this.curve = sweep.metric.name; this.update(sweep); this.root = el("section", {}); }
+  constructor(sweep) { this.chosen = null; this.brushes = {}; this.sort = { key: "place", up: true }; this.curve = sweep.metric.name; this.update(sweep); this.root = el("section", { id: `sweep-${sweep.name}` }); }
   update(sweep) {
     this.sweep = sweep;
     this.axes = sweep.axes.filter(a => new Set(sweep.configurations.filter(c => !c.reference).map(c => JSON.stringify(c.values[a.key]))).size > 1);
@@ -44,11 +44,13 @@ class View {
 
   verdict() {
     const s = this.sweep, c = s.conclusion, notes = [...c.notes];
-    const settle = (c.kind === "open" && c.more && c.more.seeds) || (c.kind === "nothing" && this.rows.filter(r => !r.reference && r.mean !== null).length > 1);
+    const far = c.kind === "open" && c.more && c.more.seeds > WORTH_SEEDS;
+    const settle = (c.kind === "open" && c.more && c.more.seeds && !far) || (c.kind === "nothing" && this.rows.filter(r => !r.reference && r.mean !== null).length > 1);
     if (s.stopped.length) notes.push(`${s.stopped.length} of ${s.trials.length} trials were stopped early; what they would have reached is not known`);
     const command = `crucible extend ${s.name} --set search.confirm=auto && crucible resume ${s.name}`;
     return el("div", {}, el("p", { class: "verdict" }, s.verdict),
       notes.length ? el("ul", { class: "soft notes" }, ...notes.map(n => el("li", {}, n))) : null,
+      far ? el("p", { class: "soft" }, "So many seeds are rarely worth it: take the cheapest of them, or say with search.indifference which difference matters.") : null,
       settle && s.state !== "running" ? el("p", { class: "soft" }, "To settle it: ", el("code", {}, command), " ", copy(command, "copy")) : null);
   }
   facts() {
@@ -85,7 +87,7 @@ class View {
       el("td", { class: "text" }, el("span", { class: `tag ${r.reference ? "" : r.state}` }, r.reference ? "base" : r.state)),
       el("td", {}, copy(query(s, r), "SQL"))));
     const step = s.metric.at === "final" ? "last step" : "best step with a checkpoint";
-    return el("div", {}, el("h2", {}, "Leaderboard"), el("p", { class: "soft" }, `${s.metric.about}, in ${s.metric.unit}, at the ${step}; ±: 95 % over the seeds, each row by itself, for a single look. Dot: mean; ticks: seeds${this.rows.some(r => r.fresh_seeds.length) ? " (tall: fresh ones, that chose nobody)" : ""}. ${judged ? `Bar: how far it may be from the best (line), an interval of ${100 - 100 * s.conclusion.terms.alpha} % for all rows together that holds at every look; one that stays off the line is worse. ≈: not separable from the best.` : "Bar: the same interval."}`),
+    return el("div", {}, el("h2", {}, "Leaderboard"), el("p", { class: "soft" }, `${s.metric.about}, in ${s.metric.unit}, at the ${step}; ±: 95 % over the seeds, each row by itself, for a single look. Dot: mean; ticks: seeds${this.rows.some(r => r.fresh_seeds.length) ? " (tall: fresh ones, that chose nobody)" : ""}. ${judged ? `Bar: how far it may be from the best (line), an interval of ${100 - 100 * s.conclusion.terms.alpha} % for all rows together that holds at every look; one that stays off the line is worse. ≈: not separable from the best, or by less than ${s.conclusion.terms.zone}, which does not matter.` : "Bar: the same interval."}`),
       el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...head, el("th", { class: "text" }, "mean and seeds"), el("th", { class: "text" }, "state"), el("th", {}, ""))), el("tbody", {}, ...body))),
       rows.length > ROWS_SHOWN ? el("p", { class: "soft" }, `and ${rows.length - ROWS_SHOWN} more; leaderboard.csv has all`) : null);
   }
@@ -142,8 +144,16 @@ class View {
   }
 }
 
+function overview(sweeps) {
+  const row = s => { const best = s.configurations.find(c => c.place === 1);
+    return el("tr", {}, el("td", { class: "text" }, el("a", { href: `#sweep-${s.name}` }, s.name)), el("td", { class: "text" }, s.metric.name), el("td", {}, best ? number(best.mean) : "–"), el("td", {}, s.trials.length), el("td", {}, number(s.spent.train_tokens)), el("td", { class: "text wrap" }, s.verdict)); };
+  return el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...["sweep", "metric", "best", "trials", "tokens", "verdict"].map((h, i) => el("th", { class: [0, 1, 5].includes(i) ? "text" : null }, h)))), el("tbody", {}, ...sweeps.map(row))));
+}
+const summary = el("div", { id: "overview" });
+
 function show(sweeps) {
   const main = document.getElementById("report");
+  if (sweeps.length > 1) { summary.replaceChildren(overview(sweeps)); if (!summary.isConnected) main.prepend(summary); }
   for (const sweep of sweeps) {
     const view = views.get(sweep.name) || new View(sweep);
     view.update(sweep);

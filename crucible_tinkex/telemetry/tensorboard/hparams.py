@@ -83,6 +83,17 @@ def config_text(time_s: float, text: str) -> Any:
     return Record(wall_time=time_s, summary=summary.text("config", _code_block(text)))
 
 
+def state_text(time_s: float, state: str) -> Any:
+    """How a trial or a configuration stands: the texts page shows it, by run."""
+    return Record(wall_time=time_s, summary=summary.text("state", state))
+
+
+def band_charts(bands: Mapping[str, tuple[str, str]]) -> Any:
+    """Charts of a line with a band: by tag, the tags of its lower and upper edge."""
+    charts = {tag: ["Margin", [tag, low, high]] for tag, (low, high) in bands.items()}
+    return Record(summary=summary.custom_scalars({"Seeds: mean, lowest, highest": charts}))
+
+
 def _hparams_summary(tag: str, content: Any) -> Any:
     plugin = SummaryMetadata.PluginData(plugin_name="hparams", content=content.SerializeToString())
     return Summary(value=[Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))])

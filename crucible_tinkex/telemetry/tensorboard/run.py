@@ -116,12 +116,12 @@ class RunFiles:
                 self._replace(self.file(attempt), frames(kept.records))
                 self.load()[attempt] = kept
 
-    def set_end(self, attempt: int, record: Any) -> None:
+    def set_end(self, attempt: int, *records: Any) -> None:
         """How the trial ended, in a file of its own: TensorBoard keeps the first status it meets,
         so when the trial is taken up again the old one must go."""
         self.reopen()
         path = self.folder / f"{_PREFIX}{attempt:010d}{_END}"
-        self._replace(path, frames([header(record.wall_time), record]))
+        self._replace(path, frames([header(records[0].wall_time), *records]))
 
     def reopen(self) -> None:
         for path in self.folder.glob(f"*{_END}"):

@@ -27,6 +27,7 @@ from crucible_tinkex.telemetry.tensorboard.hparams import (
     session_end,
     session_start,
     shown,
+    state_text,
     type_name,
 )
 from crucible_tinkex.telemetry.tensorboard.records import restart_mark, scalar
@@ -193,9 +194,11 @@ class TensorBoardView:
         run.files.put(attempt, session_start(time_s, values))
 
     def _end(self, run: _Run, event: Event, again: bool) -> None:
-        ok = _ENDS.get(json.loads(event.extra).get("state", ""))
+        state = json.loads(event.extra).get("state", "")
+        ok, time_s = _ENDS.get(state), event.time_us / 1e6
         if ok is not None and event.attempt >= run.newest:
-            run.files.set_end(event.attempt, session_end(event.time_us / 1e6, ok))
+            marks = session_end(time_s, ok), state_text(time_s, state)
+            run.files.set_end(event.attempt, *marks)
 
     def _scalar(self, run: _Run, event: Event, again: bool) -> None:
         assert event.value is not None
