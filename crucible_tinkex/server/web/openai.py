@@ -109,8 +109,8 @@ class _CompletionAsked(_Asked):
         if not self.prompt:
             raise refused("prompt is empty")
         if isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return self.prompt  # type: ignore[return-value]
+            return [self.prompt]
+        return self.prompt
 
 
 @dataclass(frozen=True, slots=True)
