@@ -113,6 +113,15 @@ class ServiceStorageError(OperationFailedError):
     exit_code = 5
 
 
+class DamagedCheckpointError(RequestRejectedError):
+    """A checkpoint's files are not those that were saved (422): take another one.
+
+    The checkpoint is at fault, neither the disk, which may be well, nor the session.
+    """
+
+    exit_code = 5
+
+
 class SessionLostError(ServiceError):
     """The service no longer knows this session, model or promise; resume from a checkpoint."""
 
@@ -277,6 +286,7 @@ _SERVICE_TYPES: tuple[tuple[type[ServiceError], ErrorType], ...] = (
     (BillingError, "billing"),
     (SessionLostError, "session_lost"),
     (ServiceStorageError, "storage"),
+    (DamagedCheckpointError, "storage"),
 )
 _TYPES: tuple[tuple[type[BaseException], ErrorType], ...] = (
     (ConfigError, "validation"),

@@ -56,7 +56,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "tensorboardX": ("telemetry.tensorboard",),
     "obstore": ("storage", "telemetry", "datasets.files.remote"),
     "huggingface_hub": ("datasets", "server"),
-    "jinja2": ("datasets.chat", "report.page"),
+    "jinja2": ("datasets.chat", "report.page", "server.web.openai"),
     "jsonschema": ("scoring.answers",),
     "duckdb": ("telemetry.query",),
     "optuna": ("search",),

@@ -15,7 +15,12 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from crucible_tinkex.errors import CrucibleError, RequestRejectedError, SessionLostError
+from crucible_tinkex.errors import (
+    CrucibleError,
+    DamagedCheckpointError,
+    RequestRejectedError,
+    SessionLostError,
+)
 from crucible_tinkex.names import TinkerPath
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -30,6 +35,11 @@ HEAD = "lm_head"
 def refused(message: str, status: int = 400) -> RequestRejectedError:
     """The answer to a request that the client should not have made."""
     return RequestRejectedError(message, status=status, category="user")
+
+
+def damaged(message: str) -> DamagedCheckpointError:
+    """The answer for a checkpoint whose files are not those that were saved."""
+    return DamagedCheckpointError(f"{message}; use another one", status=422, category="user")
 
 
 def gone(message: str) -> SessionLostError:

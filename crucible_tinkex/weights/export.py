@@ -58,7 +58,7 @@ def export_trial(
 
     `merged`: a whole Hugging Face model instead of an adapter; `base` names the folder of the base
     model where the embedded server does not know it. Raises `ConfigError` before anything is
-    fetched, then `ServiceError` or `StorageError`.
+    fetched, then `ServiceError` (`DamagedCheckpointError` among them) or `StorageError`.
     """
     trained = Trained.find(paths, trial)
     folder = Path(to).expanduser().absolute()
@@ -117,16 +117,12 @@ def fetch_adapter(trained: Trained, out: Path, progress: Progress | None = None)
 def _read_embedded(trained: Trained, out: Path) -> None:
     # Only who exports pays for these imports.
     from crucible_tinkex.server.store.peft_files import export_peft
-    from crucible_tinkex.server.store.store import ADAPTER_FILE, MANIFEST_FILE, Manifest, check_hash
 
     path = TinkerPath.parse(trained.checkpoint.path)
     run = path.run_id.replace(":", "+")
     source = trained.paths.service / "checkpoints" / run / path.kind / path.name
     if not source.is_dir():
         raise StorageError(f"checkpoint {path} is gone: there is no {source}")
-    with storage_errors(source):
-        manifest = Manifest.parse((source / MANIFEST_FILE).read_text())
-    check_hash(source / ADAPTER_FILE, manifest.sha256)
     export_peft(source, out, base_model=hub_id(trained.base))
 
 

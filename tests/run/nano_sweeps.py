@@ -121,7 +121,7 @@ def outcome(summary: dict[str, Any]) -> dict[str, Any]:
 def final_weights(sweep: Path, *, step: int = STEPS) -> dict[str, bytes]:
     """Per trial the bytes of its final adapter, as the server stored it."""
     found = {}
-    for manifest in (sweep / "service" / "checkpoints").rglob("manifest.json"):
+    for manifest in (sweep / "service" / "checkpoints").glob("*/weights/*/manifest.json"):
         name = json.loads(manifest.read_text())["tinker_path"].rsplit("/", 1)[1]
         trial, _, saved = name.split("-")
         if saved == f"step{step:08d}":

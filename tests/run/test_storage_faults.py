@@ -69,13 +69,21 @@ def test_more_steps_are_an_amendment_and_recorded(
     assert ["train.max_steps" in a["changed"] for a in state.amendments] == [True]
 
 
-def test_missing_checkpoints_cost_the_steps_after_the_one_before(
-    copied: Workspace, amended: Workspace
+def flip_a_bit(checkpoint: Path) -> None:
+    file = checkpoint / "adapter.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-10] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [shutil.rmtree, flip_a_bit], ids=["missing", "damaged"])
+def test_missing_or_damaged_checkpoints_cost_the_steps_after_the_one_before(
+    copied: Workspace, amended: Workspace, spoil: Callable[[Path], None]
 ) -> None:
     checkpoints = copied.sweep() / "service" / "checkpoints"
     for step in (18, 24):
         for folder in checkpoints.glob(f"*/weights/*-step{step:08d}"):
-            shutil.rmtree(folder)
+            spoil(folder)
     result = copied.crucible("run", "nano.toml", "--json", *LOCAL, *LONGER)
     assert result.returncode == 0, result.stderr
     assert outcome(json.loads(result.stdout)) == outcome(amended.status())

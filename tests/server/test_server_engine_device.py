@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import bases
 from crucible_tinkex.server.engine import losses
 from crucible_tinkex.server.engine.engine import TorchEngine
-from crucible_tinkex.server.engine.launch import chosen_device
+from crucible_tinkex.server.engine.launch import chosen_device, own_cores
 from crucible_tinkex.server.operations import (
     ForwardBackward,
     ForwardOutput,
@@ -34,6 +35,15 @@ HAS_CUDA = torch.cuda.is_available()
 def test_the_device_is_the_cpu_unless_asked() -> None:
     assert chosen_device("cpu") == torch.device("cpu")
     assert chosen_device("auto").type == ("cuda" if HAS_CUDA else "cpu")
+
+
+def test_cores_are_counted_where_there_is_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert own_cores() == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert own_cores() == 1
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="there is a CUDA device")

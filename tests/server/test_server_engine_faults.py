@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from server_client import Client, make_rows, train
 
-from crucible_tinkex.errors import CrucibleError, OperationFailedError
+from crucible_tinkex.errors import CrucibleError, DamagedCheckpointError, OperationFailedError
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server.engine import losses, sampling, scheduler
 from crucible_tinkex.server.model.base_model import BaseModel
@@ -55,8 +55,10 @@ def _always(fault: BaseException) -> Callable[..., NoReturn]:
     return fail
 
 
-def _fails(client: Client, operation: Operation, match: str) -> None:
-    with pytest.raises(CrucibleError, match=match):
+def _fails(
+    client: Client, operation: Operation, match: str, kind: type[CrucibleError] = CrucibleError
+) -> None:
+    with pytest.raises(kind, match=match):
         client.one(operation)
 
 
@@ -100,8 +102,13 @@ def test_a_checkpoint_that_lacks_a_tensor_fails_its_request(
     named = load_file(_file(saved, "sampler_weights", ADAPTER_FILE))
     lacking = {k: v for k, v in named.items() if "layers.1." not in k}
     monkeypatch.setattr(adapter_files, "_load", lambda *_: lacking)
-    _fails(saved, _sample(OWN), r"lacks the tensor .*layers\.1\.")
-    _fails(saved, LoadWeights("new", PATHS["weights"], False), "lacks the tensor")
+    _fails(saved, _sample(OWN), r"lacks the tensor .*layers\.1\.", DamagedCheckpointError)
+    _fails(
+        saved,
+        LoadWeights("new", PATHS["weights"], False),
+        "lacks the tensor",
+        DamagedCheckpointError,
+    )
     assert isinstance(saved.one(train("m", make_rows(1, (4,)))), ForwardOutput)
 
 
@@ -114,12 +121,17 @@ def _flip_a_bit(path: Path) -> None:
 def test_a_damaged_checkpoint_is_refused_and_not_loaded(saved: Client) -> None:
     before = saved.engine.weights.adapters["m"].weights.clone()
     _flip_a_bit(_file(saved, "sampler_weights", ADAPTER_FILE))
-    _fails(saved, _sample(OWN), "adapter.safetensors is damaged")
+    _fails(saved, _sample(OWN), "adapter.safetensors is damaged", DamagedCheckpointError)
     for name, optimizer in ((OPTIMIZER_FILE, True), (ADAPTER_FILE, False)):
         assert saved.one(LoadWeights("new", PATHS["weights"], optimizer))
         _flip_a_bit(_file(saved, "weights", name))
         for model in ("m", "new", "newer"):
-            _fails(saved, LoadWeights(model, PATHS["weights"], optimizer), f"{name} is damaged")
+            _fails(
+                saved,
+                LoadWeights(model, PATHS["weights"], optimizer),
+                f"{name} is damaged",
+                DamagedCheckpointError,
+            )
     _fails(saved, train("newer", make_rows(1, (4,))), "does not exist")
     assert torch.equal(saved.engine.weights.adapters["m"].weights, before)
 

@@ -10,7 +10,9 @@ from server_client import Client, make_rows
 
 from crucible_tinkex.errors import OperationFailedError, RequestRejectedError
 from crucible_tinkex.server.engine import sampling
+from crucible_tinkex.server.engine.engine import PASS_BYTES, TOKEN_CAP, tokens_within
 from crucible_tinkex.server.model.attention import DecodePlan
+from crucible_tinkex.server.model.products import PACKED
 from crucible_tinkex.server.operations import (
     CancelSample,
     Sample,
@@ -91,3 +93,12 @@ def test_a_request_in_pieces_is_answered_once(
         failed, other = client.all([_sample(num_samples=5), _sample()])
     assert isinstance(failed, OperationFailedError) and isinstance(other, OperationFailedError)
     assert isinstance(client.one(_sample(num_samples=2)), SampleOutput)
+
+
+def test_what_a_pass_keeps_bounds_its_tokens() -> None:
+    """Whole tiles, whatever the base; a small base keeps the cap that its speed wants."""
+    smollm_bf16 = 30 * (4 * 1536 + 10 * 576) * 2
+    assert tokens_within(PASS_BYTES, smollm_bf16) == 512
+    assert tokens_within(PASS_BYTES, 2 * smollm_bf16) == 256
+    assert tokens_within(PASS_BYTES, 10**9) == PACKED  # never nothing
+    assert tokens_within(PASS_BYTES, 10_000) > TOKEN_CAP

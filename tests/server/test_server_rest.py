@@ -21,7 +21,7 @@ from crucible_tinkex.errors import RequestRejectedError
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import bases
 from crucible_tinkex.server.sessions.session_records import Records
-from crucible_tinkex.server.store.store import Store
+from crucible_tinkex.server.store.store import ADAPTER_FILE, Store
 from crucible_tinkex.server.web.exports import GRANT_S, Exports
 
 
@@ -148,6 +148,40 @@ def test_an_adapter_comes_file_by_file(api: AppClient, run: str) -> None:
     assert _fetch(api, wrong).status_code == 404
     api.send("DELETE", base)
     assert _fetch(api, urls["adapter_config.json"]).status_code == 404
+
+
+def test_what_is_damaged_is_never_handed_out(api: AppClient, run: str) -> None:
+    """Neither a checkpoint that is not what was saved, nor an export that is not what was made."""
+    base = f"training_runs/{run}/checkpoints"
+    url = api.get(f"{base}/weights/t/archive")["url"]
+    for export in (api.store.data_dir / "exports").glob("*-t/archive.tar"):
+        _flip_a_bit(export)
+    broken = _fetch(api, url)
+    assert broken.status_code == 404 and "ask for a new URL" in broken.json()["error"]
+    anew = api.get(f"{base}/weights/t/archive")["url"]
+    assert _fetch(api, anew).status_code == 200
+
+    saved = api.store.folder(TinkerPath(run, "sampler_weights", "s")) / ADAPTER_FILE
+    _flip_a_bit(saved)
+    answer = api.send("GET", f"{base}/sampler_weights/s/archive")
+    assert (answer.status_code, answer.json()["category"]) == (422, "user")
+    assert f"{ADAPTER_FILE} is damaged" in answer.json()["error"]
+    saved.unlink()
+    assert api.send("GET", f"{base}/sampler_weights/s/external_weights_urls").status_code == 422
+
+
+def test_a_damaged_checkpoint_is_not_told_as_the_disks_fault(api: AppClient, run: str) -> None:
+    path = TinkerPath(run, "weights", "t")
+    _flip_a_bit(api.store.folder(path) / ADAPTER_FILE)
+    failed = api.result("load_weights", model_id=run, seq_id=3, path=str(path), optimizer=True)
+    assert failed["category"] == "user" and "status_code" not in failed
+    assert f"{ADAPTER_FILE} is damaged" in failed["error"]
+
+
+def _flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-10] ^= 1
+    file.write_bytes(content)
 
 
 def test_encryption_is_refused_by_its_name(api: AppClient, run: str) -> None:

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import crucible_tinkex as ct
-from crucible_tinkex.errors import ConfigError, StorageError
+from crucible_tinkex.errors import ConfigError, DamagedCheckpointError, StorageError
 from crucible_tinkex.server import bases
 from crucible_tinkex.sweep.results.trained import Trained
 from crucible_tinkex.weights.export import export_trial
@@ -125,7 +125,7 @@ def test_what_is_damaged_or_gone_is_told_and_leaves_nothing(
     sweep: ct.Sweep, spoilt: Path, tmp_path: Path
 ) -> None:
     spoilt.write_bytes(spoilt.read_bytes()[:-1] + b"?")
-    with pytest.raises(StorageError, match="it is not what was saved"):
+    with pytest.raises(DamagedCheckpointError, match="it is not what was saved"):
         export_trial(sweep.paths, None, tmp_path / "x")
     aside = spoilt.parent.rename(spoilt.parent.with_name("aside"))
     try:

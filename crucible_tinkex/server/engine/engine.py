@@ -37,6 +37,7 @@ from crucible_tinkex.server.engine.training import TrainingWork, run_pass
 from crucible_tinkex.server.engine.weights import IDLE_S, MEMORY_BYTES, Weights
 from crucible_tinkex.server.model.adapters import Adapter, FrozenAdapter
 from crucible_tinkex.server.model.base_model import MIN_TOKENS, BaseModel
+from crucible_tinkex.server.model.products import PACKED
 from crucible_tinkex.server.operations import (
     BaseInfo,
     CancelSample,
@@ -51,6 +52,9 @@ from crucible_tinkex.server.store.store import Store
 
 TOKEN_CAP = 1024
 """Tokens per pass: more would leave the CPU's cache."""
+PASS_BYTES = 400 * 1000**2
+"""What a pass on a CPU keeps for its backward; a single row may need more. It bounds a pass's
+tokens, and by them how a request is cut, so it does not depend on the machine."""
 MAX_BATCHES = 2
 MAX_SEQUENCES = 64
 """Per batch."""
@@ -61,6 +65,11 @@ _log = logging.getLogger(__name__)
 
 Part: TypeAlias = tuple[Job, TrainingWork, Adapter]
 _Made = TypeVar("_Made")
+
+
+def tokens_within(budget_bytes: int, token_bytes: int) -> int:
+    """Whole tiles, and at least one."""
+    return max(budget_bytes // token_bytes // PACKED, 1) * PACKED
 
 
 def end_process() -> None:
@@ -87,6 +96,8 @@ class TorchEngine:
     ) -> None:
         self._model = BaseModel(base, dtype, device)
         self._token_cap = token_cap
+        if self._model.device.type == "cpu":
+            self._token_cap = min(token_cap, tokens_within(PASS_BYTES, self._model.kept_bytes))
         self._cache_tokens = cache_bytes // MAX_BATCHES // self._model.cache_bytes
         """Tokens of one batch whose keys and values are kept."""
         tokenizer = Tokenizer.from_file(str(base.tokenizer_folder / "tokenizer.json"))

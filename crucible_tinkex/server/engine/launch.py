@@ -32,7 +32,7 @@ def torch_engine(
     memory_bytes: int | None = None,
 ) -> TorchEngine:
     """Fetch and load `model` and start its engine. Raises `ConfigError`."""
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads or own_cores())
     place = chosen_device(device)
     chosen = fastest_dtype(place) if dtype == "auto" else DTYPES[dtype]
     base = bases.ensure_base(model)
@@ -49,6 +49,13 @@ def torch_engine(
     threads = torch.get_num_threads()
     _log.info("base %s (%s) in %s on %s, %d threads", base.name, about, chosen, place, threads)
     return engine
+
+
+def own_cores() -> int:
+    """The cores that this process may use; all of them where the system does not say (macOS)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def ram_bytes() -> int:

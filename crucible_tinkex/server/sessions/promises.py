@@ -52,6 +52,11 @@ class Promises:
     def open_count(self) -> int:
         return len(self._open)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the server is ending."""
+        return self._closed
+
     def create(self, request_bytes: int = 0) -> str:
         self._count += 1
         request_id = f"{self._prefix}-{self._count}"

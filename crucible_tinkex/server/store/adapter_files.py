@@ -17,7 +17,7 @@ from torch import Tensor
 from crucible_tinkex.errors import StorageError
 from crucible_tinkex.server.model.adapters import Adapter, FrozenAdapter
 from crucible_tinkex.server.model.lora import Layout
-from crucible_tinkex.server.operations import LoraSpec
+from crucible_tinkex.server.operations import LoraSpec, damaged
 from crucible_tinkex.server.store.residents import Kind
 from crucible_tinkex.server.store.store import ADAPTER_FILE, OPTIMIZER_FILE, Manifest, check_hash
 
@@ -35,17 +35,13 @@ def write_adapter(adapter: Adapter, folder: Path, *, optimizer: bool) -> None:
 
 
 def read_weights(folder: Path, manifest: Manifest, layout: Layout) -> Tensor:
-    """Raises `StorageError` for a file that is not the one that was saved."""
-    path = folder / ADAPTER_FILE
-    check_hash(path, manifest.sha256)
-    return _flatten(_load(path), layout, "")
+    """Raises `DamagedCheckpointError` for a file that is not the one that was saved."""
+    return _flatten(_checked(folder / ADAPTER_FILE, manifest.sha256), layout, "")
 
 
 def read_moments(folder: Path, manifest: Manifest, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Raises `StorageError` for a file that is not the one that was saved."""
-    path = folder / OPTIMIZER_FILE
-    check_hash(path, manifest.optimizer_sha256)
-    named = _load(path)
+    """Raises `DamagedCheckpointError` for a file that is not the one that was saved."""
+    named = _checked(folder / OPTIMIZER_FILE, manifest.optimizer_sha256)
     return _flatten(named, layout, "m."), _flatten(named, layout, "v.")
 
 
@@ -54,6 +50,16 @@ def _save(named: dict[str, Tensor], path: Path) -> None:
         save_file(named, path, metadata={"format": "pt"})
     except (OSError, SafetensorError) as e:
         raise StorageError(f"cannot write {path}: {e}") from e
+
+
+def _checked(path: Path, sha256: str) -> dict[str, Tensor]:
+    check_hash(path, sha256)
+    try:
+        return _load(path)
+    except StorageError as e:
+        if isinstance(e.__cause__, SafetensorError):  # older than its hashes
+            raise damaged(f"{path} is damaged: {e.__cause__}") from e
+        raise
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -74,7 +80,7 @@ def _name(flat: Tensor, layout: Layout, rank: int) -> dict[str, Tensor]:
 
 
 def _flatten(named: dict[str, Tensor], layout: Layout, prefix: str) -> Tensor:
-    """Raises `StorageError` if a tensor is missing."""
+    """Raises `DamagedCheckpointError` if a tensor is missing."""
     flat = torch.zeros(layout.size)
     for place, pair in zip(layout.places, layout.views(flat), strict=True):
         if place is not None and pair is not None:
@@ -88,7 +94,7 @@ def _flatten(named: dict[str, Tensor], layout: Layout, prefix: str) -> Tensor:
 
 def _tensor(named: dict[str, Tensor], name: str) -> Tensor:
     if name not in named:
-        raise StorageError(f"the checkpoint lacks the tensor {name}")
+        raise damaged(f"the checkpoint lacks the tensor {name}")
     return named[name]
 
 

@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from crucible_tinkex.names import hub_id
-from crucible_tinkex.server.operations import ALPHA, HEAD
-from crucible_tinkex.server.store.store import ADAPTER_FILE, MANIFEST_FILE, Manifest
+from crucible_tinkex.server.operations import ALPHA, HEAD, damaged
+from crucible_tinkex.server.store.store import ADAPTER_FILE, check_hash, read_manifest
 from crucible_tinkex.storage import storage_errors, write_atomic
 
 
 def export_peft(checkpoint: Path, out: Path, *, base_model: str | None = None) -> None:
-    """Write adapter_model.safetensors and adapter_config.json of a checkpoint folder to `out`."""
-    with storage_errors(checkpoint):
-        manifest = Manifest.parse((checkpoint / MANIFEST_FILE).read_text())
+    """Write adapter_model.safetensors and adapter_config.json of a checkpoint folder to `out`.
+
+    Raises `DamagedCheckpointError` before anything is written if the adapter is not what was saved.
+    """
+    manifest = read_manifest(checkpoint)
+    check_hash(checkpoint / ADAPTER_FILE, manifest.sha256)
+    named = {_peft_name(n): t for n, t in _load(checkpoint / ADAPTER_FILE).items()}
+    with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    named = {_peft_name(n): t for n, t in load_file(checkpoint / ADAPTER_FILE).items()}
     save_file(named, out / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
@@ -41,6 +47,13 @@ def export_peft(checkpoint: Path, out: Path, *, base_model: str | None = None) -
         "modules_to_save": None,
     }
     write_atomic(out / "adapter_config.json", json.dumps(config, indent=2).encode())
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return dict(load_file(path))
+    except SafetensorError as e:  # older than its hashes
+        raise damaged(f"{path} is damaged: {e}") from e
 
 
 def _peft_name(name: str) -> str:

@@ -30,9 +30,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from crucible_tinkex.errors import ConfigError, RequestRejectedError, StorageError
+from crucible_tinkex.errors import (
+    ConfigError,
+    CrucibleError,
+    RequestRejectedError,
+    StorageError,
+)
 from crucible_tinkex.names import TinkerPath, base_name
-from crucible_tinkex.server.operations import LoraSpec, refused
+from crucible_tinkex.server.operations import LoraSpec, damaged, refused
 from crucible_tinkex.server.store.damaged import set_aside
 from crucible_tinkex.storage import fsync_folder, storage_errors, write_atomic
 
@@ -80,6 +85,18 @@ class Manifest:
         return self.expires is not None and datetime.fromisoformat(self.expires) < datetime.now(UTC)
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """Raises `DamagedCheckpointError`, or `StorageError` where the disk does not let it be read."""
+    file = folder / MANIFEST_FILE
+    try:
+        with storage_errors(file):
+            manifest = Manifest.parse(file.read_text())
+        manifest.path  # noqa: B018 - it is read, too
+    except (ValueError, TypeError, KeyError, ConfigError) as e:
+        raise damaged(f"{file} is damaged: {type(e).__name__}: {e}") from e
+    return manifest
+
+
 def expiry(ttl_seconds: int | None) -> str | None:
     if ttl_seconds is None:
         return None
@@ -102,9 +119,8 @@ class Store:
     def _read(self) -> Iterator[Manifest]:
         for file in list(self._root.glob("*/*/[!.]*/manifest.json")):
             try:
-                manifest = Manifest.parse(file.read_text())
-                manifest.path  # noqa: B018 - it is read, too
-            except (OSError, ValueError, TypeError, KeyError, ConfigError) as e:
+                manifest = read_manifest(file.parent)
+            except CrucibleError as e:
                 set_aside(file.parent, self.data_dir, e)
             else:
                 yield manifest
@@ -191,16 +207,21 @@ def _missing(path: TinkerPath) -> RequestRejectedError:
     return refused(f"there is no checkpoint {path}", 404)
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def check_hash(path: Path, sha256: str) -> None:
-    """Raises `StorageError` if the file is not the one that was saved."""
+    """Raises `DamagedCheckpointError` if the file is not the one that was saved, or is gone.
+
+    An empty hash, of a checkpoint older than its hashes, is not compared."""
     with storage_errors(path):
-        if sha256 and _hash(path) != sha256:
-            raise StorageError(f"{path} is damaged: it is not what was saved; load another one")
+        if not path.is_file():
+            raise damaged(f"the checkpoint is damaged: {path} is gone")
+        if sha256 and file_hash(path) != sha256:
+            raise damaged(f"{path} is damaged: it is not what was saved")
 
 
 def _complete(manifest: Manifest, work: Path) -> Manifest:
@@ -210,8 +231,8 @@ def _complete(manifest: Manifest, work: Path) -> Manifest:
     done = replace(
         manifest,
         size_bytes=size_bytes,
-        sha256=_hash(work / ADAPTER_FILE),
-        optimizer_sha256=_hash(optimizer) if optimizer.exists() else "",
+        sha256=file_hash(work / ADAPTER_FILE),
+        optimizer_sha256=file_hash(optimizer) if optimizer.exists() else "",
     )
     (work / MANIFEST_FILE).write_text(json.dumps(asdict(done), indent=1))
     for file in work.iterdir():

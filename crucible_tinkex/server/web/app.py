@@ -32,7 +32,7 @@ from crucible_tinkex.server.sessions.lifecycle import Service
 from crucible_tinkex.server.sessions.limits import Limits
 from crucible_tinkex.server.sessions.model_operations import ForwardRequest
 from crucible_tinkex.server.store.store import Store
-from crucible_tinkex.server.web import codec
+from crucible_tinkex.server.web import codec, openai
 from crucible_tinkex.server.web.calls import Call, Calls
 from crucible_tinkex.server.web.rest_routes import RestRoute, RestRoutes
 from crucible_tinkex.server.web.routing import Asked, Found, Routes
@@ -87,6 +87,7 @@ class App:
         self._long_poll_s = long_poll_s
         self._reading_bytes = 0
         self.routes = Routes(self._table(client_flags or {}))
+        self._openai = openai.OpenAi(self.service).table()
 
     def _table(self, client_flags: Mapping[str, object]) -> dict[tuple[str, str], Handler]:
         """Every handler by method and template of its path."""
@@ -105,6 +106,9 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", scope["type"]
         request = Request(scope, receive)
+        if scope["path"].startswith(openai.ROOT):
+            await (await self._compatible(request))(scope, receive, send)
+            return
         api, _, path = scope["path"].rstrip("/").partition(f"{wire.API}/")
         found = None if api else self.routes.find(scope["method"], path)
         try:
@@ -118,6 +122,23 @@ class App:
         if _log.isEnabledFor(logging.DEBUG):  # the template: a path may hold a download's token
             _log.debug("%s %d", found.name if found else "unknown -", response.status_code)
         await response(scope, receive, send)
+
+    async def _compatible(self, request: Request) -> Response:
+        """What OpenAI's clients ask, answered and refused as they know it."""
+        path = request.scope["path"].rstrip("/")
+        try:
+            if not self._authorised(request):
+                raise refused("the API key is missing or wrong", 401)
+            handler = self._openai.get((request.method, path.removeprefix(openai.ROOT)))
+            if handler is None:
+                raise refused(f"there is no {request.method} {path}", 404)
+            return await handler(await self._body(request, MAX_CALL_BYTES), request)
+        except ValidationError as e:
+            return openai.refusal(_misread(e))
+        except CrucibleError as e:
+            return openai.refusal(e)
+        except ClientDisconnect:
+            return Response(status_code=400)
 
     async def _answer(self, request: Request, path: str, found: Found[Handler] | None) -> Response:
         is_open = found is not None and found.name in _OPEN
@@ -139,8 +160,10 @@ class App:
             return _json(wire.FutureEnvelope(request_id=request_id))
 
     def _authorised(self, request: Request) -> bool:
-        given = next((v for k, v in request.scope["headers"] if k == _KEY), b"")
-        return hmac.compare_digest(given, self._key)
+        """By our header, or as OpenAI's clients send a key."""
+        given = dict(request.scope["headers"])
+        key = given.get(_KEY) or given.get(b"authorization", b"").removeprefix(b"Bearer ")
+        return hmac.compare_digest(key, self._key)
 
     async def _body(self, request: Request, limit_bytes: int) -> bytes:
         """The whole body, decompressed, unless it is larger than the limit."""

@@ -1,8 +1,10 @@
 """Downloads: checkpoints exported for peft and vLLM, fetched by URLs that need no key.
 
 Guarantees: a URL holds a random token of 256 bits, works for `GRANT_S` and only as long as its
-checkpoint exists; exports are made beside and renamed. They can be made again at any time, so they
-do not outlive the process. `prepare` writes files and belongs in a thread; the rest is quick.
+checkpoint exists; exports are made beside and renamed. Nothing damaged is handed out: neither a
+checkpoint that is not what was saved, nor an export that is not what was made. Exports can be made
+again at any time, so they do not outlive the process. `prepare` and `open` read files and belong in
+a thread; the rest is quick.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server.operations import refused
 from crucible_tinkex.server.store.peft_files import export_peft
-from crucible_tinkex.server.store.store import Store
+from crucible_tinkex.server.store.store import Store, file_hash
 from crucible_tinkex.storage import storage_errors
 
 GRANT_S = 3600.0
@@ -35,6 +37,7 @@ class Grant:
     file: Path
     checkpoint: TinkerPath
     expires: datetime
+    sha256: str
 
 
 class Exports:
@@ -45,11 +48,14 @@ class Exports:
         self._clock = clock
         self._root = store.data_dir / "exports"
         self._grants: dict[str, Grant] = {}
+        self._hashes: dict[Path, str] = {}
+        """Of the files of all exports, as they were made."""
         self._making = threading.Lock()
         shutil.rmtree(self._root, ignore_errors=True)
 
     def prepare(self, path: TinkerPath) -> Path:
-        """The folder of the checkpoint's export. Raises `RequestRejectedError` (404)."""
+        """The folder of the checkpoint's export. Raises `RequestRejectedError` (404) and, for one
+        whose files are not those that were saved, `DamagedCheckpointError`."""
         manifest = self._store.info(path)
         self._clear()
         target = self._root / f"{manifest.sha256}-{path.name}"
@@ -61,7 +67,9 @@ class Exports:
             try:
                 export_peft(self._store.folder(path), work)
                 _pack(work)
+                hashes = {target / file.name: file_hash(file) for file in work.iterdir()}
                 os.rename(work, target)
+                self._hashes |= hashes
             finally:
                 shutil.rmtree(work, ignore_errors=True)
         return target
@@ -73,16 +81,26 @@ class Exports:
             del self._grants[token]
         token = secrets.token_urlsafe(32)
         expires = now + timedelta(seconds=GRANT_S)
-        self._grants[token] = Grant(file, path, expires)
+        self._grants[token] = Grant(file, path, expires, self._hashes[file])
         return token, expires
 
     def open(self, token: str, name: str) -> Path:
-        """Raises `RequestRejectedError` (404)."""
+        """Raises `RequestRejectedError` (404); an export that was damaged is made anew when it is
+        asked for again."""
         grant = self._grants.get(token)
         if grant is None or grant.expires < self._clock() or grant.file.name != name:
             raise refused("this download does not exist or has expired; ask for a new URL", 404)
         self._store.info(grant.checkpoint)
+        if not self._is_whole(grant):
+            raise refused("this download was damaged on the server's disk; ask for a new URL", 404)
         return grant.file
+
+    def _is_whole(self, grant: Grant) -> bool:
+        with self._making, storage_errors(grant.file):
+            if grant.file.is_file() and file_hash(grant.file) == grant.sha256:
+                return True
+            shutil.rmtree(grant.file.parent, ignore_errors=True)
+            return False
 
     def _clear(self) -> None:
         """Remove the exports that nobody has asked for since the last URL of them expired."""

@@ -96,7 +96,9 @@ class RestRoutes:
         return f"{asked.root}{wire.API}/downloads/{token}/{file.name}", until.isoformat()
 
     async def _download(self, asked: Asked) -> Answer:
-        return self._exports.open(asked.params["token"], asked.params["file"])
+        return await asyncio.to_thread(
+            self._exports.open, asked.params["token"], asked.params["file"]
+        )
 
     # --- sessions ------------------------------------------------------------------------------
 
