@@ -29,8 +29,8 @@ def evaluate(
         typer.Option(
             "--metric",
             "-m",
-            help="exact_match, classification, majority, pass@k, module:function, "
-            "'{regex = \"..\"}' (default: those of the experiment).",
+            help="exact_match, classification, majority, pass@k, module:function, regex=PATTERN, "
+            "json_schema=FILE; NAME= in front names it (default: those of the experiment).",
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Answers to each prompt.")] = None,
@@ -48,7 +48,6 @@ def evaluate(
     """Measure a trial's weights on a file of rows; what was measured before is shown at once."""
     import json as json_module
 
-    from crucible_tinkex.config import parse_assignment
     from crucible_tinkex.errors import ConfigError
     from crucible_tinkex.sweep.results.summary import existing_sweep
     from crucible_tinkex.weights.evaluating import evaluate_trial
@@ -62,7 +61,7 @@ def evaluate(
         "max_rows": max_rows,
         "answer": answer,
         "right_by": right_by,
-        "metrics": [parse_assignment(f"metric={m}")[1] for m in metric] if metric else None,
+        "metrics": [_asked(text) for text in metric] if metric else None,
     }
     found = evaluate_trial(
         existing_sweep(storage, sweep),
@@ -76,6 +75,16 @@ def evaluate(
         print(json_module.dumps(found.summary()))
     else:
         _print(found)
+
+
+def _asked(text: str, name: str | None = None) -> str | dict[str, str]:
+    """`regex=..` and the like as a table; a name may stand in front."""
+    word, separator, rest = text.partition("=")
+    if separator and word in ("regex", "json_schema", "function"):
+        return {word: rest, **({"name": name} if name else {})}
+    if separator and name is None:
+        return _asked(rest, word)
+    return {"function": text, "name": name} if name else text
 
 
 def _progress(done: int, of: int) -> None:
