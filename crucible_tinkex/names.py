@@ -175,7 +175,7 @@ class SweepPaths(NamedTuple):
     @property
     def evaluations_after(self) -> Path:
         """Of trained weights, made after the fact."""
-        return self.root / "evaluations" / "after"
+        return self.root / "evaluations_after"
 
     @property
     def tensorboard(self) -> Path:
