@@ -146,7 +146,9 @@ class Scripted:
         self._left = left
 
     async def capabilities(self) -> ServerCapabilities:
-        model = SupportedModel(model_name="nano", tokenizer_id=str(ensure_base("nano").tokenizer_folder))
+        model = SupportedModel(
+            model_name="nano", tokenizer_id=str(ensure_base("nano").tokenizer_folder)
+        )
         return ServerCapabilities(supported_models=[model])
 
     async def sampler(self, **_: Any) -> Scripted:
