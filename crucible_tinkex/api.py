@@ -27,13 +27,13 @@ from crucible_tinkex.sweep.orders.steering import steer
 from crucible_tinkex.sweep.preparation import prepare
 from crucible_tinkex.sweep.results.leaderboard import Objective, best, ranked
 from crucible_tinkex.sweep.results.summary import existing_sweep, read_state, summary, trial_summary
-from crucible_tinkex.sweep.results.tables import query_tables
 from crucible_tinkex.sweep.results.view import Observer, SweepView, ignore
 from crucible_tinkex.telemetry.query import query, read_evaluations, read_events
 
 if TYPE_CHECKING:
     from crucible_tinkex.bench import Comparison, Conclusion
     from crucible_tinkex.weights.checkpoints import CheckpointManager
+    from crucible_tinkex.weights.evaluations import AfterEvaluation
     from crucible_tinkex.weights.export import Exported
 
 
@@ -170,7 +170,22 @@ class Sweep:
 
     def query(self, sql: str) -> pa.Table:
         """DuckDB SQL over `events`, `steps`, `evaluations`, `trials`, `checkpoints`, `requests`."""
-        return query(self.paths.events, sql, tables=query_tables(self._state))
+        from crucible_tinkex.weights.evaluations import tables
+
+        return query(self.paths.events, sql, tables=tables(self.paths, self._state, sql))
+
+    def evaluate(
+        self, data: str | Path, trial: str | None = None, *, again: bool = False, **settings: Any
+    ) -> AfterEvaluation:
+        """Measure a trial's weights (by default the best one's) on a file of rows; blocks.
+
+        `settings` are keys of `[evaluation]` in place of the experiment's, such as `metrics` and
+        `samples`. What was measured before is given at once, unless `again`; the rows are also in
+        the table `evaluations_after` of `query`. Raises `ConfigError`, `DataError`,
+        `ServiceError`."""
+        from crucible_tinkex.weights.evaluating import evaluate_trial
+
+        return evaluate_trial(self.paths, trial, data, settings=settings, again=again)
 
 
 class RunningSweep:

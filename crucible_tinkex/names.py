@@ -173,6 +173,11 @@ class SweepPaths(NamedTuple):
         return self.root / "events"
 
     @property
+    def evaluations_after(self) -> Path:
+        """Of trained weights, made after the fact."""
+        return self.root / "evaluations_after"
+
+    @property
     def tensorboard(self) -> Path:
         return self.root / "tb"
 

@@ -16,6 +16,7 @@ import typer
 from crucible_tinkex.cli.commands import beginning, findings, orders, serving, sweeps
 from crucible_tinkex.cli.weights.chat import chat
 from crucible_tinkex.cli.weights.checkpoints import checkpoints_app
+from crucible_tinkex.cli.weights.evaluate import evaluate
 from crucible_tinkex.cli.weights.export import export
 from crucible_tinkex.cli.weights.models import models_app
 from crucible_tinkex.errors import CrucibleError, StorageError
@@ -51,7 +52,7 @@ for _command in (
     *(orders.stop, orders.pause, orders.unpause, orders.clone, orders.extend),
     *(findings.status, findings.conclude, findings.compare, findings.query),
     *(findings.report, findings.watch, findings.tb),
-    *(export, chat, serving.serve),
+    *(evaluate, export, chat, serving.serve),
 ):
     app.command()(_command)
 app.command("list")(findings.list_)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from crucible_tinkex.cli.tables import WIDE, plain_console, plain_table, print_table
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.sweep.results.summary import existing_sweep, read_state
-from crucible_tinkex.sweep.results.tables import query_tables
 from crucible_tinkex.telemetry.export import Format, encoded, write_table
 from crucible_tinkex.telemetry.query import query
+from crucible_tinkex.weights.evaluations import tables
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +65,7 @@ def _asked(sweep: str, sql: str, storage: str, limit: int | None) -> pa.Table:
     if limit is not None and limit < 0:
         raise ConfigError(f"--limit {limit}: give a number of rows, or 0 for all")
     paths = existing_sweep(storage, sweep)
-    return query(paths.events, sql, tables=query_tables(read_state(paths)))
+    return query(paths.events, sql, tables=tables(paths, read_state(paths), sql))
 
 
 def _print_rows(found: pa.Table) -> None:

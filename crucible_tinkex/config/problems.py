@@ -58,7 +58,9 @@ def _explain(key: str, details: Sequence[Mapping[str, Any]], model: type[BaseMod
     if detail["type"] == "missing":
         return f"missing key {key!r}"
     message = ", or ".join(dict.fromkeys(_message(d) for d in details))
-    return f"{key}: {message} (got {detail['input']!r})" if key else message
+    if not key or isinstance(detail["input"], Mapping):
+        return f"{key}: {message}".removeprefix(": ")  # a whole section says nothing more
+    return f"{key}: {message} (got {detail['input']!r})"
 
 
 def _message(detail: Mapping[str, Any]) -> str:

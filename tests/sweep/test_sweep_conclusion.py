@@ -142,21 +142,24 @@ def test_a_configurations_curve_is_over_its_seeds() -> None:
     assert aggregates(state(grid({4: 1.0}, 1), 1)) == []
 
 
-def evaluations(trials: Sequence[TrialRecord]) -> pa.Table:
+def evaluations(trials: Sequence[TrialRecord], *, grouped: bool = False) -> pa.Table:
     hardness = RNG.normal(2, 1, size=50)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "trial_id": t.trial_id,
             "step": step,
             "example_id": f"e{i}",
             "nll": float(hardness[i] + t.metrics["eval/nll"] + RNG.normal(0, 0.1)),
             "correct": bool(hardness[i] + t.metrics["eval/nll"] < 3),
+            "group": f"document {i // 10}" if grouped else None,
+            "scores": [("eval/pass@2", t.values["lora.rank"] / 10 + i / 100)],
         }
         for t in trials
         for step in (3, 9)
         for i in range(50)
     ]
-    return pa.Table.from_pylist(rows)
+    scores = pa.array([row.pop("scores") for row in rows], pa.map_(pa.string(), pa.float64()))
+    return pa.Table.from_pylist(rows).append_column("scores", scores)
 
 
 def test_two_trials_stand_for_their_configurations() -> None:
@@ -164,6 +167,21 @@ def test_two_trials_stand_for_their_configurations() -> None:
     found = comparison(state(trials, 2), evaluations(trials), "400", "t801")
     assert found.verdict.startswith("rank = 4 is better: rank = 4 - rank = 8 = -0.")
     assert (found.pairs, found.examples, found.seeds) == (100, 50, 2)
+
+
+def test_rows_of_one_document_are_one_cluster() -> None:
+    trials = grid({4: 1.0, 8: 1.3}, 1)
+    found = comparison(state(trials, 1), evaluations(trials, grouped=True), "400", "800")
+    assert (found.examples, found.clusters) == (50, 5)
+    assert any("only 5 independent examples" in note for note in found.notes)
+
+
+def test_a_sweep_ranked_by_answers_is_compared_by_their_scores() -> None:
+    trials = grid({4: 1.0, 8: 1.3}, 2)
+    found = comparison(state(trials, 2, "eval/pass@2"), evaluations(trials), "400", "800")
+    assert found.difference == pytest.approx(-0.4)
+    with pytest.raises(ConfigError, match="eval/f1_macro has no value per held-out row"):
+        comparison(state(trials, 2, "eval/f1_macro"), evaluations(trials), "400", "800")
 
 
 def test_comparisons_that_cannot_be_made() -> None:

@@ -142,6 +142,24 @@ def test_evaluation_rows_have_types_and_follow_attempts(
     assert set(read_events(events_folder)["kind"].to_pylist()) == {"session_start"}
 
 
+def test_answers_and_their_scores_are_columns(
+    events_folder: Path, store: Any, trial: Trial
+) -> None:
+    answered = {"group": "g", "expected": "4", "answers": ["4", "5"], "scores": {"eval/pass@2": 1}}
+    odd = {"group": 3, "answers": "4", "scores": {"eval/pass@2": "much"}}
+    store([example(trial, 1, 1, "a", 1.0, **answered), example(trial, 1, 1, "b", 1.0, **odd)])
+    rows = read_evaluations(events_folder).to_pylist()
+    assert {k: rows[0][k] for k in ("group", "expected", "answers")} == {
+        "group": "g",
+        "expected": "4",
+        "answers": ["4", "5"],
+    }
+    assert rows[0]["scores"] == [("eval/pass@2", 1.0)]
+    assert (rows[1]["group"], rows[1]["answers"], rows[1]["scores"]) == (None, None, [])
+    sql = "SELECT e.group AS g, scores['eval/pass@2'] AS score FROM evaluations e ORDER BY g"
+    assert query(events_folder, sql).to_pylist()[0] == {"g": "g", "score": 1.0}
+
+
 def test_evaluation_rows_lie_beside_the_events(
     tmp_path: Path, events_folder: Path, trial: Trial
 ) -> None:

@@ -63,8 +63,8 @@ def query(
     """Ask a sweep in SQL; works while it runs.
 
     Tables: trials (settings and results), steps (one row per step), evaluations (held-out rows),
-    checkpoints, requests (those that had trouble), events (all telemetry), and events_all,
-    evaluations_all (also of attempts that were replaced).
+    checkpoints, requests (those that had trouble), events (all telemetry), evaluations_after (rows
+    of `crucible evaluate`), and events_all, evaluations_all (also of attempts that were replaced).
     """
     from crucible_tinkex.cli.querying import export_query, show_query
 

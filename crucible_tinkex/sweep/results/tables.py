@@ -21,6 +21,16 @@ _DECLARED = (
     "step",
     "total_steps",
 )
+_EVALUATED: Mapping[str, Any] = {
+    **dict.fromkeys(("evaluation", "trial_id", "data", "example_id"), pa.string()),
+    **dict.fromkeys(("text", "group", "expected"), pa.string()),
+    "step": pa.int64(),
+    "nll": pa.float64(),
+    "tokens": pa.int64(),
+    "correct": pa.bool_(),
+    "answers": pa.list_(pa.string()),
+    "scores": pa.map_(pa.string(), pa.float64()),
+}
 _ADDED = ("parent", "forked_at", "attempts", "error", "train_tokens", "seconds")
 
 
@@ -67,3 +77,9 @@ def _heads(keys: Collection[str]) -> dict[str, str]:
 def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> pa.Table:
     names = list(columns) or list(dict.fromkeys(k for row in rows for k in row))
     return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Evaluation rows, `scores` as a map; without rows, the columns that a query may name."""
+    names = list(dict.fromkeys([*(_EVALUATED if not rows else ()), *(k for r in rows for k in r)]))
+    return pa.table({n: pa.array([r.get(n) for r in rows], type=_EVALUATED.get(n)) for n in names})
