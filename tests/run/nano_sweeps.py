@@ -122,7 +122,10 @@ def final_weights(sweep: Path, *, step: int = STEPS) -> dict[str, bytes]:
     """Per trial the bytes of its final adapter, as the server stored it."""
     found = {}
     for manifest in (sweep / "service" / "checkpoints").glob("*/weights/*/manifest.json"):
-        name = json.loads(manifest.read_text())["tinker_path"].rsplit("/", 1)[1]
+        path = json.loads(manifest.read_text())["tinker_path"]
+        if "/sampler_weights/" in path:
+            continue
+        name = path.rsplit("/", 1)[1]
         trial, _, saved = name.split("-")
         if saved == f"step{step:08d}":
             found[trial] = (manifest.parent / "adapter.safetensors").read_bytes()

@@ -32,7 +32,7 @@ def edit(old: str, new: str) -> Spoil:
         (lambda f: (f / "eval.jsonl").write_text('{"prompt": "a"'), "eval.jsonl, line 1"),
         (lambda f: (f / "train.jsonl").write_text('{"promt": "a"}'), "train.jsonl, line 1"),
         (edit("max_steps", "max_step"), "did you mean 'max_steps'"),
-        (edit("[2, 8]", "[]"), "the grid is empty"),
+        (edit("[2, 8]", "[]"), "'lora.rank' has no values"),
         (edit("1e-6, 3e-3", "0.0"), "greater than 0"),
         (edit("1e-6, 3e-3", "-1.0"), "greater than 0"),
         (edit('eval = "eval.jsonl"', ""), "data.eval"),

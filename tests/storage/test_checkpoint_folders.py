@@ -13,8 +13,8 @@ import pytest
 
 from crucible_tinkex.errors import RequestRejectedError, StorageError
 from crucible_tinkex.names import TinkerPath
-from crucible_tinkex.server import store as store_module
 from crucible_tinkex.server.operations import LoraSpec
+from crucible_tinkex.server.store import store as store_module
 from crucible_tinkex.server.store.store import ADAPTER_FILE, Manifest, Store
 
 PATH = TinkerPath("run", "weights", "one")
