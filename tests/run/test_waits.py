@@ -128,6 +128,7 @@ def _settings(folder: Path, *, sessions_per_actor: int) -> list[str]:
     settings = {
         "service.base_url": ready["base_url"],
         "service.api_key_file": ready["api_key_file"],
+        "service.attest": False,  # what waits here is the training, not the proof before it
         "run.sessions_per_actor": sessions_per_actor,
     }
     return [part for k, v in settings.items() for part in ("--set", f"{k}={json.dumps(v)}")]
