@@ -20,7 +20,11 @@ function copy(text, what) {
 }
 
 class View {
-  constructor(sweep) { this.chosen = null; this.brushes = {}; this.sort = { key: "place", up: true }; this.curve = sweep.metric.name; this.update(sweep); this.root = el("section", { id: `sweep-${sweep.name}` }); }
+  constructor(sweep) { this.chosen = null; this.brushes = {}; this.sort = { key: "place", up: true }; this.curve = this.curveOf(sweep); this.update(sweep); this.root = el("section", { id: `sweep-${sweep.name}` }); }
+  curveOf(sweep) {  // what ranks, unless it was measured once per trial and something else tells more
+    const tells = name => Object.values(sweep.curves[name] || {}).some(([steps]) => steps.length > 1);
+    return [sweep.metric.name, ...Object.keys(sweep.curves)].find(tells) || sweep.metric.name;
+  }
   update(sweep) {
     this.sweep = sweep;
     this.axes = sweep.axes.filter(a => new Set(sweep.configurations.filter(c => !c.reference).map(c => JSON.stringify(c.values[a.key]))).size > 1);
