@@ -26,4 +26,8 @@ Trials = Annotated[
     list[str] | None, typer.Argument(help="Ids, names or numbers (default: the whole sweep).")
 ]
 
+Trial = Annotated[str | None, typer.Argument(help="Its id, name or number (default: the best).")]
+Folder = Annotated[str, typer.Option("--storage", help="Folder of all sweeps.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", help="May be given several times.")]
+
 DEFAULT_STORAGE = "runs"

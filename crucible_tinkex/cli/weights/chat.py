@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crucible_tinkex.cli.weights.options import DEFAULT_STORAGE, Json, Storage, Sweep, Trial
+from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Folder, Json, Sweep, Trial
 
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
@@ -35,7 +35,7 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0, help="0: the most probable token.")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus sampling.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same answers again.")] = None,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Talk to the adapter of a trial."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from crucible_tinkex.cli.weights.options import DEFAULT_STORAGE, Json, Storage, Sweep, number_text
+from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Folder, Json, Sweep
+from crucible_tinkex.cli.weights.numbers import number_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,7 @@ def list_checkpoints(
     sweep: Sweep,
     trial: Annotated[str | None, typer.Option(help="Only of this trial.")] = None,
     kind: Kind = None,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """List all checkpoints; works while the sweep runs."""
@@ -45,7 +46,7 @@ def best(
     metric: Metric = None,
     direction: Direction = None,
     kind: Kind = None,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Print the path of the best checkpoint of all trials."""
@@ -62,7 +63,7 @@ def prune(
     metric: Metric = None,
     direction: Direction = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; otherwise it is only shown.")] = False,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Delete checkpoints that no rule keeps.
@@ -97,7 +98,7 @@ def pin(
     sweep: Sweep,
     path: Path,
     undo: Annotated[bool, typer.Option("--undo", help="It may be deleted again.")] = False,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Folder = DEFAULT_STORAGE,
 ) -> None:
     """Keep a checkpoint whatever the rules say."""
     _open(sweep, storage).pin(path, pinned=not undo)
@@ -108,7 +109,7 @@ def ttl(
     sweep: Sweep,
     path: Path,
     seconds: Annotated[int, typer.Argument(min=0, help="From now; 0: for ever.")],
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Folder = DEFAULT_STORAGE,
 ) -> None:
     """Let the service delete a checkpoint after some time."""
     _open(sweep, storage).set_ttl(path, seconds or None)
@@ -119,7 +120,7 @@ def copy(
     sweep: Sweep,
     to: Annotated[str, typer.Option(help="Folder, s3:// or gs://.", show_default=False)],
     path: Annotated[str | None, typer.Argument(help="tinker:// path (default: the best).")] = None,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Copy an adapter, with the hash of every file, to a folder or a bucket."""
@@ -135,7 +136,7 @@ def verify(
     copies: Annotated[
         str | None, typer.Option(help="Read the copies there instead of asking the service.")
     ] = None,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Ask the service for every checkpoint, or read every copy again; exit code 1 if one is

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crucible_tinkex.cli.weights.options import DEFAULT_STORAGE, Json, Storage, Sweep
+from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Folder, Json, Sweep
 
 if TYPE_CHECKING:
     from crucible_tinkex.weights.evaluations import AfterEvaluation
@@ -42,7 +42,7 @@ def evaluate(
     ] = None,
     right_by: Annotated[str | None, typer.Option(help="Which score says right.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Also if measured before.")] = False,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Measure a trial's weights on a file of rows; what was measured before is shown at once."""

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from crucible_tinkex.cli.weights.options import DEFAULT_STORAGE, Json, Storage, Sweep, Trial
+from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Folder, Json, Sweep, Trial
 
 
 def export(
     sweep: Sweep,
     to: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
     trial: Trial = None,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Folder = DEFAULT_STORAGE,
     merged: Annotated[
         bool, typer.Option("--merged", help="A whole Hugging Face model, not an adapter.")
     ] = False,

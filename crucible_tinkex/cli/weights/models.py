@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crucible_tinkex.cli.weights.options import (
-    DEFAULT_STORAGE,
-    Json,
-    Storage,
-    Tags,
-    number_text,
-    numbers,
-)
+from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Folder, Json, Tags
+from crucible_tinkex.cli.weights.numbers import number_text, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +27,7 @@ def list_models(
     name: Annotated[str | None, typer.Argument(help="Only versions of this model.")] = None,
     stage: Annotated[str | None, typer.Option(help="Only versions in this stage.")] = None,
     tag: Tags = None,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """List all versions, oldest first."""
@@ -41,7 +35,7 @@ def list_models(
 
 
 @models_app.command()
-def show(model: Model, storage: Storage = DEFAULT_STORAGE, json: Json = False) -> None:
+def show(model: Model, storage: Folder = DEFAULT_STORAGE, json: Json = False) -> None:
     """Show all that is known of a model, and what it came from."""
     models = _open(storage)
     found = models.get_model(model)
@@ -71,7 +65,7 @@ def register(
         list[str] | None, typer.Option(help="With --checkpoint: eval/nll=0.5 (several times).")
     ] = None,
     tag: Tags = None,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Register a trial of a sweep, or a checkpoint, as a new version."""
@@ -112,7 +106,7 @@ def tag(
     model: Model,
     tags: Annotated[list[str], typer.Argument(help="Tags to add.")],
     remove: Annotated[bool, typer.Option("--remove", help="Take them away instead.")] = False,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Add tags to a version."""
@@ -127,7 +121,7 @@ def promote(
         str | None, typer.Argument(help="development, staging, production or archived.")
     ] = None,
     alias: Annotated[str | None, typer.Option(help="Let NAME@ALIAS mean this version.")] = None,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Set the stage of a version; what was in production before becomes archived."""
@@ -156,7 +150,7 @@ def find(
     where: Annotated[
         list[str] | None, typer.Option(help="Threshold: 'eval/accuracy>=0.8' (several times).")
     ] = None,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Find the best models by a metric, one of each trial, for an ensemble."""
