@@ -62,7 +62,7 @@ def ours(
     experiment = ct.Experiment.build(
         {
             "name": "bench",
-            "service": {k: endpoint[k] for k in ("base_url", "api_key_file")},
+            "service": {k: endpoint[k] for k in ("base_url", "api_key_file")} | {"attest": False},
             "model": {"base": "nano"},
             "data": {"train": str(rows)},
             "train": settings,
