@@ -9,7 +9,6 @@ tested stands for the nearest tested one.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,15 @@ from pathlib import Path
 from statistics import fmean
 
 from crucible_tinkex.search.bases import facts
-from crucible_tinkex.search.priors import RANK, RATE, Question, Record, published, suggest
+from crucible_tinkex.search.priors import (
+    RANK,
+    RATE,
+    Question,
+    Record,
+    grid_records,
+    published,
+    suggest,
+)
 
 POWERS = {"llama": 0.781, "qwen": 0.0775}
 HIDDEN_SIZES = {
@@ -122,18 +129,7 @@ def run(extra: Path | None = None) -> str:
     if extra is None:
         return table(records, grids(records))
     with extra.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    other = [
-        Record(
-            base=row["base_model"],
-            learning_rate=float(row["learning_rate"]),
-            rank=int(row["lora_rank"]),
-            batch_size=128,
-            steps=780,
-            metric=float(row["test_nll"]),
-        )
-        for row in rows
-    ]
+        other = grid_records(file, sweep="")
     return table(records, grids(other))
 
 

@@ -34,6 +34,16 @@ class OptimizerSection(Section):
     """Steps over which the rate rises linearly to its peak."""
 
 
+def asked_steps(rows: int, epochs: float | None, max_steps: int | None, *, batch_size: int) -> int:
+    """Optimizer steps over `rows` rows. `max_steps` alone is that many; beside epochs, a bound."""
+    if epochs is None and max_steps is not None:
+        return max_steps
+    passes = total_steps(
+        rows, epochs=DEFAULT_EPOCHS if epochs is None else epochs, batch_size=batch_size
+    )
+    return passes if max_steps is None else min(passes, max_steps)
+
+
 class TrainSection(Section):
     """How long and in which portions. `epochs` and `max_steps`: the smaller of those given; 1 epoch
     if neither is."""
@@ -67,8 +77,4 @@ class TrainSection(Section):
 
     def steps(self, rows: int) -> int:
         """Optimizer steps of a trial over `rows` training rows."""
-        if self.epochs is None and self.max_steps is not None:
-            return self.max_steps
-        epochs = DEFAULT_EPOCHS if self.epochs is None else self.epochs
-        passes = total_steps(rows, epochs=epochs, batch_size=self.step_rows)
-        return passes if self.max_steps is None else min(passes, self.max_steps)
+        return asked_steps(rows, self.epochs, self.max_steps, batch_size=self.step_rows)

@@ -113,7 +113,12 @@ def published() -> tuple[Record, ...]:
     """The grids that come with this package; see `recorded/README.md`."""
     folder = resources.files("crucible_tinkex.search") / "recorded"
     text = (folder / "tinker_sft_grids.csv").read_text(encoding="utf-8")
-    return tuple(
+    return tuple(grid_records(text.splitlines(), sweep="tulu3"))
+
+
+def grid_records(lines: Iterable[str], *, sweep: str) -> list[Record]:
+    """The rows of a table like the published one, which was made with batch 128 and 780 steps."""
+    return [
         Record(
             base=row["base_model"],
             learning_rate=float(row["learning_rate"]),
@@ -121,10 +126,10 @@ def published() -> tuple[Record, ...]:
             batch_size=128,
             steps=780,
             metric=float(row["test_nll"]),
-            sweep="tulu3",
+            sweep=sweep,
         )
-        for row in csv.DictReader(text.splitlines())
-    )
+        for row in csv.DictReader(lines)
+    ]
 
 
 def suggest(records: Iterable[Record], question: Question, *, count: int = 2) -> Prior:

@@ -15,8 +15,7 @@ from pydantic import ValidationError
 
 from crucible_tinkex.config import OptimizerSection
 from crucible_tinkex.config.problems import explain
-from crucible_tinkex.config.train import DEFAULT_EPOCHS
-from crucible_tinkex.datasets import total_steps
+from crucible_tinkex.config.train import DEFAULT_EPOCHS, asked_steps
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.training.losses.gradient_hooks import Hook
 from crucible_tinkex.training.recipes.recipe import CustomLossMaker
@@ -116,11 +115,7 @@ class TrainOptions:
 
     def steps(self, rows: int) -> int:
         """Steps over `rows` rows, as a sweep counts them."""
-        if self.epochs is None and self.max_steps is not None:
-            return self.max_steps
-        epochs = DEFAULT_EPOCHS if self.epochs is None else self.epochs
-        passes = total_steps(rows, epochs=epochs, batch_size=self.step_rows)
-        return passes if self.max_steps is None else min(passes, self.max_steps)
+        return asked_steps(rows, self.epochs, self.max_steps, batch_size=self.step_rows)
 
     @property
     def weighing(self) -> dict[str, float]:
