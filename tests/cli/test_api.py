@@ -62,6 +62,17 @@ def test_in_the_background_with_a_stop_and_a_second_run(tmp_path: Path) -> None:
     running.stop()  # again, when it has ended
 
 
+def test_following_the_events_of_a_running_sweep(tmp_path: Path) -> None:
+    running = ct.start(make_experiment(tmp_path))
+    steps = running.subscribe(event_type="training_step", name="train/nll", poll_s=0.02)
+    given = [(event.trial_id, event.attempt, event.step) for event in steps]
+    sweep = running.wait(60)
+    assert len(given) == len(set(given)) == 8
+    assert [step for trial, _, step in given if trial == given[0][0]] == [1, 2, 3, 4]
+    kinds = [event.kind for event in sweep.subscribe()]
+    assert kinds.count("session_end") == 3
+
+
 def test_a_stop_that_comes_before_it_listens_counts(tmp_path: Path) -> None:
     running = ct.start(make_experiment(tmp_path, steps=4000))
     running.stop()
