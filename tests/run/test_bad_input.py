@@ -50,7 +50,7 @@ def test_refused_before_anything_starts(workspace: Workspace, spoil: Spoil, mess
 
 def test_an_unknown_base_is_refused_and_can_be_mended(workspace: Workspace) -> None:
     edit('base = "nano"', 'base = "nan"')(workspace.folder)
-    result = workspace.here("run", "nano.toml", *LOCAL)
+    result = workspace.crucible("run", "nano.toml", *LOCAL)
     assert result.returncode == 2, result.stderr
     assert "nano" in result.stderr
     assert "smollm2-135m-instruct" in result.stderr
