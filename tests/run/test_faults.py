@@ -93,7 +93,7 @@ def assert_followed(given: list[Event], workspace: Workspace) -> None:
 def test_a_killed_server_is_started_again(
     workspace: Workspace, finished: FinishedRun, reap: Reap
 ) -> None:
-    driver = workspace.start("run", "nano.toml", "--quiet")
+    driver = workspace.start("run", "nano.toml", "--quiet", *LOCAL)
     reap(driver)
     wait_for_checkpoints(workspace, count=1, process=driver)
     processes(driver.pid, "crucible_tinkex serve")[0].kill()
@@ -151,6 +151,6 @@ def test_death_of_rays_head_is_named_and_the_sweep_goes_on(
         assert "has not answered for" in err
         assert "run the same command to continue" in err
     assert "Traceback" not in err
-    resumed = workspace.crucible("run", "nano.toml", "--quiet", *LOCAL)
+    resumed = workspace.here("run", "nano.toml", "--quiet", *LOCAL)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_as_undisturbed(workspace, finished)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import in_process
 import pytest
 
 import crucible_tinkex as ct
@@ -190,10 +189,7 @@ def test_the_commands(mine: ct.Sweep) -> None:
     storage = str(mine.paths.root.parent)
 
     def crucible(*arguments: str, code: int = 0) -> str:
-        command = [sys.executable, "-m", "crucible_tinkex", "checkpoints", *arguments]
-        done = subprocess.run(
-            [*command, "--storage", storage], capture_output=True, text=True, timeout=90
-        )
+        done = in_process.crucible("checkpoints", *arguments, "--storage", storage)
         assert done.returncode == code, done.stderr
         return done.stderr if code == 2 else done.stdout
 
