@@ -113,7 +113,7 @@ def classify(reply: Reply, *, lost_on: Set[int], clock: Clock, cap_s: float) -> 
     """The fault in an answer whose status the caller does not accept."""
     status = reply.status
     text = f"HTTP {status}: {excerpt(reply.body)}" if reply.body else f"HTTP {status}"
-    kind, error, category = _by_status(reply, lost_on)
+    kind, error, category = meaning(reply, lost_on)
     override = reply.header("x-should-retry")
     if override == "true" and kind is Kind.FINAL:
         kind = Kind.TRANSIENT
@@ -122,7 +122,8 @@ def classify(reply: Reply, *, lost_on: Set[int], clock: Clock, cap_s: float) -> 
     return Fault(kind, text, error, status, retry_after_s(reply, clock, cap_s), category)
 
 
-def _by_status(reply: Reply, lost_on: Set[int]) -> tuple[Kind, type[ServiceError], str]:
+def meaning(reply: Reply, lost_on: Set[int]) -> tuple[Kind, type[ServiceError], str]:
+    """What to do about a refusal, the error that it becomes, and whose fault it is."""
     status = reply.status
     if status in lost_on:
         return Kind.FINAL, SessionLostError, "user"

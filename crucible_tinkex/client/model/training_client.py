@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
+from typing_extensions import Unpack
+
 from crucible_tinkex.client.http.transport import LOST
+from crucible_tinkex.client.interface import CROSS_ENTROPY, LossOptions
 from crucible_tinkex.client.model import custom_loss
 from crucible_tinkex.client.model.chunks import cut, merge
 from crucible_tinkex.client.model.custom_loss import CustomLoss
@@ -33,7 +36,6 @@ from crucible_tinkex.protocol.wire import (
 )
 
 R = TypeVar("R", bound=Wire)
-_CROSS_ENTROPY = "cross_entropy"
 
 
 class TinkexTraining:
@@ -61,22 +63,14 @@ class TinkexTraining:
     # --- batches ------------------------------------------------------------------------------
 
     def forward_backward(
-        self,
-        data: Sequence[Datum],
-        *,
-        loss_fn: str = _CROSS_ENTROPY,
-        loss_fn_config: Mapping[str, float] | None = None,
+        self, data: Sequence[Datum], **loss: Unpack[LossOptions]
     ) -> Awaitable[ForwardBackwardOutput]:
-        return _whole(self._batch(data, loss_fn, loss_fn_config, backward=True))
+        return _whole(self._batch(data, backward=True, **loss))
 
     def forward(
-        self,
-        data: Sequence[Datum],
-        *,
-        loss_fn: str = _CROSS_ENTROPY,
-        loss_fn_config: Mapping[str, float] | None = None,
+        self, data: Sequence[Datum], **loss: Unpack[LossOptions]
     ) -> Awaitable[ForwardBackwardOutput]:
-        return _whole(self._batch(data, loss_fn, loss_fn_config, backward=False))
+        return _whole(self._batch(data, backward=False, **loss))
 
     def forward_backward_custom(
         self, data: Sequence[Datum], loss_fn: CustomLoss
@@ -87,9 +81,7 @@ class TinkexTraining:
         one row, because the service would wait for them; the model can be used further.
         """
         copied = [datum.model_copy(deep=True) for datum in data]
-        forward = self._batch(
-            custom_loss.forward_rows(copied), _CROSS_ENTROPY, None, backward=False
-        )
+        forward = self._batch(custom_loss.forward_rows(copied), backward=False)
         numbers = self.operations.reserve(len(forward))
         return Pending(asyncio.create_task(self._custom(copied, forward, numbers, loss_fn)))
 
@@ -116,14 +108,14 @@ class TinkexTraining:
 
     def _piece(self, rows: Sequence[Datum], seq: int) -> Pending[ForwardBackwardOutput]:
         part = ForwardInput.model_construct(
-            data=list(rows), loss_fn=_CROSS_ENTROPY, loss_fn_config=None
+            data=list(rows), loss_fn=CROSS_ENTROPY, loss_fn_config=None
         )
         return self.operations.submit_batch(part, _rows(part), backward=True, seq=seq)
 
     async def _use_up(self, numbers: Sequence[int], row: Datum) -> None:
         try:
             rows = custom_loss.forward_rows([row])
-            part = ForwardInput(data=rows, loss_fn=_CROSS_ENTROPY)
+            part = ForwardInput(data=rows, loss_fn=CROSS_ENTROPY)
             for seq in numbers:
                 await self.operations.submit_batch(part, _rows(part), backward=False, seq=seq)
         except ServiceError as error:
@@ -132,10 +124,10 @@ class TinkexTraining:
     def _batch(
         self,
         data: Sequence[Datum],
-        loss_fn: str,
-        loss_fn_config: Mapping[str, float] | None,
         *,
         backward: bool,
+        loss_fn: str = CROSS_ENTROPY,
+        loss_fn_config: Mapping[str, float] | None = None,
     ) -> list[Pending[ForwardBackwardOutput]]:
         if not data:
             raise ConfigError("a batch needs at least one row")
