@@ -18,7 +18,8 @@ from urllib.parse import urlsplit, urlunsplit
 from crucible_tinkex.client.checkpoints.archive import ArchiveLimits, member_path, unpack
 from crucible_tinkex.client.http.address import Address
 from crucible_tinkex.client.http.exchange import ExchangeError, Limits
-from crucible_tinkex.client.http.transport import USER_AGENT, Transport
+from crucible_tinkex.client.http.retry import Clock
+from crucible_tinkex.client.http.transport import USER_AGENT
 from crucible_tinkex.errors import (
     ConfigError,
     ProtocolError,
@@ -48,13 +49,13 @@ class Download:
 
     def __init__(
         self,
-        transport: Transport,
+        clock: Clock,
         folder: Path,
         *,
         progress: Progress | None = None,
         limits: DownloadLimits | None = None,
     ) -> None:
-        self._transport = transport
+        self._clock = clock
         self._folder = folder.expanduser().absolute()
         self._progress = progress
         self._limits = limits or DownloadLimits()
@@ -104,11 +105,11 @@ class Download:
 
         address, path = split_url(url)
         connections = Connections(address, Limits(answer_bytes=self._budget_bytes))
-        clock, last = self._transport.clock, ""
+        last = ""
         try:
             for attempt in range(self._limits.attempts):
                 if attempt:
-                    await clock.sleep(self._limits.pause_s * 2 ** (attempt - 1))
+                    await self._clock.sleep(self._limits.pause_s * 2 ** (attempt - 1))
                 try:
                     self._budget_bytes -= await self._stream(connections, path, target, name)
                     return

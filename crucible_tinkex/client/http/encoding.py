@@ -159,6 +159,15 @@ def _json_form(request: ForwardBackwardRequest, *, backward: bool) -> Form:
     return Form("forward", Body(asked.body()))
 
 
+def reads(model: type[R]) -> Callable[[Reply], R]:
+    """What takes such a body, as JSON, from an answer. It raises ValueError."""
+    return lambda reply: model.model_validate_json(reply.body)
+
+
+def nothing(reply: Reply) -> None:
+    """Nothing is read of the answer."""
+
+
 def is_protobuf(reply: Reply) -> bool:
     return (reply.header("content-type") or "").startswith(proto.CONTENT_TYPE)
 

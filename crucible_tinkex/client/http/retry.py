@@ -188,16 +188,24 @@ class Retries:
     clock: Clock
     operation: str
     path: str
-    started: float
-    total_s: float
-    queue_s: float
+    own_s: float | None = None
+    """The call's own bound, for `total_s` and for `queue_s`."""
+    started: float = field(init=False)
     _counts: dict[Kind, int] = field(default_factory=dict)
     excused_s: float = 0.0
     """Time queued or paused for billing, which does not count towards the deadline."""
 
+    def __post_init__(self) -> None:
+        self.started = self.clock.monotonic()
+
     @property
     def remaining_s(self) -> float:
-        return self.started + self.total_s + self.excused_s - self.clock.monotonic()
+        total_s = self.policy.total_s if self.own_s is None else self.own_s
+        return self.started + total_s + self.excused_s - self.clock.monotonic()
+
+    @property
+    def _queue_s(self) -> float:
+        return self.policy.queue_s if self.own_s is None else self.own_s
 
     def delay_s(self, fault: Fault) -> float:
         """Seconds until the next attempt. Raises the fault's error if there is to be none."""
@@ -217,11 +225,11 @@ class Retries:
         return delay
 
     def _to_be_excused_s(self, fault: Fault, delay_s: float) -> float:
-        return min(delay_s, self.queue_s - self.excused_s) if is_queued(fault) else 0.0
+        return min(delay_s, self._queue_s - self.excused_s) if is_queued(fault) else 0.0
 
     def excuse(self, wait_s: float) -> None:
         """Do not count `wait_s` towards the deadline, up to `queue_s` in all."""
-        self.excused_s = min(self.excused_s + max(wait_s, 0.0), self.queue_s)
+        self.excused_s = min(self.excused_s + max(wait_s, 0.0), self._queue_s)
 
     def _billing(self, fault: Fault, count: int) -> float:
         if count * self.policy.billing_pause_s > self.policy.billing_s:

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from typing_extensions import Unpack
 
-from crucible_tinkex.client.http.transport import LOST
+from crucible_tinkex.client.http.encoding import reads
+from crucible_tinkex.client.http.transport import LOST, Call
 from crucible_tinkex.client.interface import CROSS_ENTROPY, LossOptions
 from crucible_tinkex.client.model import custom_loss
 from crucible_tinkex.client.model.chunks import cut, merge
@@ -197,14 +198,13 @@ class TinkexTraining:
 
     async def info(self) -> ModelInfo:
         self.operations.check()
-        return await self.operations.transport.call(
+        call = Call(
             "get_info",
-            "get_info",
-            lambda reply: ModelInfo.model_validate_json(reply.body),
             body=ModelRequest(model_id=self.model_id, type="get_info").body(),
             lost_on=MODEL_GONE,
             watch=self.operations.promises.watch,
         )
+        return await self.operations.transport.call(call, reads(ModelInfo))
 
     def poison(self, error: ServiceError) -> None:
         self.operations.poison(error)

@@ -22,11 +22,11 @@ import tinker
 from typing_extensions import Unpack
 
 from crucible_tinkex.client.http.key import ApiKey
+from crucible_tinkex.client.http.settings import ClientSettings
 from crucible_tinkex.client.interface import CROSS_ENTROPY, EndReason, LossOptions, SampleOptions
 from crucible_tinkex.client.model import custom_loss
 from crucible_tinkex.client.sdk.sdk_errors import translated
 from crucible_tinkex.client.service import TinkexService
-from crucible_tinkex.client.session.settings import ClientSettings
 from crucible_tinkex.client.session.submission import Pending
 from crucible_tinkex.errors import ConfigError, ServiceError, SessionLostError
 from crucible_tinkex.names import TinkerPath

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from crucible_tinkex.client.http.encoding import decoded, is_protobuf
 from crucible_tinkex.client.http.exchange import Reply
 from crucible_tinkex.client.http.retry import EXCERPT_CHARS
-from crucible_tinkex.client.http.transport import Transport
+from crucible_tinkex.client.http.transport import Call, Transport
 from crucible_tinkex.client.http.watch import ACTIVE, QueueState, Watch
 from crucible_tinkex.errors import (
     OperationFailedError,
@@ -76,22 +76,21 @@ class Promises:
             self.watch.moves(envelope.request_id)
 
     async def _poll(self, request_id: str, model: type[R], operation: str) -> R:
-        body = RequestId(request_id=request_id).body()
+        call = Call(
+            operation,
+            "retrieve_future",
+            RequestId(request_id=request_id).body(),
+            accept=self.transport.encoding.accept(model),
+            accepts=_ASK_AGAIN,
+            lost_on=_PROMISE_GONE,
+            is_poll=True,
+            watch=self.watch,
+        )
         clock = self.transport.clock
         idle_s, active_s, state = 0.005, 0.0, ACTIVE.state
         while True:
             asked = clock.monotonic()
-            answer = await self.transport.call(
-                operation,
-                "retrieve_future",
-                lambda reply: _parse(reply, request_id, model),
-                body=body,
-                accept=self.transport.encoding.accept(model),
-                accepts=_ASK_AGAIN,
-                lost_on=_PROMISE_GONE,
-                is_poll=True,
-                watch=self.watch,
-            )
+            answer = await self.transport.call(call, lambda r: _parse(r, request_id, model))
             if isinstance(answer, _Failed):
                 raise self._failure(answer, operation, request_id)
             if not isinstance(answer, QueueState | _Metadata):

@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from crucible_tinkex.client.http.encoding import REFUSALS, Body, Form
 from crucible_tinkex.client.http.exchange import Reply
-from crucible_tinkex.client.http.transport import NONE
+from crucible_tinkex.client.http.transport import NONE, Call
 from crucible_tinkex.client.session.futures import Promises
 from crucible_tinkex.errors import ServiceError, SessionLostError
 from crucible_tinkex.protocol.wire import ForwardInput, FutureEnvelope, Wire
@@ -216,15 +216,15 @@ class Operations:
         pack = self.transport.encoding.packed
         is_large = len(form.body.data) > _THREAD_BYTES
         body = await asyncio.to_thread(pack, form.body) if is_large else pack(form.body)
-        return await self.transport.call(
+        call = Call(
             operation,
             form.path,
-            self._envelope,
-            body=body,
+            body,
             lost_on=lost_on,
             final_on=final_on,
             watch=self.promises.watch,
         )
+        return await self.transport.call(call, self._envelope)
 
     def _envelope(self, reply: Reply) -> FutureEnvelope:
         envelope = FutureEnvelope.model_validate_json(reply.body)
