@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import islice
 from typing import TypeVar
 
 from typing_extensions import Unpack
@@ -93,55 +94,45 @@ class TinkexTraining:
         numbers: range,
         loss_fn: CustomLoss,
     ) -> ForwardBackwardOutput:
-        unused = list(numbers)
         try:
             outputs = await asyncio.gather(*forward)
             weighed = await asyncio.to_thread(custom_loss.weigh, data, merge(outputs), loss_fn)
-            pieces, start = [], 0
-            for output in outputs:  # The same cuts as before: one number was drawn for each.
-                count = len(output.loss_fn_outputs)
-                pieces.append(self._piece(weighed.rows[start : start + count], unused.pop(0)))
-                start += count
+            rows = iter(weighed.rows)  # The same cuts as before: one number was drawn for each.
+            cuts = [list(islice(rows, len(output.loss_fn_outputs))) for output in outputs]
+            pieces = self._submit(cuts, backward=True, numbers=numbers)
         except BaseException:
-            await self._use_up(unused, data[0])
+            await self._use_up(numbers, data[0])
             raise
         return custom_loss.reported(merge(await asyncio.gather(*pieces)), weighed)
 
-    def _piece(self, rows: Sequence[Datum], seq: int) -> Pending[ForwardBackwardOutput]:
-        part = ForwardInput.model_construct(
-            data=list(rows), loss_fn=CROSS_ENTROPY, loss_fn_config=None
-        )
-        return self.operations.submit_batch(part, _rows(part), backward=True, seq=seq)
-
     async def _use_up(self, numbers: Sequence[int], row: Datum) -> None:
         try:
-            rows = custom_loss.forward_rows([row])
-            part = ForwardInput(data=rows, loss_fn=CROSS_ENTROPY)
-            for seq in numbers:
-                await self.operations.submit_batch(part, _rows(part), backward=False, seq=seq)
+            cuts = [custom_loss.forward_rows([row])] * len(numbers)
+            await asyncio.gather(*self._submit(cuts, backward=False, numbers=numbers))
         except ServiceError as error:
             self.operations.poison(error)
 
     def _batch(
-        self,
-        data: Sequence[Datum],
-        *,
-        backward: bool,
-        loss_fn: str = CROSS_ENTROPY,
-        loss_fn_config: Mapping[str, float] | None = None,
+        self, data: Sequence[Datum], *, backward: bool, **loss: Unpack[LossOptions]
     ) -> list[Pending[ForwardBackwardOutput]]:
         if not data:
             raise ConfigError("a batch needs at least one row")
-        self.operations.check()
         encoding = self.operations.transport.encoding
-        config = dict(loss_fn_config) if loss_fn_config is not None else None
-        pieces = []
-        for rows in cut(data, max_rows=encoding.max_rows, max_bytes=encoding.max_bytes):
-            part = ForwardInput.model_construct(
-                data=list(rows), loss_fn=loss_fn, loss_fn_config=config
-            )
-            pieces.append(self.operations.submit_batch(part, _rows(part), backward=backward))
-        return pieces
+        cuts = list(cut(data, max_rows=encoding.max_rows, max_bytes=encoding.max_bytes))
+        return self._submit(cuts, backward=backward, **loss)
+
+    def _submit(
+        self,
+        cuts: Sequence[Sequence[Datum]],
+        *,
+        backward: bool,
+        numbers: Sequence[int] = (),
+        loss_fn: str = CROSS_ENTROPY,
+        loss_fn_config: Mapping[str, float] | None = None,
+    ) -> list[Pending[ForwardBackwardOutput]]:
+        how = {"loss_fn": loss_fn, "loss_fn_config": loss_fn_config}
+        parts = [ForwardInput.model_construct(data=list(rows), **how) for rows in cuts]
+        return self.operations.submit_batches(parts, _rows, backward=backward, numbers=numbers)
 
     # --- the rest -----------------------------------------------------------------------------
 
