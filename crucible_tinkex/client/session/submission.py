@@ -206,9 +206,9 @@ class Operations:
                 envelope = await self._post(operation, second)
             except ServiceError as error:
                 raise (refusal if error.status == 415 else error) from None
-            encoding.took(second)
+            encoding.took(is_protobuf=False)
         else:
-            encoding.took(first)
+            encoding.took(is_protobuf=True)
         return envelope
 
     async def _post(
