@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
 from crucible_tinkex.client.checkpoints.archive import ArchiveLimits, member_path, unpack
@@ -87,17 +88,13 @@ class Download:
     def _staged(self) -> tempfile.TemporaryDirectory[str]:
         if self._folder.exists():
             raise StorageError(f"{self._folder} exists; choose another folder for the download")
-        try:
+        with _writing(self._folder):
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             return tempfile.TemporaryDirectory(dir=self._folder.parent, prefix=".download-")
-        except OSError as error:
-            raise StorageError(f"cannot write {self._folder}: {error.strerror}") from error
 
     def _publish(self, content: Path) -> list[Path]:
-        try:
+        with _writing(self._folder):
             os.replace(content, self._folder)
-        except OSError as error:
-            raise StorageError(f"cannot write {self._folder}: {error.strerror}") from error
         return sorted(p for p in self._folder.rglob("*") if p.is_file())
 
     async def _fetch(self, url: str, target: Path, *, name: str) -> None:
@@ -133,12 +130,14 @@ class Download:
 
         def write(part: bytes, total: int | None) -> None:
             nonlocal written
-            _write(file, part)
-            written += len(part)
+            with _writing(target):
+                written += file.write(part)
             if self._progress is not None:
                 self._progress(name, written, total)
 
-        with _opened(target) as file:
+        with _writing(target):
+            file = target.open("wb")
+        with file:
             reply = await connections.exchange(
                 "GET", path, headers, write=write, idle_s=self._limits.idle_s
             )
@@ -165,15 +164,9 @@ def split_url(url: str) -> tuple[Address, str]:
     return address, f"{path}?{parts.query}" if parts.query else path
 
 
-def _opened(target: Path) -> BinaryIO:
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
     try:
-        return target.open("wb")
+        yield
     except OSError as error:
-        raise StorageError(f"cannot write {target}: {error.strerror}") from error
-
-
-def _write(file: BinaryIO, part: bytes) -> None:
-    try:
-        file.write(part)
-    except OSError as error:
-        raise StorageError(f"cannot write {file.name}: {error.strerror}") from error
+        raise StorageError(f"cannot write {place}: {error.strerror}") from error

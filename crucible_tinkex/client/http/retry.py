@@ -98,15 +98,15 @@ class Fault(NamedTuple):
     category: str = "unknown"
     is_silence: bool = False
 
+    @property
+    def is_queued(self) -> bool:
+        """Whether the time until the next attempt is the service's wish, not its failure."""
+        return self.kind is Kind.QUEUED
 
-def is_queued(fault: Fault) -> bool:
-    """Whether the time until the next attempt is the service's wish, not its failure."""
-    return fault.kind is Kind.QUEUED
-
-
-def slows_all(fault: Fault) -> bool:
-    """Whether the service asks everybody with this key to wait."""
-    return is_queued(fault) or (fault.status == 503 and fault.retry_after_s is not None)
+    @property
+    def slows_all(self) -> bool:
+        """Whether the service asks everybody with this key to wait."""
+        return self.is_queued or (self.status == 503 and self.retry_after_s is not None)
 
 
 def classify(reply: Reply, *, lost_on: Set[int], clock: Clock, cap_s: float) -> Fault:
@@ -152,32 +152,25 @@ def excerpt(body: bytes) -> str:
 
 def retry_after_s(reply: Reply, clock: Clock, cap_s: float) -> float | None:
     """Seconds that the service asks for, within 0 and `cap_s`; None without a usable header."""
-    if (text := reply.header("retry-after-ms")) is not None:
-        return _bounded(_number(text), 0.001, cap_s)
-    if (text := reply.header("retry-after")) is None:
-        return None
-    if (number := _number(text)) is not None:
-        return _bounded(number, 1.0, cap_s)
     try:
-        date = parsedate_to_datetime(text)
-        if date.tzinfo is None:
-            date = date.replace(tzinfo=UTC)
-        return _bounded(date.timestamp() - clock.wall(), 1.0, cap_s)
+        if (text := reply.header("retry-after-ms")) is not None:
+            asked_s = float(text) / 1000
+        elif (text := reply.header("retry-after")) is not None:
+            asked_s = _seconds(text, clock)
+        else:
+            return None
     except (ValueError, OverflowError):
         return None
+    return None if math.isnan(asked_s) else min(max(asked_s, 0.0), cap_s)
 
 
-def _number(text: str) -> float | None:
+def _seconds(text: str, clock: Clock) -> float:
+    """A number, or a date; one without a zone is GMT."""
     try:
         return float(text)
     except ValueError:
-        return None
-
-
-def _bounded(value: float | None, unit_s: float, cap_s: float) -> float | None:
-    if value is None or math.isnan(value):
-        return None
-    return min(max(value * unit_s, 0.0), cap_s)
+        date = parsedate_to_datetime(text)
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - clock.wall()
 
 
 @dataclass(slots=True, eq=False)
@@ -225,7 +218,7 @@ class Retries:
         return delay
 
     def _to_be_excused_s(self, fault: Fault, delay_s: float) -> float:
-        return min(delay_s, self._queue_s - self.excused_s) if is_queued(fault) else 0.0
+        return min(delay_s, self._queue_s - self.excused_s) if fault.is_queued else 0.0
 
     def excuse(self, wait_s: float) -> None:
         """Do not count `wait_s` towards the deadline, up to `queue_s` in all."""
@@ -238,22 +231,23 @@ class Retries:
         return self.policy.billing_pause_s
 
     def error(self, fault: Fault) -> ServiceError:
-        return fault.error(
-            f"{self.operation}: {fault.text}",
+        return self._told(fault, fault.error, f"{self.operation}: {fault.text}")
+
+    def _exhausted(self, fault: Fault) -> ServiceError:
+        attempts = sum(self._counts.values())
+        waited_s = self.clock.monotonic() - self.started
+        text = (
+            f"{self.operation} at {self.path} did not succeed in {waited_s:.0f} s "
+            f"({attempts} attempts); the last cause was: {fault.text}"
+        )
+        return self._told(fault, ServiceUnavailableError, text)
+
+    def _told(self, fault: Fault, kind: type[ServiceError], text: str) -> ServiceError:
+        return kind(
+            text,
             status=fault.status,
             category=fault.category,
             retry_after_s=fault.retry_after_s,
             operation=self.operation,
             path=self.path,
         )
-
-    def _exhausted(self, fault: Fault) -> ServiceError:
-        attempts = sum(self._counts.values())
-        waited = self.clock.monotonic() - self.started
-        error = self.error(fault._replace(error=ServiceUnavailableError))
-        error.message = (
-            f"{self.operation} at {self.path} did not succeed in {waited:.0f} s "
-            f"({attempts} attempts); the last cause was: {fault.text}"
-        )
-        error.args = (error.message,)
-        return error

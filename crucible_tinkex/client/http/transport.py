@@ -28,8 +28,6 @@ from crucible_tinkex.client.http.retry import (
     Retries,
     classify,
     excerpt,
-    is_queued,
-    slows_all,
 )
 from crucible_tinkex.client.http.settings import ClientSettings
 from crucible_tinkex.client.http.watch import (
@@ -148,7 +146,7 @@ class Transport:
                     self.pace.went_well()
                     return outcome
                 delay_s = retries.delay_s(outcome)
-                refusal = outcome if slows_all(outcome) and call.lane is Lane.WORK else None
+                refusal = outcome if outcome.slows_all and call.lane is Lane.WORK else None
                 if refusal is None:
                     await self._pause(delay_s, outcome, retries, call.watch)
                 else:
@@ -246,7 +244,7 @@ class Transport:
 
     async def _pause(self, delay_s: float, fault: Fault, retries: Retries, watch: Watch) -> None:
         """Wait for the next attempt of this call alone."""
-        if not is_queued(fault):
+        if not fault.is_queued:
             await self.clock.sleep(delay_s)
             return
         with watch.waiting(retries, QueueState(PAUSED_RATE_LIMIT, fault.text)):
@@ -257,7 +255,7 @@ class Transport:
         """Wait out the shared back-off. It does not count towards the call's deadline, except for
         what this call's own 503 asked for."""
         began, wait_s = self.clock.monotonic(), self.pace.wait_s
-        counted_s = wait_s if refusal is not None and not is_queued(refusal) else 0.0
+        counted_s = wait_s if refusal is not None and not refusal.is_queued else 0.0
         with watch.waiting(retries, self.pace.state if wait_s >= _TOLD_S else ACTIVE):
             await self.pace.resumed()
         retries.excuse(self.clock.monotonic() - began - counted_s)

@@ -144,20 +144,21 @@ class TinkexTraining:
         )
 
     def save_state(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
-        return self.operations.submit(
-            "save_weights",
-            lambda seq: SaveWeightsRequest(
-                model_id=self.model_id, path=name, seq_id=seq, ttl_seconds=ttl_s
-            ),
-            _saved(name),
-        )
+        return self._save("save_weights", SaveWeightsRequest, name, ttl_s)
 
     def save_for_sampler(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
+        return self._save("save_weights_for_sampler", SaveWeightsForSamplerRequest, name, ttl_s)
+
+    def _save(
+        self,
+        operation: str,
+        request: type[SaveWeightsRequest | SaveWeightsForSamplerRequest],
+        name: str,
+        ttl_s: int | None,
+    ) -> Awaitable[str]:
         return self.operations.submit(
-            "save_weights_for_sampler",
-            lambda seq: SaveWeightsForSamplerRequest(
-                model_id=self.model_id, path=name, seq_id=seq, ttl_seconds=ttl_s
-            ),
+            operation,
+            lambda seq: request(model_id=self.model_id, path=name, seq_id=seq, ttl_seconds=ttl_s),
             _saved(name),
         )
 

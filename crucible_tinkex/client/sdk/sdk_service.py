@@ -16,6 +16,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import tinker
@@ -169,7 +170,7 @@ class SdkTraining:
         return self._submit(
             "forward_backward_custom",
             lambda: self._client.forward_backward_custom(rows, loss),
-            lambda found: _read(ForwardBackwardOutput, found),
+            partial(_read, ForwardBackwardOutput),
         )
 
     def optim_step(self, params: AdamParams) -> Awaitable[OptimStepResponse]:
@@ -177,7 +178,7 @@ class SdkTraining:
         return self._submit(
             "optim_step",
             lambda: self._client.optim_step(given),
-            lambda found: _read(OptimStepResponse, found),
+            partial(_read, OptimStepResponse),
         )
 
     def save_state(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
@@ -224,7 +225,7 @@ class SdkTraining:
         return self._submit(
             operation,
             lambda: start(rows, loss_fn, config),
-            lambda found: _read(ForwardBackwardOutput, found),
+            partial(_read, ForwardBackwardOutput),
         )
 
     def _submit(
