@@ -9,7 +9,7 @@ that the service reports is an `OperationFailedError`; a promise that it no long
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -35,7 +35,7 @@ _SLOWEST_S = 1.0
 
 
 class _Probe(BaseModel):
-    """Every field by which an answer that is not a result can be known."""
+    """Every field by which an answer that is not a result can be known; with `error`, a failure."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -47,16 +47,6 @@ class _Probe(BaseModel):
     request_id: str | None = None
     queue_state: str | None = None
     queue_state_reason: str | None = None
-
-
-class _Metadata(NamedTuple):
-    """The result is ready, and its size was told instead; ask for it."""
-
-
-class _Failed(NamedTuple):
-    error: str
-    category: str
-    status: int | None = None
 
 
 class Promises:
@@ -91,9 +81,9 @@ class Promises:
         while True:
             asked = clock.monotonic()
             answer = await self.transport.call(call, lambda r: _parse(r, request_id, model))
-            if isinstance(answer, _Failed):
+            if isinstance(answer, _Probe):
                 raise self._failure(answer, operation, request_id)
-            if not isinstance(answer, QueueState | _Metadata):
+            if answer is not None and not isinstance(answer, QueueState):
                 return answer
             took_s = clock.monotonic() - asked
             if isinstance(answer, QueueState):
@@ -105,22 +95,27 @@ class Promises:
                 took_s, idle_s = took_s + idle_s, min(idle_s * 2, _SLOWEST_S)
             active_s = active_s + took_s if state == ACTIVE.state else 0.0
             if active_s > self._active_s:
-                raise _stuck(operation, request_id, active_s)
+                raise ServiceUnavailableError(
+                    f"{operation} is active at the service for {active_s:.0f} s without a result",
+                    request_id=request_id,
+                    operation=operation,
+                )
 
-    def _failure(self, failed: _Failed, operation: str, request_id: str) -> OperationFailedError:
-        text = self.transport.scrub(failed.error[:EXCERPT_CHARS])
-        kind = ServiceStorageError if failed.status == _NO_STORAGE else OperationFailedError
+    def _failure(self, failed: _Probe, operation: str, request_id: str) -> OperationFailedError:
+        text = self.transport.scrub((failed.error or "")[:EXCERPT_CHARS])
+        kind = ServiceStorageError if failed.status_code == _NO_STORAGE else OperationFailedError
         return kind(
             f"{operation} failed at the service: {text}",
-            status=failed.status,
+            status=failed.status_code,
             category=failed.category,
             request_id=request_id,
             operation=operation,
         )
 
 
-def _parse(reply: Reply, request_id: str, model: type[R]) -> R | QueueState | _Metadata | _Failed:
-    """Raises ValueError for anything but the four legal answers to `request_id`."""
+def _parse(reply: Reply, request_id: str, model: type[R]) -> R | QueueState | _Probe | None:
+    """The result, a wait, or a failure; None where the result is ready, and its size was told
+    instead. Raises ValueError for anything else."""
     if reply.status == 408 and not reply.body:
         return ACTIVE
     if is_protobuf(reply):
@@ -131,15 +126,7 @@ def _parse(reply: Reply, request_id: str, model: type[R]) -> R | QueueState | _M
             raise ValueError("the answer is for another request")
         return QueueState(probe.queue_state or ACTIVE.state, probe.queue_state_reason)
     if probe.error is not None:
-        return _Failed(probe.error, probe.category, probe.status_code)
+        return probe
     if probe.status == "complete_metadata":
-        return _Metadata()
+        return None
     return decoded(reply, model)
-
-
-def _stuck(operation: str, request_id: str, active_s: float) -> ServiceUnavailableError:
-    return ServiceUnavailableError(
-        f"{operation} is active at the service for {active_s:.0f} s without a result",
-        request_id=request_id,
-        operation=operation,
-    )
