@@ -133,8 +133,8 @@ class Operations:
             self.reserve(len(batches))
         name = "forward_backward" if backward else "forward"
         return [
-            self._start(_Operation(name, *each, answer(batch), MODEL_GONE))
-            for *each, batch in zip(seqs, forms, batches, strict=True)
+            self._start(_Operation(name, seq, form, answer(batch), MODEL_GONE))
+            for seq, form, batch in zip(seqs, forms, batches, strict=True)
         ]
 
     def reserve(self, count: int) -> range:
