@@ -186,10 +186,10 @@ async def test_paused_is_a_state_without_a_deadline(scripted: ScriptedService) -
 
 
 async def test_active_without_end_has_a_deadline(scripted: ScriptedService) -> None:
-    settings = ClientSettings(clock=VirtualTime().clock, heartbeat_s=NEVER_S)
+    policy = RetryPolicy(active_s=20.0)
+    settings = ClientSettings(policy, clock=VirtualTime().clock, heartbeat_s=NEVER_S)
     service = TinkexService(scripted.url, settings=settings)
     model = await service.create_training(base_model="m", lora=LoraConfig(rank=2))
-    model.operations.promises._active_s = 20.0
     scripted.on("retrieve_future", *[Answer(408)] * 100)
     with pytest.raises(ServiceUnavailableError, match="optim_step is active"):
         await model.optim_step(AdamParams())

@@ -67,6 +67,8 @@ class RetryPolicy:
     queue_s: float = 86_400.0
     """How long 429 may keep one call waiting: a cap on models at once frees a place when some other
     trial ends. A call that has a deadline of its own waits as long as that again."""
+    active_s: float = 7200.0
+    """How long an operation may be active at the service without a result."""
     base_s: float = 0.5
     cap_s: float = 30.0
     retry_after_cap_s: float = 60.0

@@ -130,8 +130,11 @@ class TinkexTraining:
         loss_fn: str = CROSS_ENTROPY,
         loss_fn_config: Mapping[str, float] | None = None,
     ) -> list[Pending[ForwardBackwardOutput]]:
-        how = {"loss_fn": loss_fn, "loss_fn_config": loss_fn_config}
-        parts = [ForwardInput.model_construct(data=list(rows), **how) for rows in cuts]
+        config = None if loss_fn_config is None else dict(loss_fn_config)
+        parts = [
+            ForwardInput.model_construct(data=list(rows), loss_fn=loss_fn, loss_fn_config=config)
+            for rows in cuts
+        ]
         return self.operations.submit_batches(parts, _rows, backward=backward, numbers=numbers)
 
     # --- the rest -----------------------------------------------------------------------------

@@ -53,10 +53,9 @@ class Promises:
     """Turns envelopes into results. One per service session: it holds the way there, and the
     watch that all calls of the session report to."""
 
-    def __init__(self, transport: Transport, watch: Watch, *, active_s: float = 7200.0) -> None:
+    def __init__(self, transport: Transport, watch: Watch) -> None:
         self.transport = transport
         self.watch = watch
-        self._active_s = active_s
 
     async def result(self, envelope: FutureEnvelope, model: type[R], operation: str) -> R:
         """The result of the operation that `envelope` promised."""
@@ -94,7 +93,7 @@ class Promises:
                 await clock.sleep(idle_s)
                 took_s, idle_s = took_s + idle_s, min(idle_s * 2, _SLOWEST_S)
             active_s = active_s + took_s if state == ACTIVE.state else 0.0
-            if active_s > self._active_s:
+            if active_s > self.transport.policy.active_s:
                 raise ServiceUnavailableError(
                     f"{operation} is active at the service for {active_s:.0f} s without a result",
                     request_id=request_id,

@@ -67,8 +67,8 @@ class _Operation(NamedTuple, Generic[R, T]):
 class _Turns:
     """Who may submit: one number after the other. A number that fails ends it all (`poison`)."""
 
-    def __init__(self, first_seq: int) -> None:
-        self._next = first_seq
+    def __init__(self) -> None:
+        self._next = 1
         self._waiting: dict[int, asyncio.Event] = {}
 
     async def wait(self, seq: int) -> None:
@@ -84,14 +84,14 @@ class _Turns:
 class Operations:
     """See the module. Not shared between models; closed by whoever made it."""
 
-    def __init__(self, model_id: str, promises: Promises, *, first_seq: int = 1) -> None:
+    def __init__(self, model_id: str, promises: Promises) -> None:
         self.model_id = model_id
         self.promises = promises
         self.transport = promises.transport
-        self.last_seq = first_seq - 1
+        self.last_seq = 0
         self._failure: ServiceError | None = None
         self._under_way: dict[int, asyncio.Task[Any]] = {}
-        self._turns = _Turns(first_seq)
+        self._turns = _Turns()
         # Results come in order, so one poll finds its answer and the next waits behind it.
         self._polls = asyncio.Semaphore(_POLLS_AT_ONCE)
 
