@@ -27,7 +27,7 @@ import crucible_tinkex.protocol.wire as wire
 from crucible_tinkex.errors import ConfigError, CrucibleError, RequestRejectedError
 from crucible_tinkex.server.operations import SampleOutput, gone, refused
 from crucible_tinkex.server.sessions import checks
-from crucible_tinkex.server.sessions.lifecycle import Service
+from crucible_tinkex.server.sessions.service import Service
 
 ROOT = "/v1/"
 POLL_S = 1.0
@@ -68,8 +68,8 @@ class _Asked(BaseModel):
             if value is not None and value not in _NEUTRAL.get(name, (value,)):
                 raise refused(f"{name} is not supported by this server; leave it out")
 
-    def params(self, max_tokens: int | None) -> wire.SamplingParams:
-        return wire.SamplingParams(
+    def params(self, max_tokens: int | None) -> checks.SamplingParams:
+        return checks.SamplingParams(
             max_tokens=max_tokens,
             seed=self.seed,
             stop=self.stop or None,
@@ -250,7 +250,7 @@ class OpenAi:
         ids: list[str] = []
         try:
             for prompt in prompts:
-                sample = wire.SampleRequest(
+                sample = checks.SampleRequest(
                     prompt=wire.ModelInput.from_tokens(prompt),
                     num_samples=asked.n,
                     sampling_params=asked.params(max_tokens),
