@@ -6,10 +6,10 @@
 
 Guarantees, also if the process or the power ends at any point: a checkpoint is there whole or not
 at all; one of the two is there after an overwrite; a deleted one stays deleted. A new `Store` on
-the same folder finds all of them, sweeps what a death left, and sets aside (`damaged`) what it
+the same folder finds all of them, sweeps what a death left, and sets aside, in `damaged/`, what it
 cannot read; a name is never replaced unless `overwrite` is asked for. A run keeps all checkpoints
-that have a name, and the last few for sampling that have none. Tensors are read and written
-by the caller (`files`); this module imports no torch, so the app can list checkpoints without it.
+that have a name, and the last few for sampling that have none. Tensors are read and written by the
+caller (`files`); this module imports no torch, so the app can list checkpoints without it.
 
 Hidden folders beside the checkpoints are on their way: `.new.TOKEN.NAME` is being written,
 `.old.TOKEN.NAME` was put aside for its successor, `.gone.TOKEN.NAME` is being deleted.
@@ -38,7 +38,6 @@ from crucible_tinkex.errors import (
 )
 from crucible_tinkex.names import TinkerPath, base_name
 from crucible_tinkex.server.operations import LoraSpec, damaged, refused
-from crucible_tinkex.server.store.damaged import set_aside
 from crucible_tinkex.storage import fsync_folder, storage_errors, write_atomic
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -121,9 +120,17 @@ class Store:
             try:
                 manifest = read_manifest(file.parent)
             except CrucibleError as e:
-                set_aside(file.parent, self.data_dir, e)
+                self._set_aside(file.parent, e)
             else:
                 yield manifest
+
+    def _set_aside(self, folder: Path, why: Exception) -> None:
+        """What cannot be read stops nobody, and is not lost."""
+        name = "-".join(folder.relative_to(self.data_dir).parts)
+        target = self.data_dir / "damaged" / f"{uuid.uuid4().hex[:8]}-{name}"
+        target.parent.mkdir(exist_ok=True)
+        os.rename(folder, target)
+        _log.warning("%s cannot be read (%s); it was moved to %s", folder, why, target)
 
     def folder(self, path: TinkerPath) -> Path:
         return self._root / path.run_id.replace(":", "+") / path.kind / path.name
