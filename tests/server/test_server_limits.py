@@ -10,7 +10,7 @@ from app_client import AppClient, row_data
 
 from crucible_tinkex.server import bases
 from crucible_tinkex.server.sessions.limits import Limits
-from crucible_tinkex.server.sessions.service import Service
+from crucible_tinkex.server.sessions.sessions import Service
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from crucible_tinkex.server import bases
 from crucible_tinkex.server.operations import BaseInfo, Operation, Outcome, Sample
 from crucible_tinkex.server.sessions import checks
 from crucible_tinkex.server.sessions.limits import Limits
-from crucible_tinkex.server.sessions.service import Service
+from crucible_tinkex.server.sessions.sessions import Service
 from crucible_tinkex.server.store.store import Store
 
 

@@ -194,9 +194,14 @@ def _row(
     given = datum.loss_fn_inputs
     if "target_tokens" not in given:
         raise refused(f"{where}.loss_fn_inputs lacks target_tokens")
-    shape = _shape(given["target_tokens"], len(tokens), f"{where}.target_tokens", is_wide=is_wide)
-    flat, _ = _dense(given["target_tokens"], f"{where}.target_tokens")
-    targets = in_vocabulary(flat, base, f"{where}.target_tokens")
+    place = f"{where}.target_tokens"
+    flat, shape = _dense(given["target_tokens"], place)
+    if len(shape) == 2 and shape[0] == len(tokens) and shape[1] > 0:
+        if not is_wide:
+            raise refused(f"{place} has the shape {list(shape)}; this loss takes one per token")
+    elif len(shape) > 1 or len(flat) != len(tokens):
+        raise refused(f"{place} has {len(flat)} entries for {len(tokens)} tokens")
+    targets = in_vocabulary(flat, base, place).reshape(shape)
     inputs = {}
     for name, value in fill.items():
         if name in given:
@@ -205,19 +210,7 @@ def _row(
             raise refused(f"{where}.loss_fn_inputs lacks {name}")
         else:
             inputs[name] = np.full(shape, value, np.float32)
-    return Row(tokens, targets.reshape(shape), inputs)
-
-
-def _shape(given: wire.TensorData, length: int, where: str, *, is_wide: bool) -> tuple[int, ...]:
-    """[length], or [length, K] where that is allowed."""
-    flat, shape = _dense(given, where)
-    if len(shape) == 2 and shape[0] == length and shape[1] > 0:
-        if not is_wide:
-            raise refused(f"{where} has the shape {list(shape)}; this loss takes one per token")
-        return shape
-    if len(shape) > 1 or len(flat) != length:
-        raise refused(f"{where} has {len(flat)} entries for {length} tokens")
-    return (length,)
+    return Row(tokens, targets, inputs)
 
 
 def _dense(

@@ -25,10 +25,12 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from crucible_tinkex.errors import (
     ConfigError,
@@ -67,15 +69,6 @@ class Manifest:
     size_bytes: int = 0
     user_metadata: Mapping[str, str] | None = None
 
-    @classmethod
-    def parse(cls, text: str) -> Manifest:
-        """Fields of other versions are passed over."""
-        given = json.loads(text)
-        known = {f.name: given[f.name] for f in fields(cls) if f.name in given}
-        known["spec"] = LoraSpec(**known["spec"])
-        known["base_model"] = base_name(known["base_model"])
-        return cls(**known)
-
     @property
     def path(self) -> TinkerPath:
         return TinkerPath.parse(self.tinker_path)
@@ -84,16 +77,20 @@ class Manifest:
         return self.expires is not None and datetime.fromisoformat(self.expires) < datetime.now(UTC)
 
 
+_MANIFEST = TypeAdapter(Manifest)
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """Raises `DamagedCheckpointError`, or `StorageError` where the disk does not let it be read."""
+    """Fields of other versions are passed over. Raises `DamagedCheckpointError`, or `StorageError`
+    where the disk does not let it be read."""
     file = folder / MANIFEST_FILE
     try:
         with storage_errors(file):
-            manifest = Manifest.parse(file.read_text())
+            manifest = _MANIFEST.validate_json(file.read_bytes())
         manifest.path  # noqa: B018 - it is read, too
-    except (ValueError, TypeError, KeyError, ConfigError) as e:
+    except (ValidationError, ConfigError) as e:
         raise damaged(f"{file} is damaged: {type(e).__name__}: {e}") from e
-    return manifest
+    return replace(manifest, base_model=base_name(manifest.base_model))
 
 
 def expiry(ttl_seconds: int | None) -> str | None:

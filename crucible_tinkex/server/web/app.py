@@ -24,7 +24,7 @@ from crucible_tinkex.errors import ConfigError, CrucibleError, ServiceError, Sto
 from crucible_tinkex.protocol.proto import MalformedError
 from crucible_tinkex.server.operations import Engine, refused
 from crucible_tinkex.server.sessions.limits import Limits
-from crucible_tinkex.server.sessions.service import Service
+from crucible_tinkex.server.sessions.sessions import Service
 from crucible_tinkex.server.store.store import Store
 from crucible_tinkex.server.web import codec, openai
 from crucible_tinkex.server.web.routes import Answer, Asked, Handler, Routes, aside

@@ -27,7 +27,7 @@ import crucible_tinkex.protocol.wire as wire
 from crucible_tinkex.errors import ConfigError, CrucibleError, RequestRejectedError
 from crucible_tinkex.server.operations import SampleOutput, gone, refused
 from crucible_tinkex.server.sessions import checks
-from crucible_tinkex.server.sessions.service import Service
+from crucible_tinkex.server.sessions.sessions import Service
 
 ROOT = "/v1/"
 POLL_S = 1.0

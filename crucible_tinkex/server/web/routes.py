@@ -26,9 +26,9 @@ from crucible_tinkex.protocol.capabilities import ServerCapabilities, SupportedM
 from crucible_tinkex.server.operations import Operation
 from crucible_tinkex.server.sessions import checks
 from crucible_tinkex.server.sessions.models import ForwardRequest
-from crucible_tinkex.server.sessions.service import Service
+from crucible_tinkex.server.sessions.sessions import Service
 from crucible_tinkex.server.store.store import expiry
-from crucible_tinkex.server.web import codec, listings
+from crucible_tinkex.server.web import catalogue, codec
 from crucible_tinkex.server.web.exports import ARCHIVE, Exports
 
 CLIENT_FLAGS: Mapping[str, object] = {"proto_write_fwdbwd": True}
@@ -239,14 +239,14 @@ class Routes:
     # --- runs and checkpoints ------------------------------------------------------------------
 
     async def _runs(self, asked: Asked) -> Answer:
-        return listings.runs(self._service, asked.request.query_params)
+        return catalogue.runs(self._service, asked.request.query_params)
 
     async def _run(self, asked: Asked) -> Answer:
-        return listings.run(self._service, asked.params["run"])
+        return catalogue.run(self._service, asked.params["run"])
 
     async def _checkpoints(self, asked: Asked) -> Answer:
         run_id = asked.params.get("run")
-        return listings.checkpoints(self._service, run_id, asked.request.query_params)
+        return catalogue.checkpoints(self._service, run_id, asked.request.query_params)
 
     def _weights_info(self, request: wire.WeightsInfoRequest, body: bytes) -> Answer:
         manifest = self._store.info(TinkerPath.parse(request.tinker_path))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from crucible_tinkex.server.operations import refused
 from crucible_tinkex.server.sessions.models import Model
-from crucible_tinkex.server.sessions.service import Service
+from crucible_tinkex.server.sessions.sessions import Service
 from crucible_tinkex.server.store.store import Manifest
 
 MAX_LIMIT = 1000
