@@ -116,6 +116,14 @@ def test_an_optimizer_that_could_divide_by_zero_is_refused(start: Callable[..., 
     )
 
 
+def test_another_optimizer_is_refused_by_its_name(start: Callable[..., AppClient]) -> None:
+    api = start()
+    asked = {"model_id": api.model(), "optimizer_params": {"type": "dimuon"}}
+    refused = api.post("optim_step", seq_id=1, **asked)
+    assert refused.status_code == 400
+    assert "'dimuon' is not supported; supported is 'adamw'" in refused.json()["error"]
+
+
 class Clock:
     now = 0.0
 

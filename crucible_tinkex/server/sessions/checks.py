@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 import crucible_tinkex.protocol.wire as wire
 from crucible_tinkex.names import base_name
@@ -56,7 +56,12 @@ class LoraConfig(wire.LoraConfig):
 
 
 class OptimizerConfig(wire.OptimizerConfig):
-    type: Literal["adamw"]
+    @field_validator("type")
+    @classmethod
+    def _supported(cls, name: str) -> str:
+        if name != "adamw":
+            raise ValueError(f"optimizer {name!r} is not supported; supported is 'adamw'")
+        return name
 
 
 class CreateModelRequest(wire.CreateModelRequest):
