@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from secrets import token_hex
 from typing import Protocol, TypeVar
+from urllib.parse import quote
 
 from crucible_tinkex.client.http.address import Address
 from crucible_tinkex.client.http.encoding import nothing, reads
@@ -206,7 +207,9 @@ class LiveSession:
             await self._farewell(transport, "finish_session", path, request)
         except RequestRejectedError:
             models = [ModelRequest(model_id=client.model_id) for client in self._clients]
-            calls = [self._farewell(transport, "unload_model", "unload_model", m) for m in models]
+            # hatchery reads the id in the query, the others in the body
+            named = [(f"unload_model?model_id={quote(m.model_id, safe=':')}", m) for m in models]
+            calls = [self._farewell(transport, "unload_model", path, m) for path, m in named]
             await asyncio.gather(*calls, return_exceptions=True)
         except ServiceError as error:
             _log.info("the session %s was not finished: %s", session_id, error)

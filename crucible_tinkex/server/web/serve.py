@@ -222,13 +222,8 @@ async def _run(
 
 def _own(data_dir: Path) -> Lock:
     """The lock of the data folder. Raises `ConfigError` if another process keeps it."""
-    path = data_dir / "server.lock"
     try:
-        return Lock(path, wait_s=0)
-    except SweepBusyError as e:
-        _log.warning("%s; waiting up to %.0f s for it to end", e, FOLDER_WAIT_S)
-    try:
-        return Lock(path, wait_s=FOLDER_WAIT_S)
+        return Lock(data_dir / "server.lock", wait_s=FOLDER_WAIT_S)
     except SweepBusyError as e:
         raise ConfigError(f"{e}; choose another --data-dir") from e
 
