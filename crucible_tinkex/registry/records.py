@@ -74,6 +74,16 @@ class CheckpointRecord:
 
 
 @dataclass(frozen=True)
+class Expiry:
+    """When the service deletes a checkpoint by itself."""
+
+    at: float | None
+    """Unix seconds; None: it should be kept after all."""
+    done: bool = False
+    """The service was told."""
+
+
+@dataclass(frozen=True)
 class AttemptGrant:
     """The right to write for a trial, until a newer attempt is granted."""
 

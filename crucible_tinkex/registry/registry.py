@@ -84,6 +84,10 @@ class ControlPort(RegistryPort, Protocol):
 
     async def decide(self, decisions: Sequence[Decision], op: str) -> None: ...
 
+    async def upkeep(self, records: Sequence[Mapping[str, Any]], op: str) -> None:
+        """What becomes of checkpoints: `tombstone`, `deleted`, `expiry`, `expiry_set`."""
+        ...
+
     async def set_sweep(self, state: str, op: str, wall_s: float = 0.0) -> None: ...
 
     async def changes(self, since: int) -> Changes:
@@ -206,6 +210,10 @@ class Registry:
 
     async def decide(self, decisions: Sequence[Decision], op: str) -> None:
         records = [{"type": "decision", "decision": _plain(d)} for d in decisions]
+        self._once(op, *records)
+        await self._journal.flush()
+
+    async def upkeep(self, records: Sequence[Mapping[str, Any]], op: str) -> None:
         self._once(op, *records)
         await self._journal.flush()
 

@@ -25,6 +25,7 @@ from crucible_tinkex.registry.records import (
     TERMINAL,
     CheckpointRecord,
     Decision,
+    Expiry,
     Spent,
     TrialRecord,
     known,
@@ -73,6 +74,14 @@ class SweepState:
     forks: dict[str, list[TrialRecord]] = field(default_factory=dict)
     """By path of a checkpoint, the trials that began there. Whoever deletes checkpoints keeps it
     (`needed`)."""
+    saved: int = 0
+    """Checkpoints that were committed, also those that are gone since."""
+    deleted: int = 0
+    """Checkpoints that were deleted by a decision."""
+    buried: dict[str, str] = field(default_factory=dict)
+    """By path of a checkpoint that is being deleted, its trial's id."""
+    expiries: dict[str, Expiry] = field(default_factory=dict)
+    """By path, checkpoints that the service deletes by itself, as far as runs asked it to."""
     grants: dict[str, int] = field(default_factory=dict)
     """Operation id of every granted attempt, and its number."""
 
@@ -204,6 +213,7 @@ class SweepState:
 
     def _checkpoint(self, record: Record) -> None:
         checkpoint = known(CheckpointRecord, record["checkpoint"])
+        self.saved += 1
         trial = self.trials[checkpoint.trial_id]
         trial.intents.pop(_name(checkpoint.path), None)
         if checkpoint.kind == "sampler":
@@ -237,9 +247,22 @@ class SweepState:
         trial.samplers = [c for c in trial.samplers if c.path != path]
         trial.intents = {name: p for name, p in trial.intents.items() if p != path}
         trial.tombstones[path] = record["reason"]
+        self.buried[path] = trial.trial_id
+        self.expiries.pop(path, None)
 
     def _deleted(self, record: Record) -> None:
         self.trials[record["trial_id"]].tombstones.pop(record["path"], None)
+        self.deleted += self.buried.pop(record["path"], None) is not None
+
+    def _expiry(self, record: Record) -> None:
+        self.expiries[record["path"]] = Expiry(record["at"])
+
+    def _expiry_set(self, record: Record) -> None:
+        path = record["path"]
+        if self.expiries.get(path) == Expiry(record["at"]):
+            self.expiries[path] = Expiry(record["at"], done=True)
+            if record["at"] is None:
+                del self.expiries[path]
 
     def _result(self, record: Record) -> None:
         trial = self.trials[record["trial_id"]]
@@ -328,6 +351,8 @@ _HANDLERS: dict[str, Callable[[SweepState, Record], None]] = {
     "pinned": SweepState._pinned,
     "tombstone": SweepState._tombstone,
     "deleted": SweepState._deleted,
+    "expiry": SweepState._expiry,
+    "expiry_set": SweepState._expiry_set,
     "result": SweepState._result,
     "spent": SweepState._spent,
     "finished": SweepState._finished,

@@ -134,6 +134,9 @@ class RegistryHandle:
     async def decide(self, decisions: Sequence[Decision], op: str) -> None:
         await self._call("decide", decisions, op)
 
+    async def upkeep(self, records: Sequence[Mapping[str, Any]], op: str) -> None:
+        await self._call("upkeep", records, op)
+
     async def set_sweep(self, state: str, op: str, wall_s: float = 0.0) -> None:
         await self._call("set_sweep", state, op, wall_s)
 

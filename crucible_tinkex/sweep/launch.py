@@ -31,6 +31,8 @@ from crucible_tinkex.storage import Lock, check_writable
 from crucible_tinkex.sweep.attesting import ATTESTED, attested
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
+from crucible_tinkex.sweep.keeping.keeper import Keeper
+from crucible_tinkex.sweep.keeping.store import ServiceCheckpoints, registered
 from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
 from crucible_tinkex.sweep.manifest import write_manifest
 from crucible_tinkex.sweep.notifying import ended, notify, trouble
@@ -120,7 +122,8 @@ class Launch:
         state = SweepState.read(self._prepared.paths)
         lost = any(t.state == LOST for t in state.trials.values())
         asked = any(c.kind in LASTING for c in Inbox(self._prepared.paths).waiting())
-        left = lost or asked or bool(self._retry)
+        undone = bool(state.buried) or not all(e.done for e in state.expiries.values())
+        left = lost or asked or undone or bool(self._retry)
         return SweepResult(state, exit_code(state)) if state.complete and not left else None
 
     def stop(self) -> None:
@@ -194,12 +197,22 @@ class Launch:
             retry=self._retry,
             inbox=Inbox(prepared.paths),
             amend=partial(self._amended, connection),
+            keeper=self._keeper(executor, connection),
         )
         self._stop = controller.request_drain
         work = controller.run(meta, changed)
         if runtime is None:
             return await work
         return await runtime.unless_lost(work, drain=controller.request_drain)
+
+    def _keeper(self, executor: Executor, connection: Connection) -> Keeper:
+        storage = self._prepared.paths.root.parent
+        return Keeper(
+            executor.registry,
+            ServiceCheckpoints(connection.service),
+            partial(registered, storage),
+            run_id=self._run_id,
+        )
 
     async def _attest(
         self, meta: dict[str, Any], prepared: PreparedSweep, connection: Connection

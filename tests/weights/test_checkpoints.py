@@ -16,10 +16,10 @@ from crucible_tinkex.errors import ConfigError, StorageError, SweepBusyError
 from crucible_tinkex.protocol.wire import LoraConfig
 from crucible_tinkex.registry.upkeep import Upkeep
 from crucible_tinkex.storage import Lock
+from crucible_tinkex.sweep.keeping.retention import Retention
 from crucible_tinkex.sweep.results.summary import read_state
 from crucible_tinkex.testing import FakeBackend, FakeService
 from crucible_tinkex.weights.copies import Copies
-from crucible_tinkex.weights.retention import Retention
 
 
 @pytest.fixture
