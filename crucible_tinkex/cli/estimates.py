@@ -17,7 +17,11 @@ def estimate_lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield _line("time", f"{_span(seconds, _time)}, {ground}" if seconds else none)
     yield _line("cost", _span(dollars, lambda d: f"${d:,.2f}") if dollars else "unknown price")
     if room:
-        yield _line("checkpoints", _span(room, _bytes))
+        yield _line("checkpoints", f"{_span(room, _bytes)}, all of them")
+    if kept := found["kept_bytes"]:
+        yield _line("", f"{_span(kept, _bytes)} are left at the end by [checkpoints]")
+    if monthly := found["storage_dollars"]:
+        yield _line("", f"{_span(monthly, lambda d: f'${d:,.2f}')} a month for what is left")
 
 
 def _line(name: str, text: str) -> str:

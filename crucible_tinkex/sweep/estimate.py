@@ -55,7 +55,12 @@ class Estimate:
     seconds: Range | None
     dollars: Range | None
     checkpoint_bytes: Range | None
+    """With everything kept."""
     sweeps: int
+    kept_bytes: Range | None = None
+    """What `[checkpoints]` leaves when the sweep has ended; None where it deletes nothing."""
+    storage_dollars: Range | None = None
+    """A month of what is left."""
 
     def summary(self) -> dict[str, Any]:
         """JSON values: ranges as [low, high]. Keys are only ever added."""
@@ -87,15 +92,18 @@ def estimate(
     scored = evaluations.times(rows.evaluated)
     scored = Range(scored.low, scored.high * (2 if experiment.evaluation.generate else 1))
     tokens = training.plus(scored).capped(budget.tokens)
+    saving = confirmed.plus(Range(trials, trials))
+    room = _room(experiment, plans, saving, whole, paces)
+    kept = None if room is None else _kept(experiment, plans, saving, whole, paces, room)
     return Estimate(
         steps=Range(*map(round, steps)),
         tokens=Range(*map(round, tokens)),
         seconds=_seconds(tokens, paces, budget.hours),
         dollars=_dollars(experiment, training, scored, tokens),
-        checkpoint_bytes=_room(
-            experiment, plans, confirmed.plus(Range(trials, trials)), whole, paces
-        ),
+        checkpoint_bytes=room,
         sweeps=len(paces),
+        kept_bytes=kept,
+        storage_dollars=_monthly(experiment, kept or room),
     )
 
 
@@ -175,6 +183,35 @@ def _dollars(experiment: Experiment, training: Range, scored: Range, tokens: Ran
         for t, s, share in zip(training, scored, shares, strict=True)
     ]
     return Range(*costs).capped(experiment.budget.dollars)
+
+
+def _monthly(experiment: Experiment, room: Range | None) -> Range | None:
+    price = price_of(experiment)
+    if price is None or price.storage is None or room is None:
+        return None
+    return room.times(price.storage / 1e9)
+
+
+def _kept(
+    experiment: Experiment,
+    plans: Sequence[TrialPlan],
+    trials: Range,
+    whole: int,
+    paces: Sequence[Pace],
+    room: Range,
+) -> Range | None:
+    """From the winner alone to all that the rules may keep, and the winner's two."""
+    rules, train = experiment.checkpoints, experiment.train
+    if not rules.prunes:
+        return None
+    kinds = 1 + train.sampler_checkpoint
+    every = whole // rules.keep_every if rules.keep_every else 0
+    each = min(rules.keep_last, whole) * kinds + every * kinds
+    most = rules.keep_best + trials.high * each + 2
+    sizes = [pace.checkpoint_bytes for pace in paces if pace.checkpoint_bytes]
+    rank = fmean(plan.experiment.lora.rank for plan in plans)
+    low = min(math.floor(rank * min(sizes)), room.low)
+    return Range(low, min(math.ceil(most * rank * max(sizes)), room.high))
 
 
 def _room(

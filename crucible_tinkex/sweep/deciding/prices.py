@@ -26,6 +26,8 @@ class Price:
     sample: float
     source: str
     dated: date
+    storage: float | None = None
+    """Dollars per GB of checkpoints and month; None: unknown."""
 
     def of(self, spent: Spent) -> float:
         """Dollars."""
@@ -51,7 +53,12 @@ def price_of(experiment: Experiment, *, today: date | None = None) -> Price | No
     if own and ((today or date.today()) - dated).days > OLD_DAYS:
         raise ConfigError(f"{table} is of {dated}, more than a year old; check it and set its date")
     train, prefill, sample = (_amount(table, experiment.model.base, row, key) for key in KEYS)
-    return Price(train, prefill, sample, found["source"], dated)
+    storage = found.get("storage")
+    if storage is not None:
+        storage = _amount(table, "checkpoints", found, "storage")
+    elif experiment.service.embedded and own is None:
+        storage = 0.0
+    return Price(train, prefill, sample, found["source"], dated, storage)
 
 
 def _read(table: Path) -> dict[str, Any]:

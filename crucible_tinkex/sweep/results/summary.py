@@ -11,6 +11,7 @@ from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import FAILED, LOST, PENDING, RUNNING, Spent, SweepState, TrialRecord
 from crucible_tinkex.storage import is_locked, storage_errors
 from crucible_tinkex.sweep.preparation import read_resolved
+from crucible_tinkex.sweep.results.kept import checkpoint_counts
 from crucible_tinkex.sweep.results.leaderboard import (
     Configuration,
     Objective,
@@ -92,6 +93,7 @@ def summary(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
         "best_configuration": configuration_summary(winner) if winner else None,
         "conclusion": _concluded(state),
         "quality": quality_summary(state, paths),
+        "checkpoints": checkpoint_counts(state),
         "waiting": waits(state, paths),
         "faults": list(faults(paths)),
         "spent": {**vars(spent), "wall_seconds": round(state.wall_s, 1)},
