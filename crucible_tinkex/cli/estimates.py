@@ -12,7 +12,9 @@ def estimate_lines(found: Mapping[str, Any]) -> Iterator[str]:
     ground = f"from {sweeps} finished sweep{'s' if sweeps != 1 else ''} of this base"
     none = "unknown: no finished sweep of this base in this storage"
     yield _line("will use", f"{_span(found['steps'], _count)} steps")
-    yield _line("", f"{_span(found['tokens'], _count)} tokens")
+    proof = found["proof_tokens"]
+    of_proof = f", {_count(proof)} of them to prove what the service applies" if proof else ""
+    yield _line("", f"{_span(found['tokens'], _count)} tokens{of_proof}")
     seconds, room, dollars = found["seconds"], found["checkpoint_bytes"], found["dollars"]
     yield _line("time", f"{_span(seconds, _time)}, {ground}" if seconds else none)
     yield _line("cost", _span(dollars, lambda d: f"${d:,.2f}") if dollars else "unknown price")

@@ -42,8 +42,8 @@ def show_status(sweep: str, *, storage: str, json: bool) -> None:
     print(verdict(state))
     for line in (*conclusion_lines(state), *quality_lines(state, paths)):
         print(line)
-    if line := checkpoint_line(state):
-        print(line)
+    if kept := checkpoint_line(state):
+        print(kept)
     for line in (*wait_lines(waits(state, paths).values()), *faults(paths)):
         print(line)
 

@@ -5,6 +5,7 @@ here knows Ray: an actor, or the driver itself, owns a `Registry`.
 """
 
 from crucible_tinkex.registry.records import (
+    ATTESTED,
     CONFIRM,
     DONE,
     FAIL_FAST,
@@ -41,6 +42,8 @@ __all__ = [  # noqa: RUF022  (in groups)
     "CONFIRM",
     # ends of a sweep
     "FAIL_FAST",
+    # keys of the metadata
+    "ATTESTED",
     # records
     "AttemptGrant",
     "CheckpointRecord",

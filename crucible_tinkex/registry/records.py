@@ -6,7 +6,7 @@ Values that cross processes are frozen; `TrialRecord` alone grows, and only insi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -202,6 +202,16 @@ class TrialRecord:
     def resumable(self) -> tuple[CheckpointRecord, ...]:
         """Its checkpoints, the newest first."""
         return tuple(sorted(self.checkpoints, key=_by_age, reverse=True))
+
+
+ATTESTED = "attested"
+"""Key of a sweep's metadata: what its service was proved to apply, by dotted key in `findings`, and
+in `spent` what all the proofs together cost."""
+
+
+def read_spent(attested: Mapping[str, Any]) -> Spent:
+    """What the proofs cost. Their steps are none of a trial's, and not counted as such."""
+    return replace(known(Spent, attested.get("spent", {})), steps=0)
 
 
 def _by_age(checkpoint: CheckpointRecord) -> tuple[int, int]:

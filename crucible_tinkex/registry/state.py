@@ -15,6 +15,7 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry.journal import read_records
 from crucible_tinkex.registry.records import (
+    ATTESTED,
     DONE,
     FAIL_FAST,
     FAILED,
@@ -29,6 +30,7 @@ from crucible_tinkex.registry.records import (
     Spent,
     TrialRecord,
     known,
+    read_spent,
     undeclared,
 )
 
@@ -47,7 +49,9 @@ class SweepState:
     wall_s: float = 0.0
     """Seconds spent by runs that ended in order."""
     spent: Spent = field(default_factory=Spent)
-    """By all attempts of all trials."""
+    """By all attempts of all trials, and by the proofs of what the service applies."""
+    proofs: Spent = field(default_factory=Spent)
+    """The part of it that proofs took, before any trial."""
     runs: list[str] = field(default_factory=list)
     """Ids of all runs; the newest one's epoch is their number."""
     amendments: list[Record] = field(default_factory=list)
@@ -150,12 +154,20 @@ class SweepState:
 
     def _created(self, record: Record) -> None:
         self.meta = dict(record["meta"])
+        self._prove()
         self.version = record.get("v", 1)
 
     def _amended(self, record: Record) -> None:
         self.meta = {**self.meta, **record["meta"]}
+        self._prove()
         self.amendments.append(record)
         self.ended, self.ended_by = None, ""
+
+    def _prove(self) -> None:
+        """What proofs cost is told as a sum, so that telling it twice changes nothing."""
+        proofs = read_spent(self.meta.get(ATTESTED, {}))
+        self.spent += proofs - self.proofs
+        self.proofs = proofs
 
     def _trial_added(self, record: Record) -> None:
         trial = undeclared(record["trial"])

@@ -61,6 +61,8 @@ class Estimate:
     """What `[checkpoints]` leaves when the sweep has ended; None where it deletes nothing."""
     storage_dollars: Range | None = None
     """A month of what is left."""
+    proof_tokens: int = 0
+    """Of `tokens`, those that prove what the service applies."""
 
     def summary(self) -> dict[str, Any]:
         """JSON values: ranges as [low, high]. Keys are only ever added."""
@@ -74,9 +76,12 @@ def estimate(
     trials: int,
     rows: Rows,
     paces: Sequence[Pace],
+    proof: Spent | None = None,
 ) -> Estimate:
     """`plans`: those that are known, one seed of each; others are taken to be like them. `trials`:
-    of the search, without the base and the confirmation."""
+    of the search, without the base and the confirmation. `proof`: what it takes to prove what the
+    service applies."""
+    proof = proof or Spent()
     search, budget = experiment.search, experiment.budget
     trials = trials if budget.trials is None else min(trials, budget.trials)
     whole = round(fmean(plan.total_steps for plan in plans))
@@ -91,6 +96,8 @@ def estimate(
     # Where answers are generated, prompts are read again and answers sampled: at most as much more.
     scored = evaluations.times(rows.evaluated)
     scored = Range(scored.low, scored.high * (2 if experiment.evaluation.generate else 1))
+    training = training.plus(Range(proof.train_tokens, proof.train_tokens))
+    scored = scored.plus(Range(proof.prefill_tokens, proof.prefill_tokens))
     tokens = training.plus(scored).capped(budget.tokens)
     saving = confirmed.plus(Range(trials, trials))
     room = _room(experiment, plans, saving, whole, paces)
@@ -104,6 +111,7 @@ def estimate(
         sweeps=len(paces),
         kept_bytes=kept,
         storage_dollars=_monthly(experiment, kept or room),
+        proof_tokens=proof.tokens,
     )
 
 

@@ -23,12 +23,12 @@ from typing import Any, Literal
 
 from crucible_tinkex.errors import ConfigError, CrucibleError, InterruptedSweepError, ServiceError
 from crucible_tinkex.events import EventWriter
-from crucible_tinkex.registry import LOST, Registry, SweepState
+from crucible_tinkex.registry import ATTESTED, LOST, Registry, SweepState
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.executor import RayExecutor
 from crucible_tinkex.runtime.pool import SessionPool
 from crucible_tinkex.storage import Lock, check_writable
-from crucible_tinkex.sweep.attesting import ATTESTED, attested
+from crucible_tinkex.sweep.attesting import attested
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
 from crucible_tinkex.sweep.keeping.keeper import Keeper
@@ -218,7 +218,8 @@ class Launch:
         self, meta: dict[str, Any], prepared: PreparedSweep, connection: Connection
     ) -> bool:
         """Have the service prove what it applies; whether `meta` has got something new."""
-        found = await attested(prepared.experiment, connection, self._attested)
+        spent = prepared.existing.spent if prepared.existing else None
+        found = await attested(prepared.experiment, connection, self._attested, spent)
         if found == self._attested:
             return False
         self._attested = meta[ATTESTED] = found

@@ -15,6 +15,7 @@ from sweep_states import Journal
 from crucible_tinkex.config import BudgetSection, parse_budget
 from crucible_tinkex.errors import ConfigError, SessionLostError
 from crucible_tinkex.registry import DONE, PAUSED, RUNNING, STOPPED, Spent
+from crucible_tinkex.sweep.attesting import check_affordable
 from crucible_tinkex.sweep.deciding.budget import Budget
 from crucible_tinkex.sweep.deciding.prices import Price, checked_price, price_of
 from crucible_tinkex.sweep.results.leaderboard import exit_code
@@ -74,6 +75,39 @@ def test_spends_of_all_attempts_count_once_each() -> None:
     journal._tell("attempt", trial_id=first, attempt=2)
     spent(journal, first, steps=3)
     assert journal.state.spent.steps == journal.state.trials[first].spent.steps == 7
+
+
+def test_what_proofs_took_counts_once(tmp_path: Path) -> None:
+    def proved(tokens: int) -> dict[str, Any]:
+        used = Spent(tokens, tokens, seconds=1800.0, steps=6)
+        return {**journal.state.meta, "attested": {"findings": {}, "spent": vars(used)}}
+
+    journal = capped(tokens=1000, steps=10, hours=1)
+    for tokens in (100, 100, 300):
+        journal._tell("amended", meta=proved(tokens), changed=["attested"])
+    assert journal.state.spent.tokens == journal.state.proofs.tokens == 600
+    assert journal.state.spent.steps == 0, "no step of a trial"
+    reached = journal.policy.budget.reached
+    assert reached(journal.state, 1700.0) is None
+    assert "budget.hours" in (reached(journal.state, 1900.0) or "")
+    first, _ = journal.pending
+    spent(journal, first, train_tokens=400)
+    assert "budget.tokens: 1000 of 1000" in (reached(journal.state, 0.0) or "")
+
+
+@pytest.mark.parametrize("caps", [{"tokens": 999}, {"dollars": 0.0009, "prices": True}])
+def test_a_cap_that_the_proof_would_pass_is_refused(tmp_path: Path, caps: dict[str, Any]) -> None:
+    table = tmp_path / "prices.toml"
+    table.write_text(TABLE.format(date=date.today()))
+    caps = {**caps, "prices": str(table)} if "prices" in caps else caps
+    asked = make_experiment(budget=caps)
+    (key, *_) = caps
+    with pytest.raises(ConfigError, match=rf"budget.{key} .* proof .* service.attest = false"):
+        check_affordable(asked, Spent(500, 500), Spent())
+    check_affordable(asked, Spent(), Spent(500, 500))
+    check_affordable(asked, Spent(100, 100), Spent(100, 100))
+    with pytest.raises(ConfigError, match="are left"):
+        check_affordable(asked, Spent(200, 200), Spent(400, 400))
 
 
 def test_wall_time_counts_earlier_runs() -> None:

@@ -15,7 +15,6 @@ from crucible_tinkex.registry.journal import read_records
 from crucible_tinkex.sweep.keeping.decisions import DAY_S
 from crucible_tinkex.sweep.keeping.retention import checkpoints
 from crucible_tinkex.sweep.results.leaderboard import best, exit_code
-from crucible_tinkex.testing import FakeBackend
 
 TRAIN = {"checkpoint_every": 2}
 HALVING = {"stopping": {"rule": "halving", "eta": 2, "first_rung": 2}}

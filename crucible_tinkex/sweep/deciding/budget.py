@@ -34,7 +34,8 @@ class Budget:
 
     def reached(self, state: SweepState, wall_s: float) -> str | None:
         """Which cap of the sweep is, in words. `wall_s`: seconds of this run."""
-        used = self._used(state.spent, (state.wall_s + wall_s) / 3600)
+        seconds = state.wall_s + state.proofs.seconds + wall_s
+        used = self._used(state.spent, seconds / 3600)
         return next(_reached("", vars(self._section), used), None)
 
     def reached_by(self, trial: TrialRecord) -> str | None:
