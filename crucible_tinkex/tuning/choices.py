@@ -146,8 +146,8 @@ def _confirmation(trials: float | None, reasons: list[str]) -> Mapping[str, Any]
         return {}
     most = min(most, MOST_SEEDS)
     reasons.append(
-        f"the best {LEADERS} are trained again with {FIRST_SEEDS} to {most} fresh seeds each, until "
-        "the best is told"
+        f"the best {LEADERS} are trained again with {FIRST_SEEDS} to {most} fresh seeds each, "
+        "until the best is told"
     )
     return {
         "search.confirm": "auto",
