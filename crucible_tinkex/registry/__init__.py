@@ -23,6 +23,7 @@ from crucible_tinkex.registry.records import (
     Origin,
     Spent,
     TrialRecord,
+    Used,
 )
 from crucible_tinkex.registry.registry import ControlPort, Registry, RegistryPort
 from crucible_tinkex.registry.state import SweepState
@@ -51,6 +52,7 @@ __all__ = [  # noqa: RUF022  (in groups)
     "Origin",
     "Spent",
     "TrialRecord",
+    "Used",
     # the whole
     "ControlPort",
     "Registry",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
@@ -56,6 +56,13 @@ class Spent:
 
     def __sub__(self, other: Spent) -> Spent:
         return Spent(**{name: value - vars(other)[name] for name, value in vars(self).items()})
+
+
+class Used(NamedTuple):
+    """What has been sent, or is about to be, by all of a sweep and by one of its trials."""
+
+    sweep: Spent
+    trial: Spent
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ class PreparedSweep:
         return self._planner(self.train_rows.epoch_rows)
 
     def _planner(self, rows: int) -> Planner:
-        return Planner(self.experiment, rows=rows, fingerprint=self.fingerprint)
+        price = checked_price(self.experiment)
+        return Planner(self.experiment, rows=rows, fingerprint=self.fingerprint, price=price)
 
     def policy(self) -> Policy:
         search = self.experiment.search

@@ -14,12 +14,13 @@ from sweep_states import Journal
 
 from crucible_tinkex.config import BudgetSection, parse_budget
 from crucible_tinkex.errors import ConfigError, SessionLostError
-from crucible_tinkex.registry import DONE, PAUSED, RUNNING, STOPPED, Spent
+from crucible_tinkex.registry import DONE, PAUSED, RUNNING, STOPPED, Spent, Used
 from crucible_tinkex.sweep.attesting import check_affordable
 from crucible_tinkex.sweep.deciding.budget import Budget
 from crucible_tinkex.sweep.deciding.prices import Price, checked_price, price_of
 from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.testing import FakeBackend
+from crucible_tinkex.training.allowance import Allowance
 
 PRICE = Price(2.0, 1.0, 4.0, "a test", date.today())
 ONE = {"space": {"lora.rank": [4]}, "reference": False}
@@ -154,9 +155,7 @@ def test_a_sweep_ends_within_what_was_in_flight_and_goes_on_when_extended(tmp_pa
     bench = Bench(tmp_path / "capped", budget={"steps": 30})
     state = bench.run()
     sent = bench.backend.calls.count("optim_step")
-    in_flight = 3 * (1 + bench.experiment.train.submit_ahead)
-    reaction = 3 * 5  # half a second of three sessions at a tenth of a second an operation
-    assert 30 <= sent <= 30 + in_flight + reaction
+    assert sent == 30, "the step that reaches the cap is the last"
     assert (exit_code(state), state.ended_by, state.spent.steps) == (3, "budget", sent)
     assert {t.state for t in state.open.values()} == {PAUSED}
     before = len(bench.backend.calls)
@@ -166,6 +165,51 @@ def test_a_sweep_ends_within_what_was_in_flight_and_goes_on_when_extended(tmp_pa
     state = bench.run(changed=["budget.steps"])
     assert numbers(state) == numbers(whole) and exit_code(state) == 0
     assert state.spent.steps == 48
+
+
+@pytest.mark.parametrize("concurrent", [1, 6])
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_tokens_pass_a_cap_by_one_step_and_what_was_in_flight(
+    tmp_path: Path, concurrent: int, ahead: int
+) -> None:
+    """The driver looks every half second; here a step takes a hundredth of one."""
+    cap, step, evaluation = 500, 4 * 6, 5 * 6
+    bench = Bench(
+        tmp_path,
+        backend=FakeBackend(delay_s=0.001),
+        budget={"tokens": cap},
+        train={"submit_ahead": ahead},
+        run={"max_concurrent": concurrent, "verify_resume": False},
+    )
+    state = bench.run()
+    assert (exit_code(state), state.ended_by) == (3, "budget")
+    assert cap <= state.spent.tokens < cap + step + concurrent * evaluation
+    trained = bench.backend.calls.count("forward_backward") * step
+    assert trained <= state.spent.train_tokens <= trained + concurrent * step, "never too few"
+
+
+def test_a_trial_ends_at_its_own_cap_exactly(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, backend=FakeBackend(delay_s=0.001), budget={"trial": {"steps": 5}})
+    state = bench.run()
+    trained = [t for t in state.trials.values() if not t.reference]
+    assert {(t.state, t.spent.steps, t.step) for t in trained} == {(STOPPED, 5, 5)}
+    assert bench.backend.calls.count("optim_step") == 5 * len(trained)
+
+
+def test_a_sweep_is_not_stopped_from_measuring_by_a_cap_on_steps() -> None:
+    allowance = Allowance(BudgetSection(steps=5, tokens=100, dollars=1.0), (1e4, 1e4, 1e4))
+    step = Spent(train_tokens=24, steps=1)
+
+    def used(**sums: int) -> Used:
+        return Used(Spent(**sums), Spent())
+
+    assert not allowance.refuses(step, used(train_tokens=24 * 5, steps=5)), "it reaches the cap"
+    assert allowance.refuses(step, used(train_tokens=24, steps=6))
+    assert not allowance.refuses(Spent(), used(steps=6)), "an evaluation is no step"
+    assert allowance.refuses(Spent(), used(prefill_tokens=100))
+    assert not allowance.refuses(Spent(), used(prefill_tokens=99))
+    dollars = Allowance(BudgetSection(dollars=0.9), (1e4, 1e4, 1e4))
+    assert dollars.refuses(Spent(), used(sample_tokens=90))
 
 
 def test_what_is_repeated_after_a_loss_counts(tmp_path: Path) -> None:

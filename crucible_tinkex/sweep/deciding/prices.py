@@ -29,6 +29,11 @@ class Price:
     storage: float | None = None
     """Dollars per GB of checkpoints and month; None: unknown."""
 
+    @property
+    def per_million(self) -> tuple[float, float, float]:
+        """For tokens of training, prefill and samples."""
+        return self.train, self.prefill, self.sample
+
     def of(self, spent: Spent) -> float:
         """Dollars."""
         return (
