@@ -18,6 +18,8 @@ def estimate_lines(found: Mapping[str, Any]) -> Iterator[str]:
     seconds, room, dollars = found["seconds"], found["checkpoint_bytes"], found["dollars"]
     yield _line("time", f"{_span(seconds, _time)}, {ground}" if seconds else none)
     yield _line("cost", _span(dollars, lambda d: f"${d:,.2f}") if dollars else "unknown price")
+    if prices := found["prices"]:
+        yield _line("", f"by prices of {prices}; verify before you rely on it")
     if room:
         yield _line("checkpoints", f"{_span(room, _bytes)}, all of them")
     if kept := found["kept_bytes"]:

@@ -61,6 +61,8 @@ class Estimate:
     """What `[checkpoints]` leaves when the sweep has ended; None where it deletes nothing."""
     storage_dollars: Range | None = None
     """A month of what is left."""
+    prices: str | None = None
+    """Date and source of the prices, where anything is charged."""
     proof_tokens: int = 0
     """Of `tokens`, those that prove what the service applies."""
 
@@ -111,6 +113,7 @@ def estimate(
         sweeps=len(paces),
         kept_bytes=kept,
         storage_dollars=_monthly(experiment, kept or room),
+        prices=_source(experiment),
         proof_tokens=proof.tokens,
     )
 
@@ -191,6 +194,13 @@ def _dollars(experiment: Experiment, training: Range, scored: Range, tokens: Ran
         for t, s, share in zip(training, scored, shares, strict=True)
     ]
     return Range(*costs).capped(experiment.budget.dollars)
+
+
+def _source(experiment: Experiment) -> str | None:
+    price = price_of(experiment)
+    if price is None or not any(price.per_million):
+        return None
+    return f"{price.dated}, {price.source}"
 
 
 def _monthly(experiment: Experiment, room: Range | None) -> Range | None:

@@ -292,6 +292,22 @@ def test_a_table_that_says_nothing_certain_is_refused(tmp_path: Path, text: str,
         checked_price(priced(tmp_path, text.replace("{date}", str(date.today()))))
 
 
+def test_our_table_is_of_hosted_tinker_alone_and_grows_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TINKER_BASE_URL", raising=False)
+    hosted = make_experiment(model={"base": "Qwen/Qwen3-8B"}, budget={"dollars": 5})
+    found = checked_price(hosted)
+    assert found and found.source.startswith("https://") and found.storage
+    assert min(found.per_million) > 0
+    assert price_of(hosted, today=found.dated + timedelta(days=400)) is None
+    elsewhere = {"base_url": "https://example.org"}
+    assert price_of(make_experiment(model={"base": "Qwen/Qwen3-8B"}, service=elsewhere)) is None
+    monkeypatch.setenv("TINKER_BASE_URL", "https://example.org")
+    assert price_of(hosted) is None
+    assert price_of(make_experiment(model={"base": "nano"})) is None
+
+
 def test_an_old_table_is_refused_and_so_is_an_unknown_price(tmp_path: Path) -> None:
     old = TABLE.format(date=date.today() - timedelta(days=400))
     with pytest.raises(ConfigError, match="more than a year old"):
@@ -301,5 +317,8 @@ def test_an_old_table_is_refused_and_so_is_an_unknown_price(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="cannot read"):
         checked_price(make_experiment(budget={"prices": str(tmp_path / "none.toml")}))
     assert checked_price(make_experiment()) is None
+    with pytest.raises(ConfigError, match="needs storage"):
+        text = TABLE.format(date=date.today()).replace("[models", 'storage = "a lot"\n[models')
+        checked_price(priced(tmp_path, text))
     embedded = make_experiment(service={"base_url": "embedded"}, budget={"dollars": 5})
     assert checked_price(embedded) is not None
