@@ -83,6 +83,7 @@ async def _asked(prepared: PreparedSweep, *, probe: bool) -> tuple[SweepData, At
         elsewhere = SweepPaths(Path(scratch))
         async with connected(prepared, data_dir=elsewhere.service) as connection:
             data: SweepData = connection.data
+            _coming_proof(prepared, data)
             return data, await proved(prepared.experiment, connection) if probe else None
 
 
@@ -127,12 +128,18 @@ def _estimate(prepared: PreparedSweep, data: SweepData) -> Estimate:
     )
     plans = [planner.plan(values, search.seeds[0]) for values in prepared.configurations]
     found = paces(prepared.paths.root.parent, prepared.experiment.model.base)
+    proof = _coming_proof(prepared, data)
+    return estimate(prepared.experiment, plans, trials=trials, rows=rows, paces=found, proof=proof)
+
+
+def _coming_proof(prepared: PreparedSweep, data: SweepData) -> Spent:
+    """What a run will spend to prove its service. Raises `ConfigError` where a cap is below it."""
     known, spent = {}, Spent()
     if existing := prepared.existing:
         known, spent = existing.attested.get("findings", {}), existing.spent
     proof = proof_of(prepared.experiment, data.train, known).spent
     check_affordable(prepared.experiment, proof, spent)
-    return estimate(prepared.experiment, plans, trials=trials, rows=rows, paces=found, proof=proof)
+    return proof
 
 
 def _examples(data: SweepData) -> list[dict[str, Any]]:
