@@ -15,6 +15,8 @@ def estimate_lines(found: Mapping[str, Any]) -> Iterator[str]:
     proof = found["proof_tokens"]
     of_proof = f", {_count(proof)} of them to prove what the service applies" if proof else ""
     yield _line("", f"{_span(found['tokens'], _count)} tokens{of_proof}")
+    if written := found["sample_tokens"][1]:
+        yield _line("", f"  of which sampled: at most {_count(written)}")
     seconds, room, dollars = found["seconds"], found["checkpoint_bytes"], found["dollars"]
     yield _line("time", f"{_span(seconds, _time)}, {ground}" if seconds else none)
     yield _line("cost", _span(dollars, lambda d: f"${d:,.2f}") if dollars else "unknown price")
