@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from crucible_tinkex.config.advice import advise
 from crucible_tinkex.config.budget import BudgetSection
+from crucible_tinkex.config.checkpoints import CheckpointsSection
 from crucible_tinkex.config.data import DataSection
 from crucible_tinkex.config.evaluation import EvaluationSection
 from crucible_tinkex.config.identity import amendments, contradictions, trial_settings
@@ -55,6 +56,7 @@ class Experiment(Section):
     quality: QualitySection = QualitySection()
     search: SearchSection = SearchSection()
     budget: BudgetSection = BudgetSection()
+    checkpoints: CheckpointsSection = CheckpointsSection()
     models: ModelsSection = ModelsSection()
     notify: NotifySection = NotifySection()
     run: RunSection = Field(default_factory=RunSection)

@@ -38,6 +38,7 @@ from crucible_tinkex.registry import (
 from crucible_tinkex.runtime.pool import SessionPool
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy, is_waiting
+from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.orders.control import LASTING, REFUSED, Command, Inbox
 from crucible_tinkex.sweep.orders.obeying import obey
 from crucible_tinkex.sweep.ports import Amend, TelemetryPort
@@ -77,6 +78,7 @@ class Controller:
         drain_s: float = DRAIN_S,
         inbox: Inbox | None = None,
         amend: Amend | None = None,
+        keeper: Keeper | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`retry`: failed trials to take up again. `amend`: what the sweep is with other settings;
@@ -94,6 +96,7 @@ class Controller:
         self._drain_s = drain_s
         self._inbox = inbox
         self._amend = amend
+        self._keeper = keeper
         self._clock = clock
         self._started = clock()
         self._happened = asyncio.Event()
@@ -148,11 +151,14 @@ class Controller:
             await self._decide(self._policy.resume(self._state, retry=self._retry))
             await self._obey_earlier()
             await self._loop()
+            if self._keeper and not self._stopped_by:
+                await self._keeper.finish(self._state, self._draining)
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
             await self._pool.close()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._keeper.close() if self._keeper else None
             await self._sync()
             with contextlib.suppress(CrucibleError):
                 await self._refresh()
@@ -162,6 +168,8 @@ class Controller:
             await self._obey()
             while decisions := self._decisions():
                 await self._decide(decisions)
+            if self._keeper:
+                await self._keeper.look(self._state)
             self._submit()
             if self._state.ended is not None and not self._state.active and not self._answering:
                 return

@@ -84,7 +84,16 @@ class Estimate:
     seconds: Range | None
     dollars: Range | None
     checkpoint_bytes: Range | None
+    """With everything kept."""
     sweeps: int
+    kept_bytes: Range | None = None
+    """What `[checkpoints]` leaves when the sweep has ended; None where it deletes nothing."""
+    storage_dollars: Range | None = None
+    """A month of what is left."""
+    prices: str | None = None
+    """Date and source of the prices, where anything is charged."""
+    proof_tokens: int = 0
+    """Of `tokens`, those that prove what the service applies."""
 
     def summary(self) -> dict[str, Any]:
         """JSON values: ranges as [low, high]. Keys are only ever added."""
@@ -98,9 +107,12 @@ def estimate(
     trials: int,
     rows: Rows,
     paces: Sequence[Pace],
+    proof: Spent | None = None,
 ) -> Estimate:
     """`plans`: those that are known, one seed of each; others are taken to be like them. `trials`:
-    of the search, without the base and the confirmation."""
+    of the search, without the base and the confirmation. `proof`: what it takes to prove what the
+    service applies."""
+    proof = proof or Spent()
     search, budget = experiment.search, experiment.budget
     trials = trials if budget.trials is None else min(trials, budget.trials)
     whole = round(fmean(plan.total_steps for plan in plans))
@@ -112,18 +124,25 @@ def estimate(
     if every := experiment.train.eval_every:
         evaluations = evaluations.plus(steps.times(1 / every))
     training = steps.times(step_tokens)
+    training = training.plus(Range(proof.train_tokens, proof.train_tokens))
     read, written = evaluations.product(rows.read), evaluations.product(rows.written)
+    read = read.plus(Range(proof.prefill_tokens, proof.prefill_tokens))
     tokens = training.plus(read).plus(written).capped(budget.tokens)
+    saving = confirmed.plus(Range(trials, trials))
+    room = _room(experiment, plans, saving, whole, paces)
+    kept = None if room is None else _kept(experiment, plans, saving, whole, paces, room)
     return Estimate(
         steps=Range(*map(round, steps)),
         tokens=Range(*map(round, tokens)),
         sample_tokens=Range(*map(round, written.capped(budget.tokens))),
         seconds=_seconds(tokens, paces, budget.hours),
         dollars=_dollars(experiment, training, read, written, tokens),
-        checkpoint_bytes=_room(
-            experiment, plans, confirmed.plus(Range(trials, trials)), whole, paces
-        ),
+        checkpoint_bytes=room,
         sweeps=len(paces),
+        kept_bytes=kept,
+        storage_dollars=_monthly(experiment, kept or room),
+        prices=_source(experiment),
+        proof_tokens=proof.tokens,
     )
 
 
@@ -203,6 +222,42 @@ def _dollars(
         share = capped / (t + r + w) if t + r + w else 1.0
         costs.append(price.of(Spent(round(t * share), round(r * share), round(w * share))))
     return Range(*costs).capped(experiment.budget.dollars)
+
+
+def _source(experiment: Experiment) -> str | None:
+    price = price_of(experiment)
+    if price is None or not any(price.per_million):
+        return None
+    return f"{price.dated}, {price.source}"
+
+
+def _monthly(experiment: Experiment, room: Range | None) -> Range | None:
+    price = price_of(experiment)
+    if price is None or price.storage is None or room is None:
+        return None
+    return room.times(price.storage / 1e9)
+
+
+def _kept(
+    experiment: Experiment,
+    plans: Sequence[TrialPlan],
+    trials: Range,
+    whole: int,
+    paces: Sequence[Pace],
+    room: Range,
+) -> Range | None:
+    """From the winner alone to all that the rules may keep, and the winner's two."""
+    rules, train = experiment.checkpoints, experiment.train
+    if not rules.prunes:
+        return None
+    kinds = 1 + train.sampler_checkpoint
+    every = whole // rules.keep_every if rules.keep_every else 0
+    each = min(rules.keep_last, whole) * kinds + every * kinds
+    most = rules.keep_best + trials.high * each + 2
+    sizes = [pace.checkpoint_bytes for pace in paces if pace.checkpoint_bytes]
+    rank = fmean(plan.experiment.lora.rank for plan in plans)
+    low = min(math.floor(rank * min(sizes)), room.low)
+    return Range(low, min(math.ceil(most * rank * max(sizes)), room.high))
 
 
 def _room(

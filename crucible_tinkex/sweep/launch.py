@@ -23,14 +23,16 @@ from typing import Any, Literal
 
 from crucible_tinkex.errors import ConfigError, CrucibleError, InterruptedSweepError, ServiceError
 from crucible_tinkex.events import EventWriter
-from crucible_tinkex.registry import LOST, Registry, SweepState
+from crucible_tinkex.registry import ATTESTED, LOST, Registry, SweepState
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.executor import RayExecutor
 from crucible_tinkex.runtime.pool import SessionPool
 from crucible_tinkex.storage import Lock, check_writable
-from crucible_tinkex.sweep.attesting import ATTESTED, attested
+from crucible_tinkex.sweep.attesting import attested
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
+from crucible_tinkex.sweep.keeping.keeper import Keeper
+from crucible_tinkex.sweep.keeping.store import ServiceCheckpoints, registered
 from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
 from crucible_tinkex.sweep.manifest import write_manifest
 from crucible_tinkex.sweep.notifying import ended, notify, trouble
@@ -121,7 +123,8 @@ class Launch:
         state = SweepState.read(self._prepared.paths)
         lost = any(t.state == LOST for t in state.trials.values())
         asked = any(c.kind in LASTING for c in Inbox(self._prepared.paths).waiting())
-        left = lost or asked or bool(self._retry)
+        undone = bool(state.buried) or not all(e.done for e in state.expiries.values())
+        left = lost or asked or undone or bool(self._retry)
         return SweepResult(state, exit_code(state)) if state.complete and not left else None
 
     def stop(self) -> None:
@@ -188,6 +191,7 @@ class Launch:
             retry=self._retry,
             inbox=Inbox(prepared.paths),
             amend=partial(self._amended, connection),
+            keeper=self._keeper(executor, connection),
         )
         self._stop = controller.request_drain
         work = controller.run(meta, changed)
@@ -195,11 +199,21 @@ class Launch:
             return await work
         return await runtime.unless_lost(work, drain=controller.request_drain)
 
+    def _keeper(self, executor: Executor, connection: Connection) -> Keeper:
+        storage = self._prepared.paths.root.parent
+        return Keeper(
+            executor.registry,
+            ServiceCheckpoints(connection.service),
+            partial(registered, storage),
+            run_id=self._run_id,
+        )
+
     async def _attest(
         self, meta: dict[str, Any], prepared: PreparedSweep, connection: Connection
     ) -> bool:
         """Have the service prove what it applies; whether `meta` has got something new."""
-        found = await attested(prepared.experiment, connection, self._attested)
+        spent = prepared.existing.spent if prepared.existing else None
+        found = await attested(prepared.experiment, connection, self._attested, spent)
         if found == self._attested:
             return False
         self._attested = meta[ATTESTED] = found

@@ -47,6 +47,12 @@ class Meter:
         )
 
 
+def cost_of(data: Sequence[Datum], *, custom: bool) -> Spent:
+    """Of a step on these rows, before it is sent; see `MeteredTraining`."""
+    tokens = _tokens(data)
+    return Spent(train_tokens=tokens, prefill_tokens=tokens if custom else 0, steps=1)
+
+
 def _tokens(data: Sequence[Datum]) -> int:
     return sum(len(chunk.tokens) for d in data for chunk in d.model_input.chunks)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from crucible_tinkex.cli.estimates import estimate_lines
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.datasets import TokenisedDataset
+from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.estimate import Estimate, Range, Rows, estimate
 from crucible_tinkex.sweep.experience import Pace
@@ -49,6 +51,7 @@ def estimated(
     *,
     paces: tuple[Pace, ...] = (),
     base_url: str = "embedded",
+    checkpoints: dict[str, Any] | None = None,
     evaluation: dict[str, Any] | None = None,
     held_out: TokenisedDataset | None = HELD_OUT,
     **budget: Any,
@@ -63,6 +66,7 @@ def estimated(
             "evaluation": {"generate": False, **(evaluation or {})},
             "search": search or {},
             "budget": budget,
+            "checkpoints": checkpoints or {},
         }
     )
     planner = Planner(experiment, rows=100, fingerprint="f")
@@ -150,6 +154,40 @@ def test_time_and_room_come_from_finished_sweeps_only() -> None:
     known = estimated(paces=(Pace(100.0, 1000.0), Pace(200.0, None)))
     assert known.seconds == Range(round(37_400 / 200, 1), 37_400 / 100)
     assert known.checkpoint_bytes == Range(9 * 8 * 1000, 9 * 8 * 1000 * 3)
+
+
+def test_retention_is_counted_beside_what_all_would_take() -> None:
+    pace = (Pace(100.0, 1000.0),)
+    whole = estimated(paces=pace)
+    assert whole.kept_bytes is None
+    one = 8 * 1000
+    found = estimated(paces=pace, checkpoints={"keep_best": 3})
+    assert found.checkpoint_bytes == whole.checkpoint_bytes
+    assert found.kept_bytes == Range(one, (3 + 2) * one)
+    last = estimated(paces=pace, checkpoints={"keep_last": 1})
+    assert last.kept_bytes == Range(one, (9 * 2 + 2) * one)
+    assert whole.checkpoint_bytes is not None
+    every = estimated(paces=pace, checkpoints={"keep_every": 1})
+    assert every.kept_bytes == Range(one, whole.checkpoint_bytes.high), "never more than all"
+    assert estimated(checkpoints={"keep_best": 3}).kept_bytes is None, "no ground for a size"
+    text = "\n".join(estimate_lines(found.summary()))
+    assert "all of them" in text and "left at the end" in text
+
+
+def test_storage_costs_what_the_table_says(tmp_path: Path) -> None:
+    table = tmp_path / "prices.toml"
+    rows = '[models."nano"]\ntrain = 1\nprefill = 1\nsample = 1\n'
+    head = f'date = {date.today()}\nsource = "x"\n'
+    pace = (Pace(100.0, 1e9 / 8),)
+    table.write_text(head + "storage = 0.5\n" + rows)
+    found = estimated(paces=pace, checkpoints={"keep_best": 1}, prices=str(table))
+    assert found.storage_dollars == Range(0.5, 1.5)
+    assert any("a month" in line for line in estimate_lines(found.summary()))
+    table.write_text(head + rows)
+    assert estimated(paces=pace, prices=str(table)).storage_dollars is None
+    table.write_text(head + "storage = -1\n" + rows)
+    with pytest.raises(ConfigError, match="storage"):
+        estimated(paces=pace, prices=str(table))
 
 
 def test_a_price_is_known_or_said_to_be_unknown() -> None:

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import in_process
 import pytest
+from nano_sweep import make_experiment
 
 import crucible_tinkex as ct
 from crucible_tinkex.errors import ConfigError, StorageError, SweepBusyError
 from crucible_tinkex.protocol.wire import LoraConfig
 from crucible_tinkex.registry.upkeep import Upkeep
 from crucible_tinkex.storage import Lock
+from crucible_tinkex.sweep.keeping.retention import Retention
+from crucible_tinkex.sweep.results.kept import checkpoint_line
 from crucible_tinkex.sweep.results.summary import read_state
 from crucible_tinkex.testing import FakeBackend, FakeService
 from crucible_tinkex.weights.copies import Copies
-from crucible_tinkex.weights.retention import Retention
 
 
 @pytest.fixture
@@ -73,6 +75,27 @@ def test_pruning_deletes_on_the_service_and_keeps_what_must_stay(mine: ct.Sweep)
     assert [v.wrong for v in manager.verify()] == [None] * len(left)
     best = mine.best()
     assert best is not None and best.export(mine.paths.root / "still").files
+
+
+def test_a_sweep_keeps_what_its_file_says(tmp_path: Path) -> None:
+    rules = {"keep_best": 1, "ttl_days": 2.0}
+    models = {"auto_register": "kept"}
+    done = ct.run(make_experiment(tmp_path / "kept", checkpoints=rules, models=models))
+    left = [c.path for c in done.checkpoints.list_checkpoints()]
+    assert on_disk(done) == names(left) and 1 <= len(left) < 8
+    state = read_state(done.paths)
+    assert state.deleted == 8 - len(left) and not state.buried
+    assert checkpoint_line(state) == f"checkpoints: {len(left)} kept, {state.deleted} deleted"
+    assert [v.wrong for v in done.checkpoints.verify()] == [None] * len(left)
+    best = done.best()
+    assert best is not None and best.export(tmp_path / "adapter").files
+    registered = ct.ModelRegistry.open(done.paths.root.parent).get_model("kept")
+    assert registered.checkpoint_path in left
+    # Asked for no more than that, the sweep that has ended expires the rest on the service.
+    ct.run(make_experiment(tmp_path / "kept", checkpoints={"keep_last": 2, "ttl_days": 2.0}))
+    expiring = [v for v in done.checkpoints.verify() if v.expires]
+    assert not any(v.wrong for v in expiring)
+    assert len(expiring) == sum(e.at is not None for e in read_state(done.paths).expiries.values())
 
 
 def test_a_prune_that_broke_off_is_finished_by_the_next(mine: ct.Sweep) -> None:

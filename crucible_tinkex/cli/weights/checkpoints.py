@@ -14,8 +14,8 @@ from crucible_tinkex.cli.weights.numbers import number_text
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from crucible_tinkex.sweep.keeping.retention import Checkpoint
     from crucible_tinkex.weights.checkpoints import CheckpointManager, Verified
-    from crucible_tinkex.weights.retention import Checkpoint
 
 checkpoints_app = typer.Typer(
     name="checkpoints", help="Checkpoints of a sweep: list, keep, delete.", no_args_is_help=True
@@ -76,7 +76,7 @@ def prune(
 
     What is pinned, registered as a model, or needed to resume or rank a trial is never deleted.
     """
-    from crucible_tinkex.weights.retention import Retention
+    from crucible_tinkex.sweep.keeping.retention import Retention
 
     rules = Retention(best=keep_best, last=keep_last, every=keep_every)
     done = _open(sweep, storage).prune_checkpoints(
