@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -37,7 +38,7 @@ class Configuration:
     reason: str = ""
     """Why it was stopped or failed, in words."""
 
-    @property
+    @cached_property
     def measured(self) -> dict[int, float]:
         return {seed: v for seed, v in sorted(self.values.items()) if math.isfinite(v)}
 

@@ -43,7 +43,8 @@ function scale(values) {
   const inner = log ? Math.exp((Math.log(low) + Math.log(high)) / 2) : (low + high) / 2;
   const apart = distinct.every((v, i) => !i || at(v) - at(distinct[i - 1]) > .08);
   const ticks = distinct.length <= 6 && apart ? distinct : [low, inner, high];
-  return { at, ticks: ticks.map(t => [number(t, 3), at(t)]) };
+  const digits = [3, 4, 5].find(d => new Set(ticks.map(t => number(t, d))).size === ticks.length) || 6;
+  return { at, ticks: ticks.map(t => [number(t, digits), at(t)]) };
 }
 
 // One configuration's mean and seeds, on an axis that all rows share. With a leader: its line, and how far from it the row may be; else the interval of its mean.
