@@ -55,6 +55,7 @@ class SweepState:
     runs: list[str] = field(default_factory=list)
     """Ids of all runs; the newest one's epoch is their number."""
     amendments: list[Record] = field(default_factory=list)
+    """With `trials`: how many there were before."""
     ended: str | None = None
     """The reason of the policy's decision to end; None while trials are still asked for."""
     ended_by: str = ""
@@ -160,7 +161,7 @@ class SweepState:
     def _amended(self, record: Record) -> None:
         self.meta = {**self.meta, **record["meta"]}
         self._prove()
-        self.amendments.append(record)
+        self.amendments.append({**record, "trials": len(self.trials)})
         self.ended, self.ended_by = None, ""
 
     def _prove(self) -> None:
