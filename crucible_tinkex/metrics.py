@@ -125,6 +125,12 @@ _METRICS = (
         objective=True,
         indifference=0.005,
     ),
+    Metric(
+        "train/loss",
+        "per loss weight",
+        "min",
+        "what is minimised, where that is not train/nll: a loss of your own, or weighed tokens",
+    ),
     Metric("optim/lr", "per step", None, "learning rate of the step, after schedule and warm-up"),
     Metric("optim/grad_norm", "of summed losses", None, "global norm of the gradient before it"),
     Metric("perf/step_s", "s", "min", "wall time of one training step, waits included"),
@@ -132,6 +138,8 @@ _METRICS = (
     Metric("perf/eval_s", "s", "min", "wall time of one evaluation"),
 )
 
+LOSS_PART = "train/loss/"
+"""Before the names of a loss's parts: `train/loss/NAME`, per loss weight."""
 FAMILIES: Mapping[str, tuple[str, str]] = {
     "eval/pass@K": (
         r"eval/pass@[1-9]\d*",
@@ -158,6 +166,8 @@ def known(name: str) -> Metric | None:
     """The catalogue's entry, or that of a family; None where neither knows the name."""
     if name in CATALOGUE:
         return CATALOGUE[name]
+    if name.startswith(LOSS_PART):
+        return Metric(name, "per loss weight", "min", "a part of train/loss")
     for pattern, about in FAMILIES.values():
         if re.fullmatch(pattern, name):
             unit = "score" if name.startswith(SCORE) else "share"

@@ -14,7 +14,7 @@ MAX_LINES = 400
 
 # Imports go down only: a module may import from its own layer and from the layers above this line.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "names", "version", "events", "metrics", "storage"),
+    ("errors", "names", "version", "events", "metrics", "user_code", "storage"),
     ("protocol",),
     ("config", "datasets", "scoring"),
     ("client", "telemetry", "registry", "search", "bench"),

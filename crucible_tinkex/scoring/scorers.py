@@ -9,12 +9,9 @@ that of the first sample.
 from __future__ import annotations
 
 import math
-import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from statistics import fmean
 from typing import Any, TypeAlias
 
@@ -23,7 +20,10 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.scoring.answers import exact_match, json_problem, matches, matches_schema
 from crucible_tinkex.scoring.classes import classification
 from crucible_tinkex.scoring.samples import majority, pass_at_k
+from crucible_tinkex.user_code import load
 
+FUNCTION = "evaluation function"
+"""What messages call one."""
 SHOWN_CLASSES = 20
 """More classes than this have no metrics of their own."""
 
@@ -141,21 +141,10 @@ def _scorer(table: ScoreTable) -> Scorer:
 
 
 def load_function(name: str) -> Callable[..., Any]:
-    """The function at `module:function`, which may lie in the current folder. Raises `ConfigError`
-    that names what is missing."""
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"evaluation function {name!r}: {error}; is it on the Python path?"
-        ) from error
-    except AttributeError:
-        raise ConfigError(f"evaluation function {name!r}: {module} has no {attribute}") from None
+    """The function at `module:function`. Raises `ConfigError` that names what is missing."""
+    found = load(name, what=FUNCTION)
     if not callable(found):
-        raise ConfigError(f"evaluation function {name!r} cannot be called")
+        raise ConfigError(f"{FUNCTION} {name!r} cannot be called")
     made: Callable[..., Any] = found
     return made
 
@@ -164,7 +153,7 @@ def _guarded(name: str, function: Callable[..., Any]) -> Scorer:
     """A stranger's function: what it raises becomes one error that names it and the row."""
 
     def score(text: str, question: Question) -> float:
-        where = f"evaluation function {name!r}, row {question.example_id}"
+        where = f"{FUNCTION} {name!r}, row {question.example_id}"
         try:
             value = float(function(text, question))
         except Exception as error:

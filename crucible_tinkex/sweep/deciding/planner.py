@@ -12,16 +12,26 @@ from typing import Any
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.names import run_dir_name
 from crucible_tinkex.registry import SEARCH, Origin, TrialRecord
+from crucible_tinkex.training.losses.registry import learning_functions
 from crucible_tinkex.training.plan import TrialPlan, trial_identity
 
 
 class Planner:
-    """Plans the trials of `experiment` over `rows` training rows."""
+    """Plans the trials of `experiment` over `rows` training rows. `code`: the user's functions that
+    any of them names, with the hashes of their source."""
 
-    def __init__(self, experiment: Experiment, *, rows: int, fingerprint: str) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        *,
+        rows: int,
+        fingerprint: str,
+        code: Mapping[str, str] | None = None,
+    ) -> None:
         self.experiment = experiment
         self._rows = rows
         self._fingerprint = fingerprint
+        self.code = code or {}
         self._plans: dict[str, TrialPlan] = {}
 
     @property
@@ -47,6 +57,8 @@ class Planner:
         """One configuration with one seed. `reference`: the untrained base model."""
         configured = self.experiment.configured(values)
         steps = 0 if reference else configured.train.steps(self._rows)
+        learnt_by = () if reference else learning_functions(configured.train)
+        code = {name: self.code[name] for name in learnt_by if name in self.code}
         return TrialPlan(
             trial_id=trial_identity(
                 configured,
@@ -55,6 +67,7 @@ class Planner:
                 total_steps=steps,
                 reference=reference,
                 origin=origin,
+                code=code,
             ),
             index=index,
             run_name=run_dir_name(index, values, seed),
@@ -65,6 +78,7 @@ class Planner:
             reference=reference,
             phase=phase,
             origin=origin,
+            code=code,
         )
 
     def of(self, trial: TrialRecord) -> TrialPlan:

@@ -1,0 +1,78 @@
+"""What the trials of an experiment learn by, checked before anything is spent.
+
+Every loss and token-weight scheme that a trial may have is loaded, so that a name that is wrong is
+refused; a custom loss is called on the first rows, a scheme on all of them. The source of the
+user's functions is a part of what a sweep answers: one that has changed is another function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from crucible_tinkex.config import Experiment, TrainSection
+from crucible_tinkex.config.axes import NUMBERS
+from crucible_tinkex.datasets import TokenisedDataset
+from crucible_tinkex.scoring.scorers import FUNCTION
+from crucible_tinkex.search.space import Values
+from crucible_tinkex.training.losses.objective import Objective, try_on
+from crucible_tinkex.training.losses.registry import learning_functions
+from crucible_tinkex.user_code import code_hash
+
+TRIED_ROWS = 20_000
+"""Rows on which each scheme is tried; those behind them are weighed when their step comes."""
+_LOSS, _SCHEME = "train.loss", "train.token_weights"
+
+
+class Objectives:
+    """Of an experiment, whose known `configurations` are these. Raises `ConfigError`."""
+
+    def __init__(self, experiment: Experiment, configurations: Sequence[Values]) -> None:
+        self._variants = list(_variants(experiment, configurations))
+        self._made = [Objective.of(variant) for variant in self._variants]
+        learnt_by = [name for v in self._variants for name in learning_functions(v)]
+        scored_by = [t.function for t in experiment.evaluation.scores if t.function is not None]
+        whats = {**dict.fromkeys(scored_by, FUNCTION), **dict.fromkeys(learnt_by, "function")}
+        self.code: Mapping[str, str] = {n: code_hash(n, what=what) for n, what in whats.items()}
+        """The user's functions, with the hashes of their source."""
+
+    @property
+    def weighs(self) -> bool:
+        """Whether any trial weighs tokens, so that the texts of rows must be kept."""
+        return any(made.scheme is not None for made in self._made)
+
+    def try_on(self, data: TokenisedDataset) -> None:
+        """Raises `ConfigError` for what fails on the rows, naming the function and the row."""
+        for made in self._made:
+            rows = TRIED_ROWS if made.scheme is not None else 2
+            datums = (made.datum(data, i) for i in range(min(rows, len(data))))
+            first = [next(datums) for _ in range(min(2, len(data)))]
+            try_on(made, first)
+            for _ in datums:
+                pass
+
+
+def changed_code(now: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
+    """Functions whose source is another than that of the sweep until now."""
+    return [name for name, source in now.items() if before.get(name, source) != source]
+
+
+def _variants(
+    experiment: Experiment, configurations: Iterable[Mapping[str, Any]]
+) -> Iterator[TrainSection]:
+    """`[train]` of every kind of trial, each once, as far as learning goes."""
+    space = experiment.search.space
+    axes = {key: space[key] for key in (_LOSS, _SCHEME) if isinstance(space.get(key), tuple)}
+    points = [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
+    found: dict[object, TrainSection] = {}
+    for values in (*configurations, *experiment.search.enqueue, *(p for p in points if p)):
+        own = {k: v for k, v in values.items() if k in axes or _is_learning(k)}
+        train = experiment.configured(own).train
+        numbers = tuple(sorted(train.weight_config.items()))
+        found.setdefault((train.loss, train.token_weights, numbers), train)
+    yield from found.values()
+
+
+def _is_learning(key: str) -> bool:
+    return key in (_LOSS, _SCHEME) or key.startswith(f"{NUMBERS}.")
