@@ -148,11 +148,10 @@ def try_on(objective: Objective, rows: Sequence[Datum]) -> None:
     logprobs = [np.full(length, -1.0, np.float32) for length in targets]
     try:
         loss, _, _ = evaluate(objective.loss.custom(rows), logprobs)
-    except Exception as error:
+    except (ConfigError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"train.loss: {objective.loss.name!r} failed on the first rows: "
-            f"{type(error).__name__}: {error}; it takes the rows and gives a function that takes "
-            "their logprobs and gives (loss, gradients, metrics) (docs/losses.md)"
+            f"train.loss: on the first rows {error}; a loss takes the rows and gives a function "
+            "that takes their logprobs and gives (loss, gradients, metrics) (docs/losses.md)"
         ) from error
     if not np.isfinite(loss):
         raise ConfigError(f"train.loss: {objective.loss.name!r} gave {loss} on the first rows")

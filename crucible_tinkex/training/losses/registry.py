@@ -18,6 +18,7 @@ from typing import Any
 from crucible_tinkex.config import TrainSection
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.training.losses.custom import composite, focal, nll
+from crucible_tinkex.training.losses.custom import guarded as guarded_loss
 from crucible_tinkex.training.losses.schemes import SCHEMES, WeightScheme, guarded
 from crucible_tinkex.training.recipes.recipe import CustomLossMaker
 from crucible_tinkex.user_code import load
@@ -86,7 +87,7 @@ class LossRegistry:
         if "+" in name or "*" in name:
             return Loss(name, custom=self.composite(_terms(name)))
         if ":" in name:
-            return Loss(name, custom=_callable(name, LOSS))
+            return Loss(name, custom=guarded_loss(name, _callable(name, LOSS)))
         if name in _REFUSED and name not in self.names():
             raise ConfigError(_REFUSED[name])
         if name in SERVICE_LOSSES:
