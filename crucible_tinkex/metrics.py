@@ -138,8 +138,11 @@ _METRICS = (
     Metric("perf/eval_s", "s", "min", "wall time of one evaluation"),
 )
 
-LOSS_PART = "train/loss/"
-"""Before the names of a loss's parts: `train/loss/NAME`, per loss weight."""
+STEP_FAMILIES = {
+    "train/loss/": ("per loss weight", "a part of train/loss"),
+    "train/adapter/": ("its own", "what calculate_metrics of an adapter says of a step"),
+}
+"""Metrics of steps that a loss or an adapter names; neither ranks."""
 FAMILIES: Mapping[str, tuple[str, str]] = {
     "eval/pass@K": (
         r"eval/pass@[1-9]\d*",
@@ -166,8 +169,9 @@ def known(name: str) -> Metric | None:
     """The catalogue's entry, or that of a family; None where neither knows the name."""
     if name in CATALOGUE:
         return CATALOGUE[name]
-    if name.startswith(LOSS_PART):
-        return Metric(name, "per loss weight", "min", "a part of train/loss")
+    for start, (unit, what) in STEP_FAMILIES.items():
+        if name.startswith(start):
+            return Metric(name, unit, "min" if start == "train/loss/" else None, what)
     for pattern, about in FAMILIES.values():
         if re.fullmatch(pattern, name):
             unit = "score" if name.startswith(SCORE) else "share"

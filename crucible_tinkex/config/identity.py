@@ -28,7 +28,7 @@ ONLY_ASKED = (
     "sampler_checkpoint",
 )
 """Of `train`: how far and how often, not what is computed at a step."""
-_NEWER = ("token_weights", "weight_config")
+_NEWER = ("adapter", "token_weights", "weight_config")
 _CONTRADICTING = (
     "model.base",
     "service.base_url",

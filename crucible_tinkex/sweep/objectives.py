@@ -1,8 +1,8 @@
 """What the trials of an experiment learn by, checked before anything is spent.
 
-Every loss and token-weight scheme that a trial may have is loaded, so that a name that is wrong is
-refused; a custom loss is called on the first rows, a scheme on all of them. The source of the
-user's functions is a part of what a sweep answers: one that has changed is another function.
+Every loss, token-weight scheme and adapter that a trial may have is loaded, so that a name that is
+wrong is refused; a custom loss is called on the first rows, a scheme and an adapter on all of them.
+The source of the user's code is a part of what a sweep answers: one that has changed is another.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from crucible_tinkex.config import Experiment, TrainSection
 from crucible_tinkex.config.axes import NUMBERS
-from crucible_tinkex.datasets import TokenisedDataset
+from crucible_tinkex.datasets import TokenisedDataset, Tokenizer
 from crucible_tinkex.scoring.scorers import FUNCTION
 from crucible_tinkex.search.space import Values
 from crucible_tinkex.training.losses.objective import Objective, try_on
@@ -22,7 +22,8 @@ from crucible_tinkex.user_code import code_hash
 
 TRIED_ROWS = 20_000
 """Rows on which each scheme is tried; those behind them are weighed when their step comes."""
-_LOSS, _SCHEME = "train.loss", "train.token_weights"
+_AT_ONCE = 256
+_NAMED = ("train.loss", "train.token_weights", "train.adapter")
 
 
 class Objectives:
@@ -31,6 +32,9 @@ class Objectives:
     def __init__(self, experiment: Experiment, configurations: Sequence[Values]) -> None:
         self._variants = list(_variants(experiment, configurations))
         self._made = [Objective.of(variant) for variant in self._variants]
+        self._adapters = [v for v in self._variants if v.adapter is not None]
+        for variant in self._adapters:
+            adapted().adapter_of(variant)
         learnt_by = [name for v in self._variants for name in learning_functions(v)]
         scored_by = [t.function for t in experiment.evaluation.scores if t.function is not None]
         whats = {**dict.fromkeys(scored_by, FUNCTION), **dict.fromkeys(learnt_by, "function")}
@@ -38,11 +42,11 @@ class Objectives:
         """The user's functions, with the hashes of their source."""
 
     @property
-    def weighs(self) -> bool:
-        """Whether any trial weighs tokens, so that the texts of rows must be kept."""
-        return any(made.scheme is not None for made in self._made)
+    def reads_text(self) -> bool:
+        """Whether any trial weighs tokens or has an adapter, so that the texts must be kept."""
+        return bool(self._adapters) or any(made.scheme is not None for made in self._made)
 
-    def try_on(self, data: TokenisedDataset) -> None:
+    def try_on(self, data: TokenisedDataset, tokenizer: Tokenizer) -> None:
         """Raises `ConfigError` for what fails on the rows, naming the function and the row."""
         for made in self._made:
             rows = TRIED_ROWS if made.scheme is not None else 2
@@ -51,6 +55,18 @@ class Objectives:
             try_on(made, first)
             for _ in datums:
                 pass
+        for variant in self._adapters:
+            formatter = adapted().Formatter(variant, tokenizer)
+            rows = min(TRIED_ROWS, len(data))
+            for start in range(0, rows, _AT_ONCE):
+                formatter.datums(data, range(start, min(start + _AT_ONCE, rows)))
+
+
+def adapted() -> Any:
+    """Imported where there is an adapter: it brings the adapter's sessions along."""
+    from crucible_tinkex.training.recipes import adapted as module
+
+    return module
 
 
 def changed_code(now: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
@@ -63,16 +79,16 @@ def _variants(
 ) -> Iterator[TrainSection]:
     """`[train]` of every kind of trial, each once, as far as learning goes."""
     space = experiment.search.space
-    axes = {key: space[key] for key in (_LOSS, _SCHEME) if isinstance(space.get(key), tuple)}
+    axes = {key: space[key] for key in _NAMED if isinstance(space.get(key), tuple)}
     points = [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
     found: dict[object, TrainSection] = {}
     for values in (*configurations, *experiment.search.enqueue, *(p for p in points if p)):
         own = {k: v for k, v in values.items() if k in axes or _is_learning(k)}
         train = experiment.configured(own).train
         numbers = tuple(sorted(train.weight_config.items()))
-        found.setdefault((train.loss, train.token_weights, numbers), train)
+        found.setdefault((train.loss, train.token_weights, train.adapter, numbers), train)
     yield from found.values()
 
 
 def _is_learning(key: str) -> bool:
-    return key in (_LOSS, _SCHEME) or key.startswith(f"{NUMBERS}.")
+    return key in _NAMED or key.startswith(f"{NUMBERS}.")

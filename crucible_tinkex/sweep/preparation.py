@@ -110,8 +110,8 @@ class PreparedSweep:
 
     def tokenised(self, tokenizer: Tokenizer, name: str) -> SweepData:
         """The rows as tokens. Raises `DataError` for a row that does not fit."""
-        train = self._tokenised(self.train_rows, tokenizer, keep_text=self.objectives.weighs)
-        self.objectives.try_on(train)
+        train = self._tokenised(self.train_rows, tokenizer, keep_text=self.objectives.reads_text)
+        self.objectives.try_on(train, tokenizer)
         held_out = None if self.eval_rows is None else self._tokenised(self.eval_rows, tokenizer)
         check_answerable(self.experiment.evaluation, held_out)
         # Only now it is known how many rows an epoch has, if those that are too long are left out.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from local_sweeps import Bench
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.datasets import Tokenizer, load_tokenizer
 from crucible_tinkex.errors import ConfigError, SweepExistsError, TrialFailedError
+from crucible_tinkex.protocol.wire import ForwardBackwardOutput, TensorData
 from crucible_tinkex.registry import FAILED
 from crucible_tinkex.sweep.manifest import write_manifest
 from crucible_tinkex.sweep.preparation import PreparedSweep, prepare
+from crucible_tinkex.training.host import recipe_of
 from crucible_tinkex.training.losses.objective import Objective
 from crucible_tinkex.training.recipes.sft import SupervisedRecipe
 
@@ -188,3 +191,95 @@ def test_a_loss_that_fails_while_it_trains_fails_its_own_trials_only(
     failed = states["so_losses:breaks"]
     assert failed.state == FAILED
     assert failed.error and "loss 'so_losses:breaks': RuntimeError: no loss today" in failed.error
+
+
+# --- adapters -------------------------------------------------------------------------------------
+
+ADAPTERS = """
+from crucible_tinkex.training.adapter.tinkex import TinkexCallbacks
+
+class Shouting(TinkexCallbacks):
+    def format_training_data(self, batch, **options):
+        rows = [{**row, "completion": row["completion"].upper()} for row in batch]
+        return super().format_training_data(rows, **options)
+
+    def calculate_metrics(self, results):
+        (step,) = results
+        return {"twice": 2 * step["loss"], "words": "no number", "flag": True}
+
+class Short(TinkexCallbacks):
+    def format_training_data(self, batch, **options):
+        return super().format_training_data(batch[:-1], **options)
+
+class Broken(TinkexCallbacks):
+    def format_training_data(self, batch, **options):
+        raise OSError("no rows today")
+
+class Half:
+    def generate_id(self):
+        return "x"
+"""
+
+
+@pytest.fixture
+def adapters(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    monkeypatch.delitem(sys.modules, "so_adapters", raising=False)
+    (tmp_path / "so_adapters.py").write_text(ADAPTERS)
+    return make
+
+
+async def test_an_adapter_makes_the_rows_and_measures_the_steps(
+    adapters: Make, tokenizer: Tokenizer
+) -> None:
+    train = {"adapter": "so_adapters:Shouting", "batch_size": 2, "token_weights": "so_losses:first"}
+    prepared = prepare(adapters(train=train))
+    data = replace(prepared.tokenised(tokenizer, "t"), tokenizer=tokenizer.name)
+    plan = prepared.planner.plan({}, 0)
+    assert set(plan.code) == {"so_losses:first", "so_adapters:Shouting"}
+    recipe = recipe_of(plan, data)
+    service: Any = None
+    update = await recipe.update(1, service)
+    tokens = update.batch[0].loss_fn_inputs["target_tokens"].data
+    assert tokens[-3:] == [*tokenizer.encode("XY"), tokenizer.eos_id]
+    assert update.batch[0].loss_fn_inputs["weights"].data[-3:] == [2, 1, 1]
+    logprobs = [[-1.0] * len(d.loss_fn_inputs["weights"].data) for d in update.batch]
+    rows = [{"logprobs": TensorData(data=p, dtype="float32", shape=[len(p)])} for p in logprobs]
+    found = recipe.measure(update, ForwardBackwardOutput(loss_fn_outputs=rows))
+    assert found == {"train/nll": 1.0, "train/loss": 1.0, "train/adapter/twice": 2.0}
+
+
+def test_the_source_of_an_adapter_is_a_part_of_its_trials(adapters: Make, tmp_path: Path) -> None:
+    experiment = adapters({"train.adapter": ["so_adapters:Shouting", "so_adapters:Short"]})
+    before = trials(prepare(experiment))
+    (tmp_path / "so_adapters.py").write_text(ADAPTERS + "# edited\n")
+    assert not before.keys() & trials(prepare(experiment)).keys()
+    assert not before.keys() & trials(prepare(adapters())).keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("so_adapters", "train.adapter: adapter 'so_adapters' must be written module:Class"),
+        ("so_adapters:Gone", "so_adapters has no Gone"),
+        ("so_adapters:Half", "train.adapter: .* lacks the callbacks create_experiment"),
+        ("so_adapters:Short", "format_training_data gave 11 datums for 12 rows"),
+        (
+            "so_adapters:Broken",
+            "'so_adapters:Broken': format_training_data: OSError: no rows",
+        ),
+    ],
+)
+def test_an_adapter_that_cannot_be_is_refused_before_anything_is_spent(
+    adapters: Make, tokenizer: Tokenizer, name: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepare(adapters(train={"adapter": name})).tokenised(tokenizer, tokenizer.name)
+
+
+def test_an_adapter_needs_a_tokenizer_where_trials_run(
+    adapters: Make, tokenizer: Tokenizer
+) -> None:
+    prepared = prepare(adapters(train={"adapter": "so_adapters:Shouting"}))
+    data = replace(prepared.tokenised(tokenizer, "t"), tokenizer="/no/such/folder")
+    with pytest.raises(ConfigError, match=r"train\.adapter needs the tokenizer '/no/such/folder'"):
+        recipe_of(prepared.planner.plan({}, 0), data)

@@ -22,6 +22,10 @@ from crucible_tinkex.training.losses.schemes import WeightScheme, factors
 from crucible_tinkex.training.recipes.datums import datum, total_weight, with_weights
 from crucible_tinkex.training.recipes.recipe import Update
 
+NO_TEXTS = (
+    "this run has not kept the texts of the rows, because nothing in it read them; stop the sweep "
+    "and resume it"
+)
 _OF_THE_LOSS_ITSELF = ("loss", "surrogate_loss")
 
 
@@ -72,10 +76,7 @@ class Objective:
         if self.scheme is None:
             return plain
         if not len(data.about_offsets):
-            raise ConfigError(
-                "train.token_weights: this run has not kept the texts of the rows, because nothing "
-                "in it weighed tokens; stop the sweep and resume it"
-            )
+            raise ConfigError(f"train.token_weights: {NO_TEXTS}")
         where = f"training row {data.example_id(row)}"
         return weighed(plain, data.text(row), self.scheme, self.numbers or {}, where=where)
 

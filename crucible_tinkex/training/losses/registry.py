@@ -50,8 +50,8 @@ class Loss:
 
 
 def learning_functions(train: TrainSection) -> list[str]:
-    """The user's functions (`module:function`) that a trial learns by."""
-    named = f"{train.loss} {train.token_weights or ''}"
+    """The user's functions and adapters (`module:name`) that a trial learns by."""
+    named = f"{train.loss} {train.token_weights or ''} {train.adapter or ''}"
     return list(dict.fromkeys(re.findall(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", named)))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from crucible_tinkex.client.interface import TrainingClient
 from crucible_tinkex.client.model.loss import cross_entropy
 from crucible_tinkex.datasets import epoch_of
-from crucible_tinkex.protocol.wire import AdamParams, ForwardBackwardOutput
+from crucible_tinkex.protocol.wire import AdamParams, Datum, ForwardBackwardOutput
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.losses.objective import Objective, measured
 from crucible_tinkex.training.plan import TrialPlan
@@ -35,7 +35,7 @@ class SupervisedRecipe:
     async def update(self, step: int, client: TrainingClient) -> Update:
         train = self._plan.experiment.train
         rows = self._data.train.batch(seed=self._plan.seed, step=step, batch_size=train.step_rows)
-        batch = [self._objective.datum(self._data.train, i) for i in rows]
+        batch = self._datums(rows)
         return Update(
             batch,
             self._adam(step),
@@ -44,6 +44,9 @@ class SupervisedRecipe:
             accumulate=train.accumulate,
             custom=self._objective.loss.custom,
         )
+
+    def _datums(self, rows: Sequence[int]) -> list[Datum]:
+        return [self._objective.datum(self._data.train, i) for i in rows]
 
     def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
         return measured(update, output, is_plain=self._objective.is_plain)
