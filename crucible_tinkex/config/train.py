@@ -69,8 +69,8 @@ class TrainSection(Section):
     weight_config: dict[str, float] = Field(default_factory=dict)
     """Numbers of the scheme, such as `{ citation_validity_weight = 5 }`; each may vary."""
     adapter: str | None = None
-    """`module:Class` of a `LoraAdapter` of your own, whose `format_training_data` makes the rows that
-    are learnt (docs/losses.md)."""
+    """`module:Class` of a `LoraAdapter` of your own, whose `format_training_data` makes what is
+    learnt of the rows (docs/losses.md)."""
     checkpoint_every: int = Field(default=50, ge=0)
     """Steps between resumable checkpoints; the final step is always saved. 0: only the final."""
     eval_every: int = Field(default=0, ge=0)
