@@ -77,6 +77,14 @@ _METRICS = (
         indifference=0.005,
     ),
     Metric(
+        "eval/similarity",
+        "cosine",
+        "max",
+        "likeness of generated answers and expected text: cosine of their character trigrams",
+        objective=True,
+        indifference=0.005,
+    ),
+    Metric(
         "eval/majority",
         "share of rows",
         "max",

@@ -209,7 +209,8 @@ def test_broad_excepts_stand_at_the_borders(module: str) -> None:
 
 def test_session_actors_stay_light() -> None:
     """What a session actor imports, followed through our own modules, has no heavy library."""
-    reached: set[str] = set()
+    asked_for = {"training.recipes.adapted"}  # imported by trials with an adapter of the user's
+    reached = set(asked_for)
     queue = ["runtime.session_actor"]
     while queue:
         module = queue.pop()

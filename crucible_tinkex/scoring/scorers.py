@@ -17,7 +17,13 @@ from typing import Any, TypeAlias
 
 from crucible_tinkex.config import EvaluationSection, ScoreTable
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.scoring.answers import exact_match, json_problem, matches, matches_schema
+from crucible_tinkex.scoring.answers import (
+    exact_match,
+    json_problem,
+    matches,
+    matches_schema,
+    similarity,
+)
 from crucible_tinkex.scoring.classes import classification
 from crucible_tinkex.scoring.samples import majority, pass_at_k
 from crucible_tinkex.user_code import load
@@ -75,6 +81,9 @@ class Scoring:
         each["eval/exact_match"] = [
             float(a is not None and expected is not None and exact_match(a, expected))
             for a in answers
+        ]
+        each["eval/similarity"] = [
+            0.0 if a is None or expected is None else similarity(a, expected) for a in answers
         ]
         right = [score >= 1 for score in each[self._section.right_tag]]
         scores = {tag: fmean(each[tag]) for tag in self._section.tags if tag in each}
