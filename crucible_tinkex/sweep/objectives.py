@@ -7,22 +7,24 @@ The source of the user's code is a part of what a sweep answers: one that has ch
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 from crucible_tinkex.config import Experiment, TrainSection
-from crucible_tinkex.config.axes import NUMBERS
+from crucible_tinkex.config.axes import NUMBERS, AxisRange
 from crucible_tinkex.datasets import TokenisedDataset, Tokenizer
 from crucible_tinkex.scoring.scorers import FUNCTION
 from crucible_tinkex.search.space import Values
+from crucible_tinkex.search.strategies import learns
 from crucible_tinkex.training.losses.objective import Objective, try_on
 from crucible_tinkex.training.losses.registry import learning_functions
 from crucible_tinkex.user_code import code_hash
 
 TRIED_ROWS = 20_000
 """Rows on which each scheme is tried; those behind them are weighed when their step comes."""
-_AT_ONCE = 256
+_AT_ONCE, _A_FEW = 256, 4
 _NAMED = ("train.loss", "train.token_weights", "train.adapter")
 
 
@@ -48,18 +50,19 @@ class Objectives:
 
     def try_on(self, data: TokenisedDataset, tokenizer: Tokenizer) -> None:
         """Raises `ConfigError` for what fails on the rows, naming the function and the row."""
-        for made in self._made:
-            rows = TRIED_ROWS if made.scheme is not None else 2
-            datums = (made.datum(data, i) for i in range(min(rows, len(data))))
-            first = [next(datums) for _ in range(min(2, len(data)))]
-            try_on(made, first)
-            for _ in datums:
-                pass
+        schemes = set[str | None]()
+        for made, variant in zip(self._made, self._variants, strict=True):
+            # Of one scheme with many numbers, the first is tried on all rows.
+            is_new = made.scheme is not None and variant.token_weights not in schemes
+            schemes.add(variant.token_weights)
+            rows = min(TRIED_ROWS if is_new else _A_FEW, len(data))
+            datums = (made.datum(data, i) for i in range(rows))
+            try_on(made, list(islice(datums, 2)))
+            deque(datums, maxlen=0)  # all of them, and none is kept
         for variant in self._adapters:
-            formatter = adapted().Formatter(variant, tokenizer)
-            rows = min(TRIED_ROWS, len(data))
-            for start in range(0, rows, _AT_ONCE):
-                formatter.datums(data, range(start, min(start + _AT_ONCE, rows)))
+            formatter, end = adapted().Formatter(variant, tokenizer), min(TRIED_ROWS, len(data))
+            for start in range(0, end, _AT_ONCE):
+                formatter.datums(data, range(start, min(start + _AT_ONCE, end)))
 
 
 def adapted() -> Any:
@@ -78,16 +81,26 @@ def _variants(
     experiment: Experiment, configurations: Iterable[Mapping[str, Any]]
 ) -> Iterator[TrainSection]:
     """`[train]` of every kind of trial, each once, as far as learning goes."""
-    space = experiment.search.space
-    axes = {key: space[key] for key in _NAMED if isinstance(space.get(key), tuple)}
-    points = [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
+    points = list(_points(experiment)) if learns(experiment) else []
     found: dict[object, TrainSection] = {}
-    for values in (*configurations, *experiment.search.enqueue, *(p for p in points if p)):
-        own = {k: v for k, v in values.items() if k in axes or _is_learning(k)}
+    for values in (*configurations, *experiment.search.enqueue, *points):
+        own = {k: v for k, v in values.items() if _is_learning(k)}
         train = experiment.configured(own).train
         numbers = tuple(sorted(train.weight_config.items()))
         found.setdefault((train.loss, train.token_weights, train.adapter, numbers), train)
     yield from found.values()
+
+
+def _points(experiment: Experiment) -> Iterator[dict[str, Any]]:
+    """What a search may come to that chooses as it goes: every name with every other, and the first
+    of each number."""
+    axes = {
+        key: (axis.low,) if isinstance(axis, AxisRange) else axis if key in _NAMED else axis[:1]
+        for key, axis in experiment.search.space.items()
+        if _is_learning(key)
+    }
+    for point in product(*axes.values()):
+        yield dict(zip(axes, point, strict=True))
 
 
 def _is_learning(key: str) -> bool:

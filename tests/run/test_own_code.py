@@ -53,4 +53,4 @@ def test_losses_weights_and_an_adapter_of_the_users(workspace: Workspace) -> Non
     (workspace.folder / "own_code.py").write_text(CODE.replace("-1.0", "-2.0"))
     again = workspace.crucible(*run)
     assert again.returncode == 2
-    assert "changed: the source of own_code:same" in again.stderr
+    assert "the source of own_code:same" in again.stderr

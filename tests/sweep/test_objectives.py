@@ -159,6 +159,17 @@ def test_a_loss_is_tried_on_the_first_rows(make: Make, tokenizer: Tokenizer) -> 
         prepared.tokenised(tokenizer, tokenizer.name)
 
 
+def test_a_scheme_fails_on_a_later_row_before_anything_is_spent(
+    make: Make, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "so_losses.py").write_text(
+        "def late(row, completion, config):\n    return 1 / (row['prompt'] != 'train7')\n"
+    )
+    prepared = prepare(make(train={"token_weights": "so_losses:late"}))
+    with pytest.raises(ConfigError, match="training row 00008: .*'so_losses:late': ZeroDivision"):
+        prepared.tokenised(tokenizer, tokenizer.name)
+
+
 def test_texts_are_kept_only_where_tokens_are_weighed(make: Make, tokenizer: Tokenizer) -> None:
     plain = prepare(make()).tokenised(tokenizer, tokenizer.name)
     weighed = prepare(make(train={"token_weights": "claims"})).tokenised(tokenizer, "t")
