@@ -166,7 +166,7 @@ def test_a_scheme_fails_on_a_later_row_before_anything_is_spent(
         "def late(row, completion, config):\n    return 1 / (row['prompt'] != 'train7')\n"
     )
     prepared = prepare(make(train={"token_weights": "so_losses:late"}))
-    with pytest.raises(ConfigError, match="training row 00008: .*'so_losses:late': ZeroDivision"):
+    with pytest.raises(ConfigError, match=r"training row 00008: .*'so_losses:late': ZeroDivision"):
         prepared.tokenised(tokenizer, tokenizer.name)
 
 
