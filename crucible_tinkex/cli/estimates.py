@@ -13,6 +13,8 @@ def estimate_lines(found: Mapping[str, Any]) -> Iterator[str]:
     none = "unknown: no finished sweep of this base in this storage"
     yield _line("will use", f"{_span(found['steps'], _count)} steps")
     yield _line("", f"{_span(found['tokens'], _count)} tokens")
+    if written := found["sample_tokens"][1]:
+        yield _line("", f"  of which sampled: at most {_count(written)}")
     seconds, room, dollars = found["seconds"], found["checkpoint_bytes"], found["dollars"]
     yield _line("time", f"{_span(seconds, _time)}, {ground}" if seconds else none)
     yield _line("cost", _span(dollars, lambda d: f"${d:,.2f}") if dollars else "unknown price")

@@ -120,10 +120,7 @@ def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
 def _estimate(prepared: PreparedSweep, data: SweepData) -> Estimate:
     search, planner = prepared.experiment.search, prepared.planner
     trials = trials_of(planner, prepared.configurations).planned - planner.has_reference
-    rows = Rows(
-        tokens=data.train.epoch_positions / data.train.epoch_rows,
-        evaluated=data.eval.positions if data.eval else 0,
-    )
+    rows = Rows.of(data, prepared.experiment.evaluation)
     plans = [planner.plan(values, search.seeds[0]) for values in prepared.configurations]
     found = paces(prepared.paths.root.parent, prepared.experiment.model.base)
     return estimate(prepared.experiment, plans, trials=trials, rows=rows, paces=found)

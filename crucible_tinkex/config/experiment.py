@@ -32,6 +32,7 @@ from crucible_tinkex.config.run import RunSection
 from crucible_tinkex.config.search import DEFAULT_METRIC, SearchSection
 from crucible_tinkex.config.section import Section, anchor_of, get_dotted, set_dotted
 from crucible_tinkex.config.service import ServiceSection
+from crucible_tinkex.config.steps import StepsSection
 from crucible_tinkex.config.storing import stored, unstored
 from crucible_tinkex.config.train import OptimizerSection, TrainSection
 from crucible_tinkex.errors import ConfigError
@@ -50,6 +51,7 @@ class Experiment(Section):
     data: DataSection
     train: TrainSection = TrainSection()
     evaluation: EvaluationSection = EvaluationSection()
+    steps: StepsSection = StepsSection()
     quality: QualitySection = QualitySection()
     search: SearchSection = SearchSection()
     budget: BudgetSection = BudgetSection()

@@ -149,11 +149,12 @@ def _scorer(table: ScoreTable) -> Scorer:
     return lambda text, question: float(matches_schema(text, schema))
 
 
-def load_function(name: str) -> Callable[..., Any]:
-    """The function at `module:function`. Raises `ConfigError` that names what is missing."""
-    found = load(name, what=FUNCTION)
+def load_function(name: str, *, what: str = FUNCTION) -> Callable[..., Any]:
+    """The function at `module:function`, which may lie in the current folder. Raises `ConfigError`
+    that names what is missing; `what` it is."""
+    found = load(name, what=what)
     if not callable(found):
-        raise ConfigError(f"{FUNCTION} {name!r} cannot be called")
+        raise ConfigError(f"{what} {name!r} cannot be called")
     made: Callable[..., Any] = found
     return made
 

@@ -2,7 +2,8 @@
 
 From the number of trials, what their stopping rule leaves of them, and the caps of the budget; time
 and room from the finished sweeps of the same storage, dollars from the price table. What there is
-no ground for is None, never guessed. Failures and repeated steps are not counted.
+no ground for is None, never guessed. Failures, repeated steps and what `[steps]` ask for are not
+counted.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from crucible_tinkex.config import Experiment, SearchSection, TrainSection
+from crucible_tinkex.config import EvaluationSection, Experiment, SearchSection, TrainSection
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule, TopK
 from crucible_tinkex.sweep.deciding.confirming import planned_confirmations
 from crucible_tinkex.sweep.deciding.prices import price_of
 from crucible_tinkex.sweep.experience import Pace
+from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.plan import TrialPlan
 
 
@@ -32,6 +34,9 @@ class Range(NamedTuple):
     def times(self, factor: float) -> Range:
         return Range(self.low * factor, self.high * factor)
 
+    def product(self, other: Range) -> Range:
+        return Range(self.low * other.low, self.high * other.high)
+
     def plus(self, other: Range) -> Range:
         return Range(self.low + other.low, self.high + other.high)
 
@@ -40,10 +45,31 @@ class Range(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Tokens: of a training row on average, and of all held-out rows together."""
+    """Tokens: of a training row on average, and those that one evaluation reads and writes."""
 
     tokens: float
-    evaluated: int
+    read: Range
+    written: Range
+
+    @classmethod
+    def of(cls, data: SweepData, section: EvaluationSection) -> Rows:
+        """Each held-out row is read once. Where `generate` asks for it, some prompts are read again
+        and their completions written, at most all; where `metrics` do, every prompt is, and each
+        answer has `max_tokens` at most."""
+        train, held_out = data.train, data.eval
+        read = written = Range(0, 0)
+        if held_out is not None:
+            count = min(len(held_out), section.max_rows or len(held_out))
+            whole = int(held_out.lengths[:count].sum())
+            prompts = int(held_out.prompt_lengths[:count].sum())
+            read = Range(whole - count, whole - count)
+            if section.generate and held_out.has_prompts:
+                read = read.plus(Range(0, prompts))
+                written = Range(0, whole - prompts)
+            if section.metrics:
+                read = read.plus(Range(prompts, prompts))
+                written = written.plus(Range(0, count * section.samples * section.max_tokens))
+        return cls(train.epoch_positions / train.epoch_rows, read, written)
 
 
 @dataclass(frozen=True)
@@ -52,6 +78,9 @@ class Estimate:
 
     steps: Range
     tokens: Range
+    """Trained on, read and written."""
+    sample_tokens: Range
+    """Those of them that are written."""
     seconds: Range | None
     dollars: Range | None
     checkpoint_bytes: Range | None
@@ -83,15 +112,14 @@ def estimate(
     if every := experiment.train.eval_every:
         evaluations = evaluations.plus(steps.times(1 / every))
     training = steps.times(step_tokens)
-    # Where answers are generated, prompts are read again and answers sampled: at most as much more.
-    scored = evaluations.times(rows.evaluated)
-    scored = Range(scored.low, scored.high * (2 if experiment.evaluation.generate else 1))
-    tokens = training.plus(scored).capped(budget.tokens)
+    read, written = evaluations.product(rows.read), evaluations.product(rows.written)
+    tokens = training.plus(read).plus(written).capped(budget.tokens)
     return Estimate(
         steps=Range(*map(round, steps)),
         tokens=Range(*map(round, tokens)),
+        sample_tokens=Range(*map(round, written.capped(budget.tokens))),
         seconds=_seconds(tokens, paces, budget.hours),
-        dollars=_dollars(experiment, training, scored, tokens),
+        dollars=_dollars(experiment, training, read, written, tokens),
         checkpoint_bytes=_room(
             experiment, plans, confirmed.plus(Range(trials, trials)), whole, paces
         ),
@@ -169,16 +197,16 @@ def _seconds(tokens: Range, paces: Sequence[Pace], hours: float | None) -> Range
     return Range(round(found.low, 1), round(found.high, 1))
 
 
-def _dollars(experiment: Experiment, training: Range, scored: Range, tokens: Range) -> Range | None:
+def _dollars(
+    experiment: Experiment, training: Range, read: Range, written: Range, tokens: Range
+) -> Range | None:
     price = price_of(experiment)
     if price is None:
         return None
-    both = training.plus(scored)
-    shares = [capped / whole if whole else 1.0 for capped, whole in zip(tokens, both, strict=True)]
-    costs = [
-        price.of(Spent(train_tokens=round(t * share), prefill_tokens=round(s * share)))
-        for t, s, share in zip(training, scored, shares, strict=True)
-    ]
+    costs = []
+    for t, r, w, capped in zip(training, read, written, tokens, strict=True):
+        share = capped / (t + r + w) if t + r + w else 1.0
+        costs.append(price.of(Spent(round(t * share), round(r * share), round(w * share))))
     return Range(*costs).capped(experiment.budget.dollars)
 
 

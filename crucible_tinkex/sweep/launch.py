@@ -84,6 +84,7 @@ class Launch:
         self._stop: Callable[[], object] = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
+        self._proved = False
         self.view = SweepView(prepared.name)
 
     def run(self) -> SweepResult:
@@ -152,22 +153,15 @@ class Launch:
     ) -> SweepState:
         prepared, run = self._prepared, self._prepared.experiment.run
         changed = prepared.amendments
-        self._show("starting the service and the executor")
-        service = asyncio.create_task(stack.enter_async_context(connected(prepared)))
         try:
-            runtime = None
-            if not prepared.experiment.service.embedded:
-                # What it refuses shows at once, without waiting for Ray.
-                self._show("proving that the service applies what the search varies")
-                if await self._attest(meta, prepared, await service) and prepared.existing:
-                    changed = [*changed, ATTESTED]
-            if self._kind == "ray":
-                runtime = self._runtime or await self._started(stack, signals)
-                self._warm(runtime)
-                await runtime.ready()
-            connection = await service
-        finally:
-            service.cancel()
+            async with asyncio.TaskGroup() as group:
+                serving = group.create_task(self._served(meta, stack))
+                starting = group.create_task(self._cluster(stack, signals))
+        except BaseExceptionGroup as failed:  # what fails first ends the other
+            raise failed.exceptions[0] from None
+        connection, runtime = serving.result(), starting.result()
+        if self._proved and prepared.existing:
+            changed = [*changed, ATTESTED]
         executor = await stack.enter_async_context(self._executor(meta, connection, runtime))
         await executor.registry.create(meta)
         await executor.telemetry.changes(0)  # opens the event log: damage shows before spending
@@ -233,10 +227,24 @@ class Launch:
         self._prepared = prepared
         return Amendment(prepared.policy(), prepared.planner, {**meta, **proof}, changed)
 
-    async def _started(self, stack: AsyncExitStack, signals: _Signals) -> Runtime:
-        runtime = await Runtime.start(self._address)
-        stack.callback(runtime.close)
-        signals.install()  # Ray has put its own handlers in place
+    async def _served(self, meta: dict[str, Any], stack: AsyncExitStack) -> Connection:
+        """The service, connected and proved. Beside the start of Ray: what it refuses shows at
+        once, and what it takes costs no time."""
+        connection = await stack.enter_async_context(connected(self._prepared))
+        self._proved = await self._attest(meta, self._prepared, connection)
+        return connection
+
+    async def _cluster(self, stack: AsyncExitStack, signals: _Signals) -> Runtime | None:
+        """Ray, started and warm, where it is the executor."""
+        self._show("starting the service and the executor")
+        if self._kind != "ray":
+            return None
+        runtime = self._runtime or await Runtime.start(self._address)
+        if self._runtime is None:
+            stack.callback(runtime.close)
+            signals.install()  # Ray has put its own handlers in place
+        self._warm(runtime)
+        await runtime.ready()
         return runtime
 
     def _warm(self, runtime: Runtime) -> None:

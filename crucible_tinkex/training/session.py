@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
 from crucible_tinkex.errors import (
@@ -66,7 +66,9 @@ class Session:
         registry: RegistryPort,
         reporter: Reporter,
         clock: Callable[[], float],
+        after: Callable[[TrainingClient, Reporter], Awaitable[None]] | None = None,
     ) -> None:
+        """`after` is called on the weights of the trial's last step, when they are saved."""
         self._plan = plan
         self._recipe = recipe
         self._service = service
@@ -75,6 +77,7 @@ class Session:
         self.drain = asyncio.Event()
         """Set to have it finish its step, save, and stop."""
         self._clock = clock
+        self._after = after
         self._meter = Meter(clock)
         self._found = Measurements()
         self._training: TrainingClient | None = None
@@ -228,6 +231,8 @@ class Session:
         is_drained = self.step < to_step or self._owes_evaluation(to_step)
         if not is_drained and self.step >= self._plan.total_steps:
             await self._keep()
+            if self._after is not None:
+                await self._after(self._client, self._report)
         return self.progress(drained=is_drained)
 
     def progress(self, *, drained: bool) -> Progress:

@@ -54,6 +54,7 @@ class Verified:
     """What the service says of a checkpoint that the journal has. `wrong`: in words, or None."""
 
     checkpoint: Checkpoint
+    there: bool
     wrong: str | None
     size_bytes: int | None = None
     expires: str | None = None
@@ -106,10 +107,11 @@ class CheckpointManager:
             f"no checkpoint has a finite {metric!r}; measured: {', '.join(names) or 'nothing'}"
         )
 
-    def verify(self) -> list[Verified]:
-        """Ask the service for every checkpoint of the journal."""
+    def verify(self, found: Sequence[Checkpoint] | None = None) -> list[Verified]:
+        """Ask the service for every checkpoint of the journal, or those of `found`; one request for
+        each model that saved any."""
         state = read_state(self._paths)
-        found = checkpoints(state, self._models())
+        found = checkpoints(state, self._models()) if found is None else found
 
         async def asked() -> dict[str, ServiceCheckpoint]:
             async with service_of(self._paths, self._experiment(state)) as service:
@@ -315,9 +317,9 @@ async def _on_service(service: TinkexService, runs: set[str]) -> dict[str, Servi
 
 def _verified(checkpoint: Checkpoint, there: ServiceCheckpoint | None) -> Verified:
     if there is None:
-        return Verified(checkpoint, "the service does not have it")
+        return Verified(checkpoint, False, "the service does not have it")
     expires = None if there.expires_at is None else str(there.expires_at)
-    found = Verified(checkpoint, None, there.size_bytes, expires)
+    found = Verified(checkpoint, True, None, there.size_bytes, expires)
     if expires and checkpoint.protected:
         return replace(found, wrong=f"it expires, and must stay: {checkpoint.protected}")
     return found

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import in_process
 import pytest
 
 import crucible_tinkex as ct
@@ -93,7 +92,10 @@ def test_what_is_gone_from_the_service_is_told(mine: ct.Sweep) -> None:
     manager = mine.checkpoints
     [folder, *_] = (mine.paths.service / "checkpoints").glob("*/weights/*")
     shutil.rmtree(folder)
-    wrong = {v.checkpoint.path.rsplit("/", 1)[1]: v.wrong for v in manager.verify()}
+    seen = manager.verify(manager.list_checkpoints())
+    assert next(v.checkpoint.path for v in seen if not v.there).endswith(folder.name)
+    assert all(v.size_bytes for v in seen if v.there)
+    wrong = {v.checkpoint.path.rsplit("/", 1)[1]: v.wrong for v in seen}
     assert wrong.pop(folder.name) == "the service does not have it"
     assert set(wrong.values()) == {None}
 
@@ -187,15 +189,12 @@ def test_the_commands(mine: ct.Sweep) -> None:
     storage = str(mine.paths.root.parent)
 
     def crucible(*arguments: str, code: int = 0) -> str:
-        command = [sys.executable, "-m", "crucible_tinkex", "checkpoints", *arguments]
-        done = subprocess.run(
-            [*command, "--storage", storage], capture_output=True, text=True, timeout=90
-        )
+        done = in_process.crucible("checkpoints", *arguments, "--storage", storage)
         assert done.returncode == code, done.stderr
         return done.stderr if code == 2 else done.stdout
 
     listed = json.loads(crucible("list", "small", "--json"))
-    assert len(listed) == 8 and "tinker://" in crucible("list", "small", "--kind", "sampler")
+    assert len(listed) == 8
     path = crucible("best", "small").strip()
     assert path in {c["path"] for c in listed}
     victim = next(c["path"] for c in listed if c["step"] == 2)
@@ -211,5 +210,7 @@ def test_the_commands(mine: ct.Sweep) -> None:
         None
     }
     shutil.rmtree(mine.paths.service / "checkpoints")
+    table = crucible("list", "small", "--kind", "sampler", "--check")
+    assert "tinker://" in table and "the service does not have it" in table
     assert "does not have it" in crucible("verify", "small", code=1)
     assert "no checkpoint" in crucible("pin", "small", "tinker://a/weights/b", code=2)
