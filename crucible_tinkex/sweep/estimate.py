@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from crucible_tinkex.config import EvaluationSection, Experiment, SearchSection
+from crucible_tinkex.config import EvaluationSection, Experiment, SearchSection, TrainSection
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule, TopK
@@ -119,7 +119,7 @@ def estimate(
     reached = _reached(stopping_rule(search), trials, max(1, whole))
     confirmed = _confirmed(search, trials // len(search.seeds))
     steps = reached.steps.plus(confirmed.times(whole)).capped(budget.steps)
-    step_tokens = rows.tokens * fmean(plan.experiment.train.step_rows for plan in plans)
+    step_tokens = rows.tokens * fmean(_step_rows(plan.experiment.train) for plan in plans)
     evaluations = reached.rungs.plus(confirmed).plus(Range(1, 1))
     if every := experiment.train.eval_every:
         evaluations = evaluations.plus(steps.times(1 / every))
@@ -144,6 +144,11 @@ def estimate(
         prices=_source(experiment),
         proof_tokens=proof.tokens,
     )
+
+
+def _step_rows(train: TrainSection) -> int:
+    """A loss that is computed here needs a forward pass first."""
+    return train.step_rows * (1 if train.loss == "cross_entropy" else 2)
 
 
 # --- steps ----------------------------------------------------------------------------------------
