@@ -21,6 +21,8 @@ MAX_STEPS = 100
 """A range of more whole numbers is treated as a continuous one, and rounded."""
 
 Row = tuple[Any, ...]
+Places = tuple[float, ...]
+"""A point: where it stands in each dimension."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -160,7 +161,7 @@ class Controller:
     async def _loop(self) -> None:
         while not self._draining.is_set():
             await self._obey()
-            while decisions := self._decisions():
+            while decisions := await self._decisions():
                 await self._decide(decisions)
             self._submit()
             if self._state.ended is not None and not self._state.active and not self._answering:
@@ -168,14 +169,17 @@ class Controller:
             await self._next()
         await self._drain()
 
-    def _decisions(self) -> list[Decision]:
-        slots = self._pool.capacity
-        return self._policy.decide(
+    async def _decisions(self) -> list[Decision]:
+        """A slow choice is made in a thread, as sessions in this process go on meanwhile; what it
+        reads is written by nobody but this task, which waits for it."""
+        decide = partial(
+            self._policy.decide,
             self._state,
-            slots=slots,
+            slots=self._pool.capacity,
             answering=self._answering,
             wall_s=self._clock() - self._started,
         )
+        return await asyncio.to_thread(decide) if self._policy.is_slow else decide()
 
     @property
     def _answering(self) -> set[str]:

@@ -60,6 +60,11 @@ class Policy:
         self._rungs: dict[tuple[int, int], Rung] = {}
 
     @property
+    def is_slow(self) -> bool:
+        """Whether `decide` may take up to a second, and should not hold up an event loop."""
+        return self._asker.is_slow
+
+    @property
     def planned(self) -> int:
         search = self._planner.experiment.search
         return self._asker.planned + planned_confirmations(search, self._asker.planned)
@@ -197,12 +202,7 @@ class Policy:
         return math.inf if math.isnan(value) else value
 
     def _start(self, plan: TrialPlan) -> Decision:
-        search = self._planner.experiment.search
-        reason = "the next configuration of the search" if plan.values else "as declared"
-        if plan.values and plan.values in search.enqueue:
-            of_prior = ", suggested by earlier sweeps" if search.strategy == "auto" else ""
-            reason = f"one of search.enqueue{of_prior}"
-        return self._begin("start", plan, reason)
+        return self._begin("start", plan, self._asker.why(plan))
 
     def fork(self, plan: TrialPlan) -> Decision:
         """A clone of another trial; it waits for a slot like one that was promoted."""
