@@ -20,7 +20,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from crucible_tinkex.search.neighbourhood import SAME, Neighbourhood, Places, Step
+from crucible_tinkex.search.dimensions import Places
+from crucible_tinkex.search.neighbourhood import SAME, Neighbourhood, Step
 
 RUNG_SHARE = 1 / 20
 """Where the rung lies between the start and the end of a trial."""
@@ -107,8 +108,8 @@ class Look:
 
 @dataclass(frozen=True)
 class Next:
-    """`places`: where to look next, and the `reason`. `waits`: that depends on what is being trained
-    up to the rung, so nobody is judged there before."""
+    """`places`: where to look next, and the `reason`. `waits`: that depends on what is being
+    trained up to the rung, so nobody is judged there before."""
 
     places: tuple[Places, ...] = ()
     waits: bool = False

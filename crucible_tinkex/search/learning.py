@@ -20,8 +20,9 @@ import numpy as np
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.search import auto
+from crucible_tinkex.search.dimensions import Places
 from crucible_tinkex.search.drawing import count_up_to, draws
-from crucible_tinkex.search.learners import Learner, Places, Told, check_usable, learner
+from crucible_tinkex.search.learners import Learner, Told, check_usable, learner
 from crucible_tinkex.search.neighbourhood import Neighbourhood
 from crucible_tinkex.search.space import Space, Values, distinct, trial_settings
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean
 
 from crucible_tinkex.registry import DONE, PAUSED, TERMINAL, SweepState, TrialRecord
@@ -38,7 +39,8 @@ class ClimbingTrials(LearnedTrials):
         super().__init__(planner)
         search = planner.experiment.search
         self._objective = Objective.asked(planner.experiment)
-        self._rule = stopping_rule(search)
+        rule = stopping_rule(search)
+        self._rung = cache(lambda total_steps: rule.rungs(total_steps)[0])
         keep = search.stopping.keep if "topk" in search.stopping.rules else KEEP * len(self._seeds)
         self._keep = max(1, (keep if isinstance(keep, int) else keep[0]) // len(self._seeds))
         self._found: tuple[list[Look], _Refinement] | None = None
@@ -86,9 +88,8 @@ class ClimbingTrials(LearnedTrials):
             looks = [*looks, *(Look(places) for places in found.places)]
 
     def _looks(self, state: SweepState) -> Iterator[Look]:
-        for tried in self._tried.configurations.values():
-            if (places := self._search.places(tried.values)) is not None:
-                yield self._look(tried, places)
+        for settings, places in self._places.items():
+            yield self._look(self._tried.configurations[settings], places)
 
     def _look(self, tried: TriedConfiguration, places: tuple[float, ...]) -> Look:
         trials = list(tried.trials.values())
@@ -104,7 +105,7 @@ class ClimbingTrials(LearnedTrials):
 
     def _early(self, trial: TrialRecord) -> float | None:
         """At the first rung."""
-        rung = self._rule.rungs(trial.total_steps)[0]
+        rung = self._rung(trial.total_steps)
         if not any(step >= rung for step in trial.results):
             return math.inf if trial.state in TERMINAL else None
         return loss_until(trial, self._objective, rung)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from crucible_tinkex.registry import SweepState
+from crucible_tinkex.search.dimensions import Places
 from crucible_tinkex.search.learners import SLOW, Told
 from crucible_tinkex.search.learning import LearningSearch
 from crucible_tinkex.search.space import Values
@@ -59,10 +60,12 @@ class LearnedTrials:
             self._number = 0  # of configurations that belong to the search
             self._dry = -1  # the number after which the space has no other
             self._lacking: dict[object, None] = {}
+            self._places: dict[object, Places] = {}  # of those that stand in the space
         for settings in self._tried.read(state):
             values = self._tried.configurations[settings].values
             places = self._search.places(values)
             if places is not None:
+                self._places[settings] = places
                 self._results.add(settings, places)
             if places is not None or self._search.is_guess(settings):
                 self._number += 1

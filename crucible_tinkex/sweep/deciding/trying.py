@@ -14,7 +14,8 @@ from itertools import islice
 from statistics import fmean
 
 from crucible_tinkex.registry import DONE, FAILED, LOST, TERMINAL, SweepState, TrialRecord
-from crucible_tinkex.search.learners import Places, Told
+from crucible_tinkex.search.dimensions import Places
+from crucible_tinkex.search.learners import Told
 from crucible_tinkex.search.space import Values, trial_settings
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.results.leaderboard import Objective
