@@ -24,8 +24,8 @@ SLOTS = 1
 """Sessions at the same time: tokens do not become fewer by more, and what is learnt comes later."""
 
 
-def declared(surface: Surface, *, seed: int, search: Mapping[str, Any]) -> Experiment:
-    """A sweep over the points of a surface. `seed`: of the search."""
+def declared(surface: Surface, search: Mapping[str, Any]) -> Experiment:
+    """A sweep over the points of a surface."""
     return Experiment.build(
         {
             "name": surface.task,
@@ -33,7 +33,6 @@ def declared(surface: Surface, *, seed: int, search: Mapping[str, Any]) -> Exper
             "data": {"train": "train.jsonl", "eval": "eval.jsonl"},
             "train": {"max_steps": surface.total, "batch_size": 4},
             "search": {
-                "seed": seed,
                 "space": axes_of(surface),
                 "reference": False,
                 "confirm": 0,
@@ -49,11 +48,17 @@ def axes_of(surface: Surface) -> dict[str, list[Any]]:
 
 
 def replay_sweep(
-    experiment: Experiment, ledger: Ledger, *, enough: Callable[[], bool] = lambda: False
+    experiment: Experiment,
+    ledger: Ledger,
+    *,
+    seed: int,
+    enough: Callable[[], bool] = lambda: False,
 ) -> SweepState:
-    """Run the sweep to its end, or until `enough`; what it spends is the ledger's."""
-    planner = Planner(experiment, rows=surface_rows(ledger.surface), fingerprint="recorded")
-    search = experiment.search
+    """Run the sweep to its end, or until `enough`; what it spends is the ledger's. `seed`: of the
+    search."""
+    search = experiment.search.model_copy(update={"seed": seed})
+    experiment = experiment.model_copy(update={"search": search})
+    planner = Planner(experiment, rows=ledger.surface.total, fingerprint="recorded")
     policy = Policy(
         planner,
         trials_of(planner, configurations(experiment)),
@@ -75,11 +80,6 @@ def replay_sweep(
         elif state.ended is None:
             raise RuntimeError(f"the sweep of {ledger.surface.task} stands still")
     return state
-
-
-def surface_rows(surface: Surface) -> int:
-    """Training rows: steps are given, so any number does."""
-    return 4 * surface.total
 
 
 def _train(state: SweepState, trial: TrialRecord, ledger: Ledger, point: int) -> None:

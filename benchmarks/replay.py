@@ -11,6 +11,7 @@ nothing was recorded.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -18,14 +19,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 from benchmarks.recorded_grid import RECORDED, Ledger, Surface, surfaces
 from benchmarks.recorded_sweep import declared, replay_sweep
 from crucible_tinkex.search.auto_settings import chosen
 from crucible_tinkex.search.priors import RANK, RATE, Record
 
-Search = Callable[[Ledger, int], None]
+Search = Callable[[Ledger, int], object]
 """Trains points of the ledger's surface until it has its answer. The number seeds it."""
 BATCH, SCHEDULE = "train.batch_size", "optimizer.schedule"
 
@@ -37,37 +36,27 @@ def grid(ledger: Ledger, seed: int) -> None:
     ledger.reached = ledger.spent
 
 
-def until_found(strategy: str) -> Search:
+def until_found(surface: Surface, strategy: str) -> Search:
     """One that stops nobody and would try everything."""
-
-    def search(ledger: Ledger, seed: int) -> None:
-        asked = {"strategy": strategy, "trials": len(ledger.surface.points)}
-        experiment = declared(ledger.surface, seed=seed, search=asked)
-        replay_sweep(experiment, ledger, enough=lambda: ledger.found)
-
-    return search
+    asked = {"strategy": strategy, "trials": len(surface.points)}
+    experiment = declared(surface, asked)
+    return lambda ledger, seed: replay_sweep(
+        experiment, ledger, seed=seed, enough=lambda: ledger.found
+    )
 
 
-def stopping(**rule: Any) -> Search:
+def stopping(surface: Surface, **rule: Any) -> Search:
     """Everybody in a random order, under a rule."""
-
-    def search(ledger: Ledger, seed: int) -> None:
-        everybody = {"strategy": "random", "trials": len(ledger.surface.points)}
-        asked = {**everybody, "stopping": rule}
-        replay_sweep(declared(ledger.surface, seed=seed, search=asked), ledger)
-
-    return search
+    asked = {"strategy": "random", "trials": len(surface.points), "stopping": rule}
+    experiment = declared(surface, asked)
+    return lambda ledger, seed: replay_sweep(experiment, ledger, seed=seed)
 
 
-def automatic(records: Sequence[Record]) -> Search:
+def automatic(surface: Surface, records: Sequence[Record]) -> Search:
     """What a user gets whose storage holds these finished trials, and who gives only the space."""
-
-    def search(ledger: Ledger, seed: int) -> None:
-        surface = ledger.surface
-        asked = declared(surface, seed=seed, search={"strategy": "auto"})
-        replay_sweep(chosen(asked, steps=surface.total, records=records).experiment, ledger)
-
-    return search
+    asked = declared(surface, {"strategy": "auto"})
+    experiment = chosen(asked, steps=surface.total, records=records).experiment
+    return lambda ledger, seed: replay_sweep(experiment, ledger, seed=seed)
 
 
 # --- what the prior knows ---------------------------------------------------------------------
@@ -108,18 +97,18 @@ def searches(surface: Surface, others: Sequence[Surface]) -> dict[str, tuple[Sea
     early, rung = round(surface.total / 18), surface.total // 9
     return {
         "grid": (grid, 0.001),
-        "random": (until_found("random"), 0.2),
-        "tpe": (until_found("tpe"), 0.03),
-        "gp": (until_found("gp"), 0.01),
-        "asha, from 1/9": (stopping(rule="halving", first_rung=rung), 0.2),
-        "asha, from 1/18": (stopping(rule="halving", first_rung=early), 0.2),
-        "hyperband": (stopping(rule="hyperband", first_rung=rung), 0.2),
-        "top 4 after 1/9": (stopping(rule="topk", first_rung=rung, keep=4), 0.2),
-        "top 6 after 1/18": (stopping(rule="topk", first_rung=early, keep=6), 0.2),
-        "top 8 after 1/9": (stopping(rule="topk", first_rung=rung, keep=8), 0.2),
-        "auto, no prior": (automatic([]), 1),
-        "auto, wrong prior": (automatic(misleading(surface)), 1),
-        "auto": (automatic(experience(others)), 1),
+        "random": (until_found(surface, "random"), 0.2),
+        "tpe": (until_found(surface, "tpe"), 0.03),
+        "gp": (until_found(surface, "gp"), 0.01),
+        "asha, from 1/9": (stopping(surface, rule="halving", first_rung=rung), 0.2),
+        "asha, from 1/18": (stopping(surface, rule="halving", first_rung=early), 0.2),
+        "hyperband": (stopping(surface, rule="hyperband", first_rung=rung), 0.2),
+        "top 4 after 1/9": (stopping(surface, rule="topk", first_rung=rung, keep=4), 0.2),
+        "top 6 after 1/18": (stopping(surface, rule="topk", first_rung=early, keep=6), 0.2),
+        "top 8 after 1/9": (stopping(surface, rule="topk", first_rung=rung, keep=8), 0.2),
+        "auto, no prior": (automatic(surface, []), 1),
+        "auto, wrong prior": (automatic(surface, misleading(surface)), 1),
+        "auto": (automatic(surface, experience(others)), 1),
     }
 
 
@@ -155,7 +144,7 @@ def _finish(ledger: Ledger) -> None:
     surface = ledger.surface
     left = [p for p in range(len(surface.points)) if ledger.at.get(p, 0) < surface.total]
     depth = {p: ledger.at.get(p, 0) for p in left}
-    loss = {p: surface.loss(p, depth[p]) if depth[p] else np.inf for p in left}
+    loss = {p: surface.loss(p, depth[p]) if depth[p] else math.inf for p in left}
     for point in sorted(left, key=lambda p: (-depth[p], loss[p])):
         if ledger.found:
             return

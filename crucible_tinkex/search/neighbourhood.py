@@ -69,10 +69,11 @@ def step_size(dimension: Dimension) -> float:
     """In places. Of a list: from one value to the next."""
     if dimension.span is None:
         return 1 / len(dimension.rows)
-    low, high = dimension.bounds
+    low, high = dimension.scaled_bounds()
     if low == high:
         return 1.0
     if dimension.log:
-        factor = FACTOR_OF_INTEGERS if dimension.integer else FACTOR
-        return min(1.0, math.log(factor) / math.log(high / low))
+        return min(
+            1.0, math.log(FACTOR_OF_INTEGERS if dimension.integer else FACTOR) / (high - low)
+        )
     return max(SHARE, 1 / (high - low)) if dimension.integer else SHARE

@@ -7,7 +7,7 @@ What is measured at the first rung and at the end is read off the state; where t
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
@@ -43,7 +43,7 @@ class ClimbingTrials(LearnedTrials):
         self._rung = cache(lambda total_steps: rule.rungs(total_steps)[0])
         keep = search.stopping.keep if "topk" in search.stopping.rules else KEEP * len(self._seeds)
         self._keep = max(1, (keep if isinstance(keep, int) else keep[0]) // len(self._seeds))
-        self._found: tuple[list[Look], _Refinement] | None = None
+        self._found: tuple[object, _Refinement] | None = None
 
     def why(self, plan: TrialPlan) -> str:
         usual = super().why(plan)
@@ -55,7 +55,7 @@ class ClimbingTrials(LearnedTrials):
     def _has_new(self, state: SweepState) -> bool:
         if self._number < self._search.startup and self._number != self._dry:
             return True
-        found = self._refinement(state)
+        found = self._refinement()
         return found.waits or bool(found.values)
 
     def _chosen(self, state: SweepState) -> Iterator[Values]:
@@ -68,16 +68,19 @@ class ClimbingTrials(LearnedTrials):
             known.add(self._search.settings(values))
             yield values
         if self._number >= self._search.startup:
-            yield from self._refinement(state).values[: self._search.total - self._number]
+            yield from self._refinement().values[: self._search.total - self._number]
 
-    def _refinement(self, state: SweepState) -> _Refinement:
-        """Found anew only when something was measured or has ended."""
-        looks = list(self._looks(state))
-        if self._found is None or self._found[0] != looks:
-            self._found = looks, self._beside(looks, set(self._tried.configurations))
+    def _refinement(self) -> _Refinement:
+        """Found anew only when a trial came, was measured, or has ended."""
+        tried = self._tried.configurations
+        trials = (t for c in tried.values() for t in c.trials.values())
+        standing = self._tried, [(t.state, t.hold, len(t.results)) for t in trials]
+        if self._found is None or self._found[0] != standing:
+            looks = [self._look(tried[s], places) for s, places in self._places.items()]
+            self._found = standing, self._beside(looks, tried)
         return self._found[1]
 
-    def _beside(self, looks: list[Look], known: Collection[object]) -> _Refinement:
+    def _beside(self, looks: list[Look], known: Container[object]) -> _Refinement:
         """Where all neighbours of one are excluded, those of the next."""
         while True:
             found = next_places(looks, self._search.neighbourhood, keep=self._keep)
@@ -86,10 +89,6 @@ class ClimbingTrials(LearnedTrials):
             if values or not found.places:
                 return _Refinement(values, found.waits, found.reason)
             looks = [*looks, *(Look(places) for places in found.places)]
-
-    def _looks(self, state: SweepState) -> Iterator[Look]:
-        for settings, places in self._places.items():
-            yield self._look(self._tried.configurations[settings], places)
 
     def _look(self, tried: TriedConfiguration, places: tuple[float, ...]) -> Look:
         trials = list(tried.trials.values())
