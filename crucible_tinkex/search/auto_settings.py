@@ -25,7 +25,7 @@ RATES = (1e-5, 1e-2)
 """The learning rates that are tried at all."""
 AROUND = 10.0
 """The space reaches so many times below and above what the prior suggests."""
-GUESSES = 3
+GUESSES = 2
 TRIALS = 24
 MARGIN = 0.15
 """Of rule `behind`."""

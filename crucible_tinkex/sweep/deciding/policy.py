@@ -134,7 +134,8 @@ class Policy:
                 return self._end_by_budget(state, f"budget.trials: {len(state.trials)} are started")
             more = False
         crowded = more or free < 0
-        judged = list(self._judged(state, answering, more=more, crowded=crowded))
+        full = free <= 0
+        judged = list(self._judged(state, answering, more=more, crowded=crowded, full=full))
         room = free + sum(_room(state.trials.get(d.trial_id), d) for d in judged)
         room = room if left is None else min(room, left)
         started = [self._start(p) for p in self._asker.ask(state, max(0, room))]
@@ -230,12 +231,21 @@ class Policy:
     # --- rungs --------------------------------------------------------------------------------
 
     def _judged(
-        self, state: SweepState, answering: Collection[str], *, more: bool, crowded: bool
+        self,
+        state: SweepState,
+        answering: Collection[str],
+        *,
+        more: bool,
+        crowded: bool,
+        full: bool,
     ) -> Iterator[Decision]:
         """Decisions on the trials that stand at a rung; one that must wait keeps its slot unless
-        another trial needs it (`crowded`)."""
+        another trial needs it (`crowded`), and where there is none left (`full`) the best of those
+        that may go on go first."""
         for bracket in range(self._rule.brackets):
-            yield from self._judged_in(bracket, state, answering, more=more, crowded=crowded)
+            yield from self._judged_in(
+                bracket, state, answering, more=more, crowded=crowded, full=full
+            )
 
     def _bracket(self, index: int) -> int:
         return index % self._rule.brackets
@@ -248,6 +258,7 @@ class Policy:
         *,
         more: bool,
         crowded: bool,
+        full: bool,
     ) -> Iterator[Decision]:
         """A rung is final, so that its best goes on whatever its share, once nobody can come to it
         any more."""
@@ -267,7 +278,9 @@ class Policy:
             for trial in standing.get(step, ()):
                 lowest = min(lowest, step)
                 verdict, reason = self._verdict(rung, trial, final=final)
-                if verdict == "wait" and crowded:
+                is_passed = verdict == "go" and full and rung.has_better_paused(state, trial)
+                if is_passed or (verdict == "wait" and crowded):
+                    reason += ": those before it go first" if is_passed else ""
                     yield Decision("pause", trial.trial_id, reason=reason)
                 elif verdict != "wait":
                     yield from self._judgement(state, rung, trial, verdict, reason)
