@@ -26,7 +26,7 @@ RATES = (1e-5, 1e-2)
 AROUND = 10.0
 """The space reaches so many times below and above what the prior suggests."""
 GUESSES = 2
-TRIALS = 24
+TRIALS = 36
 MARGIN = 0.15
 """Of rule `behind`."""
 CONFIRM, CONFIRM_TOP = 2, 2

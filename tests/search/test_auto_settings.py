@@ -28,7 +28,7 @@ def test_nothing_given_is_a_whole_search() -> None:
     assert isinstance(rates, AxisRange) and 1e-5 <= rates.low < rates.high <= 1e-2 and rates.log
     assert found.space[RANK] == (4, 8, 16, 32, 64)
     assert found.enqueue and all(guess.keys() == {RATE, RANK} for guess in found.enqueue)
-    assert (found.trials, found.confirm, found.confirm_top) == (24, 2, 2)
+    assert (found.trials, found.confirm, found.confirm_top) == (36, 2, 2)
     assert stopping_rule(found).rungs(100) == (5, 34, 68, 100)
     assert not open_settings(found)
 
@@ -71,7 +71,7 @@ def test_a_budget_is_not_planned_beyond(budget: float) -> None:
     found = auto(budget=budget).experiment.search
     confirmations = found.confirm * found.confirm_top
     assert confirmations <= budget / 2
-    assert found.trials is not None and 1 <= found.trials <= 24
+    assert found.trials is not None and 1 <= found.trials <= 36
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 20])
