@@ -188,11 +188,11 @@ def tables(orders: int, path: Path = RECORDED, only: Sequence[str] = ()) -> Iter
             scores.setdefault(name, []).append(score)
             lines.append(_row(name, score))
         yield "\n".join(lines)
-    means = [_row(name, _mean(of_all)) for name, of_all in scores.items()]
+    means = [_row(name, mean(of_all)) for name, of_all in scores.items()]
     yield "\n".join([f"Mean of the {len(found)}", "", HEAD, *means])
 
 
-def _mean(scores: Sequence[Score]) -> Score:
+def mean(scores: Sequence[Score]) -> Score:
     return Score(*(fmean(column) for column in zip(*map(astuple, scores), strict=True)))
 
 
