@@ -11,7 +11,7 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.search.auto_settings import OPEN, Chosen, chosen, kept, open_settings
 from crucible_tinkex.search.priors import RANK, RATE, Record, published
 from crucible_tinkex.search.rules import stopping_rule
-from crucible_tinkex.search.strategies import configurations
+from crucible_tinkex.search.strategies import configurations, warnings
 from experiments import experiment
 
 RECORDS = published()
@@ -52,6 +52,11 @@ def test_what_is_given_stays() -> None:
 
 def test_a_space_without_rate_and_rank_has_no_guesses() -> None:
     assert auto(space={"train.batch_size": [4, 8]}).experiment.search.enqueue == ()
+
+
+def test_a_space_smaller_than_the_most_it_tries_is_nothing_to_warn_of() -> None:
+    found = auto(space={RANK: [4, 8]}).experiment
+    assert list(warnings(found, configurations(found))) == []
 
 
 def test_own_sweeps_count() -> None:
