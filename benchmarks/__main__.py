@@ -1,6 +1,6 @@
 """`make bench`: all benchmarks but `sessions` (six minutes, 8 GB), `telemetry` (five minutes) and
-`replay` (an hour or two), or those named: `python -m benchmarks engine sampling server sessions client data
-telemetry overhead throughput scale honesty priors replay`."""
+`replay` (an hour or two), or those named: `python -m benchmarks engine sampling server sessions
+client data telemetry overhead throughput scale honesty priors replay`."""
 
 from __future__ import annotations
 
