@@ -11,8 +11,9 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constr
 run: install
 	$(BIN)/crucible run experiments/quickstart.toml
 
+# Three processes on two cores: real parts are waited for half of the time.
 test: install-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 install: $(INSTALLED)
 

@@ -1,6 +1,7 @@
-"""`make bench`: all benchmarks but `sessions` (six minutes, 8 GB), `telemetry` (five minutes) and
-`replay` (an hour or two), or those named: `python -m benchmarks engine sampling server sessions
-client data telemetry overhead throughput scale honesty priors replay`."""
+"""`make bench`: all benchmarks but `sessions` (six minutes, 8 GB), `telemetry` (five minutes),
+`replay` (an hour or two) and `makespan` (ten minutes), or those named: `python -m benchmarks engine
+sampling server sessions client data telemetry overhead throughput scale honesty priors replay
+makespan`."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from benchmarks import (
     data_memory,
     engine_speed,
     honesty,
+    makespan,
     overhead,
     priors,
     replay,
@@ -66,8 +68,9 @@ BENCHMARKS: Mapping[str, Callable[[], Iterator[str]]] = {
     "honesty": _one(honesty.run),
     "priors": _one(priors.run),
     "replay": _replay,
+    "makespan": _one(makespan.run),
 }
-ONLY_IF_NAMED = {"sessions", "telemetry", "replay"}
+ONLY_IF_NAMED = {"sessions", "telemetry", "replay", "makespan"}
 
 
 def main(names: list[str]) -> None:

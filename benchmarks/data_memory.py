@@ -1,8 +1,9 @@
 """What a training file costs before the first step: time and memory to read it and to tokenise it.
 
-Each size is a fresh process; rows are 170 invented words, about 180 tokens under the tokenizer of
-`smollm2-135m-instruct`. Columns over 64 MiB lie in a temporary file: their pages are the kernel's
-to drop, and are not counted. Run: `python -m benchmarks.data_memory`.
+Each size is a fresh process; rows are 170 or 20 invented words, about 180 or 25 tokens under the
+tokenizer of `smollm2-135m-instruct`. Columns over 64 MiB lie in a temporary file: their pages are
+the kernel's to drop, and are not counted. Run: `python -m benchmarks.data_memory`; one size:
+`python -m benchmarks.data_memory 1000000 20`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pathlib import Path
 from crucible_tinkex.datasets import load_tokenizer, open_rows, tokenise
 from crucible_tinkex.server.bases import ensure_base
 
-SIZES = (5_000, 50_000)
+CASES = ((5_000, 170), (50_000, 170), (1_000_000, 20))
+"""Rows, and words of each."""
 _WORDS = (
     "protein",
     "cell",
@@ -35,12 +37,14 @@ _WORDS = (
 )
 
 
-def _write(path: Path, rows: int) -> None:
+def _write(path: Path, rows: int, length: int) -> None:
     rng = random.Random(0)
+    asked = length * 12 // 17
     with path.open("w") as file:
         for i in range(rows):
-            words = rng.choices(_WORDS, k=170)
-            row = {"prompt": f"{i}: {' '.join(words[:120])}", "completion": " ".join(words[120:])}
+            words = rng.choices(_WORDS, k=length)
+            prompt, completion = " ".join(words[:asked]), " ".join(words[asked:])
+            row = {"prompt": f"{i}: {prompt}", "completion": completion}
             file.write(json.dumps(row) + "\n")
 
 
@@ -50,11 +54,11 @@ def _anonymous_mb() -> float:
     return int(line.split()[1]) / 1024
 
 
-def _case(rows: int) -> dict[str, float]:
+def _case(rows: int, length: int) -> dict[str, float]:
     """In a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
-        _write(path, rows)
+        _write(path, rows, length)
         tokenizer = load_tokenizer(ensure_base("smollm2-135m-instruct").tokenizer_folder)
         before, peak, done = _anonymous_mb(), [0.0], threading.Event()
 
@@ -83,8 +87,8 @@ def _case(rows: int) -> dict[str, float]:
 def run() -> str:
     """The table, in Markdown."""
     lines = ["| rows | tokens | read, s | tokenise, s | peak memory, MB |", "|---|---|---|---|---|"]
-    for rows in SIZES:
-        command = [sys.executable, "-m", "benchmarks.data_memory", str(rows)]
+    for case_of in CASES:
+        command = [sys.executable, "-m", "benchmarks.data_memory", *map(str, case_of)]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         case = json.loads(out)
         lines.append(
@@ -96,6 +100,6 @@ def run() -> str:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(json.dumps(_case(int(sys.argv[1]))))
+        print(json.dumps(_case(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 170)))
     else:
         print(run())

@@ -17,6 +17,7 @@ from crucible_tinkex import bench
 from crucible_tinkex.bench.comparison import standard_error
 from crucible_tinkex.bench.intervals import Floats
 from crucible_tinkex.bench.power import paired_power
+from crucible_tinkex.bench.selection.configurations import table
 from crucible_tinkex.bench.selection.contest import contest
 from crucible_tinkex.bench.selection.winner import chosen_value
 
@@ -76,8 +77,42 @@ def false_winners(
     return Rate(int(declared.sum()), sweeps)
 
 
-def _declared(values: Floats) -> Floats:
-    found = contest(values, zone=0.0, alpha=ALPHA / RUNGS)
+def grown_false_winners(
+    rng: np.random.Generator,
+    sweeps: int,
+    *,
+    sizes: Sequence[int],
+    seeds: int,
+    climb: float = 0,
+    spends: bool = True,
+) -> Rate:
+    """More is added again and again: `sizes` are those of the batches, each of which runs all seeds
+    while somebody looks after every one. Those of a batch are equal, and better than the batch
+    before by `climb`. How often is a winner ever declared, which there never is? Unless it
+    `spends` alpha on what is added, each look takes those that are there for all there ever were.
+    """
+    batches = np.repeat(np.arange(len(sizes)), sizes)
+    values = drawn(rng, sweeps, list(climb * batches), seeds)
+    declared = np.zeros(sweeps, dtype=bool)
+    for batch in range(len(sizes)):
+        there = batches <= batch
+        for n in range(2, seeds + 1):
+            shown = np.where((batches < batch)[:, None] | (np.arange(seeds) < n), values, np.nan)
+            shares = _shares(batches[there]) if spends else None
+            declared |= _declared(shown[:, there], alpha=ALPHA, shares=shares)
+    return Rate(int(declared.sum()), sweeps)
+
+
+def _shares(batches: Floats) -> Floats:
+    """As `conclude` gives them."""
+    rows = [bench.Configuration(str(i), {0: 0.0, 1: 0.0}, batch=b) for i, b in enumerate(batches)]
+    return table(rows, direction="max").shares
+
+
+def _declared(
+    values: Floats, *, alpha: float = ALPHA / RUNGS, shares: Floats | None = None
+) -> Floats:
+    found = contest(values, zone=0.0, alpha=alpha, shares=shares)
     competing = np.isfinite(values).any(axis=-1).sum(axis=-1)
     return np.asarray(found.duels.beaten.sum(axis=-1) == competing - 1)
 
@@ -197,6 +232,9 @@ SPREAD_OUT = {f"c{i}": mean for i, mean in enumerate([0.0, *np.linspace(1, 4, 11
 """One is better than all others by 1; these lie as in a sweep, from near to far."""
 ALIKE = {f"c{i}": float(i > 0) for i in range(12)}
 """The same with all others equally near: the worst case."""
+GROWING = (((2, 1, 1, 1, 1, 1), 0), ((3, 3, 6, 12), 0), ((2,) * 6, 9))
+"""Sizes of batches, and by how much each is better than the one before: where it is, only its own
+two are left to be confused, again and again."""
 EQUAL = {f"c{i}": 0.0 for i in range(5)}
 
 
@@ -208,6 +246,19 @@ def run(sweeps: int = SWEEPS, confirmations: int = CONFIRMED) -> str:
         rate = false_winners(rng, few, k=k, seeds=seeds, spread=spread)
         noisy = f", noise up to {spread} times" if spread > 1 else ""
         rows.append(f"| {k} x {seeds} seeds, {RUNGS} rungs{noisy}, a look at each | {rate} |")
+    rows += [
+        "",
+        "| equal ones, more added again and again | ever declared | unspent |",
+        "|---|---|---|",
+    ]
+    for sizes, climb in GROWING:
+        few = sweeps if sum(sizes) < 30 else sweeps // 10
+        ours, bare = (
+            grown_false_winners(rng, few, sizes=sizes, seeds=6, climb=climb, spends=spends)
+            for spends in (True, False)
+        )
+        better = ", each batch far better" if climb else ""
+        rows.append(f"| {' + '.join(map(str, sizes))}{better} | {ours} | {bare} |")
     rows += [
         "",
         "| winner's value | bias, sd | plain mean's | interval covers |",

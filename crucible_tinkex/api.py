@@ -32,6 +32,7 @@ from crucible_tinkex.telemetry.query import query, read_evaluations, read_events
 
 if TYPE_CHECKING:
     from crucible_tinkex.bench import Comparison, Conclusion
+    from crucible_tinkex.telemetry.subscription import Subscription
     from crucible_tinkex.weights.checkpoints import CheckpointManager
     from crucible_tinkex.weights.evaluations import AfterEvaluation
     from crucible_tinkex.weights.export import Exported
@@ -151,6 +152,10 @@ class Sweep:
             self.paths.events, kind=kind, trial_id=trial_id, name=name, since=since, until=until
         )
 
+    def subscribe(self, **options: Any) -> Subscription:
+        """The events as they come, until the sweep ends: `Telemetry.subscribe` of this sweep."""
+        return _subscribe(self.paths, **options)
+
     def evaluations(self, *, trial_id: str | None = None, step: int | None = None) -> pa.Table:
         """What every held-out row got: example, nll, tokens, whether it was right, its text."""
         return read_evaluations(self.paths.events, trial_id=trial_id, step=step)
@@ -210,6 +215,10 @@ class RunningSweep:
     def status(self) -> dict[str, Any]:
         """What `crucible status --json` prints."""
         return Sweep(self._paths).status()
+
+    def subscribe(self, **options: Any) -> Subscription:
+        """The events as they come, until this run ends: `Telemetry.subscribe` of its sweep."""
+        return _subscribe(self._paths, lives=lambda: self.running, **options)
 
     def stop(self) -> None:
         """Finish the running steps, save, and end; `wait` tells when. Running it again goes on."""
@@ -332,6 +341,12 @@ def _launch(
         prepared, address=address, runtime=runtime, executor=executor, observer=observer
     )
     return launch, prepared.paths
+
+
+def _subscribe(paths: SweepPaths, **options: Any) -> Subscription:
+    from crucible_tinkex.telemetry.history import Telemetry
+
+    return Telemetry(paths.root.parent).subscribe(paths.root.name, **options)
 
 
 def _has_loop() -> bool:

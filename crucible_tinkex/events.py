@@ -29,6 +29,7 @@ KINDS = (
     "request",
     "queue_state",
     "sample",
+    "stage",
     "trial_state",
     "sweep_state",
 )

@@ -1,4 +1,5 @@
-"""`analyze`: what a series of numbers looks like: normality, trend, convergence, outliers, a plot.
+"""`analyze`: what a series of numbers looks like: normality, trend, convergence, outliers, a plot;
+and how groups of numbers differ, by the tests of papers.
 
 Each answer has `about`, one sentence for people; what cannot be said of so few or constant numbers
 is said there, and its figures are nan.
@@ -8,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from crucible_tinkex.bench.groups import GROUP_TESTS, between
 from crucible_tinkex.bench.intervals import Floats
 from crucible_tinkex.bench.plain import plain
 from crucible_tinkex.bench.plot import svg
@@ -34,37 +36,63 @@ class Analysis:
     metrics: Mapping[str, Mapping[str, Finding]]
     plots: Mapping[str, str]
     """Per metric, an SVG image, if asked for."""
+    between: Mapping[str, Finding] = field(default_factory=dict)
+    """Per test between groups, its figures and a sentence."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; without the plots."""
-        found: dict[str, Any] = plain(self.metrics)
+        groups = {"between": self.between} if self.between else {}
+        found: dict[str, Any] = plain({**self.metrics, **groups})
         return found
 
 
 def analyze(
-    results: Sequence[float] | Sequence[Mapping[str, Any]],
+    results: Sequence[float] | Sequence[Mapping[str, Any]] | Mapping[str, Sequence[float]],
     tests: Sequence[str] = ("normality", "trend", "convergence", "outliers"),
     visualize: bool = False,
 ) -> Analysis:
-    """Of one series (named "value"), or of every metric in rows such as
-    `{"step": 10, "train/nll": 2.1}`. Rows that lack a metric, and values that are not finite, are
-    left out. Raises `ConfigError` for an unknown test, or where there is no number at all."""
-    unknown = [t for t in tests if t not in TESTS]
+    """Of one series (named "value"), of every metric in rows such as
+    `{"step": 10, "train/nll": 2.1}`, or of groups of values by their names. Rows that lack a
+    metric, and values that are not finite, are left out.
+
+    Of each series: normality, trend, convergence, outliers. Between groups: ttest (Student's),
+    welch, paired_ttest, mann_whitney, wilcoxon, f_variance, bootstrap, of all pairs; anova,
+    kruskal_wallis, friedman, levene, of all together. Paired tests pair by position. Raises
+    `ConfigError` for an unknown test, for one between groups where there are none, or where there
+    is no number at all."""
+    unknown = [t for t in tests if t not in TESTS and t not in GROUP_TESTS]
     if unknown:
-        raise ConfigError(f"there is no test {unknown[0]!r}; use {', '.join(TESTS)}")
-    series = _series(results)
+        raise ConfigError(f"no test {unknown[0]!r}; use {', '.join((*TESTS, *GROUP_TESTS))}")
+    grouped = [t for t in tests if t in GROUP_TESTS]
+    if grouped and not isinstance(results, Mapping):
+        raise ConfigError(
+            f"{grouped[0]} compares groups: give them by name, {{'a': [...], 'b': [...]}}"
+        )
+    series = _grouped(results) if isinstance(results, Mapping) else _series(results)
     if not series:
         raise ConfigError("there is nothing to analyze: no row has a finite number")
     found = {
-        name: {test: TESTS[test](steps, values) for test in tests}
+        name: {test: TESTS[test](steps, values) for test in tests if test in TESTS}
         for name, (steps, values) in series.items()
     }
+    compared: dict[str, Finding] = {}
+    if isinstance(results, Mapping):
+        compared = {test: between(results, test) for test in grouped}
     plots = {}
     if visualize:
         for name, (steps, values) in series.items():
             marked = _outliers(steps, values)["steps"]
             plots[name] = svg(name, steps, values, marked=marked)
-    return Analysis(found, plots)
+    return Analysis(found, plots, compared)
+
+
+def _grouped(groups: Mapping[str, Sequence[float]]) -> dict[str, tuple[Floats, Floats]]:
+    """Each group is a series over its positions."""
+    found = {}
+    for name, values in groups.items():
+        if series := _series([{name: value} for value in values]):
+            found[name] = series[name]
+    return found
 
 
 def _series(results: Sequence[Any]) -> dict[str, tuple[Floats, Floats]]:

@@ -12,12 +12,22 @@ def estimate_lines(found: Mapping[str, Any]) -> Iterator[str]:
     ground = f"from {sweeps} finished sweep{'s' if sweeps != 1 else ''} of this base"
     none = "unknown: no finished sweep of this base in this storage"
     yield _line("will use", f"{_span(found['steps'], _count)} steps")
-    yield _line("", f"{_span(found['tokens'], _count)} tokens")
+    proof = found["proof_tokens"]
+    of_proof = f", {_count(proof)} of them to prove what the service applies" if proof else ""
+    yield _line("", f"{_span(found['tokens'], _count)} tokens{of_proof}")
+    if written := found["sample_tokens"][1]:
+        yield _line("", f"  of which sampled: at most {_count(written)}")
     seconds, room, dollars = found["seconds"], found["checkpoint_bytes"], found["dollars"]
     yield _line("time", f"{_span(seconds, _time)}, {ground}" if seconds else none)
     yield _line("cost", _span(dollars, lambda d: f"${d:,.2f}") if dollars else "unknown price")
+    if prices := found["prices"]:
+        yield _line("", f"by prices of {prices}; verify before you rely on it")
     if room:
-        yield _line("checkpoints", _span(room, _bytes))
+        yield _line("checkpoints", f"{_span(room, _bytes)}, all of them")
+    if kept := found["kept_bytes"]:
+        yield _line("", f"{_span(kept, _bytes)} are left at the end by [checkpoints]")
+    if monthly := found["storage_dollars"]:
+        yield _line("", f"{_span(monthly, lambda d: f'${d:,.2f}')} a month for what is left")
 
 
 def _line(name: str, text: str) -> str:

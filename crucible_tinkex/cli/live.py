@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Group
@@ -80,17 +81,7 @@ class LiveTable:
         return Text(" | ".join(parts), style="bold")
 
     def _table(self, view: SweepView) -> Table:
-        narrow = self._console.width < 100
-        table = plain_table(expand=False)
-        for column in ("trial", "step", "", "train/nll", self._objective.metric):
-            table.add_column(column, justify="right" if column else "left", no_wrap=True)
-        table.columns[0].justify = "left"
-        table.columns[0].overflow = "ellipsis"
-        if not narrow:
-            table.add_column("tokens/s", justify="right", no_wrap=True)
-        table.add_column("state", no_wrap=True)
-        for trial in self._visible(view):
-            table.add_row(*self._row(trial, narrow=narrow))
+        table = trials_table(self._visible(view), self._objective, width=self._console.width)
         hidden = view.total_trials - len(table.rows)
         if hidden > 0:
             table.caption = f"and {hidden} more"
@@ -110,19 +101,36 @@ class LiveTable:
         )
         return order[:room]
 
-    def _row(self, trial: TrialView, *, narrow: bool) -> list[str | Text | ProgressBar]:
-        record = trial.record
-        width = 6 if narrow else 12
-        cells: list[str | Text | ProgressBar] = [
-            "base model" if record.reference else record.run_name,
-            f"{trial.step}/{record.total_steps}",
-            ProgressBar(total=max(1, record.total_steps), completed=trial.step, width=width),
-            number(trial.metric("train/nll")),
-            number(trial.metric(self._objective.metric)),
-        ]
-        if not narrow:
-            cells.append(number(trial.metric("perf/tokens_per_s"), digits=0))
-        return [*cells, Text(_doing(trial), style=_style(trial))]
+
+def trials_table(trials: Sequence[TrialView], objective: Objective, *, width: int) -> Table:
+    """How far each is, and its newest numbers."""
+    narrow = width < 100
+    table = plain_table(expand=False)
+    for column in ("trial", "step", "", "train/nll", objective.metric):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    table.columns[0].justify = "left"
+    table.columns[0].overflow = "ellipsis"
+    if not narrow:
+        table.add_column("tokens/s", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for trial in trials:
+        table.add_row(*_row(trial, objective, narrow=narrow))
+    return table
+
+
+def _row(trial: TrialView, objective: Objective, *, narrow: bool) -> list[str | Text | ProgressBar]:
+    record = trial.record
+    width = 6 if narrow else 12
+    cells: list[str | Text | ProgressBar] = [
+        "base model" if record.reference else record.run_name,
+        f"{trial.step}/{record.total_steps}",
+        ProgressBar(total=max(1, record.total_steps), completed=trial.step, width=width),
+        number(trial.metric("train/nll")),
+        number(trial.metric(objective.metric)),
+    ]
+    if not narrow:
+        cells.append(number(trial.metric("perf/tokens_per_s"), digits=0))
+    return [*cells, Text(_doing(trial), style=_style(trial))]
 
 
 def _doing(trial: TrialView) -> str:

@@ -18,7 +18,8 @@ from crucible_tinkex.cli.examples import print_examples, print_lengths
 from crucible_tinkex.cli.running import read_experiment
 from crucible_tinkex.datasets import LengthStatistics, load_tokenizer, shown, typical
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.sweep.attesting import proved, refuse
+from crucible_tinkex.registry import Spent
+from crucible_tinkex.sweep.attesting import check_affordable, proof_of, proved, refuse
 from crucible_tinkex.sweep.connection import connected
 from crucible_tinkex.sweep.deciding.asking import trials_of
 from crucible_tinkex.sweep.deciding.prices import checked_price
@@ -82,6 +83,7 @@ async def _asked(prepared: PreparedSweep, *, probe: bool) -> tuple[SweepData, At
         elsewhere = SweepPaths(Path(scratch))
         async with connected(prepared, data_dir=elsewhere.service) as connection:
             data: SweepData = connection.data
+            _coming_proof(prepared, data)
             return data, await proved(prepared.experiment, connection) if probe else None
 
 
@@ -120,13 +122,21 @@ def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
 def _estimate(prepared: PreparedSweep, data: SweepData) -> Estimate:
     search, planner = prepared.experiment.search, prepared.planner
     trials = trials_of(planner, prepared.configurations).planned - planner.has_reference
-    rows = Rows(
-        tokens=data.train.epoch_positions / data.train.epoch_rows,
-        evaluated=data.eval.positions if data.eval else 0,
-    )
+    rows = Rows.of(data, prepared.experiment.evaluation)
     plans = [planner.plan(values, search.seeds[0]) for values in prepared.configurations]
     found = paces(prepared.paths.root.parent, prepared.experiment.model.base)
-    return estimate(prepared.experiment, plans, trials=trials, rows=rows, paces=found)
+    proof = _coming_proof(prepared, data)
+    return estimate(prepared.experiment, plans, trials=trials, rows=rows, paces=found, proof=proof)
+
+
+def _coming_proof(prepared: PreparedSweep, data: SweepData) -> Spent:
+    """What a run will spend to prove its service. Raises `ConfigError` where a cap is below it."""
+    known, spent = {}, Spent()
+    if existing := prepared.existing:
+        known, spent = existing.attested.get("findings", {}), existing.spent
+    proof = proof_of(prepared.experiment, data.train, known).spent
+    check_affordable(prepared.experiment, proof, spent)
+    return proof
 
 
 def _examples(data: SweepData) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from crucible_tinkex.errors import ConfigError, StorageError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import TERMINAL
 from crucible_tinkex.storage import storage_errors
+from crucible_tinkex.sweep.results.kept import checkpoint_line
 from crucible_tinkex.sweep.results.quality import quality_lines
 from crucible_tinkex.sweep.results.summary import (
     existing_sweep,
@@ -41,6 +42,8 @@ def show_status(sweep: str, *, storage: str, json: bool) -> None:
     print(verdict(state))
     for line in (*conclusion_lines(state), *quality_lines(state, paths)):
         print(line)
+    if kept := checkpoint_line(state):
+        print(kept)
     for line in (*wait_lines(waits(state, paths).values()), *faults(paths)):
         print(line)
 

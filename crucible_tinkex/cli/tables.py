@@ -69,25 +69,27 @@ def print_leaderboard(state: SweepState) -> None:
     print_table(leaderboard_table(state, width=console.width if console.is_terminal else 80))
 
 
-def leaderboard_table(state: SweepState, *, width: int = 80) -> Table:
-    """One row per configuration, the best first: what varied, the mean of the objective over the
-    seeds with its interval, further metrics as far as they fit in `width`. What varied shares one
-    column, that may wrap, where its own columns would not fit."""
-    rows = configurations(state)
+def leaderboard_table(state: SweepState, *, width: int = 80, rows: int | None = None) -> Table:
+    """One row per configuration, the best first (at most `rows` of them): what varied, the mean of
+    the objective over the seeds with its interval, further metrics as far as they fit in `width`.
+    What varied shares one column, that may wrap, where its own columns would not fit."""
+    found = configurations(state)
+    most = SHOWN_ROWS if rows is None else min(rows, SHOWN_ROWS)
     objective = Objective.of(state)
-    names = {m for c in rows for t in c.trials for m in objective.metrics(t)}
+    names = {m for c in found for t in c.trials for m in objective.metrics(t)}
     metrics = [objective.metric, *sorted(names - {objective.metric})]
     for count in range(len(metrics), 0, -1):
-        table = _leaderboard(state, rows, metrics[:count])
+        table = _leaderboard(state, found, metrics[:count], most)
         if plain_console().measure(table, options=WIDE).maximum <= width:
             return table
-    return _leaderboard(state, rows, metrics[:1], one_column=True)
+    return _leaderboard(state, found, metrics[:1], most, one_column=True)
 
 
 def _leaderboard(
     state: SweepState,
     rows: Sequence[Configuration],
     metrics: Sequence[str],
+    most: int,
     *,
     one_column: bool = False,
 ) -> Table:
@@ -108,7 +110,7 @@ def _leaderboard(
     _add_columns(table, [*metrics[1:], "step"])
     table.add_column("state", no_wrap=True)
     places = _places(rows)
-    for place, found in list(zip(places, rows, strict=True))[:SHOWN_ROWS]:
+    for place, found in list(zip(places, rows, strict=True))[:most]:
         best_style = "bold green" if place in ("1", "1=") else None
         values = [value_text(found.values.get(a)) for a in axes]
         if one_column:
@@ -117,8 +119,8 @@ def _leaderboard(
         cells = [place, _name(found), *values, *_measured_cells(found, metrics, seeded, confirmed)]
         state_cell = Text(found.state, style=STYLES.get(found.state, ""))
         table.add_row(*cells, state_cell, style="dim" if found.reference else best_style)
-    if len(rows) > SHOWN_ROWS:
-        table.caption = f"and {len(rows) - SHOWN_ROWS} more; --json has all"
+    if len(rows) > most:
+        table.caption = f"and {len(rows) - most} more; --json has all"
     return table
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from crucible_tinkex.client.http.exchange import Limits as Limits
     from crucible_tinkex.client.http.retry import Clock as Clock
     from crucible_tinkex.client.http.retry import RetryPolicy as RetryPolicy
+    from crucible_tinkex.client.http.settings import ClientSettings as ClientSettings
     from crucible_tinkex.client.http.watch import Observer as Observer
     from crucible_tinkex.client.http.watch import QueueState as QueueState
     from crucible_tinkex.client.http.watch import RequestRecord as RequestRecord
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from crucible_tinkex.client.interface import TrainingClient as TrainingClient
     from crucible_tinkex.client.interface import TrainingService as TrainingService
     from crucible_tinkex.client.service import TinkexService as TinkexService
-    from crucible_tinkex.client.session.settings import ClientSettings as ClientSettings
 
 _HOMES = {
     "http.exchange": ("Limits",),
@@ -36,7 +36,7 @@ _HOMES = {
     "http.watch": ("Observer", "QueueState", "RequestRecord"),
     "interface": ("EndReason", "SamplingClient", "TrainingClient", "TrainingService"),
     "service": ("TinkexService",),
-    "session.settings": ("ClientSettings",),
+    "http.settings": ("ClientSettings",),
 }
 
 

@@ -7,7 +7,7 @@ All raise `crucible_tinkex.errors` only. None may be pickled or used from two ev
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from crucible_tinkex.protocol.capabilities import ServerCapabilities
 from crucible_tinkex.protocol.wire import (
@@ -24,7 +24,24 @@ from crucible_tinkex.protocol.wire import (
 if TYPE_CHECKING:
     from crucible_tinkex.client.model.custom_loss import CustomLoss
 
+CROSS_ENTROPY = "cross_entropy"
 EndReason = Literal["success", "errored", "interrupted"]
+
+
+class LossOptions(TypedDict, total=False):
+    """The keywords of `forward_backward` and `forward`, for those who pass them on."""
+
+    loss_fn: str
+    loss_fn_config: Mapping[str, float] | None
+
+
+class SampleOptions(TypedDict, total=False):
+    """The keywords of `sample`, for those who pass them on."""
+
+    num_samples: int
+    prompt_logprobs: bool
+    topk_prompt_logprobs: int
+    topk_sample_logprobs: int
 
 
 class SamplingClient(Protocol):
@@ -64,7 +81,7 @@ class TrainingClient(Protocol):
         self,
         data: Sequence[Datum],
         *,
-        loss_fn: str = "cross_entropy",
+        loss_fn: str = CROSS_ENTROPY,
         loss_fn_config: Mapping[str, float] | None = None,
     ) -> Awaitable[ForwardBackwardOutput]:
         """Adds to the gradient. One output per datum, in order; losses are sums over tokens."""
@@ -84,7 +101,7 @@ class TrainingClient(Protocol):
         self,
         data: Sequence[Datum],
         *,
-        loss_fn: str = "cross_entropy",
+        loss_fn: str = CROSS_ENTROPY,
         loss_fn_config: Mapping[str, float] | None = None,
     ) -> Awaitable[ForwardBackwardOutput]:
         """As `forward_backward`, without a gradient."""

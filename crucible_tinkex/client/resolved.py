@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Literal, TypeAlias
 
 from crucible_tinkex.client.http.address import Address
@@ -64,14 +65,11 @@ class ResolvedService:
             return TinkexService(
                 self.base_url, api_key_file=file, allow_http=allow, observer=observer
             )
-        try:
-            sdk = import_module("crucible_tinkex.client.sdk.sdk_service")
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.split(".")[0] != "tinker":
-                raise
+        if find_spec("tinker") is None:
             raise ConfigError(
                 "service.transport 'sdk' needs the official SDK: pip install 'crucible-tinkex[sdk]'"
-            ) from None
+            )
+        sdk = import_module("crucible_tinkex.client.sdk.sdk_service")
         made: TrainingService = sdk.SdkService(self.base_url, api_key_file=file, allow_http=allow)
         return made
 

@@ -16,7 +16,11 @@ from typing import Any, NoReturn
 
 from crucible_tinkex.client.checkpoints.rest import RestClient
 from crucible_tinkex.client.http.address import Address
+from crucible_tinkex.client.http.encoding import reads
+from crucible_tinkex.client.http.exchange import Reply
 from crucible_tinkex.client.http.key import ApiKey
+from crucible_tinkex.client.http.settings import ClientSettings
+from crucible_tinkex.client.http.transport import Call
 from crucible_tinkex.client.http.watch import Observer, Watch
 from crucible_tinkex.client.interface import EndReason
 from crucible_tinkex.client.model.older import create_then_load
@@ -24,7 +28,6 @@ from crucible_tinkex.client.model.sampling_client import TinkexSampling
 from crucible_tinkex.client.model.training_client import TinkexTraining
 from crucible_tinkex.client.session.live_session import LiveSession
 from crucible_tinkex.client.session.room import when_there_is_room
-from crucible_tinkex.client.session.settings import ClientSettings
 from crucible_tinkex.errors import ConfigError, RequestRejectedError
 from crucible_tinkex.names import NOT_FOR_TRAINING, TinkerPath, model_id_of
 from crucible_tinkex.protocol.capabilities import ServerCapabilities
@@ -93,13 +96,8 @@ class TinkexService:
     # --- the TrainingService interface --------------------------------------------------------
 
     async def capabilities(self) -> ServerCapabilities:
-        return await self._live.call(
-            "get_server_capabilities",
-            "get_server_capabilities",
-            ServerCapabilities.model_validate_json,
-            method="GET",
-            total_s=self._settings.contact_s,
-        )
+        call = Call("get_server_capabilities", method="GET", total_s=self._settings.contact_s)
+        return await self._live.call(call, reads(ServerCapabilities))
 
     async def create_training(
         self,
@@ -140,12 +138,8 @@ class TinkexService:
             model_seq_id=number,
         )
         try:
-            envelope = await self._live.call(
-                "load_weights",
-                "load_weights",
-                FutureEnvelope.model_validate_json,
-                body=request.body(),
-            )
+            call = Call("load_weights", body=request.body())
+            envelope = await self._live.call(call, reads(FutureEnvelope))
         except RequestRejectedError as refusal:
             return await create_then_load(self, request, refusal)
         promises = self._live.promises()
@@ -166,9 +160,7 @@ class TinkexService:
             model_path=model_path,
         )
         operation = "create_sampling_session"
-        answer = await self._live.call(
-            operation, operation, _session_or_promise, body=request.body()
-        )
+        answer = await self._live.call(Call(operation, body=request.body()), _session_or_promise)
         if isinstance(answer, FutureEnvelope):
             promises = self._live.promises()
             answer = await promises.result(answer, CreateSamplingSessionResponse, operation)
@@ -180,7 +172,7 @@ class TinkexService:
     @property
     def rest(self) -> RestClient:
         """Checkpoints. Usable until `close`."""
-        return RestClient(self._live.transport(), self._watch)
+        return RestClient(self._live)
 
     async def close(self, *, reason: EndReason = "success", detail: str | None = None) -> None:
         """May be called again; the second call does nothing."""
@@ -201,12 +193,12 @@ class TinkexService:
         return TinkexSampling(sampling_session_id, self._live.promises())
 
 
-def _session_or_promise(body: bytes) -> CreateSamplingSessionResponse | FutureEnvelope:
+def _session_or_promise(reply: Reply) -> CreateSamplingSessionResponse | FutureEnvelope:
     """The protocol has the session at once; some services promise it."""
     try:
-        return CreateSamplingSessionResponse.model_validate_json(body)
+        return CreateSamplingSessionResponse.model_validate_json(reply.body)
     except ValueError as problem:
         try:
-            return FutureEnvelope.model_validate_json(body)
+            return FutureEnvelope.model_validate_json(reply.body)
         except ValueError:
             raise problem from None

@@ -10,6 +10,7 @@ from crucible_tinkex.config.axes import (
     is_integer,
 )
 from crucible_tinkex.config.budget import BudgetSection, parse_budget
+from crucible_tinkex.config.checkpoints import CheckpointsSection
 from crucible_tinkex.config.data import DataSection
 from crucible_tinkex.config.evaluation import EvaluationSection, ScoreTable
 from crucible_tinkex.config.experiment import Experiment, parse_assignment
@@ -29,6 +30,7 @@ __all__ = [  # noqa: RUF022  (in groups)
     # sections
     "Section",
     "BudgetSection",
+    "CheckpointsSection",
     "DataSection",
     "EvaluationSection",
     "LoraSection",

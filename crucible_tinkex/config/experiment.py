@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from crucible_tinkex.config.advice import advise
 from crucible_tinkex.config.budget import BudgetSection
+from crucible_tinkex.config.checkpoints import CheckpointsSection
 from crucible_tinkex.config.data import DataSection
 from crucible_tinkex.config.evaluation import EvaluationSection
 from crucible_tinkex.config.identity import amendments, contradictions, trial_settings
@@ -32,6 +33,7 @@ from crucible_tinkex.config.run import RunSection
 from crucible_tinkex.config.search import DEFAULT_METRIC, SearchSection
 from crucible_tinkex.config.section import Section, anchor_of, get_dotted, set_dotted
 from crucible_tinkex.config.service import ServiceSection
+from crucible_tinkex.config.steps import StepsSection
 from crucible_tinkex.config.storing import stored, unstored
 from crucible_tinkex.config.train import OptimizerSection, TrainSection
 from crucible_tinkex.errors import ConfigError
@@ -50,9 +52,11 @@ class Experiment(Section):
     data: DataSection
     train: TrainSection = TrainSection()
     evaluation: EvaluationSection = EvaluationSection()
+    steps: StepsSection = StepsSection()
     quality: QualitySection = QualitySection()
     search: SearchSection = SearchSection()
     budget: BudgetSection = BudgetSection()
+    checkpoints: CheckpointsSection = CheckpointsSection()
     models: ModelsSection = ModelsSection()
     notify: NotifySection = NotifySection()
     run: RunSection = Field(default_factory=RunSection)

@@ -67,6 +67,7 @@ def trial_settings(
         "lora": experiment.lora.model_dump(mode="json", exclude=not_applied),
         "optimizer": experiment.optimizer.model_dump(mode="json"),
         "train": _learning(experiment.train),
+        **experiment.steps.identity(),
         "schedule_steps": None if constant else total_steps,
     }
 

@@ -5,6 +5,7 @@ here knows Ray: an actor, or the driver itself, owns a `Registry`.
 """
 
 from crucible_tinkex.registry.records import (
+    ATTESTED,
     CONFIRM,
     DONE,
     FAIL_FAST,
@@ -22,6 +23,7 @@ from crucible_tinkex.registry.records import (
     Origin,
     Spent,
     TrialRecord,
+    Used,
 )
 from crucible_tinkex.registry.registry import ControlPort, Registry, RegistryPort
 from crucible_tinkex.registry.state import SweepState
@@ -41,6 +43,8 @@ __all__ = [  # noqa: RUF022  (in groups)
     "CONFIRM",
     # ends of a sweep
     "FAIL_FAST",
+    # keys of the metadata
+    "ATTESTED",
     # records
     "AttemptGrant",
     "CheckpointRecord",
@@ -48,6 +52,7 @@ __all__ = [  # noqa: RUF022  (in groups)
     "Origin",
     "Spent",
     "TrialRecord",
+    "Used",
     # the whole
     "ControlPort",
     "Registry",

@@ -6,9 +6,9 @@ Values that cross processes are frozen; `TrialRecord` alone grows, and only insi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
@@ -58,6 +58,13 @@ class Spent:
         return Spent(**{name: value - vars(other)[name] for name, value in vars(self).items()})
 
 
+class Used(NamedTuple):
+    """What has been sent, or is about to be, by all of a sweep and by one of its trials."""
+
+    sweep: Spent
+    trial: Spent
+
+
 @dataclass(frozen=True)
 class CheckpointRecord:
     """A checkpoint that the service has acknowledged."""
@@ -71,6 +78,16 @@ class CheckpointRecord:
     fingerprint: float | None = None
     """Of the weights (`Recipe.fingerprint`); None: not measured."""
     kind: CheckpointKind = "state"
+
+
+@dataclass(frozen=True)
+class Expiry:
+    """When the service deletes a checkpoint by itself."""
+
+    at: float | None
+    """Unix seconds; None: it should be kept after all."""
+    done: bool = False
+    """The service was told."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +209,16 @@ class TrialRecord:
     def resumable(self) -> tuple[CheckpointRecord, ...]:
         """Its checkpoints, the newest first."""
         return tuple(sorted(self.checkpoints, key=_by_age, reverse=True))
+
+
+ATTESTED = "attested"
+"""Key of a sweep's metadata: what its service was proved to apply, by dotted key in `findings`, and
+in `spent` what all the proofs together cost."""
+
+
+def read_spent(attested: Mapping[str, Any]) -> Spent:
+    """What the proofs cost. Their steps are none of a trial's, and not counted as such."""
+    return replace(known(Spent, attested.get("spent", {})), steps=0)
 
 
 def _by_age(checkpoint: CheckpointRecord) -> tuple[int, int]:

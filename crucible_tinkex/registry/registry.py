@@ -23,6 +23,7 @@ from crucible_tinkex.registry.records import (
     Decision,
     Spent,
     TrialRecord,
+    Used,
 )
 from crucible_tinkex.registry.state import SweepState
 from crucible_tinkex.storage import Lock
@@ -60,8 +61,10 @@ class RegistryPort(Protocol):
         """The evaluation at `step`."""
         ...
 
-    async def record_spend(self, trial_id: str, attempt: int, spent: Spent) -> None:
-        """What the attempt has used so far; after every step where a budget must be kept."""
+    async def record_spend(self, trial_id: str, attempt: int, spent: Spent) -> Used:
+        """What the attempt will have used once its next operation is sent, where a budget must be
+        kept. Answers what everybody has used with that: of several who ask at the same time, each
+        hears of those before it."""
         ...
 
     async def finish(
@@ -83,6 +86,10 @@ class ControlPort(RegistryPort, Protocol):
         ...
 
     async def decide(self, decisions: Sequence[Decision], op: str) -> None: ...
+
+    async def upkeep(self, records: Sequence[Mapping[str, Any]], op: str) -> None:
+        """What becomes of checkpoints: `tombstone`, `deleted`, `expiry`, `expiry_set`."""
+        ...
 
     async def set_sweep(self, state: str, op: str, wall_s: float = 0.0) -> None: ...
 
@@ -170,11 +177,13 @@ class Registry:
             self._stage({**record, "metrics": dict(metrics), "spent": {**vars(spent)}})
         await self._journal.flush()
 
-    async def record_spend(self, trial_id: str, attempt: int, spent: Spent) -> None:
+    async def record_spend(self, trial_id: str, attempt: int, spent: Spent) -> Used:
         trial = self._current(trial_id, attempt)
         if trial.spends.get(attempt) != spent:
             self._stage({"type": "spent", "trial_id": trial_id, "spent": {**vars(spent)}})
+        now = Used(self.state.spent, trial.spent)
         await self._journal.flush()
+        return now
 
     async def finish(
         self, trial_id: str, attempt: int, state: str, error: str | None, spent: Spent
@@ -206,6 +215,10 @@ class Registry:
 
     async def decide(self, decisions: Sequence[Decision], op: str) -> None:
         records = [{"type": "decision", "decision": _plain(d)} for d in decisions]
+        self._once(op, *records)
+        await self._journal.flush()
+
+    async def upkeep(self, records: Sequence[Mapping[str, Any]], op: str) -> None:
         self._once(op, *records)
         await self._journal.flush()
 

@@ -15,6 +15,7 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry.journal import read_records
 from crucible_tinkex.registry.records import (
+    ATTESTED,
     DONE,
     FAIL_FAST,
     FAILED,
@@ -25,9 +26,11 @@ from crucible_tinkex.registry.records import (
     TERMINAL,
     CheckpointRecord,
     Decision,
+    Expiry,
     Spent,
     TrialRecord,
     known,
+    read_spent,
     undeclared,
 )
 
@@ -46,10 +49,13 @@ class SweepState:
     wall_s: float = 0.0
     """Seconds spent by runs that ended in order."""
     spent: Spent = field(default_factory=Spent)
-    """By all attempts of all trials."""
+    """By all attempts of all trials, and by the proofs of what the service applies."""
+    proofs: Spent = field(default_factory=Spent)
+    """The part of it that proofs took, before any trial."""
     runs: list[str] = field(default_factory=list)
     """Ids of all runs; the newest one's epoch is their number."""
     amendments: list[Record] = field(default_factory=list)
+    """With `trials`: how many there were before."""
     ended: str | None = None
     """The reason of the policy's decision to end; None while trials are still asked for."""
     ended_by: str = ""
@@ -73,6 +79,14 @@ class SweepState:
     forks: dict[str, list[TrialRecord]] = field(default_factory=dict)
     """By path of a checkpoint, the trials that began there. Whoever deletes checkpoints keeps it
     (`needed`)."""
+    saved: int = 0
+    """Checkpoints that were committed, also those that are gone since."""
+    deleted: int = 0
+    """Checkpoints that were deleted by a decision."""
+    buried: dict[str, str] = field(default_factory=dict)
+    """By path of a checkpoint that is being deleted, its trial's id."""
+    expiries: dict[str, Expiry] = field(default_factory=dict)
+    """By path, checkpoints that the service deletes by itself, as far as runs asked it to."""
     grants: dict[str, int] = field(default_factory=dict)
     """Operation id of every granted attempt, and its number."""
 
@@ -141,12 +155,20 @@ class SweepState:
 
     def _created(self, record: Record) -> None:
         self.meta = dict(record["meta"])
+        self._prove()
         self.version = record.get("v", 1)
 
     def _amended(self, record: Record) -> None:
         self.meta = {**self.meta, **record["meta"]}
-        self.amendments.append(record)
+        self._prove()
+        self.amendments.append({**record, "trials": len(self.trials)})
         self.ended, self.ended_by = None, ""
+
+    def _prove(self) -> None:
+        """What proofs cost is told as a sum, so that telling it twice changes nothing."""
+        proofs = read_spent(self.meta.get(ATTESTED, {}))
+        self.spent += proofs - self.proofs
+        self.proofs = proofs
 
     def _trial_added(self, record: Record) -> None:
         trial = undeclared(record["trial"])
@@ -204,6 +226,7 @@ class SweepState:
 
     def _checkpoint(self, record: Record) -> None:
         checkpoint = known(CheckpointRecord, record["checkpoint"])
+        self.saved += 1
         trial = self.trials[checkpoint.trial_id]
         trial.intents.pop(_name(checkpoint.path), None)
         if checkpoint.kind == "sampler":
@@ -237,9 +260,22 @@ class SweepState:
         trial.samplers = [c for c in trial.samplers if c.path != path]
         trial.intents = {name: p for name, p in trial.intents.items() if p != path}
         trial.tombstones[path] = record["reason"]
+        self.buried[path] = trial.trial_id
+        self.expiries.pop(path, None)
 
     def _deleted(self, record: Record) -> None:
         self.trials[record["trial_id"]].tombstones.pop(record["path"], None)
+        self.deleted += self.buried.pop(record["path"], None) is not None
+
+    def _expiry(self, record: Record) -> None:
+        self.expiries[record["path"]] = Expiry(record["at"])
+
+    def _expiry_set(self, record: Record) -> None:
+        path = record["path"]
+        if self.expiries.get(path) == Expiry(record["at"]):
+            self.expiries[path] = Expiry(record["at"], done=True)
+            if record["at"] is None:
+                del self.expiries[path]
 
     def _result(self, record: Record) -> None:
         trial = self.trials[record["trial_id"]]
@@ -328,6 +364,8 @@ _HANDLERS: dict[str, Callable[[SweepState, Record], None]] = {
     "pinned": SweepState._pinned,
     "tombstone": SweepState._tombstone,
     "deleted": SweepState._deleted,
+    "expiry": SweepState._expiry,
+    "expiry_set": SweepState._expiry_set,
     "result": SweepState._result,
     "spent": SweepState._spent,
     "finished": SweepState._finished,

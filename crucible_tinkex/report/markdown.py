@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crucible_tinkex.scoring.quality import Assessment
+
 MOST_ROWS = 50
 _STANDING = {"best": "best", "not separable": "≈ best", "worse": "worse"}
 
@@ -35,6 +37,9 @@ def markdown(data: Mapping[str, Any]) -> str:
     left = len(data["configurations"]) - MOST_ROWS
     if left > 0:
         lines += ["", f"and {left} more"]
+    if data["quality"]:
+        lines += ["", "## Quality targets", ""]
+        lines += [f"- {Assessment(**target)}" for target in data["quality"]["targets"]]
     for title, faults in (("Stopped early", data["stopped"]), ("Failed or lost", data["failures"])):
         if faults:
             lines += ["", f"## {title}", ""]

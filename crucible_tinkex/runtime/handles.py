@@ -22,7 +22,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayT
 from crucible_tinkex.errors import ClusterLostError, CrucibleError, StorageError
 from crucible_tinkex.events import Event
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import AttemptGrant, CheckpointRecord, Decision, Spent
+from crucible_tinkex.registry import AttemptGrant, CheckpointRecord, Decision, Spent, Used
 from crucible_tinkex.registry.registry import Changes as RegistryChanges
 from crucible_tinkex.runtime.gathering import Call, Gathering
 
@@ -117,8 +117,9 @@ class RegistryHandle:
     ) -> None:
         await self._call("record_result", trial_id, attempt, step, metrics, spent)
 
-    async def record_spend(self, trial_id: str, attempt: int, spent: Spent) -> None:
-        await self._call("record_spend", trial_id, attempt, spent)
+    async def record_spend(self, trial_id: str, attempt: int, spent: Spent) -> Used:
+        used: Used = await self._call("record_spend", trial_id, attempt, spent)
+        return used
 
     async def finish(
         self, trial_id: str, attempt: int, state: str, error: str | None, spent: Spent
@@ -133,6 +134,9 @@ class RegistryHandle:
 
     async def decide(self, decisions: Sequence[Decision], op: str) -> None:
         await self._call("decide", decisions, op)
+
+    async def upkeep(self, records: Sequence[Mapping[str, Any]], op: str) -> None:
+        await self._call("upkeep", records, op)
 
     async def set_sweep(self, state: str, op: str, wall_s: float = 0.0) -> None:
         await self._call("set_sweep", state, op, wall_s)

@@ -140,22 +140,20 @@ def _scorer(table: ScoreTable) -> Scorer:
     return lambda text, question: float(matches_schema(text, schema))
 
 
-def load_function(name: str) -> Callable[..., Any]:
+def load_function(name: str, *, what: str = "evaluation function") -> Callable[..., Any]:
     """The function at `module:function`, which may lie in the current folder. Raises `ConfigError`
-    that names what is missing."""
+    that names what is missing; `what` it is."""
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
         found = getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"evaluation function {name!r}: {error}; is it on the Python path?"
-        ) from error
+        raise ConfigError(f"{what} {name!r}: {error}; is it on the Python path?") from error
     except AttributeError:
-        raise ConfigError(f"evaluation function {name!r}: {module} has no {attribute}") from None
+        raise ConfigError(f"{what} {name!r}: {module} has no {attribute}") from None
     if not callable(found):
-        raise ConfigError(f"evaluation function {name!r} cannot be called")
+        raise ConfigError(f"{what} {name!r} cannot be called")
     made: Callable[..., Any] = found
     return made
 

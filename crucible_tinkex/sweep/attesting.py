@@ -7,30 +7,38 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from crucible_tinkex.config import Experiment
+from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.registry import Spent
+from crucible_tinkex.registry.records import read_spent
 from crucible_tinkex.sweep.connection import Connection
-from crucible_tinkex.training.attest.contrasts import LOSS, contrasts_of
+from crucible_tinkex.sweep.deciding.prices import checked_price
+from crucible_tinkex.training.attest.contrasts import LOSS, Contrast, contrasts_of
 from crucible_tinkex.training.attest.judging import NOT_APPLIED, Finding
-from crucible_tinkex.training.attest.probing import Attestation, attest
+from crucible_tinkex.training.attest.probing import Attestation, attest, cost
 
 log = logging.getLogger(__name__)
 
-ATTESTED = "attested"
-"""Key of a sweep's metadata: findings by dotted key, and what they cost."""
-
 
 async def attested(
-    experiment: Experiment, connection: Connection, known: Mapping[str, Any]
+    experiment: Experiment,
+    connection: Connection,
+    known: Mapping[str, Any],
+    spent: Spent | None = None,
 ) -> dict[str, Any]:
     """`known` and what is found now, for the metadata; equal to `known` where nothing is new.
+    `spent`: what the sweep has used already.
 
-    Raises `ConfigError` where the service does not apply what varies, `ServiceError` where it
-    fails.
+    Raises `ConfigError` where the service does not apply what varies, or where the budget does not
+    pay for the proof, `ServiceError` where it fails.
     """
-    if experiment.service.embedded or not experiment.service.attest:
+    coming = proof_of(experiment, connection.data.train, known.get("findings", {}))
+    check_affordable(experiment, coming.spent, spent or Spent())
+    if not coming.models:
         return dict(known)
     found = await proved(experiment, connection, known.get("findings", {}))
     for finding in found.findings:
@@ -40,19 +48,48 @@ async def attested(
     if not found.findings:
         return dict(known)
     record = found.record
-    return {**record, "findings": {**known.get("findings", {}), **record["findings"]}}
+    findings = {**known.get("findings", {}), **record["findings"]}
+    total = found.spent + read_spent(known)
+    return {**record, "findings": findings, "spent": asdict(total)}
+
+
+def proof_of(
+    experiment: Experiment, data: TokenisedDataset, known: Mapping[str, Any] | None = None
+) -> Attestation:
+    """What a run will use to prove what is not `known`; nothing where it proves nothing."""
+    if experiment.service.embedded or not experiment.service.attest:
+        return Attestation()
+    return cost(_new(experiment, known or {}), data)
+
+
+def check_affordable(experiment: Experiment, coming: Spent, spent: Spent) -> None:
+    """Raise `ConfigError` where a cap of the sweep would be passed before its first step."""
+    budget, price = experiment.budget, checked_price(experiment)
+    uses: dict[str, tuple[float, float]] = {"tokens": (spent.tokens, coming.tokens)}
+    if price is not None:
+        uses["dollars"] = (price.of(spent), price.of(coming))
+    for key, (used, more) in uses.items():
+        cap = getattr(budget, key)
+        if more and cap is not None and used + more > cap:
+            raise ConfigError(
+                f"budget.{key} = {cap:g} does not pay for the proof that the service applies what "
+                f"varies: it takes {more:.6g}, and {max(0, cap - used):.6g} are left. Give more, "
+                "or set service.attest = false"
+            )
+
+
+def _new(experiment: Experiment, known: Mapping[str, Any]) -> list[Contrast]:
+    new = [c for c in contrasts_of(experiment) if c.key not in known]
+    return [] if known and all(c.key == LOSS for c in new) else new
 
 
 async def proved(
     experiment: Experiment, connection: Connection, known: Mapping[str, Any] | None = None
 ) -> Attestation:
     """Findings on all settings that are not `known`. Raises `ServiceError`."""
-    new = [c for c in contrasts_of(experiment) if c.key not in (known or {})]
-    if known and all(c.key == LOSS for c in new):
-        return Attestation()
     return await attest(
         connection.service.connect,
-        new,
+        _new(experiment, known or {}),
         connection.data.train,
         base_model=experiment.model.base,
     )

@@ -39,6 +39,7 @@ from crucible_tinkex.registry import (
 from crucible_tinkex.runtime.pool import SessionPool
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy, is_waiting
+from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.orders.control import LASTING, REFUSED, Command, Inbox
 from crucible_tinkex.sweep.orders.obeying import obey
 from crucible_tinkex.sweep.ports import Amend, TelemetryPort
@@ -78,6 +79,7 @@ class Controller:
         drain_s: float = DRAIN_S,
         inbox: Inbox | None = None,
         amend: Amend | None = None,
+        keeper: Keeper | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`retry`: failed trials to take up again. `amend`: what the sweep is with other settings;
@@ -95,6 +97,7 @@ class Controller:
         self._drain_s = drain_s
         self._inbox = inbox
         self._amend = amend
+        self._keeper = keeper
         self._clock = clock
         self._started = clock()
         self._happened = asyncio.Event()
@@ -149,11 +152,14 @@ class Controller:
             await self._decide(self._policy.resume(self._state, retry=self._retry))
             await self._obey_earlier()
             await self._loop()
+            if self._keeper and not self._stopped_by:
+                await self._keeper.finish(self._state, self._draining)
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
             await self._pool.close()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._keeper.close() if self._keeper else None
             await self._sync()
             with contextlib.suppress(CrucibleError):
                 await self._refresh()
@@ -163,6 +169,8 @@ class Controller:
             await self._obey()
             while decisions := await self._decisions():
                 await self._decide(decisions)
+            if self._keeper:
+                await self._keeper.look(self._state)
             self._submit()
             if self._state.ended is not None and not self._state.active and not self._answering:
                 return
@@ -170,8 +178,7 @@ class Controller:
         await self._drain()
 
     async def _decisions(self) -> list[Decision]:
-        """A slow choice is made in a thread, as sessions in this process go on meanwhile; what it
-        reads is written by nobody but this task, which waits for it."""
+        """A slow choice is made in a thread; what it reads only this task writes, and it waits."""
         decide = partial(
             self._policy.decide,
             self._state,

@@ -2,7 +2,8 @@
 
 From the number of trials, what their stopping rule leaves of them, and the caps of the budget; time
 and room from the finished sweeps of the same storage, dollars from the price table. What there is
-no ground for is None, never guessed. Failures and repeated steps are not counted.
+no ground for is None, never guessed. Failures, repeated steps and what `[steps]` ask for are not
+counted.
 """
 
 from __future__ import annotations
@@ -13,13 +14,19 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from crucible_tinkex.config import Experiment, SearchSection, StoppingSection
+from crucible_tinkex.config import (
+    EvaluationSection,
+    Experiment,
+    SearchSection,
+    StoppingSection,
+)
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule, TopK
 from crucible_tinkex.sweep.deciding.confirming import planned_confirmations
 from crucible_tinkex.sweep.deciding.prices import price_of
 from crucible_tinkex.sweep.experience import Pace
+from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.plan import TrialPlan
 
 
@@ -32,6 +39,9 @@ class Range(NamedTuple):
     def times(self, factor: float) -> Range:
         return Range(self.low * factor, self.high * factor)
 
+    def product(self, other: Range) -> Range:
+        return Range(self.low * other.low, self.high * other.high)
+
     def plus(self, other: Range) -> Range:
         return Range(self.low + other.low, self.high + other.high)
 
@@ -40,10 +50,31 @@ class Range(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Tokens: of a training row on average, and of all held-out rows together."""
+    """Tokens: of a training row on average, and those that one evaluation reads and writes."""
 
     tokens: float
-    evaluated: int
+    read: Range
+    written: Range
+
+    @classmethod
+    def of(cls, data: SweepData, section: EvaluationSection) -> Rows:
+        """Each held-out row is read once. Where `generate` asks for it, some prompts are read again
+        and their completions written, at most all; where `metrics` do, every prompt is, and each
+        answer has `max_tokens` at most."""
+        train, held_out = data.train, data.eval
+        read = written = Range(0, 0)
+        if held_out is not None:
+            count = min(len(held_out), section.max_rows or len(held_out))
+            whole = int(held_out.lengths[:count].sum())
+            prompts = int(held_out.prompt_lengths[:count].sum())
+            read = Range(whole - count, whole - count)
+            if section.generate and held_out.has_prompts:
+                read = read.plus(Range(0, prompts))
+                written = Range(0, whole - prompts)
+            if section.metrics:
+                read = read.plus(Range(prompts, prompts))
+                written = written.plus(Range(0, count * section.samples * section.max_tokens))
+        return cls(train.epoch_positions / train.epoch_rows, read, written)
 
 
 @dataclass(frozen=True)
@@ -52,10 +83,22 @@ class Estimate:
 
     steps: Range
     tokens: Range
+    """Trained on, read and written."""
+    sample_tokens: Range
+    """Those of them that are written."""
     seconds: Range | None
     dollars: Range | None
     checkpoint_bytes: Range | None
+    """With everything kept."""
     sweeps: int
+    kept_bytes: Range | None = None
+    """What `[checkpoints]` leaves when the sweep has ended; None where it deletes nothing."""
+    storage_dollars: Range | None = None
+    """A month of what is left."""
+    prices: str | None = None
+    """Date and source of the prices, where anything is charged."""
+    proof_tokens: int = 0
+    """Of `tokens`, those that prove what the service applies."""
 
     def summary(self) -> dict[str, Any]:
         """JSON values: ranges as [low, high]. Keys are only ever added."""
@@ -69,9 +112,12 @@ def estimate(
     trials: int,
     rows: Rows,
     paces: Sequence[Pace],
+    proof: Spent | None = None,
 ) -> Estimate:
     """`plans`: those that are known, one seed of each; others are taken to be like them. `trials`:
-    of the search, without the base and the confirmation."""
+    of the search, without the base and the confirmation. `proof`: what it takes to prove what the
+    service applies."""
+    proof = proof or Spent()
     search, budget = experiment.search, experiment.budget
     trials = trials if budget.trials is None else min(trials, budget.trials)
     whole = round(fmean(plan.total_steps for plan in plans))
@@ -83,19 +129,25 @@ def estimate(
     if every := experiment.train.eval_every:
         evaluations = evaluations.plus(steps.times(1 / every))
     training = steps.times(step_tokens)
-    # Where answers are generated, prompts are read again and answers sampled: at most as much more.
-    scored = evaluations.times(rows.evaluated)
-    scored = Range(scored.low, scored.high * (2 if experiment.evaluation.generate else 1))
-    tokens = training.plus(scored).capped(budget.tokens)
+    training = training.plus(Range(proof.train_tokens, proof.train_tokens))
+    read, written = evaluations.product(rows.read), evaluations.product(rows.written)
+    read = read.plus(Range(proof.prefill_tokens, proof.prefill_tokens))
+    tokens = training.plus(read).plus(written).capped(budget.tokens)
+    saving = confirmed.plus(Range(trials, trials))
+    room = _room(experiment, plans, saving, whole, paces)
+    kept = None if room is None else _kept(experiment, plans, saving, whole, paces, room)
     return Estimate(
         steps=Range(*map(round, steps)),
         tokens=Range(*map(round, tokens)),
+        sample_tokens=Range(*map(round, written.capped(budget.tokens))),
         seconds=_seconds(tokens, paces, budget.hours),
-        dollars=_dollars(experiment, training, scored, tokens),
-        checkpoint_bytes=_room(
-            experiment, plans, confirmed.plus(Range(trials, trials)), whole, paces
-        ),
+        dollars=_dollars(experiment, training, read, written, tokens),
+        checkpoint_bytes=room,
         sweeps=len(paces),
+        kept_bytes=kept,
+        storage_dollars=_monthly(experiment, kept or room),
+        prices=_source(experiment),
+        proof_tokens=proof.tokens,
     )
 
 
@@ -179,17 +231,53 @@ def _seconds(tokens: Range, paces: Sequence[Pace], hours: float | None) -> Range
     return Range(round(found.low, 1), round(found.high, 1))
 
 
-def _dollars(experiment: Experiment, training: Range, scored: Range, tokens: Range) -> Range | None:
+def _dollars(
+    experiment: Experiment, training: Range, read: Range, written: Range, tokens: Range
+) -> Range | None:
     price = price_of(experiment)
     if price is None:
         return None
-    both = training.plus(scored)
-    shares = [capped / whole if whole else 1.0 for capped, whole in zip(tokens, both, strict=True)]
-    costs = [
-        price.of(Spent(train_tokens=round(t * share), prefill_tokens=round(s * share)))
-        for t, s, share in zip(training, scored, shares, strict=True)
-    ]
+    costs = []
+    for t, r, w, capped in zip(training, read, written, tokens, strict=True):
+        share = capped / (t + r + w) if t + r + w else 1.0
+        costs.append(price.of(Spent(round(t * share), round(r * share), round(w * share))))
     return Range(*costs).capped(experiment.budget.dollars)
+
+
+def _source(experiment: Experiment) -> str | None:
+    price = price_of(experiment)
+    if price is None or not any(price.per_million):
+        return None
+    return f"{price.dated}, {price.source}"
+
+
+def _monthly(experiment: Experiment, room: Range | None) -> Range | None:
+    price = price_of(experiment)
+    if price is None or price.storage is None or room is None:
+        return None
+    return room.times(price.storage / 1e9)
+
+
+def _kept(
+    experiment: Experiment,
+    plans: Sequence[TrialPlan],
+    trials: Range,
+    whole: int,
+    paces: Sequence[Pace],
+    room: Range,
+) -> Range | None:
+    """From the winner alone to all that the rules may keep, and the winner's two."""
+    rules, train = experiment.checkpoints, experiment.train
+    if not rules.prunes:
+        return None
+    kinds = 1 + train.sampler_checkpoint
+    every = whole // rules.keep_every if rules.keep_every else 0
+    each = min(rules.keep_last, whole) * kinds + every * kinds
+    most = rules.keep_best + trials.high * each + 2
+    sizes = [pace.checkpoint_bytes for pace in paces if pace.checkpoint_bytes]
+    rank = fmean(plan.experiment.lora.rank for plan in plans)
+    low = min(math.floor(rank * min(sizes)), room.low)
+    return Range(low, min(math.ceil(most * rank * max(sizes)), room.high))
 
 
 def _room(

@@ -23,14 +23,16 @@ from typing import Any, Literal
 
 from crucible_tinkex.errors import ConfigError, CrucibleError, InterruptedSweepError, ServiceError
 from crucible_tinkex.events import EventWriter
-from crucible_tinkex.registry import LOST, Registry, SweepState
+from crucible_tinkex.registry import ATTESTED, LOST, Registry, SweepState
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.executor import RayExecutor
 from crucible_tinkex.runtime.pool import SessionPool
 from crucible_tinkex.storage import Lock, check_writable
-from crucible_tinkex.sweep.attesting import ATTESTED, attested
+from crucible_tinkex.sweep.attesting import attested
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
+from crucible_tinkex.sweep.keeping.keeper import Keeper
+from crucible_tinkex.sweep.keeping.store import ServiceCheckpoints, registered
 from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
 from crucible_tinkex.sweep.manifest import write_manifest
 from crucible_tinkex.sweep.notifying import ended, notify, trouble
@@ -84,6 +86,7 @@ class Launch:
         self._stop: Callable[[], object] = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
+        self._proved = False
         self.view = SweepView(prepared.name)
 
     def run(self) -> SweepResult:
@@ -120,7 +123,8 @@ class Launch:
         state = SweepState.read(self._prepared.paths)
         lost = any(t.state == LOST for t in state.trials.values())
         asked = any(c.kind in LASTING for c in Inbox(self._prepared.paths).waiting())
-        left = lost or asked or bool(self._retry)
+        undone = bool(state.buried) or not all(e.done for e in state.expiries.values())
+        left = lost or asked or undone or bool(self._retry)
         return SweepResult(state, exit_code(state)) if state.complete and not left else None
 
     def stop(self) -> None:
@@ -152,22 +156,15 @@ class Launch:
     ) -> SweepState:
         prepared, run = self._prepared, self._prepared.experiment.run
         changed = prepared.amendments
-        self._show("starting the service and the executor")
-        service = asyncio.create_task(stack.enter_async_context(connected(prepared)))
         try:
-            runtime = None
-            if not prepared.experiment.service.embedded:
-                # What it refuses shows at once, without waiting for Ray.
-                self._show("proving that the service applies what the search varies")
-                if await self._attest(meta, prepared, await service) and prepared.existing:
-                    changed = [*changed, ATTESTED]
-            if self._kind == "ray":
-                runtime = self._runtime or await self._started(stack, signals)
-                self._warm(runtime)
-                await runtime.ready()
-            connection = await service
-        finally:
-            service.cancel()
+            async with asyncio.TaskGroup() as group:
+                serving = group.create_task(self._served(meta, stack))
+                starting = group.create_task(self._cluster(stack, signals))
+        except BaseExceptionGroup as failed:  # what fails first ends the other
+            raise failed.exceptions[0] from None
+        connection, runtime = serving.result(), starting.result()
+        if self._proved and prepared.existing:
+            changed = [*changed, ATTESTED]
         executor = await stack.enter_async_context(self._executor(meta, connection, runtime))
         await executor.registry.create(meta)
         await executor.telemetry.changes(0)  # opens the event log: damage shows before spending
@@ -194,6 +191,7 @@ class Launch:
             retry=self._retry,
             inbox=Inbox(prepared.paths),
             amend=partial(self._amended, connection),
+            keeper=self._keeper(executor, connection),
         )
         self._stop = controller.request_drain
         work = controller.run(meta, changed)
@@ -201,11 +199,21 @@ class Launch:
             return await work
         return await runtime.unless_lost(work, drain=controller.request_drain)
 
+    def _keeper(self, executor: Executor, connection: Connection) -> Keeper:
+        storage = self._prepared.paths.root.parent
+        return Keeper(
+            executor.registry,
+            ServiceCheckpoints(connection.service),
+            partial(registered, storage),
+            run_id=self._run_id,
+        )
+
     async def _attest(
         self, meta: dict[str, Any], prepared: PreparedSweep, connection: Connection
     ) -> bool:
         """Have the service prove what it applies; whether `meta` has got something new."""
-        found = await attested(prepared.experiment, connection, self._attested)
+        spent = prepared.existing.spent if prepared.existing else None
+        found = await attested(prepared.experiment, connection, self._attested, spent)
         if found == self._attested:
             return False
         self._attested = meta[ATTESTED] = found
@@ -228,10 +236,24 @@ class Launch:
         self._prepared = prepared
         return Amendment(prepared.policy(), prepared.planner, {**meta, **proof}, changed)
 
-    async def _started(self, stack: AsyncExitStack, signals: _Signals) -> Runtime:
-        runtime = await Runtime.start(self._address)
-        stack.callback(runtime.close)
-        signals.install()  # Ray has put its own handlers in place
+    async def _served(self, meta: dict[str, Any], stack: AsyncExitStack) -> Connection:
+        """The service, connected and proved. Beside the start of Ray: what it refuses shows at
+        once, and what it takes costs no time."""
+        connection = await stack.enter_async_context(connected(self._prepared))
+        self._proved = await self._attest(meta, self._prepared, connection)
+        return connection
+
+    async def _cluster(self, stack: AsyncExitStack, signals: _Signals) -> Runtime | None:
+        """Ray, started and warm, where it is the executor."""
+        self._show("starting the service and the executor")
+        if self._kind != "ray":
+            return None
+        runtime = self._runtime or await Runtime.start(self._address)
+        if self._runtime is None:
+            stack.callback(runtime.close)
+            signals.install()  # Ray has put its own handlers in place
+        self._warm(runtime)
+        await runtime.ready()
         return runtime
 
     def _warm(self, runtime: Runtime) -> None:

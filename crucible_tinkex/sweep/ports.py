@@ -40,6 +40,20 @@ class TelemetryPort(Protocol):
     async def close(self) -> None: ...
 
 
+class CheckpointStore(Protocol):
+    """The checkpoints of a service. Raises `ServiceError`."""
+
+    async def delete(self, path: str) -> None:
+        """Deleting what is already gone succeeds."""
+        ...
+
+    async def set_ttl(self, path: str, ttl_s: int | None) -> None:
+        """Keep for so many seconds from now; None: for ever."""
+        ...
+
+    async def close(self) -> None: ...
+
+
 class Executor(Protocol):
     """Where a sweep's sessions run, and what keeps its memory. Made per run."""
 

@@ -31,7 +31,7 @@ from crucible_tinkex.datasets import (
 )
 from crucible_tinkex.errors import ConfigError, CorruptLogError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import SweepState
+from crucible_tinkex.registry import ATTESTED, Spent, SweepState
 from crucible_tinkex.scoring import Scoring
 from crucible_tinkex.search import strategies
 from crucible_tinkex.search.auto_settings import chosen, kept, open_settings
@@ -91,7 +91,8 @@ class PreparedSweep:
         return self._planner(self.train_rows.epoch_rows)
 
     def _planner(self, rows: int) -> Planner:
-        return Planner(self.experiment, rows=rows, fingerprint=self.fingerprint)
+        price = checked_price(self.experiment)
+        return Planner(self.experiment, rows=rows, fingerprint=self.fingerprint, price=price)
 
     def policy(self) -> Policy:
         search = self.experiment.search
@@ -175,14 +176,17 @@ class Existing:
     """None: version 0.1.0 made it, which had none."""
     attested: Mapping[str, Any] = field(default_factory=dict)
     """What the service was proved to apply (`attesting`)."""
+    spent: Spent = field(default_factory=Spent)
 
     @classmethod
     def read(cls, paths: SweepPaths) -> Existing:
-        found = SweepState.read(paths).meta or read_resolved(paths)
+        state = SweepState.read(paths)
+        found = state.meta or read_resolved(paths)
         experiment = Experiment.loaded(found["experiment"], folder=paths.root)
         service = found.get("service", EMBEDDED)
-        attested = found.get("attested", {})
-        return cls(experiment, found["fingerprint"], service, found.get("sweep_id"), attested)
+        attested = found.get(ATTESTED, {})
+        sweep_id = found.get("sweep_id")
+        return cls(experiment, found["fingerprint"], service, sweep_id, attested, state.spent)
 
 
 def prepare(
@@ -216,6 +220,10 @@ def prepare(
     )
     checked_price(experiment)
     Scoring(experiment.evaluation)  # refuses a function or schema that is none
+    if experiment.steps.after:
+        from crucible_tinkex.training.trial_steps import check_steps
+
+        check_steps(experiment.steps)
     if prepared.existing:
         _refuse_other(prepared, prepared.existing)
     return prepared

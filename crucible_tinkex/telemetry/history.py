@@ -1,5 +1,5 @@
 """What a storage folder remembers of its experiments: the seed's `Telemetry.query`, windows over
-time or count, aggregates, and export.
+time or count, aggregates, export, and `subscribe` for what still comes.
 
 The original's query matched nothing (it compared integers with dates, and said so to nobody), its
 runs held each other's events, and its standard deviation divided by n. Here a time is a time, rows
@@ -8,7 +8,7 @@ carry their experiment, and std is that of a sample (n - 1).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.telemetry.bridge.catalogue import stored_kinds
 from crucible_tinkex.telemetry.export import Format, write_table
+from crucible_tinkex.telemetry.log.parts import EXAMPLE
 from crucible_tinkex.telemetry.query import read_events
+from crucible_tinkex.telemetry.subscription import Subscription
 
 QUANTILES = {"p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
 
@@ -64,6 +67,32 @@ class Telemetry:
             for kind in _kinds(event_type)
         ]
         return pa.concat_tables(tables).sort_by([("time", "ascending"), ("seq", "ascending")])
+
+    def subscribe(
+        self,
+        experiment_id: str,
+        *,
+        event_type: str | Sequence[str] | None = None,
+        wait_s: float = 0.0,
+        lives: Callable[[], bool] | None = None,
+        **options: Any,
+    ) -> Subscription:
+        """The events of an experiment or sweep as they come, also while it runs elsewhere.
+
+        `experiment_id` names its folder; `event_type` is as for `query`; `options` are those of
+        `Subscription`: `name`, `trial_id`, `after` (a cursor), `replay`, `poll_s`. Raises
+        `ConfigError` for an unknown type, and for a folder that is not there and not awaited.
+        """
+        kinds = None if event_type is None else [k for k in _kinds(event_type) if k is not None]
+        if kinds and EXAMPLE in kinds:
+            raise ConfigError("rows of evaluations are no events: read them with `evaluations()`")
+        paths = SweepPaths.of(self._storage, experiment_id)
+        if not wait_s and lives is None and not paths.root.is_dir():
+            raise ConfigError(
+                f"there is no experiment {experiment_id!r} in {self._storage}; give wait_s to wait "
+                "for it"
+            )
+        return Subscription(paths, kinds=kinds, wait_s=wait_s, lives=lives, **options)
 
     def window(
         self,

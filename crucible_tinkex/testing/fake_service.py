@@ -18,8 +18,10 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from typing_extensions import Unpack
+
 from crucible_tinkex.client.http.watch import Observer
-from crucible_tinkex.client.interface import EndReason
+from crucible_tinkex.client.interface import EndReason, LossOptions, SampleOptions
 from crucible_tinkex.client.model import custom_loss
 from crucible_tinkex.client.model.custom_loss import CustomLoss
 from crucible_tinkex.client.session.submission import Pending
@@ -156,11 +158,7 @@ class FakeTraining:
         self._lost: SessionLostError | None = None
 
     def forward_backward(
-        self,
-        data: Sequence[Datum],
-        *,
-        loss_fn: str = "cross_entropy",
-        loss_fn_config: Mapping[str, float] | None = None,
+        self, data: Sequence[Datum], **loss: Unpack[LossOptions]
     ) -> Awaitable[ForwardBackwardOutput]:
         rows = _rows(data)
         return self._submit("forward_backward", lambda: self._learn(rows), rows)
@@ -180,11 +178,7 @@ class FakeTraining:
         return self._submit("forward_backward_custom", effect, rows)
 
     def forward(
-        self,
-        data: Sequence[Datum],
-        *,
-        loss_fn: str = "cross_entropy",
-        loss_fn_config: Mapping[str, float] | None = None,
+        self, data: Sequence[Datum], **loss: Unpack[LossOptions]
     ) -> Awaitable[ForwardBackwardOutput]:
         rows = _rows(data)
         return self._submit("forward", lambda: self._output(rows), rows)
@@ -287,22 +281,16 @@ class FakeSampling:
         self._weights = weights
 
     async def sample(
-        self,
-        prompt: Sequence[int],
-        params: SamplingParams,
-        *,
-        num_samples: int = 1,
-        prompt_logprobs: bool = False,
-        topk_prompt_logprobs: int = 0,
-        topk_sample_logprobs: int = 0,
+        self, prompt: Sequence[int], params: SamplingParams, **how: Unpack[SampleOptions]
     ) -> SampleResponse:
         given, asked, backend = list(prompt), params.model_copy(deep=True), self._service.backend
+        count, scored = how.get("num_samples", 1), how.get("prompt_logprobs", False)
 
         def effect() -> SampleResponse:
-            sequences = [self._sequence(given, asked, index) for index in range(num_samples)]
+            sequences = [self._sequence(given, asked, index) for index in range(count)]
             sampled = sum(len(s.tokens) for s in sequences)
             backend.ledger.append(Effect("", "sample", 0, "", len(given), sampled))
-            scores = self._scores(given) if prompt_logprobs and given else None
+            scores = self._scores(given) if scored and given else None
             return SampleResponse(sequences=sequences, prompt_logprobs=scores)
 
         backend.submitted("sample")

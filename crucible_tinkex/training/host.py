@@ -13,11 +13,11 @@ import contextlib
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from crucible_tinkex.client.http.watch import Observer
-from crucible_tinkex.client.interface import TrainingService
+from crucible_tinkex.client.interface import TrainingClient, TrainingService
 from crucible_tinkex.errors import CrucibleError, TrialFailedError
 from crucible_tinkex.events import EventSink
 from crucible_tinkex.registry import DONE, FAILED, PENDING, RegistryPort, Spent
@@ -30,6 +30,7 @@ from crucible_tinkex.training.recipes.sft import SupervisedRecipe
 from crucible_tinkex.training.reporter import Reporter
 from crucible_tinkex.training.session import Session
 
+After = Callable[[TrainingClient, Reporter], Awaitable[None]]
 HELD_S = 2.0
 """How long a draining session waits for a service that just now lets nothing through."""
 
@@ -150,7 +151,15 @@ class SessionHost:
             registry=self._registry,
             reporter=reporter,
             clock=self._clock,
+            after=self._steps(plan),
         )
+
+    def _steps(self, plan: TrialPlan) -> After | None:
+        if plan.reference or not plan.experiment.steps.after:
+            return None
+        from crucible_tinkex.training.trial_steps import run_steps
+
+        return partial(run_steps, plan, self._data)
 
     async def release(self, trial_id: str, state: str, reason: str | None) -> None:
         """Close a parked session as paused, stopped or pending; nothing if there is none."""

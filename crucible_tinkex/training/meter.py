@@ -7,10 +7,17 @@ because the service does it once. Samples count when they arrive.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from crucible_tinkex.client.interface import SamplingClient, TrainingClient
+from typing_extensions import Unpack
+
+from crucible_tinkex.client.interface import (
+    LossOptions,
+    SampleOptions,
+    SamplingClient,
+    TrainingClient,
+)
 from crucible_tinkex.protocol.wire import (
     AdamParams,
     Datum,
@@ -40,6 +47,12 @@ class Meter:
         )
 
 
+def cost_of(data: Sequence[Datum], *, custom: bool) -> Spent:
+    """Of a step on these rows, before it is sent; see `MeteredTraining`."""
+    tokens = _tokens(data)
+    return Spent(train_tokens=tokens, prefill_tokens=tokens if custom else 0, steps=1)
+
+
 def _tokens(data: Sequence[Datum]) -> int:
     return sum(len(chunk.tokens) for d in data for chunk in d.model_input.chunks)
 
@@ -56,13 +69,9 @@ class MeteredTraining:
         return self._client.model_id
 
     def forward_backward(
-        self,
-        data: Sequence[Datum],
-        *,
-        loss_fn: str = "cross_entropy",
-        loss_fn_config: Mapping[str, float] | None = None,
+        self, data: Sequence[Datum], **loss: Unpack[LossOptions]
     ) -> Awaitable[ForwardBackwardOutput]:
-        answer = self._client.forward_backward(data, loss_fn=loss_fn, loss_fn_config=loss_fn_config)
+        answer = self._client.forward_backward(data, **loss)
         self._meter.train += _tokens(data)
         return answer
 
@@ -75,13 +84,9 @@ class MeteredTraining:
         return answer
 
     def forward(
-        self,
-        data: Sequence[Datum],
-        *,
-        loss_fn: str = "cross_entropy",
-        loss_fn_config: Mapping[str, float] | None = None,
+        self, data: Sequence[Datum], **loss: Unpack[LossOptions]
     ) -> Awaitable[ForwardBackwardOutput]:
-        answer = self._client.forward(data, loss_fn=loss_fn, loss_fn_config=loss_fn_config)
+        answer = self._client.forward(data, **loss)
         self._meter.prefill += _tokens(data)
         return answer
 
@@ -113,24 +118,10 @@ class MeteredSampling:
         self._meter = meter
 
     async def sample(
-        self,
-        prompt: Sequence[int],
-        params: SamplingParams,
-        *,
-        num_samples: int = 1,
-        prompt_logprobs: bool = False,
-        topk_prompt_logprobs: int = 0,
-        topk_sample_logprobs: int = 0,
+        self, prompt: Sequence[int], params: SamplingParams, **how: Unpack[SampleOptions]
     ) -> SampleResponse:
         self._meter.prefill += len(prompt)
-        response = await self._client.sample(
-            prompt,
-            params,
-            num_samples=num_samples,
-            prompt_logprobs=prompt_logprobs,
-            topk_prompt_logprobs=topk_prompt_logprobs,
-            topk_sample_logprobs=topk_sample_logprobs,
-        )
+        response = await self._client.sample(prompt, params, **how)
         self._meter.sampled += sum(len(s.tokens) for s in response.sequences)
         return response
 

@@ -34,6 +34,8 @@ class TrialPlan:
     phase: str = SEARCH
     origin: Origin | None = None
     """Of a clone; a warm one begins at `origin.step`, in the data order of its own seed."""
+    per_million: tuple[float, float, float] | None = None
+    """Dollars for tokens of training, prefill and samples, where the price is known."""
 
 
 def trial_identity(

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
 from crucible_tinkex.errors import (
@@ -35,6 +35,7 @@ from crucible_tinkex.registry import (
     CheckpointRecord,
     RegistryPort,
 )
+from crucible_tinkex.training.allowance import Purse
 from crucible_tinkex.training.drain import DrainedError, unless_drained
 from crucible_tinkex.training.measurements import Measurements
 from crucible_tinkex.training.meter import Meter, MeteredTraining
@@ -66,7 +67,9 @@ class Session:
         registry: RegistryPort,
         reporter: Reporter,
         clock: Callable[[], float],
+        after: Callable[[TrainingClient, Reporter], Awaitable[None]] | None = None,
     ) -> None:
+        """`after` is called on the weights of the trial's last step, when they are saved."""
         self._plan = plan
         self._recipe = recipe
         self._service = service
@@ -75,7 +78,9 @@ class Session:
         self.drain = asyncio.Event()
         """Set to have it finish its step, save, and stop."""
         self._clock = clock
+        self._after = after
         self._meter = Meter(clock)
+        self._purse = Purse(plan, registry, self._meter, self.drain)
         self._found = Measurements()
         self._training: TrainingClient | None = None
         self._saved_step = 0
@@ -228,6 +233,8 @@ class Session:
         is_drained = self.step < to_step or self._owes_evaluation(to_step)
         if not is_drained and self.step >= self._plan.total_steps:
             await self._keep()
+            if self._after is not None:
+                await self._after(self._client, self._report)
         return self.progress(drained=is_drained)
 
     def progress(self, *, drained: bool) -> Progress:
@@ -241,6 +248,7 @@ class Session:
             range(self.step + 1, until + 1),
             ahead=self._plan.experiment.train.submit_ahead,
             is_over=self.drain.is_set,
+            may_send=lambda update: self._purse.may_step(self.attempt, update),
         )
         async with contextlib.aclosing(results):
             async for step in results:
@@ -261,9 +269,6 @@ class Session:
         self._report.measure("optimizer_step", told)
         self._found.stepped(measured, step.update.weight)
         self._check_finite(measured)
-        if self._plan.experiment.budget.meters:
-            spent = self._meter.spent()
-            await self._registry.record_spend(self._plan.trial_id, self.attempt, spent)
 
     def _check_finite(self, measured: Mapping[str, float]) -> None:
         for name, value in measured.items():
@@ -291,7 +296,8 @@ class Session:
 
     async def _milestone(self, to_step: int) -> None:
         """Evaluate if due and not done yet; then save, so that the checkpoint has the metrics."""
-        if self._owes_evaluation(to_step) and not self.drain.is_set():
+        owes = self._owes_evaluation(to_step) and not self.drain.is_set()
+        if owes and await self._purse.may_send(self.attempt):
             with contextlib.suppress(DrainedError):
                 await unless_drained(self._evaluate(), self.drain)
         if self.step > self._saved_step and self._is_checkpoint_due(to_step):

@@ -47,6 +47,10 @@ class _Step:
         self.optim.cancel()
 
 
+async def _always(update: Update) -> bool:
+    return True
+
+
 async def stepped(
     recipe: Updates,
     client: TrainingClient,
@@ -54,10 +58,12 @@ async def stepped(
     *,
     ahead: int,
     is_over: Callable[[], bool] = lambda: False,
+    may_send: Callable[[Update], Awaitable[bool]] = _always,
 ) -> AsyncGenerator[StepResult, None]:
     """Yield the result of every step of `numbers`; `ahead` more may be under way meanwhile.
 
-    When `is_over` says so, nothing more is sent and what was sent is still awaited. Close the
+    When `is_over` or `may_send` of the next step says so, nothing more is sent and what was sent is
+    still awaited. Close the
     iterator (`contextlib.aclosing`) where the loop may be left early.
     """
     pending: deque[_Step] = deque()
@@ -65,7 +71,10 @@ async def stepped(
         for number in numbers:
             if is_over():
                 break
-            pending.append(await _submit(recipe, client, number))
+            update = await recipe.update(number, client)
+            if not await may_send(update):
+                break
+            pending.append(_submit(client, update, number))
             if len(pending) > ahead:
                 yield await _result(pending)
         while pending:
@@ -75,8 +84,7 @@ async def stepped(
             step.cancel()
 
 
-async def _submit(recipe: Updates, client: TrainingClient, number: int) -> _Step:
-    update = await recipe.update(number, client)
+def _submit(client: TrainingClient, update: Update, number: int) -> _Step:
     backward = [asyncio.ensure_future(send(client, update, part)) for part in portions(update)]
     return _Step(number, update, backward, asyncio.ensure_future(client.optim_step(update.adam)))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from crucible_tinkex.datasets import LengthStatistics
 from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.sweep.deciding.confirming import FIRST_SEEDS
 
 FEWEST_ROWS = 5
 MOST_HELD_OUT = 500
@@ -27,6 +28,10 @@ SHORT_ANSWER = 16
 """Learnt tokens of a row up to which answers are generated and compared."""
 SHARE = 0.7
 """Of a budget, what is planned; the rest is for evaluations, checkpoints and starts."""
+LEADERS, MOST_SEEDS = 2, 8
+"""Confirmed at the end, and fresh seeds of each at most."""
+ALONE = 2
+"""Trials that the winner runs alone afterwards."""
 FEWEST_TRIALS = 6.0
 """Whole trials that a budget should pay for: half of it searches, half confirms."""
 
@@ -88,6 +93,9 @@ def choose(facts: Facts, budget: Mapping[str, Any]) -> Choices:
         )
     reasons += _on_budget(facts, budget, allowed)
     trials = None if allowed is None else allowed / steps
+    settings |= _confirmation(trials, reasons)
+    if facts.dollars_per_token is None and not facts.embedded:
+        reasons.append("no price is known: what it costs is not counted (--prices gives a table)")
     return Choices(settings, tuple(reasons), steps, trials)
 
 
@@ -128,6 +136,24 @@ def _steps(rows: int, batch: int, allowed: float | None, *, embedded: bool) -> i
     most = min(max(1, MOST_EPOCHS * rows // batch), MOST_STEPS[embedded])
     steps = min(max(math.ceil(rows / batch), STEPS), most)
     return steps if allowed is None else max(1, min(steps, int(allowed / FEWEST_TRIALS)))
+
+
+def _confirmation(trials: float | None, reasons: list[str]) -> Mapping[str, Any]:
+    """Until the best is told, if half of the budget pays for the seeds that this needs at least;
+    else what strategy `auto` chooses."""
+    most = MOST_SEEDS if trials is None else int((trials / 2 - ALONE) / LEADERS)
+    if most < FIRST_SEEDS:
+        return {}
+    most = min(most, MOST_SEEDS)
+    reasons.append(
+        f"the best {LEADERS} are trained again with {FIRST_SEEDS} to {most} fresh seeds each, "
+        "until the best is told"
+    )
+    return {
+        "search.confirm": "auto",
+        "search.confirm_top": LEADERS,
+        "search.confirm_max_seeds": most,
+    }
 
 
 def _steps_allowed(facts: Facts, budget: Mapping[str, Any], batch: int) -> float | None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from crucible_tinkex.client.http.key import KEY_FILE_VARIABLE, KEY_VARIABLE
-from crucible_tinkex.config import EMBEDDED, Experiment, parse_budget
+from crucible_tinkex.config import EMBEDDED, BudgetSection, Experiment, parse_budget
 from crucible_tinkex.config.run import DEFAULT_STORAGE
 from crucible_tinkex.config.section import set_dotted
 from crucible_tinkex.errors import ConfigError
@@ -23,7 +23,7 @@ from crucible_tinkex.search.auto_settings import chosen
 from crucible_tinkex.search.priors import published
 from crucible_tinkex.storage import storage_errors
 from crucible_tinkex.sweep.experience import finished_trials, speed
-from crucible_tinkex.sweep.preparation import PreparedSweep, prepare
+from crucible_tinkex.sweep.preparation import PreparedSweep, load_sweep, prepare
 from crucible_tinkex.sweep.results.leaderboard import Objective, best
 from crucible_tinkex.sweep.results.summary import read_state
 from crucible_tinkex.tuning import declaration
@@ -34,6 +34,7 @@ from crucible_tinkex.weights.export import ADAPTER_FILES, Exported, export_trial
 DEFAULT_BASE = "smollm2-135m-instruct"
 AT_ONCE = 4
 """Sessions on this machine: more would start before there are results to choose by."""
+CAPS = ("trials", "steps", "tokens", "hours", "dollars")
 EMBEDDED_BASES = ("nano", DEFAULT_BASE)
 
 
@@ -94,30 +95,60 @@ def propose(wish: Wish) -> Tuning:
     out = Path(wish.out).expanduser().absolute() if wish.out else paths.root / "adapter"
     _check_out(out)
     if file.exists():
-        experiment = _as_written(wish, file)
-        reasons: Sequence[str] = (f"goes on as {file} says",)
+        text = file.read_text(encoding="utf-8")
+        news = _news(wish, file, paths)
+        source = declaration.changed(text, news) if news else text
+        experiment = _as_written(wish, file, news)
+        reasons: Sequence[str] = (f"goes on as {file} says", *_said_anew(news))
     elif paths.root.exists() and any(paths.root.iterdir()):
         raise ConfigError(f"{paths.root} exists, and was not made by tune; choose another --name")
     else:
         experiment, reasons = _chosen(wish, paths)
         declaration.write(file, declaration.text_of(experiment, file.parent, reasons))
         experiment = Experiment.from_toml(file)
-    source = file.read_text(encoding="utf-8")
+        text = source = file.read_text(encoding="utf-8")
     prepared = prepare(experiment, storage=str(file.parent), name=wish.sweep, source=source)
+    if source != text:
+        declaration.write(file, source)
     return Tuning(prepared, tuple(reasons), file, out)
 
 
 # --- again ----------------------------------------------------------------------------------------
 
 
-def _as_written(wish: Wish, file: Path) -> Experiment:
+def _news(wish: Wish, file: Path, paths: SweepPaths) -> dict[str, Any]:
+    """What the file does not say yet, by dotted key; None takes a key out. A new budget takes the
+    place of all caps of the old one. Where none is said, what the sweep was given since
+    (`crucible extend`) is not taken away again."""
+    budget = Experiment.from_toml(file).budget
+    old = {f"budget.{cap}": getattr(budget, cap) for cap in CAPS}
+    caps = wish.caps
+    if wish.budget is not None:
+        asked: dict[str, Any] = {**dict.fromkeys(old), **caps}
+    else:
+        asked = {**(_extended(budget, paths) if paths.resolved.exists() else {}), **caps}
+    if wish.trials is not None:
+        asked["search.trials"] = wish.trials
+        old["search.trials"] = Experiment.from_toml(file).search.trials
+    return {key: value for key, value in asked.items() if old.get(key) != value}
+
+
+def _extended(budget: BudgetSection, paths: SweepPaths) -> dict[str, Any]:
+    own = load_sweep(paths.root.parent, paths.root.name).budget
+    pairs = ((cap, getattr(budget, cap), getattr(own, cap)) for cap in CAPS)
+    return {f"budget.{cap}": b for cap, a, b in pairs if a and b and b > a}
+
+
+def _said_anew(news: Mapping[str, Any]) -> Iterator[str]:
+    said = {key: value for key, value in news.items() if value is not None}
+    if said:
+        yield f"and the file says now: {', '.join(f'{k} = {v}' for k, v in said.items())}"
+
+
+def _as_written(wish: Wish, file: Path, news: Mapping[str, Any]) -> Experiment:
     """What the file says, with what was said anew. Raises `ConfigError` if it is about something
     else."""
-    caps = {key.removeprefix("budget."): value for key, value in wish.caps.items()}
-    overrides: dict[str, Any] = {"budget": caps} if caps else {}
-    if wish.trials is not None:
-        overrides["search.trials"] = wish.trials
-    found = Experiment.from_toml(file, overrides=overrides)
+    found = Experiment.from_toml(file, overrides=news)
     asked = _draft(wish)
     other = [
         key

@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from crucible_tinkex.client.interface import (
     SamplingClient,
@@ -26,15 +25,22 @@ from crucible_tinkex.errors import ConfigError, RequestRejectedError, ServiceErr
 from crucible_tinkex.names import SweepPaths, TinkerPath
 from crucible_tinkex.protocol.listings import Checkpoint as ServiceCheckpoint
 from crucible_tinkex.registry import TERMINAL, CheckpointRecord, Spent, SweepState
-from crucible_tinkex.registry.models import ModelRegistry
 from crucible_tinkex.registry.records import CheckpointKind
 from crucible_tinkex.registry.upkeep import Upkeep
+from crucible_tinkex.sweep.keeping.decisions import tombstone
+from crucible_tinkex.sweep.keeping.retention import (
+    Checkpoint,
+    Retention,
+    best_first,
+    checkpoints,
+    plan,
+)
+from crucible_tinkex.sweep.keeping.store import registered
 from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.sweep.results.summary import existing_sweep, read_state
 from crucible_tinkex.sweep.results.trained import Trained, chosen_trial
 from crucible_tinkex.weights.copies import Copies, Copy
 from crucible_tinkex.weights.export import fetch_adapter
-from crucible_tinkex.weights.retention import Checkpoint, Retention, best_first, checkpoints, plan
 from crucible_tinkex.weights.service import blocking, service_of
 
 _GONE = (404, 410)
@@ -54,6 +60,7 @@ class Verified:
     """What the service says of a checkpoint that the journal has. `wrong`: in words, or None."""
 
     checkpoint: Checkpoint
+    there: bool
     wrong: str | None
     size_bytes: int | None = None
     expires: str | None = None
@@ -106,10 +113,11 @@ class CheckpointManager:
             f"no checkpoint has a finite {metric!r}; measured: {', '.join(names) or 'nothing'}"
         )
 
-    def verify(self) -> list[Verified]:
-        """Ask the service for every checkpoint of the journal."""
+    def verify(self, found: Sequence[Checkpoint] | None = None) -> list[Verified]:
+        """Ask the service for every checkpoint of the journal, or those of `found`; one request for
+        each model that saved any."""
         state = read_state(self._paths)
-        found = checkpoints(state, self._models())
+        found = checkpoints(state, self._models()) if found is None else found
 
         async def asked() -> dict[str, ServiceCheckpoint]:
             async with service_of(self._paths, self._experiment(state)) as service:
@@ -162,9 +170,9 @@ class CheckpointManager:
             pruning = self._pruning(upkeep.state, rules, metric, direction)
             reason = f"pruned: {rules}"
             upkeep.write(
-                *(_tombstone(c.record.trial_id, c.path, reason) for c in pruning.deleted),
+                *(tombstone(c.record.trial_id, c.path, reason) for c in pruning.deleted),
                 *(
-                    _tombstone(trial.trial_id, path, "never committed")
+                    tombstone(trial.trial_id, path, "never committed")
                     for trial in upkeep.state.trials.values()
                     for path in trial.intents.values()
                     if path in pruning.orphans
@@ -274,10 +282,7 @@ class CheckpointManager:
         raise ConfigError(f"no checkpoint {path!r}; `crucible checkpoints list` shows them")
 
     def _models(self) -> Mapping[str, Sequence[str]]:
-        found: dict[str, list[str]] = {}
-        for model in ModelRegistry.open(self._paths.root.parent).list_models():
-            found.setdefault(model.checkpoint_path, []).append(model.id)
-        return found
+        return registered(self._paths.root.parent)
 
     def _experiment(self, state: SweepState) -> Experiment:
         return Experiment.loaded(state.meta["experiment"], folder=self._paths.root)
@@ -291,10 +296,6 @@ def _ranking(state: SweepState, metric: str | None, direction: str | None) -> tu
     if metric in (None, objective.metric):
         return objective.metric, direction or objective.direction
     return metric or "", better(metric or "", direction)  # type: ignore[arg-type]
-
-
-def _tombstone(trial_id: str, path: str, reason: str) -> dict[str, Any]:
-    return {"type": "tombstone", "trial_id": trial_id, "path": path, "reason": reason}
 
 
 def _run_of(path: str) -> str:
@@ -315,9 +316,9 @@ async def _on_service(service: TinkexService, runs: set[str]) -> dict[str, Servi
 
 def _verified(checkpoint: Checkpoint, there: ServiceCheckpoint | None) -> Verified:
     if there is None:
-        return Verified(checkpoint, "the service does not have it")
+        return Verified(checkpoint, False, "the service does not have it")
     expires = None if there.expires_at is None else str(there.expires_at)
-    found = Verified(checkpoint, None, there.size_bytes, expires)
+    found = Verified(checkpoint, True, None, there.size_bytes, expires)
     if expires and checkpoint.protected:
         return replace(found, wrong=f"it expires, and must stay: {checkpoint.protected}")
     return found

@@ -362,6 +362,8 @@ async def test_a_checkpoint_that_is_gone_leaves_the_weights_alone(desk: Desk) ->
             await session.load_checkpoint(f"{saved.sampler_path}-of-another", step=1)
         with pytest.raises(ConfigError, match=f"saved: {saved.name}"):
             await session.load_checkpoint("nothing")
+        with pytest.raises(ConfigError, match="the Tinker API takes no uploads"):
+            await session.load_checkpoint("s3://bucket/adapters/t/n")
 
 
 async def test_a_loss_that_is_not_finite_fails_with_its_remedy(desk: Desk) -> None:

@@ -48,6 +48,13 @@ def test_few_clusters_are_judged_by_flipped_signs_and_bootstrapped() -> None:
     assert any("only 6 independent" in note for note in found.notes)
 
 
+def test_five_rows_earn_no_star_however_clear_they_look() -> None:
+    found = bench.compare([1.1, 2.2, 3.1, 4.2, 5.1], [1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found.p == 2 / 32, "all five lie one way: fewer signs there are not"
+    assert found.verdict.startswith("no difference seen between a and b")
+    assert any("only 5 independent examples" in note for note in found.notes)
+
+
 def test_seeds_widen_the_claim_and_the_interval() -> None:
     examples = list(range(40)) * 3
     seeds = [s for s in range(3) for _ in range(40)]

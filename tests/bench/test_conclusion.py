@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 
 from crucible_tinkex import bench
 from crucible_tinkex.bench.power import seeds_to_settle
+from crucible_tinkex.bench.selection.configurations import table
 from crucible_tinkex.errors import ConfigError
 
 LOSS = bench.terms("eval/nll")
@@ -81,7 +82,7 @@ def test_too_little_says_what_would_settle_it() -> None:
 
 def test_the_forecast_is_about_right() -> None:
     """As many seeds as it says give a settled question four times in five."""
-    needed = seeds_to_settle(0.8, 1.0, shared=4, df=3, level=0.05, zone=0.0)
+    needed = seeds_to_settle(0.8, 1.0, shared=4, df=3, level=0.05 / 2, zone=0.0)
     assert needed is not None
     settled = 0
     for _ in range(400):
@@ -146,6 +147,36 @@ def test_seeds_that_chose_the_leaders_do_not_judge_them() -> None:
     assert found.rivals[0].seeds == 6 and "fresh seeds only" in found.notes[0]
     assert found.value is not None and found.value.value > 0.9
     assert "flatter" in bench.conclude(lucky, LOSS, chosen_by=range(7)).notes[0]
+
+
+def shares(sizes: Sequence[int], *, expected: int = 0) -> list[float]:
+    """Of alpha, of each configuration in batches of these sizes."""
+    batches = [batch for batch, size in enumerate(sizes) for _ in range(size)]
+    rows = [bench.Configuration(str(i), {0: 0.0, 1: 1.0}, batch=b) for i, b in enumerate(batches)]
+    return list(table(rows, direction="max", expected=expected).shares)
+
+
+@pytest.mark.parametrize("sizes", [(2,), (3, 5), (2, 1, 1, 1, 1), (12,) * 30])
+def test_all_shares_of_alpha_together_are_no_more_than_alpha(sizes: tuple[int, ...]) -> None:
+    """One side of an interval counts: half a share."""
+    assert sum(shares(sizes)) / 2 <= 1
+    before = shares(sizes[:-1])
+    assert shares(sizes)[: len(before)] == before, "what was claimed stays claimed"
+
+
+def test_a_batch_that_comes_one_by_one_spends_nothing_early() -> None:
+    assert shares([3], expected=12) == shares([12])[:3]
+    assert shares([12, 2], expected=16)[-1] == shares([12, 4])[-1]
+    assert shares([5], expected=3) == shares([5])
+
+
+def test_what_is_added_later_is_judged_more_strictly() -> None:
+    known = sweep({"a": 1.0, "b": 1.05, "c": 1.1}, 6)
+    together = bench.conclude(known, LOSS).rivals[-1]
+    c = bench.Configuration("c", known[2].values, batch=1)
+    added = bench.conclude([*known[:2], c], LOSS).rivals[-1]
+    assert added.name == together.name == "c" and added.behind_by == together.behind_by
+    assert added.low < together.low and added.p_always > together.p_always
 
 
 def test_bad_terms() -> None:

@@ -15,6 +15,7 @@ from benchmarks.honesty import (
     drawn,
     false_winners,
     fixed_repeats,
+    grown_false_winners,
     power,
 )
 from crucible_tinkex import bench
@@ -31,6 +32,13 @@ def test_equal_configurations_have_no_winner_however_often_one_looks(
 ) -> None:
     rate = false_winners(np.random.default_rng(k), SWEEPS, k=k, seeds=seeds, spread=spread)
     assert rate.share <= 0.05 and rate.upper < 0.06, rate
+
+
+@pytest.mark.parametrize(("sizes", "climb"), [((2, 1, 1, 1), 0), ((3, 3, 6), 0), ((2, 2, 2, 2), 9)])
+def test_a_sweep_that_grows_has_no_winner_among_equals(sizes: tuple[int, ...], climb: int) -> None:
+    rng = np.random.default_rng(len(sizes))
+    rate = grown_false_winners(rng, SWEEPS // 2, sizes=sizes, seeds=5, climb=climb)
+    assert rate.share <= 0.03 and rate.upper < 0.05, rate
 
 
 def test_two_equal_ones_far_ahead_of_the_rest_have_no_winner_either() -> None:

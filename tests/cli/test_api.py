@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -60,6 +61,55 @@ def test_in_the_background_with_a_stop_and_a_second_run(tmp_path: Path) -> None:
     assert not running.running
     assert (stopped.exit_code, stopped.status()["state"]) == (130, "interrupted")
     running.stop()  # again, when it has ended
+
+
+def test_following_the_events_of_a_running_sweep(tmp_path: Path) -> None:
+    running = ct.start(make_experiment(tmp_path))
+    steps = running.subscribe(event_type="training_step", name="train/nll", poll_s=0.02)
+    given = [(event.trial_id, event.attempt, event.step) for event in steps]
+    sweep = running.wait(60)
+    assert len(given) == len(set(given)) == 8
+    assert [step for trial, _, step in given if trial == given[0][0]] == [1, 2, 3, 4]
+    kinds = [event.kind for event in sweep.subscribe()]
+    assert kinds.count("session_end") == 3
+
+
+STEPS = """
+async def look(ctx):
+    found = await ctx.session.evaluate([{"prompt": "001>", "completion": "100"}])
+    return dict(found.metrics)
+
+def write(ctx):
+    (answer,) = ctx.session.infer("001>", max_tokens=3, temperature=0.0)
+    scored = ctx.session.evaluate(
+        [{"prompt": "001>", "completion": "100"}],
+        scorers={"same": lambda row, text: float(text == answer.text)}, max_tokens=3,
+    )
+    return {"text": answer.text, "same": scored.metrics["same"], "before": len(ctx.results)}
+"""
+
+
+def test_steps_of_ones_own_on_every_trained_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "api_steps.py").write_text(STEPS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    experiment = make_experiment(tmp_path)
+    raw = experiment.model_dump(exclude_unset=True)
+    steps = {"after": ["api_steps:look", "api_steps:write"]}
+    sweep = ct.run(ct.Experiment.build({**raw, "steps": steps}))
+    check_done(sweep)
+    found = sweep.events(kind="stage").to_pylist()
+    assert [row["name"] for row in found].count("write") == 2
+    results = [json.loads(row["extra"])["result"] for row in found if row["name"] == "write"]
+    assert all(len(r["text"]) >= 1 and r["same"] == 1.0 and r["before"] == 1 for r in results)
+    numbers = sweep.events(kind="evaluation", name="step/look/eval/nll")
+    assert sorted(numbers["step"].to_pylist()) == [4, 4]
+
+    wrong = ct.Experiment.build({**raw, "name": "wrong", "steps": {"after": ["api_steps:missing"]}})
+    with pytest.raises(ConfigError, match="api_steps has no missing"):
+        ct.run(wrong)
+    assert not (sweep.paths.root.parent / "wrong").exists()
 
 
 def test_a_stop_that_comes_before_it_listens_counts(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Commands that look at a sweep, as processes: what they say, and how they end."""
+"""Commands that look at a sweep: what they say, and how they end."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import in_process
 import psutil
 import pytest
 from nano_experiment import make_experiment
@@ -32,11 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def crucible(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    found = subprocess.run(
-        [*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, timeout=60
-    )
-    assert "Traceback" not in found.stderr, found.stderr
-    return found
+    return in_process.crucible(*arguments, folder=folder)
 
 
 @pytest.mark.parametrize("view", ["trials", "steps", "evaluations", "checkpoints", "requests"])
@@ -147,8 +144,15 @@ def test_tensorboard_is_not_rebuilt_while_the_sweep_runs(folder: Path) -> None:
     assert (found.returncode, "small is running" in found.stderr) == (2, True)
 
 
-def test_the_version_is_told(tmp_path: Path) -> None:
-    assert crucible(tmp_path, "--version").stdout == f"crucible {ct.__version__}\n"
+def test_a_process_says_the_same_and_ends_with_the_code(tmp_path: Path) -> None:
+    told = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, check=True)
+    assert told.stdout == f"crucible {ct.__version__}\n"
+    refused = subprocess.run(
+        [*COMMAND, "status", "none"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    here = crucible(tmp_path, "status", "none")
+    assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", here.stderr)
+    assert here.returncode == 2 and here.stderr.startswith("error: ")
 
 
 @pytest.mark.parametrize("after_s", [0.3, 1, 3, 8])

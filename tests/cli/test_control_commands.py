@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from in_process import crucible
 from nano_experiment import make_experiment
 
 import crucible_tinkex as ct
 from crucible_tinkex.errors import ConfigError
-
-
-def crucible(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "crucible_tinkex", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
 
 
 def wait_for(condition: Callable[[], object]) -> None:

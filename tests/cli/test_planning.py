@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from nano_experiment import make_experiment
 
 from crucible_tinkex.cli.planning import describe, plan_file, show
+from crucible_tinkex.config import BudgetSection, ServiceSection
 from crucible_tinkex.datasets import TokenisedDataset
+from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.sweep.manifest import experiment_text
 from crucible_tinkex.sweep.preparation import PreparedSweep, prepare
 from crucible_tinkex.training.data import SweepData
@@ -66,6 +69,29 @@ def test_fewer_configurations_than_asked_are_said(tmp_path: Path) -> None:
     found = describe(asked, data(24))
     assert found["trials"] == 4
     assert any("the space has only 3 configurations: all run" in w for w in found["warnings"])
+
+
+def test_the_proof_of_a_paid_service_is_planned_and_must_be_paid_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local = prepared(tmp_path, strategy="tpe", trials=4)
+    assert describe(local, data(24))["estimate"]["proof_tokens"] == 0
+
+    def hosted(**budget: Any) -> PreparedSweep:
+        sections = {
+            "service": ServiceSection(base_url="https://example.org"),
+            "budget": BudgetSection(**budget),
+        }
+        return replace(local, experiment=local.experiment.model_copy(update=sections))
+
+    found = describe(hosted(), data(24))
+    proof = found["estimate"]["proof_tokens"]
+    assert proof > 0
+    show(found)
+    assert f"{proof} of them to prove what the service applies" in capsys.readouterr().out
+    assert describe(hosted(tokens=proof), data(24))["estimate"]["tokens"] == [proof, proof]
+    with pytest.raises(ConfigError, match=rf"budget.tokens = {proof - 1} does not pay"):
+        describe(hosted(tokens=proof - 1), data(24))
 
 
 def test_a_probe_shows_what_the_service_applies_and_what_it_cost(

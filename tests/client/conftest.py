@@ -77,7 +77,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while not (folder / "ready.json").exists():
             assert process.poll() is None and time.monotonic() < until, (folder / "log").read_text()
             time.sleep(0.05)

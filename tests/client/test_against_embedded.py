@@ -11,7 +11,7 @@ from service_contract import check_training_service
 
 from crucible_tinkex.client import ClientSettings, TinkexService, TrainingClient
 from crucible_tinkex.client.checkpoints.download import Download
-from crucible_tinkex.client.http.encoding import Preference, State
+from crucible_tinkex.client.http.encoding import Preference
 from crucible_tinkex.client.model.training_client import TinkexTraining
 from crucible_tinkex.errors import (
     AuthenticationError,
@@ -131,7 +131,7 @@ async def test_protobuf_is_found_out_and_gives_the_same(ready: dict[str, str]) -
             )
             losses.append(await train(model, range(3)))
             if encoding == "auto":
-                assert model.operations.transport.encoding.state is State.PROVEN
+                assert model.operations.transport.encoding.takes_protobuf is True
     assert losses[0] == losses[1]
 
 

@@ -107,7 +107,7 @@ async def test_a_planted_fault_is_found(ready: dict[str, str], key: str) -> None
 # --- a sweep ----------------------------------------------------------------------------------
 
 
-def served(ready: dict[str, str], folder: Path, ranks: list[int]) -> PreparedSweep:
+def served(ready: dict[str, str], folder: Path, ranks: list[int], **budget: Any) -> PreparedSweep:
     lines = [json.dumps({"prompt": f"{i:03}>", "completion": f"{i:03}"[::-1]}) for i in range(12)]
     (folder / "train.jsonl").write_text("\n".join(lines))
     declared = {
@@ -118,6 +118,7 @@ def served(ready: dict[str, str], folder: Path, ranks: list[int]) -> PreparedSwe
         "train": {"max_steps": 2, "batch_size": 4, "sampler_checkpoint": False},
         "search": {"space": {RANK: ranks}, "reference": False},
         "run": {"executor": "local", "storage": "runs"},
+        "budget": budget,
     }
     return prepare(Experiment.build(declared, folder=folder))
 
@@ -129,6 +130,8 @@ def test_a_sweep_proves_once_and_notes_it(
     assert len(state.trials) == 2 and state.complete
     proof = state.meta["attested"]
     assert proof["findings"][RANK]["verdict"] == "applied" and proof["spent"]["steps"] > 0
+    trials = sum(t.spent.tokens for t in state.trials.values())
+    assert state.proofs.tokens > 0 and state.spent.tokens == trials + state.proofs.tokens
 
     async def again(*given: Any, **more: Any) -> Attestation:
         raise AssertionError("it is proved already")
@@ -137,6 +140,19 @@ def test_a_sweep_proves_once_and_notes_it(
     more = Launch(served(ready, tmp_path, [2, 4, 8])).run().state
     assert len(more.trials) == 3 and more.complete
     assert more.meta["attested"] == proof
+
+
+def test_a_cap_below_the_proof_is_refused_before_anything_is_sent(
+    ready: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sent(*given: Any, **more: Any) -> Attestation:
+        raise AssertionError("nothing may be sent")
+
+    monkeypatch.setattr("crucible_tinkex.sweep.attesting.attest", sent)
+    prepared = served(ready, tmp_path, [2, 4], tokens=100)
+    with pytest.raises(ConfigError, match=r"budget.tokens = 100 .* proof"):
+        Launch(prepared).run()
+    assert not prepared.paths.journal.exists()
 
 
 def test_a_sweep_is_refused_before_it_trains(

@@ -9,7 +9,6 @@ from scripted_service import Answer, ScriptedService
 from test_client_training import FAST, row, seqs
 
 from crucible_tinkex.client import TinkexService
-from crucible_tinkex.client.http.encoding import State
 from crucible_tinkex.client.model.training_client import TinkexTraining
 from crucible_tinkex.errors import RequestRejectedError
 from crucible_tinkex.protocol import proto
@@ -20,8 +19,8 @@ async def create(service: TinkexService) -> TinkexTraining:
     return await service.create_training(base_model="m", lora=LoraConfig(rank=2, seed=1))
 
 
-def state(model: TinkexTraining) -> State:
-    return model.operations.transport.encoding.state
+def takes_protobuf(model: TinkexTraining) -> bool | None:
+    return model.operations.transport.encoding.takes_protobuf
 
 
 def encodings(scripted: ScriptedService) -> list[str]:
@@ -50,7 +49,7 @@ async def flow(service: TinkexService) -> TinkexTraining:
 
 async def test_a_service_without_client_config_gets_json(scripted: ScriptedService) -> None:
     async with TinkexService(scripted.url, settings=FAST) as service:
-        assert state(await flow(service)) is State.JSON_ONLY
+        assert takes_protobuf(await flow(service)) is False
     assert encodings(scripted) == ["json", "json"]
     accepts = {r.headers["accept"] for r in scripted.requests}
     assert accepts == {"application/json"}
@@ -62,7 +61,7 @@ async def test_a_service_that_takes_protobuf_keeps_getting_it(
 ) -> None:
     scripted.config, scripted.speaks = {}, speaks
     async with TinkexService(scripted.url, settings=FAST) as service:
-        assert state(await flow(service)) is State.PROVEN
+        assert takes_protobuf(await flow(service)) is True
     assert encodings(scripted) == ["protobuf", "protobuf"]
     batch = scripted.bodies("forward_backward")[0]["forward_backward_input"]
     assert batch["loss_fn"] == "ppo"
@@ -75,7 +74,7 @@ async def test_a_service_that_refuses_protobuf_gets_the_same_batch_as_json(
 ) -> None:
     scripted.config, scripted.refusal = {"pjwt_auth_enabled": False}, status
     async with TinkexService(scripted.url, settings=FAST) as service:
-        assert state(await flow(service)) is State.JSON_ONLY
+        assert takes_protobuf(await flow(service)) is False
     assert encodings(scripted) == ["protobuf", "json", "json"]
     assert seqs(scripted, "forward_backward") == [1, 1]
 
@@ -88,7 +87,7 @@ async def test_a_bad_batch_teaches_nothing(scripted: ScriptedService) -> None:
         model = await create(service)
         with pytest.raises(RequestRejectedError, match="token 9"):
             await model.forward_backward([row()])
-        assert state(model) is State.OFFERED
+        assert takes_protobuf(model) is None
 
 
 async def test_the_first_error_counts_where_json_is_not_spoken(scripted: ScriptedService) -> None:
@@ -133,7 +132,7 @@ async def test_an_odd_answer_to_client_config_means_json(
 ) -> None:
     scripted.on("client/config", *[answer] * 5)
     async with TinkexService(scripted.url, settings=FAST) as service:
-        assert state(await flow(service)) is State.JSON_ONLY
+        assert takes_protobuf(await flow(service)) is False
 
 
 async def test_a_setting_skips_the_negotiation(scripted: ScriptedService) -> None:

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from crucible_tinkex.client.http.exchange import Reply
 from crucible_tinkex.client.http.watch import QueueState
-from crucible_tinkex.client.session.futures import _Failed, _Metadata, _parse
+from crucible_tinkex.client.session.futures import _parse, _Probe
 from crucible_tinkex.protocol.wire import ForwardBackwardOutput, OptimStepResponse, SampleResponse
 
 MODELS = (ForwardBackwardOutput, OptimStepResponse, SampleResponse)
-LEGAL = (*MODELS, _Failed, _Metadata, QueueState)
+LEGAL = (*MODELS, _Probe, type(None), QueueState)
 WORDS = ("type", "status", "error", "category", "request_id", "queue_state", "metrics")
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 VALUES = st.recursive(
@@ -58,9 +58,9 @@ def test_any_answer(
     ("body", "expected"),
     [
         (b'{"type": "try_again", "request_id": "r1"}', QueueState("active", None)),
-        (b'{"error": "x", "category": "user"}', _Failed("x", "user")),
-        (b'{"error": "x"}', _Failed("x", "unknown")),
-        (b'{"status": "complete_metadata", "response_payload_size": 3}', _Metadata()),
+        (b'{"error": "x", "category": "user"}', _Probe(error="x", category="user")),
+        (b'{"error": "x"}', _Probe(error="x", category="unknown")),
+        (b'{"status": "complete_metadata", "response_payload_size": 3}', None),
         (b'{"metrics": null}', OptimStepResponse()),
         (b'{"metrics": {"a": 1}, "metrics": {"a": 2}}', OptimStepResponse(metrics={"a": 2.0})),
         (b'{"metrics": {"a": 1e400}}', OptimStepResponse(metrics={"a": float("inf")})),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,19 @@ from pydantic_core import from_json
 from scripted_service import Answer, Recorder, ScriptedService, VirtualTime
 
 from crucible_tinkex.client.http.address import Address
+from crucible_tinkex.client.http.encoding import nothing
 from crucible_tinkex.client.http.exchange import Limits, Reply
 from crucible_tinkex.client.http.key import ApiKey
 from crucible_tinkex.client.http.pace import Lane
 from crucible_tinkex.client.http.retry import RetryPolicy, retry_after_s
-from crucible_tinkex.client.http.transport import Transport, hold_back, shared_transport
+from crucible_tinkex.client.http.settings import ClientSettings
+from crucible_tinkex.client.http.transport import (
+    Call,
+    Transport,
+    give_back,
+    hold_back,
+    shared_transport,
+)
 from crucible_tinkex.client.http.watch import PAUSED_RATE_LIMIT, QueueState, Watch
 from crucible_tinkex.errors import (
     AuthenticationError,
@@ -45,20 +52,14 @@ class Harness:
         self.watch = Watch(self.heard)
         self.transport = Transport(
             Address.parse(scripted.url),
-            policy=RetryPolicy(**policy),
-            limits=Limits(answer_bytes=100_000),
-            clock=self.time.clock,
+            settings=ClientSettings(
+                RetryPolicy(**policy), Limits(answer_bytes=100_000), self.time.clock
+            ),
         )
 
     async def call(self, **options: Any) -> Any:
-        return await self.transport.call(
-            "optim_step",
-            "op",
-            lambda reply: from_json(reply.body),
-            body=b'{"seq_id": 7}',
-            watch=self.watch,
-            **options,
-        )
+        call = Call("optim_step", "op", b'{"seq_id": 7}', watch=self.watch, **options)
+        return await self.transport.call(call, lambda reply: from_json(reply.body))
 
 
 @pytest.fixture
@@ -289,8 +290,9 @@ async def test_a_name_that_does_not_resolve(
     scripted.on("op", OK)
     for failures in (2, 1000):
         found.clear()
-        transport = Transport(address, policy=RetryPolicy(total_s=60), clock=VirtualTime().clock)
-        call = transport.call("o", "op", lambda reply: reply.status, body=b"{}")
+        settings = ClientSettings(RetryPolicy(total_s=60), clock=VirtualTime().clock)
+        transport = Transport(address, settings=settings)
+        call = transport.call(Call("o", "op", b"{}"), lambda reply: reply.status)
         if failures == 2:
             assert await call == 200
             assert found == ["nowhere.test"] * 3
@@ -393,23 +395,22 @@ async def test_hold_back_reaches_the_transports_of_the_key_only(
 ) -> None:
     here = Address.parse(scripted.url)
     keys = [ApiKey(str(tmp_path / name)) for name in ("a", "b")]
-    leases = []
+    shared = []
     clock = VirtualTime().clock
+    settings = ClientSettings(clock=clock)
     for key, text in zip(keys, ("tml-a", "tml-b"), strict=True):
         assert key.file is not None
         Path(key.file).write_text(text)
         Path(key.file).chmod(0o600)
-        leases.append(
-            shared_transport(here, key=key, policy=RetryPolicy(), limits=Limits(), clock=clock)
-        )
+        shared.append(shared_transport(here, key, settings))
     hold_back(here, keys[0], clock.wall() + 9)
-    assert leases[0].transport.pace.wait_s == pytest.approx(9)
-    assert leases[1].transport.pace.wait_s <= 0
-    for lease in leases:
-        await lease.release()
-    later = shared_transport(here, key=keys[0], policy=RetryPolicy(), limits=Limits(), clock=clock)
-    assert later.transport.pace.wait_s == pytest.approx(9)
-    await later.release()
+    assert shared[0].pace.wait_s == pytest.approx(9)
+    assert shared[1].pace.wait_s <= 0
+    for transport in shared:
+        await give_back(transport)
+    later = shared_transport(here, keys[0], settings)
+    assert later.pace.wait_s == pytest.approx(9)
+    await give_back(later)
 
 
 async def test_a_429_halves_the_calls_in_flight_until_things_go_well(
@@ -419,8 +420,8 @@ async def test_a_429_halves_the_calls_in_flight_until_things_go_well(
     refused = Answer(429, {"error": "slow"}, {"retry-after-ms": "500"}, delay_s=0.1)
     scripted.on("op", *[refused] * 12, *[Answer(body=OK.body, delay_s=0.05)] * 12)
     transport = Transport(Address.parse(scripted.url))
-    call = functools.partial(transport.call, "o", "op", lambda reply: reply.body, body=b"{}")
-    await asyncio.gather(*[call() for _ in range(12)])
+    call = Call("o", "op", b"{}")
+    await asyncio.gather(*[transport.call(call, nothing) for _ in range(12)])
     await transport.aclose()
     assert len(scripted.requests) == 24
     assert max(scripted.at_once[:12]) == 12
@@ -436,11 +437,10 @@ async def test_resets_at_accept_and_refused_connections(
     assert await harness().call() == {"ok": 1}
     nobody = Transport(
         Address.parse(f"http://127.0.0.1:{unused_tcp_port}"),
-        policy=RetryPolicy(total_s=5),
-        clock=VirtualTime().clock,
+        settings=ClientSettings(RetryPolicy(total_s=5), clock=VirtualTime().clock),
     )
     with pytest.raises(ServiceUnavailableError, match="cannot connect"):
-        await nobody.call("create_session", "create_session", lambda reply: reply.body, body=b"{}")
+        await nobody.call(Call("create_session", body=b"{}"), nothing)
     await nobody.aclose()
 
 
@@ -456,12 +456,10 @@ async def test_slow_answers_end_at_the_attempts_limit(
 
 async def test_connections_are_reused_and_bounded(scripted: ScriptedService) -> None:
     scripted.on("op", *[Answer(body={}, delay_s=0.005)] * 40)
-    transport = Transport(Address.parse(scripted.url), limits=Limits(connections=4))
-
-    async def call() -> Awaitable[object]:
-        return await transport.call("o", "op", lambda reply: reply.body, body=b"{}")
-
-    await asyncio.gather(*[call() for _ in range(40)])
+    settings = ClientSettings(limits=Limits(connections=4))
+    transport = Transport(Address.parse(scripted.url), settings=settings)
+    call = Call("o", "op", b"{}")
+    await asyncio.gather(*[transport.call(call, nothing) for _ in range(40)])
     await transport.aclose()
     assert scripted.connections == 4
 
@@ -469,13 +467,14 @@ async def test_connections_are_reused_and_bounded(scripted: ScriptedService) -> 
 async def test_polls_leave_connections_to_those_who_submit(scripted: ScriptedService) -> None:
     scripted.on("poll", *[Answer(mode="hang")] * 4)
     scripted.on("op", OK)
-    transport = Transport(Address.parse(scripted.url), limits=Limits(connections=3, polls=2))
-    call = functools.partial(transport.call, "o", parse=lambda reply: reply.body, body=b"{}")
-    polls = [asyncio.create_task(call("poll", is_poll=True)) for _ in range(4)]
+    settings = ClientSettings(limits=Limits(connections=3, polls=2))
+    transport = Transport(Address.parse(scripted.url), settings=settings)
+    call = Call("o", "poll", b"{}", is_poll=True)
+    polls = [asyncio.create_task(transport.call(call, nothing)) for _ in range(4)]
     while len(scripted.requests) < 2:
         await asyncio.sleep(0.001)
     async with asyncio.timeout(5):
-        await call("op")
+        await transport.call(Call("o", "op", b"{}"), nothing)
     assert [r.path.rpartition("/")[2] for r in scripted.requests] == ["poll", "poll", "op"]
     for poll in polls:
         poll.cancel()
@@ -487,7 +486,7 @@ async def test_no_cookie_is_kept(scripted: ScriptedService) -> None:
     scripted.on("op", Answer(body=OK.body, headers={"Set-Cookie": "a=b; Path=/"}), OK)
     transport = Transport(Address.parse(f"http://localhost:{scripted.port}"))
     for _ in range(2):
-        await transport.call("o", "op", lambda reply: reply.body, body=b"{}")
+        await transport.call(Call("o", "op", b"{}"), nothing)
     await transport.aclose()
     assert ["cookie" in r.headers for r in scripted.requests] == [False, False]
 

@@ -65,7 +65,16 @@ async def test_close_never_raises(scripted: ScriptedService) -> None:
         await service.sampler(base_model="m")
         scripted.on("sessions/s1/finish", *[answer] * 100)
         await service.close()
-    await TinkexService(scripted.url).close()
+
+
+async def test_a_service_that_is_closed_before_its_first_use_stays_closed(
+    scripted: ScriptedService,
+) -> None:
+    service = TinkexService(scripted.url)
+    await service.close()
+    with pytest.raises(SessionLostError, match="closed"):
+        await service.capabilities()
+    assert scripted.requests == []
 
 
 async def test_close_ends_what_is_under_way(scripted: ScriptedService) -> None:

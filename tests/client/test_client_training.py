@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -34,10 +35,11 @@ from crucible_tinkex.protocol.wire import (
 )
 
 
-def row(count: int = 3) -> Datum:
+def row(count: int = 3, *, token: int = 5) -> Datum:
     targets = TensorData(data=[1] * count, dtype="int64", shape=[count])
     return Datum(
-        model_input=ModelInput.from_tokens([5] * count), loss_fn_inputs={"target_tokens": targets}
+        model_input=ModelInput.from_tokens([token] * count),
+        loss_fn_inputs={"target_tokens": targets},
     )
 
 
@@ -184,10 +186,10 @@ async def test_paused_is_a_state_without_a_deadline(scripted: ScriptedService) -
 
 
 async def test_active_without_end_has_a_deadline(scripted: ScriptedService) -> None:
-    settings = ClientSettings(clock=VirtualTime().clock, heartbeat_s=NEVER_S)
+    policy = RetryPolicy(active_s=20.0)
+    settings = ClientSettings(policy, clock=VirtualTime().clock, heartbeat_s=NEVER_S)
     service = TinkexService(scripted.url, settings=settings)
     model = await service.create_training(base_model="m", lora=LoraConfig(rank=2))
-    model.operations.promises._active_s = 20.0
     scripted.on("retrieve_future", *[Answer(408)] * 100)
     with pytest.raises(ServiceUnavailableError, match="optim_step is active"):
         await model.optim_step(AdamParams())
@@ -253,6 +255,18 @@ async def test_large_batches_are_cut_and_merged(
     assert result.metrics["rows:mean"] == pytest.approx((1024**2 * 2 + 52**2) / 2100)
     with pytest.raises(ConfigError):
         model.forward_backward([])
+
+
+async def test_a_batch_of_which_one_piece_cannot_be_sent_is_refused_whole(
+    scripted: ScriptedService,
+) -> None:
+    """Otherwise a part of it would be in the gradient."""
+    async with TinkexService(scripted.url, settings=replace(FAST, encoding="protobuf")) as service:
+        model = await service.create_training(base_model="m", lora=LoraConfig(rank=2))
+        with pytest.raises(ConfigError, match="cannot be sent"):
+            model.forward_backward([*[row(1)] * 1500, row(1, token=2**40)])
+        await model.optim_step(AdamParams())
+    assert (seqs(scripted, "forward_backward"), seqs(scripted, "optim_step")) == ([], [1])
 
 
 def test_cut_by_bytes() -> None:

@@ -58,7 +58,7 @@ def status_error(status: int) -> Exception:
         (status_error(401), AuthenticationError),
         (status_error(410), SessionLostError),
         (status_error(404), SessionLostError),
-        (status_error(409), ServiceUnavailableError),
+        (status_error(409), RequestRejectedError),
         (status_error(500), ServiceUnavailableError),
         (tinker.APIConnectionError(httpx.Request("POST", "https://x/")), ServiceUnavailableError),
         (TimeoutError(), ServiceUnavailableError),
@@ -88,7 +88,7 @@ def test_a_failed_operation_keeps_its_category() -> None:
 
 def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tinker", None)
-    for name in ("sdk_service", "sdk_errors", "sdk_values"):
+    for name in ("sdk_service", "sdk_errors"):
         monkeypatch.delitem(sys.modules, f"crucible_tinkex.client.sdk.{name}", raising=False)
     with pytest.raises(ConfigError, match=r"crucible-tinkex\[sdk\]"):
         ResolvedService("https://example.org", transport="sdk").connect()

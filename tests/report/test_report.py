@@ -19,6 +19,7 @@ from crucible_tinkex.report.live import page_server
 from crucible_tinkex.report.markdown import markdown
 from crucible_tinkex.report.page import page, script_json
 from crucible_tinkex.report.writing import write_report
+from crucible_tinkex.scoring.quality import assess
 
 
 def shown(folder: Path, **options: int) -> dict[str, object]:
@@ -85,6 +86,16 @@ def test_the_files_beside_the_page(tmp_path: Path) -> None:
     assert rows[0]["place"] == "1" and rows[0]["lora.rank"] == "8" and rows[-1]["place"] == ""
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| 1 | 0.01 | 8 |" in text and "## Stopped early" in text and "## Failed or lost" in text
+
+
+def test_targets_stand_in_the_markdown_too(tmp_path: Path) -> None:
+    data = shown(tmp_path)
+    assert "## Quality targets" not in markdown(data)
+    target = assess("eval/pass_rate", 0.45, "max", value=0.5, low=0.4, high=0.6, n=90)
+    data["quality"] = {"status": target.status, "targets": [target.to_dict()]}
+    assert "- eval/pass_rate: at least 0.45: not settled (0.5, 0.4 to 0.6, 90 rows)" in markdown(
+        data
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

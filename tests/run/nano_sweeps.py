@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import in_process
 import psutil
 
 from crucible_tinkex.names import SweepPaths
@@ -88,8 +90,14 @@ class Workspace:
             process.kill()
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
+    def here(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command in this process: for what looks, is refused, or has `LOCAL`."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("TINKER_")}
+        with patch.dict(os.environ, environment, clear=True):
+            return in_process.crucible(*arguments, folder=self.folder)
+
     def status(self, name: str = "nano") -> dict[str, Any]:
-        found = self.crucible("status", name, "--json")
+        found = self.here("status", name, "--json")
         assert found.returncode == 0, found.stderr
         status: dict[str, Any] = json.loads(found.stdout)
         return status

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from nano_sweeps import FinishedRun, Workspace
+from nano_sweeps import LOCAL, FinishedRun, Workspace
 
 Spoil = Callable[[Path], object]
 
@@ -40,7 +40,7 @@ def edit(old: str, new: str) -> Spoil:
 )
 def test_refused_before_anything_starts(workspace: Workspace, spoil: Spoil, message: str) -> None:
     spoil(workspace.folder)
-    result = workspace.crucible("run", "nano.toml")
+    result = workspace.here("run", "nano.toml")
     assert result.returncode == 2, result.stderr
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
@@ -48,20 +48,19 @@ def test_refused_before_anything_starts(workspace: Workspace, spoil: Spoil, mess
     assert not (workspace.folder / "runs").exists()
 
 
-@pytest.mark.ray
 def test_an_unknown_base_is_refused_and_can_be_mended(workspace: Workspace) -> None:
     edit('base = "nano"', 'base = "nan"')(workspace.folder)
-    result = workspace.crucible("run", "nano.toml")
+    result = workspace.crucible("run", "nano.toml", *LOCAL)
     assert result.returncode == 2, result.stderr
     assert "nano" in result.stderr
     assert "smollm2-135m-instruct" in result.stderr
     edit('base = "nan"', 'base = "nano"')(workspace.folder)
-    assert workspace.crucible("plan", "nano.toml").returncode == 0
+    assert workspace.here("plan", "nano.toml").returncode == 0
 
 
 def test_hosted_tinker_without_a_key_says_how_to_go_without(workspace: Workspace) -> None:
     edit('base_url = "embedded"', "")(workspace.folder)
-    result = workspace.crucible("plan", "nano.toml")
+    result = workspace.here("plan", "nano.toml")
     assert result.returncode in (2, 4), result.stderr
     assert "TINKER_API_KEY" in result.stderr
     assert "embedded" in result.stderr
@@ -80,7 +79,7 @@ def test_what_would_make_numbers_incomparable_is_refused(
 ) -> None:
     workspace = finished.workspace
     before = {p: p.stat().st_mtime_ns for p in workspace.sweep().rglob("*")}
-    result = workspace.crucible("run", "nano.toml", "--set", setting)
+    result = workspace.here("run", "nano.toml", "--set", setting)
     assert result.returncode == 2
     assert f"changed: {changed}" in result.stderr
     assert {p: p.stat().st_mtime_ns for p in workspace.sweep().rglob("*")} == before
@@ -89,7 +88,7 @@ def test_what_would_make_numbers_incomparable_is_refused(
 def test_a_folder_that_is_no_sweep_is_left_alone(workspace: Workspace) -> None:
     workspace.sweep().mkdir(parents=True)
     (workspace.sweep() / "thesis.tex").write_text("precious")
-    result = workspace.crucible("run", "nano.toml")
+    result = workspace.here("run", "nano.toml")
     assert result.returncode == 2
     assert "is not a sweep" in result.stderr
     assert [p.name for p in workspace.sweep().iterdir()] == ["thesis.tex"]
@@ -115,12 +114,12 @@ def test_a_service_that_is_not_there_ends_with_4(workspace: Workspace) -> None:
     (workspace.folder / "key").write_text("tml-test")
     section = f'base_url = "http://127.0.0.1:{port}"\napi_key_file = "{workspace.folder}/key"'
     edit('base_url = "embedded"', section)(workspace.folder)
-    result = workspace.crucible("plan", "nano.toml")
+    result = workspace.here("plan", "nano.toml")
     assert result.returncode == 4, result.stderr
     assert str(port) in result.stderr
 
 
 def test_json_goes_to_stdout_and_nothing_else(finished: FinishedRun) -> None:
-    result = finished.workspace.crucible("status", "nano", "--json")
+    result = finished.workspace.here("status", "nano", "--json")
     assert json.loads(result.stdout)["best"]["id"]
     assert result.stderr == ""

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -19,6 +20,10 @@ from nano_sweeps import (
     processes,
     wait_for_checkpoints,
 )
+
+from crucible_tinkex.events import Event
+from crucible_tinkex.telemetry.history import Telemetry
+from crucible_tinkex.telemetry.query import read_events
 
 pytestmark = pytest.mark.ray
 Reap = Callable[["subprocess.Popen[str]"], None]
@@ -59,20 +64,36 @@ def test_killed_actors_are_replaced_without_anyone_asking(
 ) -> None:
     driver = workspace.start("run", "nano.toml", "--quiet", "--json")
     reap(driver)
-    wait_for_checkpoints(workspace, count=1, process=driver)
-    processes(driver.pid, "SessionActor")[0].kill()
-    processes(driver.pid, "RegistryActor")[0].kill()
-    processes(driver.pid, "TelemetryActor")[0].kill()
-    out, err = driver.communicate(timeout=200)
-    assert driver.returncode == 0, err
+    stream = Telemetry(workspace.folder / "runs").subscribe("nano", wait_s=100)
+    with ThreadPoolExecutor(1) as follower, stream:
+        given = follower.submit(list, stream)
+        wait_for_checkpoints(workspace, count=1, process=driver)
+        processes(driver.pid, "SessionActor")[0].kill()
+        processes(driver.pid, "RegistryActor")[0].kill()
+        processes(driver.pid, "TelemetryActor")[0].kill()
+        out, err = driver.communicate(timeout=200)
+        assert driver.returncode == 0, err
+        followed = given.result(30)
     assert max(t["attempts"] for t in json.loads(out)["trials"]) == 2
     assert_same_as_undisturbed(workspace, finished)
+    assert_followed(followed, workspace)
+
+
+def assert_followed(given: list[Event], workspace: Workspace) -> None:
+    """A subscriber that watched all this got what is stored, once, each writer's in its order."""
+    stored = read_events(workspace.sweep() / "events", all_attempts=True)
+    ids = [event.event_id for event in given]
+    assert sorted(ids) == sorted(stored["event_id"].to_pylist())
+    newest: dict[str, int] = {}
+    for event in given:
+        assert newest.get(event.writer, 0) < event.seq
+        newest[event.writer] = event.seq
 
 
 def test_a_killed_server_is_started_again(
     workspace: Workspace, finished: FinishedRun, reap: Reap
 ) -> None:
-    driver = workspace.start("run", "nano.toml", "--quiet")
+    driver = workspace.start("run", "nano.toml", "--quiet", *LOCAL)
     reap(driver)
     wait_for_checkpoints(workspace, count=1, process=driver)
     processes(driver.pid, "crucible_tinkex serve")[0].kill()
@@ -130,6 +151,6 @@ def test_death_of_rays_head_is_named_and_the_sweep_goes_on(
         assert "has not answered for" in err
         assert "run the same command to continue" in err
     assert "Traceback" not in err
-    resumed = workspace.crucible("run", "nano.toml", "--quiet", *LOCAL)
+    resumed = workspace.here("run", "nano.toml", "--quiet", *LOCAL)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_as_undisturbed(workspace, finished)

@@ -45,7 +45,7 @@ def amended(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("amended") / "copy"
     shutil.copytree(finished.workspace.folder, folder)
     workspace = Workspace(folder)
-    result = workspace.crucible("run", "nano.toml", "--quiet", *LOCAL, *LONGER)
+    result = workspace.here("run", "nano.toml", "--quiet", *LOCAL, *LONGER)
     assert result.returncode == 0, result.stderr
     return workspace
 
@@ -84,7 +84,7 @@ def test_missing_or_damaged_checkpoints_cost_the_steps_after_the_one_before(
     for step in (18, 24):
         for folder in checkpoints.glob(f"*/weights/*-step{step:08d}"):
             spoil(folder)
-    result = copied.crucible("run", "nano.toml", "--json", *LOCAL, *LONGER)
+    result = copied.here("run", "nano.toml", "--json", *LOCAL, *LONGER)
     assert result.returncode == 0, result.stderr
     assert outcome(json.loads(result.stdout)) == outcome(amended.status())
     assert final_weights(copied.sweep(), step=30) == final_weights(amended.sweep(), step=30)
@@ -119,7 +119,7 @@ def test_a_storage_that_cannot_hold_a_sweep_is_refused_at_once(
     workspace: Workspace, mount: Mount, options: str, message: str
 ) -> None:
     mount(workspace.folder / "runs", options)
-    result = workspace.crucible("run", "nano.toml")
+    result = workspace.here("run", "nano.toml")
     assert result.returncode == 5, result.stderr
     assert message in result.stderr
     assert str(workspace.folder / "runs") in result.stderr
@@ -152,7 +152,7 @@ def test_damage_is_noticed_before_anything_is_spent(
 ) -> None:
     before = 0 if damage is damage_journal else attempts(copied)
     file = damage(copied.sweep())
-    result = copied.crucible("run", "nano.toml", *LOCAL, *LONGER)
+    result = copied.here("run", "nano.toml", *LOCAL, *LONGER)
     assert result.returncode == 5, result.stderr
     assert f"{file} is damaged at byte" in result.stderr
     assert "Traceback" not in result.stderr

@@ -73,7 +73,7 @@ def test_tensorboard_draws_what_the_events_say(finished: FinishedRun) -> None:
 
 
 def test_a_finished_sweep_is_not_run_again(finished: FinishedRun) -> None:
-    again = finished.workspace.crucible("run", "nano.toml", "--json")
+    again = finished.workspace.here("run", "nano.toml", "--json")
     assert again.returncode == 0
     assert outcome(json.loads(again.stdout)) == outcome(finished.summary)
     assert [t["attempts"] for t in json.loads(again.stdout)["trials"]] == [1] * 5
@@ -82,11 +82,11 @@ def test_a_finished_sweep_is_not_run_again(finished: FinishedRun) -> None:
 def test_commands_that_look(finished: FinishedRun) -> None:
     workspace = finished.workspace
     assert outcome(workspace.status()) == outcome(finished.summary)
-    assert "best: lora.rank" in workspace.crucible("status", "nano").stdout
-    listed = json.loads(workspace.crucible("list", "--json").stdout)
+    assert "best: lora.rank" in workspace.here("status", "nano").stdout
+    listed = json.loads(workspace.here("list", "--json").stdout)
     assert listed == [{"sweep": "nano", "state": "done", "trials": 5, "done": 5}]
     sql = "select count(*) as n from events where name = 'eval/accuracy'"
-    counted = json.loads(workspace.crucible("query", "nano", sql, "--json").stdout)
+    counted = json.loads(workspace.here("query", "nano", sql, "--json").stdout)
     assert counted == [{"n": 9}]
 
 
@@ -113,7 +113,7 @@ def test_the_key_is_nowhere_but_in_its_file(finished: FinishedRun) -> None:
 
 def test_plan_says_what_would_run_and_touches_nothing(finished: FinishedRun) -> None:
     workspace = finished.workspace
-    planned = workspace.crucible("plan", "nano.toml", "--name", "other", "--json")
+    planned = workspace.here("plan", "nano.toml", "--name", "other", "--json")
     assert planned.returncode == 0, planned.stderr
     found = json.loads(planned.stdout)
     assert (found["trials"], found["steps"], found["train_rows"]) == (5, 4 * STEPS, 60)
@@ -138,5 +138,5 @@ def test_the_official_sdk_as_transport_gives_the_same_numbers(
 def test_tables_show_text_as_it_is(finished: FinishedRun) -> None:
     """Rich would make an emoji of the `:train:` in a model's id."""
     sql = "select extra ->> 'model_id' as model_id from events where kind = 'session_start'"
-    shown = finished.workspace.crucible("query", "nano", sql)
+    shown = finished.workspace.here("query", "nano", sql)
     assert shown.stdout.count(":train:0") == 5, shown.stdout

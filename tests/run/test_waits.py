@@ -116,7 +116,7 @@ def test_trials_queue_for_a_service_with_few_places(
     )
     reap(server)
     _wait_for(tmp_path / "ready.json", server)
-    result = workspace.crucible("run", "nano.toml", *_settings(tmp_path, sessions_per_actor=4))
+    result = workspace.here("run", "nano.toml", *LOCAL, *_settings(tmp_path, sessions_per_actor=4))
     assert result.returncode == 0, result.stderr
     assert "no room" in result.stderr or "2 sessions" in result.stderr
     assert "paused_rate_limit" in _states(workspace)
@@ -135,14 +135,14 @@ def _settings(folder: Path, *, sessions_per_actor: int) -> list[str]:
 
 
 def _states(workspace: Workspace) -> set[str]:
-    seen = workspace.crucible(
+    seen = workspace.here(
         "query", "nano", "--json", "select distinct name from events where kind = 'queue_state'"
     )
     return {row["name"] for row in json.loads(seen.stdout)}
 
 
 def _wait_for(ready: Path, server: subprocess.Popen[Any]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while not ready.exists():
         assert server.poll() is None and time.monotonic() < until
         time.sleep(0.05)

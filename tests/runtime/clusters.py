@@ -37,13 +37,19 @@ max_steps = {steps}
 epochs = 1000
 batch_size = 4
 max_length = 32
-checkpoint_every = 20
+checkpoint_every = 10
 [search.space]
 "lora.rank" = [2, 8]
 "optimizer.learning_rate" = [1e-6, 3e-3]
 [run]
 max_concurrent = 5
 """
+SOON_LOST = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "2",
+}
+"""A node that is dead is so within seconds; Ray takes a quarter of a minute by itself."""
 
 
 def own_address() -> str:
@@ -65,7 +71,7 @@ def service(folder: Path) -> Iterator[tuple[str, Path]]:
     command += ["--data-dir", str(folder / "service"), "--dtype", "fp32", "--threads", "1"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 180
             while not ready.exists():
                 assert process.poll() is None and time.monotonic() < deadline, "no server"
                 time.sleep(0.05)
@@ -90,9 +96,9 @@ def _environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TINKER_"))}
 
 
-def start_driver(file: Path, storage: Path, *address: str) -> subprocess.Popen[str]:
+def start_driver(file: Path, storage: Path, address: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(HERE / "drive_sweep.py"), str(file), str(storage), *address],
+        [sys.executable, str(HERE / "drive_sweep.py"), str(file), str(storage), address],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -140,7 +146,7 @@ def cluster(nodes: int) -> Iterator[RayCluster]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=_environment(),
+        env=_environment() | SOON_LOST,
     ) as process:
         assert process.stdout is not None
         found = json.loads(process.stdout.readline())

@@ -12,6 +12,7 @@ import pytest
 from scripted_hosts import Plan, Script, ScriptedLauncher, make_pool
 
 from crucible_tinkex.errors import HostLostError, WorkerStartError
+from crucible_tinkex.testing import clock
 from crucible_tinkex.testing.clock import DeadlockError, run_virtual
 from crucible_tinkex.training.outcome import Outcome, Verdict
 
@@ -435,7 +436,9 @@ def test_storms(block: int) -> None:
             raise AssertionError(f"seed {seed}") from e
 
 
-def test_the_virtual_clock_names_a_deadlock() -> None:
+def test_the_virtual_clock_names_a_deadlock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "THREAD_S", 0.05)
+
     async def forever() -> None:
         await asyncio.Event().wait()
 

@@ -575,10 +575,6 @@ def access_scope(s: dict[str, Any]) -> None:
     """There is one user, who may see what is owned."""
     rest, scope = s["rest"], {"access_scope": "accessible"}
     assert rest.get_training_run(s["run"], **scope).result().training_run_id == s["run"]
-    own = s["run"].rpartition(":train:")[0]
-    assert own in rest.list_sessions(limit=5, offset=0, **scope).result().sessions
-    session = rest.get_session(own, **scope).result()
-    assert getattr(session, "user_metadata", {"who": "sdk_flow"}) == {"who": "sdk_flow"}
     total = rest.list_training_runs(**scope).result().cursor.total_count
     assert total == rest.list_training_runs().result().cursor.total_count
 
@@ -594,25 +590,13 @@ def rest_checkpoints(s: dict[str, Any]) -> None:
 
 
 @step
-def rest_sessions(s: dict[str, Any]) -> None:
-    sessions = s["rest"].list_sessions().result().sessions
-    own = s["run"].rpartition(":train:")[0]
-    assert own in sessions
-    session = s["rest"].get_session(own).result()
-    assert s["run"] in session.training_run_ids and session.sampler_ids
-    assert s["rest"].list_sessions(limit=1, offset=1000).result().sessions == []
-    sampler = s["rest"].get_sampler(session.sampler_ids[0]).result()
-    assert sampler.base_model == "nano"
-
-
-@step
 def rest_client_of_its_own(s: dict[str, Any]) -> None:
     if "base_url" not in _names(tinker.RestClient if hasattr(tinker, "RestClient") else len):
         raise Absent("no RestClient without a ServiceClient")
     given = {"base_url": os.environ["TINKER_BASE_URL"], "api_key": os.environ["TINKER_API_KEY"]}
     found = tinker.RestClient(**given).get_server_capabilities().result()
     assert [m.model_name for m in found.supported_models] == ["nano"]
-    refused(lambda: tinker.RestClient(api_key="tml-wrong").list_sessions().result(), "401")
+    refused(lambda: tinker.RestClient(api_key="tml-wrong").list_training_runs().result(), "401")
 
 
 def _checkpoint(s: dict[str, Any], name: str) -> Any:
@@ -766,15 +750,12 @@ async def _train_as_coroutines(s: dict[str, Any]) -> None:
 
 async def _ask_as_coroutines(s: dict[str, Any]) -> None:
     rest, (path, _) = s["rest"], s["as"]
-    run, own = path.split("/")[2], s["run"].rpartition(":train:")[0]
+    run = path.split("/")[2]
     assert (await rest.get_training_run_async(run)).lora_rank == 2
     assert (await rest.get_training_run_by_tinker_path_async(path)).training_run_id == run
     assert (await rest.list_training_runs_async(limit=1)).cursor.limit == 1
     assert len((await rest.list_checkpoints_async(run)).checkpoints) >= 2
     assert (await rest.list_user_checkpoints_async(limit=1)).cursor.limit == 1
-    assert own in (await rest.list_sessions_async()).sessions
-    session = await rest.get_session_async(own)
-    assert (await rest.get_sampler_async(session.sampler_ids[-1])).base_model == "nano"
     await rest.set_checkpoint_ttl_from_tinker_path_async(path, 3600)
     await rest.delete_checkpoint_from_tinker_path_async(path)
     await rest.delete_checkpoint_async(run, "sampler_weights/as")

@@ -17,7 +17,7 @@ from crucible_tinkex.server.bases import smollm
 from crucible_tinkex.server.operations import BaseInfo, LoraSpec
 from crucible_tinkex.server.sessions import checks
 from crucible_tinkex.server.store.peft_files import export_peft
-from crucible_tinkex.server.store.store import ADAPTER_FILE, MANIFEST_FILE, Manifest
+from crucible_tinkex.server.store.store import ADAPTER_FILE, MANIFEST_FILE, Manifest, read_manifest
 from crucible_tinkex.server.web.serve import ServeOptions
 
 OLD, NEW = "smollm2-135m", "smollm2-135m-instruct"
@@ -63,8 +63,9 @@ def test_a_session_may_ask_for_either_name() -> None:
         checks.base_model("nano", served)
 
 
-def test_a_checkpoint_of_an_earlier_version_belongs_to_the_base() -> None:
-    assert Manifest.parse(json.dumps(dataclasses.asdict(manifest(OLD)))).base_model == NEW
+def test_a_checkpoint_of_an_earlier_version_belongs_to_the_base(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps(dataclasses.asdict(manifest(OLD))))
+    assert read_manifest(tmp_path).base_model == NEW
 
 
 def test_an_export_names_a_base_that_others_can_load(tmp_path: Path) -> None:

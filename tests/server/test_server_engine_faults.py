@@ -182,7 +182,7 @@ threading.Thread(target=poison).start()
 serve(ServeOptions(data_dir=ready.parent, model="nano", ready_file=ready, threads=1))
 """
     ended = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=50
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=200
     )
     assert ended.returncode == 1, ended.stderr
     assert "the engine ended: SystemExit: 3" in ended.stderr.splitlines()[-1]

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from app_client import AppClient, row_data
 
-from crucible_tinkex.protocol.wire import CreateSessionRequest
 from crucible_tinkex.server import bases
-from crucible_tinkex.server.sessions.lifecycle import Service
 from crucible_tinkex.server.sessions.limits import Limits
+from crucible_tinkex.server.sessions.sessions import Service
 
 
 @pytest.fixture
@@ -45,33 +44,17 @@ def test_too_many_sessions_are_told_to_come_back(start: Callable[..., AppClient]
     api.session()
 
 
-def test_a_model_beyond_the_limit_waits_with_all_that_is_asked_of_it(
-    start: Callable[..., AppClient],
-) -> None:
-    api = start(max_models=1, long_poll_s=0.01)
-    first = api.model()
-    session = api.session()
-    creating = api.creating(session)
-    waiting = api.post("retrieve_future", request_id=creating)
-    assert waiting.status_code == 408
-    assert waiting.json()["queue_state"] == "paused_capacity"
-    assert "1 places" in waiting.json()["queue_state_reason"]
-    training = api.train(f"{session}:train:0", 1)
-    stepping = api.promise(
-        "optim_step", model_id=f"{session}:train:0", seq_id=2, adam_params={"learning_rate": 1e-3}
-    )
-    third = api.session()
-    creating_third = api.creating(third)
+def test_a_model_beyond_the_limit_is_told_to_come_back(start: Callable[..., AppClient]) -> None:
+    api = start(max_models=1)
+    first, session = api.model(), api.session()
+    lora = {"rank": 4, "seed": 1}
+    asked = {"session_id": session, "model_seq_id": 0, "base_model": "nano", "lora_config": lora}
+    refused = api.post("create_model", **asked)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "2")
+    assert refused.json()["category"] == "server" and "1 places" in refused.json()["error"]
     api.ok("unload_model", model_id=first)
-    for request_id in (creating, training, stepping):
-        while (answer := api.post("retrieve_future", request_id=request_id)).status_code == 408:
-            assert answer.json()["queue_state"] == "active"
-        assert "error" not in answer.json(), answer.text
-    assert api.post("retrieve_future", request_id=creating_third).status_code == 408
-    api.ok(f"sessions/{third}/finish")  # it gives up its place in the queue
-    lost = api.ok("retrieve_future", request_id=creating_third)
-    assert "unloaded" in lost["error"]
-    api.ok(f"sessions/{session}/finish")
+    assert api.result("create_model", **asked)["model_id"] == f"{session}:train:0"
+    api.ok(f"sessions/{session}/finish")  # it gives up its place
     api.model()
 
 
@@ -133,6 +116,14 @@ def test_an_optimizer_that_could_divide_by_zero_is_refused(start: Callable[..., 
     )
 
 
+def test_another_optimizer_is_refused_by_its_name(start: Callable[..., AppClient]) -> None:
+    api = start()
+    asked = {"model_id": api.model(), "optimizer_params": {"type": "dimuon"}}
+    refused = api.post("optim_step", seq_id=1, **asked)
+    assert refused.status_code == 400
+    assert "'dimuon' is not supported; supported is 'adamw'" in refused.json()["error"]
+
+
 class Clock:
     now = 0.0
 
@@ -145,7 +136,7 @@ def test_a_session_that_stops_beating_is_finished(start: Callable[..., AppClient
     service = Service(api.engine, api.store, limits=Limits(session_idle_s=60), clock=clock)
 
     def beats() -> None:
-        dead, alive = (service.create_session(CreateSessionRequest(sdk_version="x")) for _ in "ab")
+        dead, alive = (service.create_session() for _ in "ab")
         for clock.now in (30.0, 59.0, 70.0, 119.0):
             service.beat(alive)
         with pytest.raises(Exception, match="is finished") as found:

@@ -17,7 +17,6 @@ import httpx
 import pytest
 from app_client import AppClient
 
-from crucible_tinkex.protocol import wire
 from crucible_tinkex.server import bases
 from crucible_tinkex.server.sessions import checks
 from crucible_tinkex.server.web import exports
@@ -64,8 +63,8 @@ bodies_are_large = 100_000
 def test_a_large_request_is_read_in_a_thread(
     api: AppClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = Slow(wire.SampleRequest.model_validate_json)
-    monkeypatch.setattr(wire.SampleRequest, "model_validate_json", slow)
+    slow = Slow(checks.SampleRequest.model_validate_json)
+    monkeypatch.setattr(checks.SampleRequest, "model_validate_json", slow)
     sampled, healthy = api.together(
         lambda http: http.post("asample", json=_large([1, 2])), slow.meanwhile
     )

@@ -100,7 +100,7 @@ def test_a_stream_says_the_same_in_pieces(api: AppClient) -> None:
     whole = answer(api, "chat/completions", **given)
     options = {"include_usage": True}
     found = events(ask(api, "chat/completions", **given, stream=True, stream_options=options))
-    assert found[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert found[0]["choices"][0]["delta"]["role"] == "assistant"
     assert {e["object"] for e in found} == {"chat.completion.chunk"}
     for choice in whole["choices"]:
         own = [c for e in found for c in e["choices"] if c["index"] == choice["index"]]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 
 import pytest
 
 from crucible_tinkex.errors import RequestRejectedError, SessionLostError
-from crucible_tinkex.server.operations import Done, StepOutput
+from crucible_tinkex.server.operations import BaseInfo, Done, Operation, Outcome, StepOutput
+from crucible_tinkex.server.sessions.limits import Limits
 from crucible_tinkex.server.sessions.ordering import Sequence
 from crucible_tinkex.server.sessions.promises import KEEP_S, KEEP_UNREAD_S, Promises
 
@@ -38,11 +40,23 @@ def test_a_repeat_gets_the_first_promise_and_runs_once() -> None:
 def test_a_refused_request_does_not_hold_the_next() -> None:
     sequence, ran = Sequence(), []
     sequence.admit(2, b"x", "r2", lambda: ran.append(2))
-    sequence.refuse(1, b"bad")
+    sequence.admit(1, b"bad", None)
     assert ran == [2]
     assert sequence.following() == 3
     with pytest.raises(RequestRejectedError):
         sequence.repeated(1, b"bad")
+
+
+class NoEngine:
+    """It is never asked."""
+
+    base = BaseInfo("none", "none", 1, 1)
+
+    def submit(self, operation: Operation, done: Callable[[Outcome], None]) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
 
 
 class Clock:
@@ -54,7 +68,7 @@ class Clock:
 
 async def test_results_come_more_than_once_and_expire_in_time() -> None:
     clock = Clock()
-    promises = Promises(clock=clock)
+    promises = Promises(NoEngine(), Limits(), clock=clock)
     first, second = promises.create(), promises.create()
     promises.resolve(first, StepOutput({"a": 1.0}))
     promises.resolve(second, Done())
@@ -79,7 +93,7 @@ async def test_results_come_more_than_once_and_expire_in_time() -> None:
 
 
 async def test_all_waiters_wake_up() -> None:
-    promises = Promises()
+    promises = Promises(NoEngine(), Limits())
     request_id = promises.create()
     assert (await promises.wait(request_id, 0.01)).outcome is None
     waiting = [asyncio.create_task(promises.wait(request_id, 30)) for _ in range(3)]

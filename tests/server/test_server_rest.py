@@ -1,4 +1,4 @@
-"""Runs, checkpoints, sessions and downloads as resources, also after a restart."""
+"""Runs, checkpoints and downloads as resources, also after a restart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from safetensors.numpy import load
 from crucible_tinkex.errors import RequestRejectedError
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import bases
-from crucible_tinkex.server.sessions.session_records import Records
 from crucible_tinkex.server.store.store import ADAPTER_FILE, Store
 from crucible_tinkex.server.web.exports import GRANT_S, Exports
 
@@ -40,9 +39,7 @@ def api(nano: bases.Base, folder: Path) -> Iterator[AppClient]:
 @pytest.fixture
 def run(api: AppClient) -> str:
     """A run with a training and a sampler checkpoint."""
-    run = api.model(
-        api.session(user_metadata={"n": 3}, display_name="mine"), user_metadata={"a": 1}
-    )
+    run = api.model(user_metadata={"a": 1})
     assert "path" in api.result("save_weights", model_id=run, seq_id=1, path="t")
     assert "path" in api.result("save_weights_for_sampler", model_id=run, seq_id=2, path="s")
     return run
@@ -64,15 +61,6 @@ def test_runs_are_paged_newest_first(api: AppClient, run: str) -> None:
     assert found["user_metadata"] == {"a": "1"}
     assert found["last_checkpoint"]["checkpoint_id"] == "weights/t"
     assert found["last_sampler_checkpoint"]["tinker_path"] == f"tinker://{run}/sampler_weights/s"
-
-
-def test_sessions(api: AppClient, run: str) -> None:
-    session = run.rpartition(":train:")[0]
-    assert api.get("sessions?limit=1")["sessions"] == [session]
-    found = api.get(f"sessions/{session}")
-    assert found["training_run_ids"] == [run] and found["display_name"] == "mine"
-    assert found["user_metadata"] == {"n": "3"}
-    assert api.send("GET", "sessions/unknown").status_code == 404
 
 
 def test_time_to_live_and_deletion(api: AppClient, run: str) -> None:
@@ -203,37 +191,32 @@ def test_a_grant_ends(api: AppClient, run: str) -> None:
     clock = [now]
     exports = Exports(api.store, clock=lambda: clock[0])
     path = TinkerPath(run, "weights", "t")
-    file = exports.prepare(path) / "adapter_config.json"
-    token, expires = exports.grant(path, file)
-    assert exports.open(token, file.name) == file
+    tokens, expires = exports.grant(path)
+    token = tokens["adapter_config.json"]
+    file = exports.open(token, "adapter_config.json")
+    assert json.loads(file.read_text())["peft_type"] == "LORA"
     clock[0] = now + timedelta(seconds=GRANT_S + 1)
     assert expires < clock[0]
     with pytest.raises(RequestRejectedError, match="expired"):
-        exports.open(token, file.name)
+        exports.open(token, "adapter_config.json")
+    exports.grant(TinkerPath(run, "sampler_weights", "s"))
+    assert not file.exists()  # nobody can ask for it any more
 
 
 def test_what_there_was_is_there_after_a_restart(nano: bases.Base, tmp_path: Path) -> None:
     first = AppClient(nano, tmp_path)
-    session = first.session(display_name="mine")
-    run = first.model(session, user_metadata={"a": "b"})
+    session = first.session()
+    run = first.model(session)
     first.result("save_weights", model_id=run, seq_id=1, path="t", user_metadata={"k": "v"})
-    first.session()  # without a run: nothing to remember
     before = first.get(f"training_runs/{run}")
     first.close()
     again = AppClient(nano, tmp_path)
-    assert again.get("sessions")["sessions"] == [session]
-    assert again.get(f"sessions/{session}")["training_run_ids"] == [run]
     after = again.get(f"training_runs/{run}")
     assert {**after, "last_request_time": ""} == {**before, "last_request_time": ""}
     assert after["last_checkpoint"]["user_metadata"] == {"k": "v"}
+    assert again.get("training_runs")["training_runs"] == [after]
     assert again.post("session_heartbeat", session_id=session).status_code == 410
     again.close()
-    for file in (tmp_path / "sessions").iterdir():
-        file.unlink()
-    assert Records(tmp_path).sessions == {}
-    last = AppClient(nano, tmp_path)  # the checkpoints are enough to know the run
-    assert last.get("training_runs")["training_runs"][0]["training_run_id"] == run
-    last.close()
 
 
 def test_flags_for_clients(api: AppClient) -> None:
@@ -278,6 +261,8 @@ def test_a_refusal_before_its_turn_is_a_promise_that_fails(api: AppClient) -> No
         "POST create_custom_loss",
         "POST join_sampling_session",
         "POST retrieve_futures",
+        "GET sessions",
+        "GET sessions/x",
         "POST sessions/search",
         "PUT sessions/x/project",
         "GET sessions/x/trace_export",
@@ -301,16 +286,4 @@ def test_what_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
         **{"public": True, "recipients": []},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    session = {"session_id": "s", "created": "2026", "project_id": "p", "status": {}, "runs": {}}
-    (tmp_path / "sessions").mkdir()
-    (tmp_path / "sessions" / "s.json").write_text(json.dumps(session))
     assert [m.steps for m in Store(tmp_path).list()] == [3]
-    assert list(Records(tmp_path).sessions) == ["s"]
-
-
-def test_a_session_record_that_cannot_be_read_is_set_aside(tmp_path: Path) -> None:
-    (tmp_path / "sessions").mkdir()
-    for text in ("", "[]", '{"runs": 1}', "{}"):
-        (tmp_path / "sessions" / "s.json").write_text(text)
-        assert Records(tmp_path).sessions == {}
-    assert len(list((tmp_path / "damaged").iterdir())) == 4

@@ -13,11 +13,11 @@ from app_client import AppClient
 
 from crucible_tinkex.errors import RequestRejectedError
 from crucible_tinkex.protocol import proto
-from crucible_tinkex.protocol.wire import CreateSessionRequest, SampleRequest
 from crucible_tinkex.server import bases
 from crucible_tinkex.server.operations import BaseInfo, Operation, Outcome, Sample
-from crucible_tinkex.server.sessions.lifecycle import Service
+from crucible_tinkex.server.sessions import checks
 from crucible_tinkex.server.sessions.limits import Limits
+from crucible_tinkex.server.sessions.sessions import Service
 from crucible_tinkex.server.store.store import Store
 
 
@@ -158,16 +158,16 @@ class Engine:
 async def test_a_snapshot_whose_samples_wait_is_kept(tmp_path: Path) -> None:
     engine = Engine()
     service = Service(engine, Store(tmp_path))
-    session = service.create_session(CreateSessionRequest(sdk_version="x"))
+    session = service.create_session()
 
     def take(number: int) -> str:
-        sampler_id = service.add_snapshot(session, number, "model")
-        service.snapshot_taken(sampler_id)
+        sampler_id = service.samplers.expect(session, number, "model")
+        service.samplers.settle(session, number)
         return sampler_id
 
     first, *_ = [take(n) for n in range(2)]
     body = _asked(first, 0)
-    service.samplers.sample(SampleRequest.model_validate(body), json.dumps(body).encode())
+    service.samplers.sample(checks.SampleRequest.model_validate(body), json.dumps(body).encode())
     for number in range(2, 2 * service.limits.max_snapshots):
         take(number)
     assert service.samplers[first].sampler_id == first
@@ -184,9 +184,9 @@ def test_a_snapshot_that_nobody_uses_is_freed(api: AppClient) -> None:
     service = Service(api.engine, api.store, limits=limits, clock=lambda: now[0])
 
     def waits() -> None:
-        session = service.create_session(CreateSessionRequest(sdk_version="x"))
-        sampler_id = service.add_snapshot(session, 0, "model")
-        service.snapshot_taken(sampler_id)
+        session = service.create_session()
+        sampler_id = service.samplers.expect(session, 0, "model")
+        service.samplers.settle(session, 0)
         for now[0] in (30.0, 59.0):
             service.beat(session)
             assert service.samplers[sampler_id].sampler_id == sampler_id

@@ -16,7 +16,7 @@ import numpy as np
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.config.section import set_dotted
 from crucible_tinkex.datasets import TokenisedDataset
-from crucible_tinkex.errors import HostLostError
+from crucible_tinkex.errors import HostLostError, ServiceUnavailableError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Registry, SweepState
 from crucible_tinkex.runtime.pool import Packing, SessionPool
@@ -27,6 +27,7 @@ from crucible_tinkex.sweep.deciding.asking import trials_of
 from crucible_tinkex.sweep.deciding.budget import Budget
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy
+from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.orders.control import Inbox
 from crucible_tinkex.sweep.ports import Amendment
 from crucible_tinkex.sweep.results.view import SweepView
@@ -82,6 +83,34 @@ class NoTelemetry:
 
     async def changes(self, since: int) -> None:
         return None
+
+    async def close(self) -> None:
+        return None
+
+
+class FakeStore:
+    """The checkpoints of the fake service; `failing` says how often it is out of reach."""
+
+    def __init__(self, backend: FakeBackend) -> None:
+        self.backend = backend
+        self.failing = 0
+        self.deleted: list[str] = []
+        self.ttls: dict[str, int | None] = {}
+
+    async def _reached(self) -> None:
+        await asyncio.sleep(0.01)
+        if self.failing:
+            self.failing -= 1
+            raise ServiceUnavailableError("no answer")
+
+    async def delete(self, path: str) -> None:
+        await self._reached()
+        self.backend.checkpoints.pop(path, None)
+        self.deleted.append(path)
+
+    async def set_ttl(self, path: str, ttl_s: int | None) -> None:
+        await self._reached()
+        self.ttls[path] = ttl_s
 
     async def close(self) -> None:
         return None
@@ -169,6 +198,8 @@ class Bench:
         self.retry: Sequence[str] = ()
         self.inbox = Inbox(self.paths)
         self.clock: Callable[[], float] = time.monotonic
+        self.store = FakeStore(self.backend)
+        self.models: dict[str, list[str]] = {}
 
     @property
     def state(self) -> SweepState:
@@ -221,6 +252,13 @@ class Bench:
             retry=self.retry,
             inbox=self.inbox,
             amend=self._amended,
+            keeper=Keeper(
+                registry,
+                self.store,
+                lambda: self.models,
+                run_id=f"run-{self.runs}",
+                clock=lambda: 0.0,
+            ),
             clock=self.clock,
         )
         work = asyncio.ensure_future(controller.run(self.meta(), changed))

@@ -14,11 +14,13 @@ from sweep_states import Journal
 
 from crucible_tinkex.config import BudgetSection, parse_budget
 from crucible_tinkex.errors import ConfigError, SessionLostError
-from crucible_tinkex.registry import DONE, PAUSED, RUNNING, STOPPED, Spent
+from crucible_tinkex.registry import DONE, PAUSED, RUNNING, STOPPED, Spent, Used
+from crucible_tinkex.sweep.attesting import check_affordable
 from crucible_tinkex.sweep.deciding.budget import Budget
 from crucible_tinkex.sweep.deciding.prices import Price, checked_price, price_of
 from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.testing import FakeBackend
+from crucible_tinkex.training.allowance import Allowance
 
 PRICE = Price(2.0, 1.0, 4.0, "a test", date.today())
 ONE = {"space": {"lora.rank": [4]}, "reference": False}
@@ -76,6 +78,39 @@ def test_spends_of_all_attempts_count_once_each() -> None:
     assert journal.state.spent.steps == journal.state.trials[first].spent.steps == 7
 
 
+def test_what_proofs_took_counts_once(tmp_path: Path) -> None:
+    def proved(tokens: int) -> dict[str, Any]:
+        used = Spent(tokens, tokens, seconds=1800.0, steps=6)
+        return {**journal.state.meta, "attested": {"findings": {}, "spent": vars(used)}}
+
+    journal = capped(tokens=1000, steps=10, hours=1)
+    for tokens in (100, 100, 300):
+        journal._tell("amended", meta=proved(tokens), changed=["attested"])
+    assert journal.state.spent.tokens == journal.state.proofs.tokens == 600
+    assert journal.state.spent.steps == 0, "no step of a trial"
+    reached = journal.policy.budget.reached
+    assert reached(journal.state, 1700.0) is None
+    assert "budget.hours" in (reached(journal.state, 1900.0) or "")
+    first, _ = journal.pending
+    spent(journal, first, train_tokens=400)
+    assert "budget.tokens: 1000 of 1000" in (reached(journal.state, 0.0) or "")
+
+
+@pytest.mark.parametrize("caps", [{"tokens": 999}, {"dollars": 0.0009, "prices": True}])
+def test_a_cap_that_the_proof_would_pass_is_refused(tmp_path: Path, caps: dict[str, Any]) -> None:
+    table = tmp_path / "prices.toml"
+    table.write_text(TABLE.format(date=date.today()))
+    caps = {**caps, "prices": str(table)} if "prices" in caps else caps
+    asked = make_experiment(budget=caps)
+    (key, *_) = caps
+    with pytest.raises(ConfigError, match=rf"budget.{key} .* proof .* service.attest = false"):
+        check_affordable(asked, Spent(500, 500), Spent())
+    check_affordable(asked, Spent(), Spent(500, 500))
+    check_affordable(asked, Spent(100, 100), Spent(100, 100))
+    with pytest.raises(ConfigError, match="are left"):
+        check_affordable(asked, Spent(200, 200), Spent(400, 400))
+
+
 def test_wall_time_counts_earlier_runs() -> None:
     journal = capped(hours=1)
     journal._tell("sweep", state="interrupted", wall_s=3000.0)
@@ -120,9 +155,7 @@ def test_a_sweep_ends_within_what_was_in_flight_and_goes_on_when_extended(tmp_pa
     bench = Bench(tmp_path / "capped", budget={"steps": 30})
     state = bench.run()
     sent = bench.backend.calls.count("optim_step")
-    in_flight = 3 * (1 + bench.experiment.train.submit_ahead)
-    reaction = 3 * 5  # half a second of three sessions at a tenth of a second an operation
-    assert 30 <= sent <= 30 + in_flight + reaction
+    assert sent == 30, "the step that reaches the cap is the last"
     assert (exit_code(state), state.ended_by, state.spent.steps) == (3, "budget", sent)
     assert {t.state for t in state.open.values()} == {PAUSED}
     before = len(bench.backend.calls)
@@ -132,6 +165,51 @@ def test_a_sweep_ends_within_what_was_in_flight_and_goes_on_when_extended(tmp_pa
     state = bench.run(changed=["budget.steps"])
     assert numbers(state) == numbers(whole) and exit_code(state) == 0
     assert state.spent.steps == 48
+
+
+@pytest.mark.parametrize("concurrent", [1, 6])
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_tokens_pass_a_cap_by_one_step_and_what_was_in_flight(
+    tmp_path: Path, concurrent: int, ahead: int
+) -> None:
+    """The driver looks every half second; here a step takes a hundredth of one."""
+    cap, step, evaluation = 500, 4 * 6, 5 * 6
+    bench = Bench(
+        tmp_path,
+        backend=FakeBackend(delay_s=0.001),
+        budget={"tokens": cap},
+        train={"submit_ahead": ahead},
+        run={"max_concurrent": concurrent, "verify_resume": False},
+    )
+    state = bench.run()
+    assert (exit_code(state), state.ended_by) == (3, "budget")
+    assert cap <= state.spent.tokens < cap + step + concurrent * evaluation
+    trained = bench.backend.calls.count("forward_backward") * step
+    assert trained <= state.spent.train_tokens <= trained + concurrent * step, "never too few"
+
+
+def test_a_trial_ends_at_its_own_cap_exactly(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, backend=FakeBackend(delay_s=0.001), budget={"trial": {"steps": 5}})
+    state = bench.run()
+    trained = [t for t in state.trials.values() if not t.reference]
+    assert {(t.state, t.spent.steps, t.step) for t in trained} == {(STOPPED, 5, 5)}
+    assert bench.backend.calls.count("optim_step") == 5 * len(trained)
+
+
+def test_a_sweep_is_not_stopped_from_measuring_by_a_cap_on_steps() -> None:
+    allowance = Allowance(BudgetSection(steps=5, tokens=100, dollars=1.0), (1e4, 1e4, 1e4))
+    step = Spent(train_tokens=24, steps=1)
+
+    def used(**sums: int) -> Used:
+        return Used(Spent(**sums), Spent())
+
+    assert not allowance.refuses(step, used(train_tokens=24 * 5, steps=5)), "it reaches the cap"
+    assert allowance.refuses(step, used(train_tokens=24, steps=6))
+    assert not allowance.refuses(Spent(), used(steps=6)), "an evaluation is no step"
+    assert allowance.refuses(Spent(), used(prefill_tokens=100))
+    assert not allowance.refuses(Spent(), used(prefill_tokens=99))
+    dollars = Allowance(BudgetSection(dollars=0.9), (1e4, 1e4, 1e4))
+    assert dollars.refuses(Spent(), used(sample_tokens=90))
 
 
 def test_what_is_repeated_after_a_loss_counts(tmp_path: Path) -> None:
@@ -214,6 +292,22 @@ def test_a_table_that_says_nothing_certain_is_refused(tmp_path: Path, text: str,
         checked_price(priced(tmp_path, text.replace("{date}", str(date.today()))))
 
 
+def test_our_table_is_of_hosted_tinker_alone_and_grows_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TINKER_BASE_URL", raising=False)
+    hosted = make_experiment(model={"base": "Qwen/Qwen3-8B"}, budget={"dollars": 5})
+    found = checked_price(hosted)
+    assert found and found.source.startswith("https://") and found.storage
+    assert min(found.per_million) > 0
+    assert price_of(hosted, today=found.dated + timedelta(days=400)) is None
+    elsewhere = {"base_url": "https://example.org"}
+    assert price_of(make_experiment(model={"base": "Qwen/Qwen3-8B"}, service=elsewhere)) is None
+    monkeypatch.setenv("TINKER_BASE_URL", "https://example.org")
+    assert price_of(hosted) is None
+    assert price_of(make_experiment(model={"base": "nano"})) is None
+
+
 def test_an_old_table_is_refused_and_so_is_an_unknown_price(tmp_path: Path) -> None:
     old = TABLE.format(date=date.today() - timedelta(days=400))
     with pytest.raises(ConfigError, match="more than a year old"):
@@ -223,5 +317,8 @@ def test_an_old_table_is_refused_and_so_is_an_unknown_price(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="cannot read"):
         checked_price(make_experiment(budget={"prices": str(tmp_path / "none.toml")}))
     assert checked_price(make_experiment()) is None
+    with pytest.raises(ConfigError, match="needs storage"):
+        text = TABLE.format(date=date.today()).replace("[models", 'storage = "a lot"\n[models')
+        checked_price(priced(tmp_path, text))
     embedded = make_experiment(service={"base_url": "embedded"}, budget={"dollars": 5})
     assert checked_price(embedded) is not None

@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+from datetime import date
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from crucible_tinkex.cli.estimates import estimate_lines
 from crucible_tinkex.config import Experiment
+from crucible_tinkex.datasets import TokenisedDataset
+from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.estimate import Estimate, Range, Rows, estimate
 from crucible_tinkex.sweep.experience import Pace
+from crucible_tinkex.training.data import SweepData
 
 STEPS, TRIALS = 90, 9
+TABLE = """
+date = 2026-11-27
+source = "a test"
+[models.nano]
+train = 1.0
+prefill = 10.0
+sample = 100.0
+"""
+
+
+def tokenised(rows: int, length: int, *, has_prompts: bool = True) -> TokenisedDataset:
+    """Rows of so many tokens, 4 of them the prompt's."""
+    return TokenisedDataset(
+        tokens=np.ones(rows * length, np.int32),
+        mask=np.ones(rows * length, np.uint8),
+        offsets=np.arange(rows + 1, dtype=np.int64) * length,
+        prompt_lengths=np.full(rows, 4 * has_prompts, np.int32),
+        eos_id=0,
+        truncated=0,
+        has_prompts=has_prompts,
+        fingerprint="f",
+    )
+
+
+HELD_OUT = tokenised(50, 11)  # 500 tokens are read, 200 of prompts, 350 may be written
 
 
 def estimated(
@@ -20,7 +51,9 @@ def estimated(
     *,
     paces: tuple[Pace, ...] = (),
     base_url: str = "embedded",
-    generate: bool = False,
+    checkpoints: dict[str, Any] | None = None,
+    evaluation: dict[str, Any] | None = None,
+    held_out: TokenisedDataset | None = HELD_OUT,
     **budget: Any,
 ) -> Estimate:
     experiment = Experiment.build(
@@ -30,14 +63,15 @@ def estimated(
             "model": {"base": "nano"},
             "data": {"train": "t.jsonl", "eval": "e.jsonl"},
             "train": {"max_steps": STEPS, "batch_size": 4},
-            "evaluation": {"generate": generate},
+            "evaluation": {"generate": False, **(evaluation or {})},
             "search": search or {},
             "budget": budget,
+            "checkpoints": checkpoints or {},
         }
     )
     planner = Planner(experiment, rows=100, fingerprint="f")
     plans = [planner.plan({}, 0)]
-    rows = Rows(tokens=10, evaluated=500)
+    rows = Rows.of(SweepData(tokenised(30, 11), held_out, "f", None), experiment.evaluation)
     return estimate(experiment, plans, trials=TRIALS, rows=rows, paces=paces)
 
 
@@ -71,10 +105,46 @@ def test_a_climb_is_between_few_and_all_its_trials() -> None:
     assert found.steps == Range(3 * 10 + 80, 9 * 10 + 4 * 80)
 
 
-def test_tokens_are_those_of_training_and_of_evaluations() -> None:
-    plain = 810 * 4 * 10
-    assert estimated().tokens == Range(plain + 10 * 500, plain + 10 * 500)
-    assert estimated(generate=True).tokens == Range(plain + 5000, plain + 10_000)
+PLAIN = 810 * 4 * 10
+EVALUATIONS = 10
+ANSWERS = {"metrics": ["exact_match", "pass@k"], "samples": 3, "max_tokens": 20}
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "read", "written"),
+    [
+        ({}, Range(500, 500), Range(0, 0)),
+        ({"generate": True}, Range(500, 500 + 200), Range(0, 350)),
+        ({"max_rows": 10}, Range(100, 100), Range(0, 0)),
+        (ANSWERS, Range(700, 700), Range(0, 50 * 3 * 20)),
+        ({**ANSWERS, "max_rows": 10}, Range(140, 140), Range(0, 10 * 3 * 20)),
+        ({**ANSWERS, "generate": True}, Range(700, 900), Range(0, 350 + 50 * 3 * 20)),
+    ],
+)
+def test_tokens_are_those_that_are_trained_read_and_written(
+    evaluation: dict[str, Any], read: Range, written: Range
+) -> None:
+    found = estimated(evaluation=evaluation)
+    each = read.plus(written)
+    assert found.tokens == each.times(EVALUATIONS).plus(Range(PLAIN, PLAIN))
+    assert found.sample_tokens == written.times(EVALUATIONS)
+    said = any("of which sampled" in line for line in estimate_lines(found.summary()))
+    assert said == bool(written.high)
+
+
+def test_without_prompts_or_held_out_rows_nothing_is_written() -> None:
+    plain = estimated(evaluation={"generate": True}, held_out=tokenised(5, 11, has_prompts=False))
+    assert plain.tokens == Range(PLAIN + EVALUATIONS * 50, PLAIN + EVALUATIONS * 50)
+    assert estimated(held_out=None).tokens == Range(PLAIN, PLAIN)
+
+
+def test_what_is_written_has_its_own_price(tmp_path: Path) -> None:
+    table = tmp_path / "prices.toml"
+    table.write_text(TABLE)
+    found = estimated(evaluation=ANSWERS, prices=str(table)).dollars
+    assert found is not None
+    low = (PLAIN + 10 * 7000) / 1e6
+    assert found == pytest.approx((low, low + 100 * 30_000 / 1e6))
 
 
 def test_caps_count() -> None:
@@ -91,6 +161,40 @@ def test_time_and_room_come_from_finished_sweeps_only() -> None:
     known = estimated(paces=(Pace(100.0, 1000.0), Pace(200.0, None)))
     assert known.seconds == Range(round(37_400 / 200, 1), 37_400 / 100)
     assert known.checkpoint_bytes == Range(9 * 8 * 1000, 9 * 8 * 1000 * 3)
+
+
+def test_retention_is_counted_beside_what_all_would_take() -> None:
+    pace = (Pace(100.0, 1000.0),)
+    whole = estimated(paces=pace)
+    assert whole.kept_bytes is None
+    one = 8 * 1000
+    found = estimated(paces=pace, checkpoints={"keep_best": 3})
+    assert found.checkpoint_bytes == whole.checkpoint_bytes
+    assert found.kept_bytes == Range(one, (3 + 2) * one)
+    last = estimated(paces=pace, checkpoints={"keep_last": 1})
+    assert last.kept_bytes == Range(one, (9 * 2 + 2) * one)
+    assert whole.checkpoint_bytes is not None
+    every = estimated(paces=pace, checkpoints={"keep_every": 1})
+    assert every.kept_bytes == Range(one, whole.checkpoint_bytes.high), "never more than all"
+    assert estimated(checkpoints={"keep_best": 3}).kept_bytes is None, "no ground for a size"
+    text = "\n".join(estimate_lines(found.summary()))
+    assert "all of them" in text and "left at the end" in text
+
+
+def test_storage_costs_what_the_table_says(tmp_path: Path) -> None:
+    table = tmp_path / "prices.toml"
+    rows = '[models."nano"]\ntrain = 1\nprefill = 1\nsample = 1\n'
+    head = f'date = {date.today()}\nsource = "x"\n'
+    pace = (Pace(100.0, 1e9 / 8),)
+    table.write_text(head + "storage = 0.5\n" + rows)
+    found = estimated(paces=pace, checkpoints={"keep_best": 1}, prices=str(table))
+    assert found.storage_dollars == Range(0.5, 1.5)
+    assert any("a month" in line for line in estimate_lines(found.summary()))
+    table.write_text(head + rows)
+    assert estimated(paces=pace, prices=str(table)).storage_dollars is None
+    table.write_text(head + "storage = -1\n" + rows)
+    with pytest.raises(ConfigError, match="storage"):
+        estimated(paces=pace, prices=str(table))
 
 
 def test_a_price_is_known_or_said_to_be_unknown() -> None:

@@ -66,6 +66,32 @@ def test_what_it_would_cost_is_in_training_tokens() -> None:
     assert "training tokens) would settle it" in found.verdict
 
 
+def amended(found: SweepState, *, after: int) -> SweepState:
+    """As if the sweep had been asked for more when it had so many trials."""
+    more = SweepState(version=2, meta=found.meta)
+    for place, t in enumerate(found.trials.values()):
+        if place == after:
+            more.apply({"type": "amended", "meta": {}, "changed": ["search.space"], "time": 0.0})
+        t.index = place
+        more.trials[t.trial_id] = t
+    return more
+
+
+def test_what_was_added_to_a_sweep_spends_what_is_left_of_alpha() -> None:
+    found = state(grid({4: 1.0, 8: 1.05, 16: 1.1}, 5), 5)
+    before, after = (conclusion(s) for s in (amended(found, after=99), amended(found, after=10)))
+    low = [{r.name: r.low for r in c.rivals} for c in (before, after)]
+    assert low[1]["rank = 16"] < low[0]["rank = 16"], "it came later"
+    assert low[1]["rank = 8"] >= low[0]["rank = 8"], "that was there from the beginning"
+
+
+def test_a_grid_that_comes_one_by_one_is_judged_as_the_whole() -> None:
+    known = state(grid({4: 1.0, 8: 1.05}, 5), 5)
+    alone = conclusion(known).rivals[0].low
+    known.meta["experiment"]["search"]["space"] = {"lora.rank": [4, 8, 16, 32], "lora.x": [1, 2]}
+    assert conclusion(known).rivals[0].low < alone and conclusion(known).terms.expected == 8
+
+
 def test_what_was_stopped_failed_or_runs_is_left_out() -> None:
     trials = grid({2: 1.0, 4: 1.3, 8: 0.5, 16: 1.0, 32: 1.0}, 4)
     by_rank = {rank: [t for t in trials if t.values["lora.rank"] == rank] for rank in (8, 16, 32)}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from crucible_tinkex.errors import StaleAttemptError
-from crucible_tinkex.registry import PENDING, RUNNING, AttemptGrant, CheckpointRecord, Spent
+from crucible_tinkex.registry import PENDING, RUNNING, AttemptGrant, CheckpointRecord, Spent, Used
 
 
 @dataclass
@@ -91,8 +91,10 @@ class MemoryRegistry:
         trial.results[step] = dict(metrics)
         trial.spent[attempt] = spent
 
-    async def record_spend(self, trial_id: str, attempt: int, spent: Spent) -> None:
+    async def record_spend(self, trial_id: str, attempt: int, spent: Spent) -> Used:
         self._current("spend", trial_id, attempt).spent[attempt] = spent
+        of_trials = {i: sum(t.spent.values(), Spent()) for i, t in self.trials.items()}
+        return Used(sum(of_trials.values(), Spent()), of_trials[trial_id])
 
     async def finish(
         self, trial_id: str, attempt: int, state: str, error: str | None, spent: Spent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from crucible_tinkex.testing import FakeBackend, FakeService, FakeTraining
 from crucible_tinkex.testing.clock import run_virtual
 from crucible_tinkex.training.attest.contrasts import Settings, contrasts_of
 from crucible_tinkex.training.attest.judging import Reading, judge, noise_of
-from crucible_tinkex.training.attest.probing import Attestation, attest
+from crucible_tinkex.training.attest.probing import Attestation, attest, cost
 
 AXES: Mapping[str, list[Any]] = {
     "lora.rank": [4, 8],
@@ -91,6 +92,10 @@ def test_what_is_applied_is_seen_and_what_it_cost_is_said() -> None:
     assert found.spent.steps == len(steps) == 2 * found.models
     tokens = sum(e.tokens for e in backend.ledger if e.operation == "forward_backward")
     assert found.spent.train_tokens == tokens > 0
+    coming = cost(contrasts_of(experiment()), rows())
+    assert (coming.models, coming.findings) == (found.models, ())
+    assert coming.spent == replace(found.spent, seconds=0.0), "what was announced"
+    assert cost([], rows()).models == 0
 
 
 @pytest.mark.parametrize("key", AXES)

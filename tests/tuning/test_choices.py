@@ -55,6 +55,26 @@ def test_answers_are_generated_where_they_are_short() -> None:
     assert choose(facts(learnt=200_000), {}).settings["evaluation.generate"] is False
 
 
+def test_the_best_are_confirmed_until_told_where_the_budget_pays_for_it() -> None:
+    keys = ("search.confirm", "search.confirm_top", "search.confirm_max_seeds")
+    free = choose(facts(), {}).settings
+    assert [free[key] for key in keys] == ["auto", 2, 8]
+    some = choose(facts(), {"budget.steps": 3000})
+    assert [some.settings[key] for key in keys] == ["auto", 2, 4]
+    assert some.trials and 2 * 4 + 2 <= some.trials / 2 < 2 * 5 + 2, "half of what it pays for"
+    tight = choose(facts(), {"budget.steps": 300})
+    assert not tight.settings.keys() & set(keys), "too few seeds to tell: a fixed number"
+    assert not any("until the best is told" in line for line in tight.reasons)
+
+
+def test_an_unknown_price_is_said_where_it_costs() -> None:
+    assert not any("price" in line for line in choose(facts(), {}).reasons)
+    hosted = choose(facts(embedded=False), {})
+    assert any("no price is known" in line for line in hosted.reasons)
+    priced = choose(facts(embedded=False, dollars_per_token=1.0), {})
+    assert not any("price" in line for line in priced.reasons)
+
+
 def test_a_budget_shortens_trials_and_says_how_many_it_pays_for() -> None:
     free, tight = choose(facts(), {}), choose(facts(), {"budget.steps": 300})
     assert tight.steps < free.steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.sweep.experience import paces, speed
 from crucible_tinkex.sweep.preparation import prepare
+from crucible_tinkex.tuning.declaration import changed
 from crucible_tinkex.tuning.tuning import DEFAULT_BASE, Wish, propose, where
 
 
@@ -67,6 +69,64 @@ def test_a_data_file_in_an_adapter_out(tmp_path: Path, monkeypatch: pytest.Monke
     # What it learnt of this storage is used next time.
     assert speed(storage, "nano") == paces(storage, "nano")[0].tokens_per_s
     assert speed(storage, "another") is None
+
+
+@pytest.mark.timeout(400)
+def test_a_budget_that_ended_it_is_given_more(tmp_path: Path) -> None:
+    data, storage = write_rows(tmp_path / "digits.jsonl"), tmp_path / "runs"
+    wishes: dict[str, Any] = {"base": "nano", "storage": storage, "trials": 12}
+    sweep = ct.tune(data, budget="12steps", **wishes)
+    assert sweep.exit_code == 3
+    first = SweepState.read(sweep.paths)
+    assert first.ended_by == "budget"
+
+    file = storage / "tune-digits.toml"
+    file.write_text("# mine\n" + file.read_text())
+
+    # `extend` gives more, and tune without a budget does not take it away.
+    sweep.extend({"budget.steps": 13})
+    again = ct.tune(data, **wishes)
+    assert again.exit_code == 3 and first.spent.steps < SweepState.read(sweep.paths).spent.steps
+    assert Experiment.from_toml(file).budget.steps == 13
+
+    # Another budget, of another kind, takes the place of the old one.
+    told: list[str] = []
+    more = ct.tune(data, budget="1h", **wishes, explain=told.append)
+    assert more.exit_code == 0 and any("budget.hours = 1.0" in line for line in told)
+    written = Experiment.from_toml(file)
+    assert (written.budget.steps, written.budget.hours) == (None, 1.0)
+    assert file.read_text().startswith("# mine\n# Made by `crucible tune`")
+    assert not prepare(written).amendments, "the file does the same"
+    assert list((storage / "tune-digits" / "adapter").glob("*.safetensors"))
+
+    # What cannot be is refused, and the file stays.
+    before = file.read_bytes()
+    with pytest.raises(ConfigError, match="no price"):
+        write_prices = tmp_path / "none.toml"
+        write_prices.write_text(f'date = {date.today()}\nsource = "x"\n[models]\n')
+        ct.tune(data, budget="1usd", prices=write_prices, **wishes)
+    assert file.read_bytes() == before
+
+
+FILE = """# mine
+name = "s"  # the name
+[search]
+trials = 4   # few
+[budget]  # hard
+steps = 10
+prices = "p.toml"
+"""
+
+
+def test_only_what_was_said_anew_changes_in_a_file() -> None:
+    found = changed(FILE, {"budget.steps": None, "budget.hours": 2.0, "search.trials": 9})
+    assert found == FILE.replace("trials = 4   # few", "trials = 9").replace(
+        "steps = 10\n", ""
+    ).replace("# hard\n", "# hard\nhours = 2.0\n")
+    assert changed('name = "s"\n', {"budget.hours": 2.0}).endswith("\n[budget]\nhours = 2.0\n")
+    assert changed(FILE, {}) == FILE and changed('name = "s"\n', {"budget.hours": None})
+    with pytest.raises(ConfigError, match=r"set budget.hours = 2.0 .* yourself"):
+        changed("budget = { steps = 10 }\n", {"budget.hours": 2.0})
 
 
 @pytest.mark.parametrize(

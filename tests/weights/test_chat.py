@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import in_process
 import pytest
 
 import crucible_tinkex as ct
@@ -99,9 +99,8 @@ def test_the_style_is_that_of_the_training_rows(sweep: ct.Sweep, tokenizer: Toke
 
 
 def crucible(storage: Path, *arguments: str, said: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "crucible_tinkex", "chat", "small", *arguments]
-    command += ["--storage", str(storage), "--temperature", "0", "--max-tokens", "3"]
-    return subprocess.run(command, input=said, capture_output=True, text=True, timeout=90)
+    options = ("--storage", str(storage), "--temperature", "0", "--max-tokens", "3")
+    return in_process.crucible("chat", "small", *arguments, *options, said=said)
 
 
 def test_the_command_asks_once_and_talks(storage: Path) -> None:

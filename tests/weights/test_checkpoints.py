@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import in_process
 import pytest
+from nano_sweep import make_experiment
 
 import crucible_tinkex as ct
 from crucible_tinkex.errors import ConfigError, StorageError, SweepBusyError
 from crucible_tinkex.protocol.wire import LoraConfig
 from crucible_tinkex.registry.upkeep import Upkeep
 from crucible_tinkex.storage import Lock
+from crucible_tinkex.sweep.keeping.retention import Retention
+from crucible_tinkex.sweep.results.kept import checkpoint_line
 from crucible_tinkex.sweep.results.summary import read_state
 from crucible_tinkex.testing import FakeBackend, FakeService
 from crucible_tinkex.weights.copies import Copies
-from crucible_tinkex.weights.retention import Retention
 
 
 @pytest.fixture
@@ -76,6 +77,27 @@ def test_pruning_deletes_on_the_service_and_keeps_what_must_stay(mine: ct.Sweep)
     assert best is not None and best.export(mine.paths.root / "still").files
 
 
+def test_a_sweep_keeps_what_its_file_says(tmp_path: Path) -> None:
+    rules = {"keep_best": 1, "ttl_days": 2.0}
+    models = {"auto_register": "kept"}
+    done = ct.run(make_experiment(tmp_path / "kept", checkpoints=rules, models=models))
+    left = [c.path for c in done.checkpoints.list_checkpoints()]
+    assert on_disk(done) == names(left) and 1 <= len(left) < 8
+    state = read_state(done.paths)
+    assert state.deleted == 8 - len(left) and not state.buried
+    assert checkpoint_line(state) == f"checkpoints: {len(left)} kept, {state.deleted} deleted"
+    assert [v.wrong for v in done.checkpoints.verify()] == [None] * len(left)
+    best = done.best()
+    assert best is not None and best.export(tmp_path / "adapter").files
+    registered = ct.ModelRegistry.open(done.paths.root.parent).get_model("kept")
+    assert registered.checkpoint_path in left
+    # Asked for no more than that, the sweep that has ended expires the rest on the service.
+    ct.run(make_experiment(tmp_path / "kept", checkpoints={"keep_last": 2, "ttl_days": 2.0}))
+    expiring = [v for v in done.checkpoints.verify() if v.expires]
+    assert not any(v.wrong for v in expiring)
+    assert len(expiring) == sum(e.at is not None for e in read_state(done.paths).expiries.values())
+
+
 def test_a_prune_that_broke_off_is_finished_by_the_next(mine: ct.Sweep) -> None:
     manager = mine.checkpoints
     victim = next(c for c in manager.list_checkpoints(kind="state") if not c.protected)
@@ -93,7 +115,10 @@ def test_what_is_gone_from_the_service_is_told(mine: ct.Sweep) -> None:
     manager = mine.checkpoints
     [folder, *_] = (mine.paths.service / "checkpoints").glob("*/weights/*")
     shutil.rmtree(folder)
-    wrong = {v.checkpoint.path.rsplit("/", 1)[1]: v.wrong for v in manager.verify()}
+    seen = manager.verify(manager.list_checkpoints())
+    assert next(v.checkpoint.path for v in seen if not v.there).endswith(folder.name)
+    assert all(v.size_bytes for v in seen if v.there)
+    wrong = {v.checkpoint.path.rsplit("/", 1)[1]: v.wrong for v in seen}
     assert wrong.pop(folder.name) == "the service does not have it"
     assert set(wrong.values()) == {None}
 
@@ -187,15 +212,12 @@ def test_the_commands(mine: ct.Sweep) -> None:
     storage = str(mine.paths.root.parent)
 
     def crucible(*arguments: str, code: int = 0) -> str:
-        command = [sys.executable, "-m", "crucible_tinkex", "checkpoints", *arguments]
-        done = subprocess.run(
-            [*command, "--storage", storage], capture_output=True, text=True, timeout=90
-        )
+        done = in_process.crucible("checkpoints", *arguments, "--storage", storage)
         assert done.returncode == code, done.stderr
         return done.stderr if code == 2 else done.stdout
 
     listed = json.loads(crucible("list", "small", "--json"))
-    assert len(listed) == 8 and "tinker://" in crucible("list", "small", "--kind", "sampler")
+    assert len(listed) == 8
     path = crucible("best", "small").strip()
     assert path in {c["path"] for c in listed}
     victim = next(c["path"] for c in listed if c["step"] == 2)
@@ -211,5 +233,7 @@ def test_the_commands(mine: ct.Sweep) -> None:
         None
     }
     shutil.rmtree(mine.paths.service / "checkpoints")
+    table = crucible("list", "small", "--kind", "sampler", "--check")
+    assert "tinker://" in table and "the service does not have it" in table
     assert "does not have it" in crucible("verify", "small", code=1)
     assert "no checkpoint" in crucible("pin", "small", "tinker://a/weights/b", code=2)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import crucible
 from nano_sweep import make_experiment
 
 import crucible_tinkex as ct
@@ -100,24 +99,14 @@ def test_after_the_fact_as_while_training(answered: ct.Sweep) -> None:
 
 def test_the_command(answered: ct.Sweep) -> None:
     storage = str(answered.paths.root.parent)
-    command = [sys.executable, "-m", "crucible_tinkex", "evaluate", "small", "0"]
-    options = ["-m", "exact_match", "-m", "digits=regex=\\d", "--samples", "1", "--json"]
-    done = subprocess.run(
-        [*command, str(data_of(answered)), *options, "--storage", storage],
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    command = ("evaluate", "small", "0", str(data_of(answered)), "--storage", storage)
+    options = ("-m", "exact_match", "-m", "digits=regex=\\d", "--samples", "1", "--json")
+    done = crucible(*command, *options)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["trial"].startswith("0000-base") and found["n"] == 6
     assert set(found["metrics"]) >= {"eval/nll", "eval/exact_match", "eval/score/digits"}
-    wrong = subprocess.run(
-        [*command, str(data_of(answered)), "-m", "exactly", "--storage", storage],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    wrong = crucible(*command, "-m", "exactly")
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: evaluate: evaluation: metrics: no metric 'exactly'")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from in_process import crucible
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import crucible_tinkex as ct
@@ -143,11 +143,10 @@ def test_a_base_that_does_not_fit_is_refused(sweep: ct.Sweep, tmp_path: Path) ->
 
 
 def test_the_command(sweep: ct.Sweep, storage: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "crucible_tinkex", "export", "small", "--to", "out"]
-    command += ["--storage", str(storage)]
+    command = ("export", "small", "--to", "out", "--storage", str(storage))
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True)
+        return crucible(*command, *more, folder=tmp_path)
 
     first = run("--json")
     assert first.returncode == 0, first.stderr

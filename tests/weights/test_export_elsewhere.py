@@ -27,7 +27,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     command += ["--model", "nano", "--port", "0", "--data-dir", str(folder), "--threads", "1"]
     command += ["--ready-file", str(ready), "--dtype", "fp32"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        end = time.monotonic() + 90
+        end = time.monotonic() + 180
         while not ready.exists():
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.05)

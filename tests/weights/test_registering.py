@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import in_process
 import pytest
 from nano_sweep import make_experiment
 
@@ -19,8 +18,7 @@ from crucible_tinkex.sweep.results.summary import read_state
 
 def crucible(*arguments: str, code: int = 0) -> str:
     """What it prints; its errors where it is to fail."""
-    command = [sys.executable, "-m", "crucible_tinkex", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = in_process.crucible(*arguments)
     assert done.returncode == code, done.stderr
     return done.stderr if code else done.stdout
 

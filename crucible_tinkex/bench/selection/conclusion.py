@@ -41,6 +41,7 @@ def terms(
     alpha: float = 0.05,
     looks: int = 1,
     cost_unit: str = "",
+    expected: int = 0,
 ) -> Terms:
     """With the catalogue's direction and indifference zone of the metric where none is given; of an
     unknown metric, "min" and 0. Raises `ConfigError` for what is out of range."""
@@ -55,7 +56,7 @@ def terms(
         raise ConfigError(f"alpha is {alpha}; it must be between 0 and 1, for example 0.05")
     if looks < 1:
         raise ConfigError(f"looks is {looks}; it must be at least 1")
-    return Terms(metric, direction, zone, alpha, looks, cost_unit)
+    return Terms(metric, direction, zone, alpha, looks, cost_unit, expected)
 
 
 def conclude(
@@ -66,15 +67,18 @@ def conclude(
     chosen_by: Sequence[int] = (),
 ) -> Conclusion:
     """What may be said of these. `chosen_by`: seeds by which they were chosen from more; fresh ones
-    alone are used where there are enough. Looking again after more seeds is free; looking at
-    several rungs needs `looks` in the terms. Raises `ConfigError` for an unknown control, or two
+    alone are used where there are enough. Looking again after more seeds, or after configurations
+    were added (with a higher `batch`), is free; looking at several rungs needs `looks` in the
+    terms. Raises `ConfigError` for an unknown control, or two
     configurations of one name."""
     if control is not None and control not in {c.name for c in configurations}:
         raise ConfigError(f"there is no configuration {control!r} to be the control")
-    found = table(configurations, direction=agreed.direction, chosen_by=chosen_by)
+    found = table(
+        configurations, direction=agreed.direction, chosen_by=chosen_by, expected=agreed.expected
+    )
     if len(found.names) < 2:
         return _nothing(agreed, configurations, found)
-    result = contest(found.values, zone=agreed.zone, alpha=agreed.level)
+    result = contest(found.values, zone=agreed.zone, alpha=agreed.level, shares=found.shares)
     first = int(result.leader)
     close = ~result.duels.beaten | result.duels.within(agreed.zone)
     tied = [first, *(int(i) for i in np.flatnonzero(close) if i != first)]
@@ -140,7 +144,7 @@ def _taken(found: Table, result: Contest, tied: Sequence[int], agreed: Terms) ->
     dearest = math.inf if own is None else own
     costs = {i: c for i in tied if (c := found.costs[i]) is not None and c < dearest}
     for i in sorted(costs, key=lambda i: costs[i])[:MOST_TAKERS]:
-        against = duels(found.values, np.array(i), alpha=agreed.level, known=result.spread)
+        against = _duels(found, result, i, agreed)
         if not (against.may_lead_by > agreed.zone).any():
             return i
     return None if result.open.any() else first
@@ -164,7 +168,18 @@ def _value(found: Table, result: Contest, among: int, agreed: Terms) -> Estimate
 def _rivals(found: Table, against: Duels, reference: int, agreed: Terms) -> tuple[Rival, ...]:
     """All but the reference, the best first."""
     others = [i for i in range(len(found.names)) if i != reference]
-    return _described(found, against, others, agreed, holm(_single_look(against)[others]))
+    p = holm(_single_look(against)[others])
+    return _described(found, against, reference, others, agreed, p)
+
+
+def _duels(found: Table, result: Contest, reference: int, agreed: Terms) -> Duels:
+    return duels(
+        found.values,
+        np.array(reference),
+        alpha=agreed.level,
+        known=result.spread,
+        shares=found.shares,
+    )
 
 
 def _single_look(against: Duels) -> Floats:
@@ -185,24 +200,30 @@ def _against_control(
     if control not in found.names:
         return ()
     reference = found.names.index(control)
-    against = duels(found.values, np.array(reference), alpha=agreed.level, known=result.spread)
+    against = _duels(found, result, reference, agreed)
     others = [i for i in range(len(found.names)) if i != reference]
     variance, df = float(result.spread.pooled[0]), float(result.spread.most[0])
     if not (variance > 0 and df > 0):
-        return _described(found, against, others, agreed, np.ones(len(others)))
+        return _described(found, against, reference, others, agreed, np.ones(len(others)))
     # The common variance, as Dunnett has it; two seeds' means differ by twice that of one.
     t = against.lead[others] / np.sqrt(2 * variance / np.maximum(against.shared[others], 1))
     p = dunnett(t, df, found.counts[others], float(found.counts[reference]))
-    return _described(found, against, others, agreed, p)
+    return _described(found, against, reference, others, agreed, p)
 
 
 def _described(
-    found: Table, against: Duels, others: Sequence[int], agreed: Terms, p: Floats
+    found: Table,
+    against: Duels,
+    reference: int,
+    others: Sequence[int],
+    agreed: Terms,
+    p: Floats,
 ) -> tuple[Rival, ...]:
     means, counts = agreed.sign * np.nanmean(found.values, axis=1), found.counts
     t = _t(against)
     evidence = e_value(np.nan_to_num(t), against.shared, np.maximum(against.df, 1e-9))
-    always = np.minimum(1.0, len(others) / evidence)
+    shares = np.minimum(found.shares, found.shares[reference])
+    always = np.minimum(1.0, 1 / (shares * evidence))
     low, high = against.lead - against.half_width, against.lead + against.half_width
     rivals = [
         Rival(

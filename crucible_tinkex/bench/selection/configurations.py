@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -36,8 +37,11 @@ class Configuration:
     """Asked for and never to come (failed): they are not asked for again."""
     reason: str = ""
     """Why it was stopped or failed, in words."""
+    batch: int = 0
+    """Of those that were asked for together, before any of them was judged; what was added to a
+    sweep later has a higher one."""
 
-    @property
+    @cached_property
     def measured(self) -> dict[int, float]:
         return {seed: v for seed, v in sorted(self.values.items()) if math.isfinite(v)}
 
@@ -58,6 +62,8 @@ class Table:
     seeds: tuple[int, ...]
     values: Floats
     costs: tuple[float | None, ...]
+    shares: Floats
+    """Of alpha, one each."""
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
@@ -72,10 +78,12 @@ def table(
     direction: Direction,
     chosen_by: Sequence[int] = (),
     at_least: int = 2,
+    expected: int = 0,
 ) -> Table:
     """`chosen_by`: seeds by which the competitors were chosen from more; where two others are there
     for two of them, those seeds are left aside, because they flatter whom they chose. `at_least`:
-    with fewer seeds a configuration does not compete. Raises `ConfigError` for two of one name."""
+    with fewer seeds a configuration does not compete. `expected`: how many will compete in all,
+    where they come one by one. Raises `ConfigError` for two of one name."""
     names = [c.name for c in configurations]
     twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
     if twice:
@@ -111,9 +119,27 @@ def table(
         tuple(seeds),
         -values if direction == "min" else values,
         tuple(c.cost for c in rows),
+        _shares(configurations, rows, expected),
         left,
         tuple(notes),
     )
+
+
+def _shares(
+    configurations: Sequence[Configuration], rows: Sequence[Configuration], expected: int
+) -> Floats:
+    """Of alpha, for each of `rows`. The first batch shares 1, later ones 1/2, 1/6, 1/12, ..., which
+    add up to 1 as well (alpha investing in its simplest form: Foster and Stine 2008,
+    doi 10.1111/j.1467-9868.2007.00643.x, without returns). A share is of two-sided intervals, of
+    which one side counts (`contest`), so that all together spend alpha at most. It only falls while
+    its batch fills; `expected` keeps it the same."""
+    numbers = sorted({c.batch for c in configurations})
+    counts = {number: sum(c.batch == number for c in rows) for number in numbers}
+    if numbers:
+        last = numbers[-1]
+        counts[last] = max(counts[last], expected - sum(counts.values()) + counts[last])
+    weights = {n: 1.0 if not g else 1 / (g * (g + 1)) for g, n in enumerate(numbers)}
+    return np.array([weights[c.batch] / max(counts[c.batch], 2) for c in rows])
 
 
 def _why_not(configuration: Configuration, seeds: int) -> str:

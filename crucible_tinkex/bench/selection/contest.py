@@ -1,10 +1,11 @@
 """One configuration against every other one, over the seeds that they share.
 
 Differences are paired by seed and judged by confidence sequences with moderated variances, so what
-is said here holds at every look. With k configurations each interval has level 1 - alpha / (k - 1).
-Then (Hsu 1984's multiple comparisons with the best, by Bonferroni) a winner is declared among equal
-ones with probability alpha at most: of any two that are equally good, one would have to be beaten,
-one side of an interval each. Nothing here grows with the square of the configurations.
+is said here holds at every look. A winner has to beat all others (an intersection-union test:
+Berger 1982, Technometrics 24(4)), so who is declared wrongly was declared against one that is as
+good, by one side of one interval, however many others there are or come later. Each may be declared
+wrongly with its own share of alpha, and the shares of all add up to alpha at most, whatever is
+added to the sweep. Nothing here grows with the square of the configurations.
 
 Values have shape (..., configurations, seeds), *higher is better*, NaN where not measured; leading
 axes are separate sweeps, so simulations of a thousand sweeps run the same code.
@@ -56,8 +57,24 @@ def leader(values: Floats) -> Indices:
     return np.asarray(np.argmax(np.where(np.isfinite(means), means, -np.inf), axis=-1))
 
 
-def duels(values: Floats, reference: Indices, *, alpha: float, known: Prior | None = None) -> Duels:
-    """`reference`, indices of shape (...), against all. `known` saves estimating the variances."""
+def equal_shares(values: Floats) -> Floats:
+    """Of configurations that were all there from the beginning; shape (..., 1). One side of each
+    interval counts, so these take half of alpha, and half is left for what may be added."""
+    competing = np.isfinite(values).any(axis=-1).sum(axis=-1, keepdims=True)
+    return np.asarray(1 / np.maximum(competing, 2))
+
+
+def duels(
+    values: Floats,
+    reference: Indices,
+    *,
+    alpha: float,
+    known: Prior | None = None,
+    shares: Floats | None = None,
+) -> Duels:
+    """`reference`, indices of shape (...), against all. `known` saves estimating the variances,
+    `shares` (one per configuration) are those of a sweep that grew. An interval is of both, so it
+    has the smaller of their shares."""
     known = known or prior(values)
     index = np.asarray(reference)[..., None, None]
     chosen = np.take_along_axis(values, index, axis=-2)
@@ -75,8 +92,10 @@ def duels(values: Floats, reference: Indices, *, alpha: float, known: Prior | No
     variance = np.where(total > 0, variance, 0.0)
     df = np.minimum(total, known.most)
     itself = np.arange(values.shape[-2]) == index[..., 0]
-    competing = np.isfinite(values).any(axis=-1).sum(axis=-1, keepdims=True)
-    level = alpha / np.maximum(competing - 1, 1)
+    if shares is None:
+        level = alpha * equal_shares(values)
+    else:
+        level = alpha * np.minimum(shares, shares[np.asarray(reference)][..., None])
     sd = np.sqrt(variance)
     with np.errstate(invalid="ignore"):
         half = boundary(shared, df, level) * np.where(sd > 0, sd, np.inf) / np.sqrt(count)
@@ -100,7 +119,7 @@ class Contest:
         return bool(np.any(self.duels.sd[~self.duels.itself] > 0))
 
 
-def contest(values: Floats, *, zone: float, alpha: float) -> Contest:
+def contest(values: Floats, *, zone: float, alpha: float, shares: Floats | None = None) -> Contest:
     """`zone`: differences up to it do not matter (the indifference zone of ranking and selection,
     Bechhofer 1954; Kim and Nelson 2001, doi 10.1145/502109.502111). A seed that only one has run
     counts for nothing here, so that it can tell that one's value without optimism."""
@@ -108,6 +127,6 @@ def contest(values: Floats, *, zone: float, alpha: float) -> Contest:
     values = np.where(together, values, np.nan)
     known = prior(values)
     first = leader(values)
-    found = duels(values, first, alpha=alpha, known=known)
+    found = duels(values, first, alpha=alpha, known=known, shares=shares)
     competing = np.isfinite(values).any(axis=-1)
     return Contest(first, found, np.asarray(competing & (found.may_lead_by > zone)), known)

@@ -63,10 +63,12 @@ def next_seeds(
     start = offer.up_to(max(2, first))
     if start:
         return offer.made(start, None, "each gets a few seeds before any is judged")
-    found = table(competing, direction=terms.direction, chosen_by=chosen_by)
+    found = table(
+        competing, direction=terms.direction, chosen_by=chosen_by, expected=terms.expected
+    )
     if len(found.names) < 2:
         return NextSeeds((), True, "there is nothing to tell apart")
-    result = contest(found.values, zone=terms.zone, alpha=terms.level)
+    result = contest(found.values, zone=terms.zone, alpha=terms.level, shares=found.shares)
     leader = found.names[int(result.leader)]
     rivals = [found.names[i] for i in np.flatnonzero(result.open)]
     if rivals and not result.varies:
@@ -175,7 +177,6 @@ def forecast(found: Table, result: Contest, terms: Terms) -> Forecast:
     """How many more seeds, runs and how much cost would probably end `next_seeds`."""
     first = int(result.leader)
     duels = result.duels
-    level = terms.level / max(1, len(found.names) - 1)
     needed: dict[int, int] = {}
     for i in np.flatnonzero(result.open):
         shared = int(duels.shared[i])
@@ -184,7 +185,7 @@ def forecast(found: Table, result: Contest, terms: Terms) -> Forecast:
             float(duels.sd[i]),
             shared=shared,
             df=float(duels.df[i]),
-            level=level,
+            level=terms.level * float(min(found.shares[i], found.shares[first])),
             zone=terms.zone,
         )
         if n is None:

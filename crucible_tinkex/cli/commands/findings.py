@@ -92,12 +92,27 @@ def report(
 def watch(
     sweeps: Annotated[list[str], typer.Argument(help="One sweep, or several.")],
     storage: Storage = None,
-    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.")] = 8088,
+    port: Annotated[
+        int | None,
+        typer.Option(help="Of the page, on this machine; 0 takes a free one (default: 8088)."),
+    ] = None,
+    terminal: Annotated[
+        bool | None,
+        typer.Option("--terminal/--page", help="Where (default: a page if there is a browser)."),
+    ] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print what is to be seen now, and end.")
+    ] = False,
 ) -> None:
-    """Follow running sweeps on a page in the browser (loopback only)."""
-    from crucible_tinkex.cli.reporting import watch_sweeps
+    """Follow running sweeps on a page in the browser (loopback only), or in the terminal."""
+    from crucible_tinkex.cli.reporting import in_terminal, watch_page
 
-    raise typer.Exit(watch_sweeps(sweeps, storage=storage or DEFAULT_STORAGE, port=port))
+    where = storage or DEFAULT_STORAGE
+    if once or in_terminal(terminal, port):
+        from crucible_tinkex.cli.watching import watch_in_terminal
+
+        raise typer.Exit(watch_in_terminal(sweeps, storage=where, once=once))
+    raise typer.Exit(watch_page(sweeps, storage=where, port=port))
 
 
 def tb(

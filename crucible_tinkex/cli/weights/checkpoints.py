@@ -12,10 +12,10 @@ from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Folder, Json, 
 from crucible_tinkex.cli.weights.numbers import number_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from crucible_tinkex.weights.checkpoints import CheckpointManager
-    from crucible_tinkex.weights.retention import Checkpoint
+    from crucible_tinkex.sweep.keeping.retention import Checkpoint
+    from crucible_tinkex.weights.checkpoints import CheckpointManager, Verified
 
 checkpoints_app = typer.Typer(
     name="checkpoints", help="Checkpoints of a sweep: list, keep, delete.", no_args_is_help=True
@@ -33,11 +33,17 @@ def list_checkpoints(
     sweep: Sweep,
     trial: Annotated[str | None, typer.Option(help="Only of this trial.")] = None,
     kind: Kind = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Also ask the service which of them it has.")
+    ] = False,
     storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """List all checkpoints; works while the sweep runs."""
-    _print(_open(sweep, storage).list_checkpoints(trial, kind=kind), json=json)
+    manager = _open(sweep, storage)
+    found = manager.list_checkpoints(trial, kind=kind)
+    seen = {v.checkpoint.path: v for v in manager.verify(found)} if check else None
+    _print(found, json=json, seen=seen)
 
 
 @checkpoints_app.command()
@@ -70,7 +76,7 @@ def prune(
 
     What is pinned, registered as a model, or needed to resume or rank a trial is never deleted.
     """
-    from crucible_tinkex.weights.retention import Retention
+    from crucible_tinkex.sweep.keeping.retention import Retention
 
     rules = Retention(best=keep_best, last=keep_last, every=keep_every)
     done = _open(sweep, storage).prune_checkpoints(
@@ -123,7 +129,11 @@ def copy(
     storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
-    """Copy an adapter, with the hash of every file, to a folder or a bucket."""
+    """Copy an adapter, with the hash of every file, to a folder or a bucket.
+
+    A copy can be used by peft, and not be trained further: the Tinker API takes no uploads, and an
+    archive holds no optimizer.
+    """
     manager = _open(sweep, storage)
     path = path or manager.get_best_checkpoint(kind="sampler").path
     made = manager.copy(path, to)
@@ -186,18 +196,33 @@ def _summary(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _print(found: Sequence[Checkpoint], *, json: bool) -> None:
+def _print(
+    found: Sequence[Checkpoint], *, json: bool, seen: Mapping[str, Verified] | None = None
+) -> None:
+    """`seen`: what the service said of each, if it was asked."""
     from crucible_tinkex.cli.tables import plain_table, print_table
 
     if json:
-        print(json_module.dumps([_summary(c) for c in found]))
+        told = [_summary(c) | (_seen(seen[c.path]) if seen else {}) for c in found]
+        print(json_module.dumps(told))
         return
     metrics = sorted({name for c in found for name in c.record.metrics})[:2]
     table = plain_table()
-    for head in ("trial", "step", "kind", *metrics, "protected", "path"):
+    asked = () if seen is None else ("on the service",)
+    for head in ("trial", "step", "kind", *metrics, *asked, "protected", "path"):
         table.add_column(head, no_wrap=True)
     for c in found:
         measured = [number_text(c.record.metrics.get(name)) for name in metrics]
+        there = () if seen is None else (seen[c.path].wrong or "yes",)
         step, why = str(c.record.step), c.protected or "-"
-        table.add_row(c.trial, step, c.record.kind, *measured, why, c.path)
+        table.add_row(c.trial, step, c.record.kind, *measured, *there, why, c.path)
     print_table(table)
+
+
+def _seen(verified: Verified) -> dict[str, Any]:
+    return {
+        "on_service": verified.there,
+        "wrong": verified.wrong,
+        "size_bytes": verified.size_bytes,
+        "expires": verified.expires,
+    }

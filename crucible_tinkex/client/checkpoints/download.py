@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
 from crucible_tinkex.client.checkpoints.archive import ArchiveLimits, member_path, unpack
 from crucible_tinkex.client.http.address import Address
 from crucible_tinkex.client.http.exchange import ExchangeError, Limits
-from crucible_tinkex.client.http.transport import USER_AGENT, Transport
+from crucible_tinkex.client.http.retry import Clock
+from crucible_tinkex.client.http.transport import USER_AGENT
 from crucible_tinkex.errors import (
     ConfigError,
     ProtocolError,
@@ -48,13 +50,13 @@ class Download:
 
     def __init__(
         self,
-        transport: Transport,
+        clock: Clock,
         folder: Path,
         *,
         progress: Progress | None = None,
         limits: DownloadLimits | None = None,
     ) -> None:
-        self._transport = transport
+        self._clock = clock
         self._folder = folder.expanduser().absolute()
         self._progress = progress
         self._limits = limits or DownloadLimits()
@@ -86,17 +88,13 @@ class Download:
     def _staged(self) -> tempfile.TemporaryDirectory[str]:
         if self._folder.exists():
             raise StorageError(f"{self._folder} exists; choose another folder for the download")
-        try:
+        with _writing(self._folder):
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             return tempfile.TemporaryDirectory(dir=self._folder.parent, prefix=".download-")
-        except OSError as error:
-            raise StorageError(f"cannot write {self._folder}: {error.strerror}") from error
 
     def _publish(self, content: Path) -> list[Path]:
-        try:
+        with _writing(self._folder):
             os.replace(content, self._folder)
-        except OSError as error:
-            raise StorageError(f"cannot write {self._folder}: {error.strerror}") from error
         return sorted(p for p in self._folder.rglob("*") if p.is_file())
 
     async def _fetch(self, url: str, target: Path, *, name: str) -> None:
@@ -104,11 +102,11 @@ class Download:
 
         address, path = split_url(url)
         connections = Connections(address, Limits(answer_bytes=self._budget_bytes))
-        clock, last = self._transport.clock, ""
+        last = ""
         try:
             for attempt in range(self._limits.attempts):
                 if attempt:
-                    await clock.sleep(self._limits.pause_s * 2 ** (attempt - 1))
+                    await self._clock.sleep(self._limits.pause_s * 2 ** (attempt - 1))
                 try:
                     self._budget_bytes -= await self._stream(connections, path, target, name)
                     return
@@ -132,12 +130,14 @@ class Download:
 
         def write(part: bytes, total: int | None) -> None:
             nonlocal written
-            _write(file, part)
-            written += len(part)
+            with _writing(target):
+                written += file.write(part)
             if self._progress is not None:
                 self._progress(name, written, total)
 
-        with _opened(target) as file:
+        with _writing(target):
+            file = target.open("wb")
+        with file:
             reply = await connections.exchange(
                 "GET", path, headers, write=write, idle_s=self._limits.idle_s
             )
@@ -164,15 +164,9 @@ def split_url(url: str) -> tuple[Address, str]:
     return address, f"{path}?{parts.query}" if parts.query else path
 
 
-def _opened(target: Path) -> BinaryIO:
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
     try:
-        return target.open("wb")
+        yield
     except OSError as error:
-        raise StorageError(f"cannot write {target}: {error.strerror}") from error
-
-
-def _write(file: BinaryIO, part: bytes) -> None:
-    try:
-        file.write(part)
-    except OSError as error:
-        raise StorageError(f"cannot write {file.name}: {error.strerror}") from error
+        raise StorageError(f"cannot write {place}: {error.strerror}") from error

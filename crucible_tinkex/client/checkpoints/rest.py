@@ -6,23 +6,18 @@ total that the service tells, or at `MAX_PAGES`. Deleting what is gone succeeds.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Set
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
 from crucible_tinkex.client.checkpoints.download import Download, DownloadLimits, Progress
+from crucible_tinkex.client.http.encoding import nothing, reads
 from crucible_tinkex.client.http.exchange import Reply
-from crucible_tinkex.client.http.pace import Lane
-from crucible_tinkex.client.http.transport import NONE, Transport
-from crucible_tinkex.client.http.watch import UNWATCHED, Watch
-from crucible_tinkex.errors import (
-    RequestRejectedError,
-    ServiceError,
-    SessionLostError,
-)
+from crucible_tinkex.client.http.transport import Call
+from crucible_tinkex.client.session.live_session import LiveSession
+from crucible_tinkex.errors import RequestRejectedError, ServiceError, SessionLostError
 from crucible_tinkex.names import CHECKPOINT_KINDS, TinkerPath
-from crucible_tinkex.protocol.capabilities import ServerCapabilities
 from crucible_tinkex.protocol.listings import (
     ArchiveUrl,
     Checkpoint,
@@ -30,14 +25,9 @@ from crucible_tinkex.protocol.listings import (
     FileUrls,
     TtlRequest,
 )
-from crucible_tinkex.protocol.wire import (
-    WeightsInfo,
-    WeightsInfoRequest,
-    Wire,
-)
+from crucible_tinkex.protocol.wire import WeightsInfo, WeightsInfoRequest, Wire
 
 R = TypeVar("R", bound=Wire)
-T = TypeVar("T")
 MAX_PAGES = 10_000
 _GONE = frozenset({404, 410})
 _REDIRECTS = frozenset({302, 303, 307})
@@ -49,12 +39,8 @@ _ARCHIVE_S = 600.0
 class RestClient:
     """Made by `TinkexService.rest`. Raises `ServiceError`, and `ConfigError` for wrong paths."""
 
-    def __init__(self, transport: Transport, watch: Watch = UNWATCHED) -> None:
-        self._transport = transport
-        self._watch = watch
-
-    async def capabilities(self) -> ServerCapabilities:
-        return await self._get("get_server_capabilities", ServerCapabilities)
+    def __init__(self, live: LiveSession) -> None:
+        self._live = live
 
     async def checkpoints(
         self, run_id: str | None = None, *, page: int = 100
@@ -80,24 +66,18 @@ class RestClient:
     async def weights_info(self, path: str) -> WeightsInfo:
         """What a model from this checkpoint must look like."""
         TinkerPath.read(path)
-        request = WeightsInfoRequest(tinker_path=path)
-        return await self._call(
-            "weights_info",
-            "weights_info",
-            lambda reply: WeightsInfo.model_validate_json(reply.body),
-            body=request.body(),
-        )
+        body = WeightsInfoRequest(tinker_path=path).body()
+        return await self._live.call(Call("weights_info", body=body), reads(WeightsInfo))
 
     async def delete(self, path: str) -> None:
-        await self._call(
-            "delete_checkpoint", _place(path), _nothing, method="DELETE", accepts=_GONE
-        )
+        call = Call("delete_checkpoint", _place(path), method="DELETE", accepts=_GONE)
+        await self._live.call(call, nothing)
 
     async def set_ttl(self, path: str, ttl_s: int | None) -> None:
         """Keep for `ttl_s` seconds from now; None: for ever."""
         body = TtlRequest(ttl_seconds=ttl_s).body()
-        place = f"{_place(path)}/ttl"
-        await self._call("checkpoint_ttl", place, _nothing, body=body, method="PUT")
+        call = Call("checkpoint_ttl", f"{_place(path)}/ttl", body, method="PUT")
+        await self._live.call(call, nothing)
 
     # --- downloads ----------------------------------------------------------------------------
 
@@ -114,7 +94,9 @@ class RestClient:
         Services offer an archive (older) or one URL per file (newer); both are tried. The URLs
         are signed, may be on another host, and are fetched without the API key.
         """
-        download = Download(self._transport, Path(folder), progress=progress, limits=limits)
+        download = Download(
+            self._live.transport().clock, Path(folder), progress=progress, limits=limits
+        )
         try:
             urls = await self._get(f"{_place(path)}/external_weights_urls", FileUrls)
         except (RequestRejectedError, SessionLostError):
@@ -134,52 +116,13 @@ class RestClient:
                 raise refusal from None
 
     async def _archive_at(self, place: str) -> str:
-        return await self._call(
-            "checkpoint_archive",
-            f"{place}/archive",
-            _archive_location,
-            method="GET",
-            accepts=_REDIRECTS,
-            total_s=_ARCHIVE_S,
-        )
-
-    # --- calls --------------------------------------------------------------------------------
+        path = f"{place}/archive"
+        call = Call("checkpoint_archive", path, None, "GET", accepts=_REDIRECTS, total_s=_ARCHIVE_S)
+        return await self._live.call(call, _archive_location)
 
     async def _get(self, path: str, model: type[R]) -> R:
-        return await self._call(
-            path.split("?", 1)[0].split("/", 1)[0],
-            path,
-            lambda reply: model.model_validate_json(reply.body),
-            method="GET",
-        )
-
-    async def _call(
-        self,
-        operation: str,
-        path: str,
-        parse: Callable[[Reply], T],
-        *,
-        body: bytes | None = None,
-        method: str = "POST",
-        accepts: Set[int] = NONE,
-        total_s: float | None = None,
-    ) -> T:
-        """Being refused here slows no training."""
-        return await self._transport.call(
-            operation,
-            path,
-            parse,
-            body=body,
-            method=method,
-            accepts=accepts,
-            lane=Lane.ADMISSION,
-            total_s=total_s,
-            watch=self._watch,
-        )
-
-
-def _nothing(reply: Reply) -> None:
-    """Nothing is read of the answer."""
+        operation = path.split("?", 1)[0].split("/", 1)[0]
+        return await self._live.call(Call(operation, path, method="GET"), reads(model))
 
 
 def _archive_location(reply: Reply) -> str:

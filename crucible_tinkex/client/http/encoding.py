@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from enum import Enum
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from crucible_tinkex.client.http.exchange import Reply
@@ -70,22 +69,12 @@ class Form(NamedTuple):
     body: Body
 
 
-class State(Enum):
-    UNKNOWN = "unknown"
-    OFFERED = "offered"
-    PROVEN = "proven"
-    JSON_ONLY = "json only"
-
-
 class Encoding:
     """What is known of one address. Shared by its sessions; no input or output."""
 
     def __init__(self, preference: Preference = "auto") -> None:
-        self.state = {
-            "auto": State.UNKNOWN,
-            "json": State.JSON_ONLY,
-            "protobuf": State.PROVEN,
-        }[preference]
+        self.takes_protobuf = {"auto": None, "json": False, "protobuf": True}[preference]
+        """None while nobody knows."""
         self.is_asked = False
         """Whether `client/config` has been answered."""
         self.max_rows = MAX_ROWS
@@ -94,9 +83,6 @@ class Encoding:
         self.settling = asyncio.Lock()
         """Held by the batch that tries both forms."""
 
-    def __repr__(self) -> str:
-        return f"Encoding({self.state.value})"
-
     def learn(self, config: ClientConfig | None) -> None:
         """Take in the answer of `client/config`; None where there is no such path."""
         self.is_asked = True
@@ -104,9 +90,8 @@ class Encoding:
             self.max_rows = config.fwdbwd_max_chunk_len or MAX_ROWS
             self.max_bytes = config.fwdbwd_max_chunk_bytes_count or MAX_BYTES
             self._compresses = config.proto_compress_fwdbwd and zstandard is not None
-        if self.state is State.UNKNOWN:
-            refuses = config is None or config.proto_write_fwdbwd is False
-            self.state = State.JSON_ONLY if refuses else State.OFFERED
+        if config is None or config.proto_write_fwdbwd is False:
+            self.took(is_protobuf=False)
 
     def forms(
         self, model_id: str, seq_id: int, batch: ForwardInput, *, backward: bool
@@ -116,18 +101,18 @@ class Encoding:
         request = ForwardBackwardRequest(
             model_id=model_id, seq_id=seq_id, forward_backward_input=batch
         )
-        if self.state in (State.PROVEN, State.OFFERED):
+        if self.takes_protobuf is not False:
             data = proto.encode_forward_backward(request, forward_only=not backward)
             forms.append(Form("forward_backward", Body(data, proto.CONTENT_TYPE)))
-        if self.state is not State.PROVEN:
+        if self.takes_protobuf is not True:
             forms.append(_json_form(request, backward=backward))
         return forms
 
     def settled(self, forms: Sequence[Form]) -> Form | None:
         """The one to send of a batch's forms; None while nobody knows."""
-        if self.state is State.OFFERED:
+        if self.takes_protobuf is None:
             return None
-        return forms[0] if self.state is State.PROVEN else forms[-1]
+        return forms[0 if self.takes_protobuf else -1]
 
     def packed(self, body: Body) -> Body:
         """Compressed, if the service asked for it. Takes milliseconds per megabyte."""
@@ -137,15 +122,14 @@ class Encoding:
             data=zstandard.ZstdCompressor().compress(body.data), content_encoding="zstd"
         )
 
-    def took(self, form: Form) -> None:
+    def took(self, *, is_protobuf: bool) -> None:
         """The service took a batch in this form while there was a choice."""
-        if self.state is State.OFFERED:
-            is_protobuf = form.body.content_type == proto.CONTENT_TYPE
-            self.state = State.PROVEN if is_protobuf else State.JSON_ONLY
+        if self.takes_protobuf is None:
+            self.takes_protobuf = is_protobuf
 
     def accept(self, model: type[Wire]) -> str:
         """The Accept header for a result of this model."""
-        return ACCEPT_BOTH if model in _DECODERS and self.state is not State.JSON_ONLY else JSON
+        return JSON if model not in _DECODERS or self.takes_protobuf is False else ACCEPT_BOTH
 
 
 def _json_form(request: ForwardBackwardRequest, *, backward: bool) -> Form:
@@ -157,6 +141,15 @@ def _json_form(request: ForwardBackwardRequest, *, backward: bool) -> Form:
         forward_input=request.forward_backward_input,
     )
     return Form("forward", Body(asked.body()))
+
+
+def reads(model: type[R]) -> Callable[[Reply], R]:
+    """What takes such a body, as JSON, from an answer. It raises ValueError."""
+    return lambda reply: model.model_validate_json(reply.body)
+
+
+def nothing(reply: Reply) -> None:
+    """Nothing is read of the answer."""
 
 
 def is_protobuf(reply: Reply) -> bool:

@@ -67,6 +67,8 @@ class RetryPolicy:
     queue_s: float = 86_400.0
     """How long 429 may keep one call waiting: a cap on models at once frees a place when some other
     trial ends. A call that has a deadline of its own waits as long as that again."""
+    active_s: float = 7200.0
+    """How long an operation may be active at the service without a result."""
     base_s: float = 0.5
     cap_s: float = 30.0
     retry_after_cap_s: float = 60.0
@@ -98,22 +100,22 @@ class Fault(NamedTuple):
     category: str = "unknown"
     is_silence: bool = False
 
+    @property
+    def is_queued(self) -> bool:
+        """Whether the time until the next attempt is the service's wish, not its failure."""
+        return self.kind is Kind.QUEUED
 
-def is_queued(fault: Fault) -> bool:
-    """Whether the time until the next attempt is the service's wish, not its failure."""
-    return fault.kind is Kind.QUEUED
-
-
-def slows_all(fault: Fault) -> bool:
-    """Whether the service asks everybody with this key to wait."""
-    return is_queued(fault) or (fault.status == 503 and fault.retry_after_s is not None)
+    @property
+    def slows_all(self) -> bool:
+        """Whether the service asks everybody with this key to wait."""
+        return self.is_queued or (self.status == 503 and self.retry_after_s is not None)
 
 
 def classify(reply: Reply, *, lost_on: Set[int], clock: Clock, cap_s: float) -> Fault:
     """The fault in an answer whose status the caller does not accept."""
     status = reply.status
     text = f"HTTP {status}: {excerpt(reply.body)}" if reply.body else f"HTTP {status}"
-    kind, error, category = _by_status(reply, lost_on)
+    kind, error, category = meaning(reply, lost_on)
     override = reply.header("x-should-retry")
     if override == "true" and kind is Kind.FINAL:
         kind = Kind.TRANSIENT
@@ -122,7 +124,8 @@ def classify(reply: Reply, *, lost_on: Set[int], clock: Clock, cap_s: float) -> 
     return Fault(kind, text, error, status, retry_after_s(reply, clock, cap_s), category)
 
 
-def _by_status(reply: Reply, lost_on: Set[int]) -> tuple[Kind, type[ServiceError], str]:
+def meaning(reply: Reply, lost_on: Set[int]) -> tuple[Kind, type[ServiceError], str]:
+    """What to do about a refusal, the error that it becomes, and whose fault it is."""
     status = reply.status
     if status in lost_on:
         return Kind.FINAL, SessionLostError, "user"
@@ -151,32 +154,25 @@ def excerpt(body: bytes) -> str:
 
 def retry_after_s(reply: Reply, clock: Clock, cap_s: float) -> float | None:
     """Seconds that the service asks for, within 0 and `cap_s`; None without a usable header."""
-    if (text := reply.header("retry-after-ms")) is not None:
-        return _bounded(_number(text), 0.001, cap_s)
-    if (text := reply.header("retry-after")) is None:
-        return None
-    if (number := _number(text)) is not None:
-        return _bounded(number, 1.0, cap_s)
     try:
-        date = parsedate_to_datetime(text)
-        if date.tzinfo is None:
-            date = date.replace(tzinfo=UTC)
-        return _bounded(date.timestamp() - clock.wall(), 1.0, cap_s)
+        if (text := reply.header("retry-after-ms")) is not None:
+            asked_s = float(text) / 1000
+        elif (text := reply.header("retry-after")) is not None:
+            asked_s = _seconds(text, clock)
+        else:
+            return None
     except (ValueError, OverflowError):
         return None
+    return None if math.isnan(asked_s) else min(max(asked_s, 0.0), cap_s)
 
 
-def _number(text: str) -> float | None:
+def _seconds(text: str, clock: Clock) -> float:
+    """A number, or a date; one without a zone is GMT."""
     try:
         return float(text)
     except ValueError:
-        return None
-
-
-def _bounded(value: float | None, unit_s: float, cap_s: float) -> float | None:
-    if value is None or math.isnan(value):
-        return None
-    return min(max(value * unit_s, 0.0), cap_s)
+        date = parsedate_to_datetime(text)
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - clock.wall()
 
 
 @dataclass(slots=True, eq=False)
@@ -187,16 +183,24 @@ class Retries:
     clock: Clock
     operation: str
     path: str
-    started: float
-    total_s: float
-    queue_s: float
+    own_s: float | None = None
+    """The call's own bound, for `total_s` and for `queue_s`."""
+    started: float = field(init=False)
     _counts: dict[Kind, int] = field(default_factory=dict)
     excused_s: float = 0.0
     """Time queued or paused for billing, which does not count towards the deadline."""
 
+    def __post_init__(self) -> None:
+        self.started = self.clock.monotonic()
+
     @property
     def remaining_s(self) -> float:
-        return self.started + self.total_s + self.excused_s - self.clock.monotonic()
+        total_s = self.policy.total_s if self.own_s is None else self.own_s
+        return self.started + total_s + self.excused_s - self.clock.monotonic()
+
+    @property
+    def _queue_s(self) -> float:
+        return self.policy.queue_s if self.own_s is None else self.own_s
 
     def delay_s(self, fault: Fault) -> float:
         """Seconds until the next attempt. Raises the fault's error if there is to be none."""
@@ -216,11 +220,11 @@ class Retries:
         return delay
 
     def _to_be_excused_s(self, fault: Fault, delay_s: float) -> float:
-        return min(delay_s, self.queue_s - self.excused_s) if is_queued(fault) else 0.0
+        return min(delay_s, self._queue_s - self.excused_s) if fault.is_queued else 0.0
 
     def excuse(self, wait_s: float) -> None:
         """Do not count `wait_s` towards the deadline, up to `queue_s` in all."""
-        self.excused_s = min(self.excused_s + max(wait_s, 0.0), self.queue_s)
+        self.excused_s = min(self.excused_s + max(wait_s, 0.0), self._queue_s)
 
     def _billing(self, fault: Fault, count: int) -> float:
         if count * self.policy.billing_pause_s > self.policy.billing_s:
@@ -229,22 +233,23 @@ class Retries:
         return self.policy.billing_pause_s
 
     def error(self, fault: Fault) -> ServiceError:
-        return fault.error(
-            f"{self.operation}: {fault.text}",
+        return self._told(fault, fault.error, f"{self.operation}: {fault.text}")
+
+    def _exhausted(self, fault: Fault) -> ServiceError:
+        attempts = sum(self._counts.values())
+        waited_s = self.clock.monotonic() - self.started
+        text = (
+            f"{self.operation} at {self.path} did not succeed in {waited_s:.0f} s "
+            f"({attempts} attempts); the last cause was: {fault.text}"
+        )
+        return self._told(fault, ServiceUnavailableError, text)
+
+    def _told(self, fault: Fault, kind: type[ServiceError], text: str) -> ServiceError:
+        return kind(
+            text,
             status=fault.status,
             category=fault.category,
             retry_after_s=fault.retry_after_s,
             operation=self.operation,
             path=self.path,
         )
-
-    def _exhausted(self, fault: Fault) -> ServiceError:
-        attempts = sum(self._counts.values())
-        waited = self.clock.monotonic() - self.started
-        error = self.error(fault._replace(error=ServiceUnavailableError))
-        error.message = (
-            f"{self.operation} at {self.path} did not succeed in {waited:.0f} s "
-            f"({attempts} attempts); the last cause was: {fault.text}"
-        )
-        error.args = (error.message,)
-        return error

@@ -9,7 +9,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from crucible_tinkex.client.http.encoding import reads
+from crucible_tinkex.client.http.transport import Call
 from crucible_tinkex.client.session.futures import Promises
+from crucible_tinkex.client.session.submission import MODEL_GONE
 from crucible_tinkex.errors import ProtocolError, SessionLostError
 from crucible_tinkex.protocol.wire import (
     FutureEnvelope,
@@ -76,15 +79,14 @@ class TinkexSampling:
         return answer.prompt_logprobs
 
     async def _submit(self, request: SampleRequest, seq_id: int) -> FutureEnvelope:
-        return await self._transport.call(
+        call = Call(
             _OPERATION,
-            "asample",
-            lambda reply: FutureEnvelope.model_validate_json(reply.body),
             body=request.model_copy(update={"seq_id": seq_id}).body(),
             headers=_BACKPRESSURE,
-            lost_on=frozenset({404, 410}),
+            lost_on=MODEL_GONE,
             watch=self._promises.watch,
         )
+        return await self._transport.call(call, reads(FutureEnvelope))
 
 
 def _checked(response: SampleResponse, request: SampleRequest) -> SampleResponse:

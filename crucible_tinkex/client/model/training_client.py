@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import islice
 from typing import TypeVar
 
-from crucible_tinkex.client.http.transport import LOST
+from typing_extensions import Unpack
+
+from crucible_tinkex.client.http.encoding import reads
+from crucible_tinkex.client.http.transport import LOST, Call
+from crucible_tinkex.client.interface import CROSS_ENTROPY, LossOptions
 from crucible_tinkex.client.model import custom_loss
 from crucible_tinkex.client.model.chunks import cut, merge
 from crucible_tinkex.client.model.custom_loss import CustomLoss
@@ -33,7 +38,6 @@ from crucible_tinkex.protocol.wire import (
 )
 
 R = TypeVar("R", bound=Wire)
-_CROSS_ENTROPY = "cross_entropy"
 
 
 class TinkexTraining:
@@ -61,22 +65,14 @@ class TinkexTraining:
     # --- batches ------------------------------------------------------------------------------
 
     def forward_backward(
-        self,
-        data: Sequence[Datum],
-        *,
-        loss_fn: str = _CROSS_ENTROPY,
-        loss_fn_config: Mapping[str, float] | None = None,
+        self, data: Sequence[Datum], **loss: Unpack[LossOptions]
     ) -> Awaitable[ForwardBackwardOutput]:
-        return _whole(self._batch(data, loss_fn, loss_fn_config, backward=True))
+        return _whole(self._batch(data, backward=True, **loss))
 
     def forward(
-        self,
-        data: Sequence[Datum],
-        *,
-        loss_fn: str = _CROSS_ENTROPY,
-        loss_fn_config: Mapping[str, float] | None = None,
+        self, data: Sequence[Datum], **loss: Unpack[LossOptions]
     ) -> Awaitable[ForwardBackwardOutput]:
-        return _whole(self._batch(data, loss_fn, loss_fn_config, backward=False))
+        return _whole(self._batch(data, backward=False, **loss))
 
     def forward_backward_custom(
         self, data: Sequence[Datum], loss_fn: CustomLoss
@@ -87,9 +83,7 @@ class TinkexTraining:
         one row, because the service would wait for them; the model can be used further.
         """
         copied = [datum.model_copy(deep=True) for datum in data]
-        forward = self._batch(
-            custom_loss.forward_rows(copied), _CROSS_ENTROPY, None, backward=False
-        )
+        forward = self._batch(custom_loss.forward_rows(copied), backward=False)
         numbers = self.operations.reserve(len(forward))
         return Pending(asyncio.create_task(self._custom(copied, forward, numbers, loss_fn)))
 
@@ -100,55 +94,48 @@ class TinkexTraining:
         numbers: range,
         loss_fn: CustomLoss,
     ) -> ForwardBackwardOutput:
-        unused = list(numbers)
         try:
             outputs = await asyncio.gather(*forward)
             weighed = await asyncio.to_thread(custom_loss.weigh, data, merge(outputs), loss_fn)
-            pieces, start = [], 0
-            for output in outputs:  # The same cuts as before: one number was drawn for each.
-                count = len(output.loss_fn_outputs)
-                pieces.append(self._piece(weighed.rows[start : start + count], unused.pop(0)))
-                start += count
+            rows = iter(weighed.rows)  # The same cuts as before: one number was drawn for each.
+            cuts = [list(islice(rows, len(output.loss_fn_outputs))) for output in outputs]
+            pieces = self._submit(cuts, backward=True, numbers=numbers)
         except BaseException:
-            await self._use_up(unused, data[0])
+            await self._use_up(numbers, data[0])
             raise
         return custom_loss.reported(merge(await asyncio.gather(*pieces)), weighed)
 
-    def _piece(self, rows: Sequence[Datum], seq: int) -> Pending[ForwardBackwardOutput]:
-        part = ForwardInput.model_construct(
-            data=list(rows), loss_fn=_CROSS_ENTROPY, loss_fn_config=None
-        )
-        return self.operations.submit_batch(part, _rows(part), backward=True, seq=seq)
-
     async def _use_up(self, numbers: Sequence[int], row: Datum) -> None:
         try:
-            rows = custom_loss.forward_rows([row])
-            part = ForwardInput(data=rows, loss_fn=_CROSS_ENTROPY)
-            for seq in numbers:
-                await self.operations.submit_batch(part, _rows(part), backward=False, seq=seq)
+            cuts = [custom_loss.forward_rows([row])] * len(numbers)
+            await asyncio.gather(*self._submit(cuts, backward=False, numbers=numbers))
         except ServiceError as error:
             self.operations.poison(error)
 
     def _batch(
-        self,
-        data: Sequence[Datum],
-        loss_fn: str,
-        loss_fn_config: Mapping[str, float] | None,
-        *,
-        backward: bool,
+        self, data: Sequence[Datum], *, backward: bool, **loss: Unpack[LossOptions]
     ) -> list[Pending[ForwardBackwardOutput]]:
         if not data:
             raise ConfigError("a batch needs at least one row")
-        self.operations.check()
         encoding = self.operations.transport.encoding
-        config = dict(loss_fn_config) if loss_fn_config is not None else None
-        pieces = []
-        for rows in cut(data, max_rows=encoding.max_rows, max_bytes=encoding.max_bytes):
-            part = ForwardInput.model_construct(
-                data=list(rows), loss_fn=loss_fn, loss_fn_config=config
-            )
-            pieces.append(self.operations.submit_batch(part, _rows(part), backward=backward))
-        return pieces
+        cuts = list(cut(data, max_rows=encoding.max_rows, max_bytes=encoding.max_bytes))
+        return self._submit(cuts, backward=backward, **loss)
+
+    def _submit(
+        self,
+        cuts: Sequence[Sequence[Datum]],
+        *,
+        backward: bool,
+        numbers: Sequence[int] = (),
+        loss_fn: str = CROSS_ENTROPY,
+        loss_fn_config: Mapping[str, float] | None = None,
+    ) -> list[Pending[ForwardBackwardOutput]]:
+        config = None if loss_fn_config is None else dict(loss_fn_config)
+        parts = [
+            ForwardInput.model_construct(data=list(rows), loss_fn=loss_fn, loss_fn_config=config)
+            for rows in cuts
+        ]
+        return self.operations.submit_batches(parts, _rows, backward=backward, numbers=numbers)
 
     # --- the rest -----------------------------------------------------------------------------
 
@@ -160,20 +147,21 @@ class TinkexTraining:
         )
 
     def save_state(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
-        return self.operations.submit(
-            "save_weights",
-            lambda seq: SaveWeightsRequest(
-                model_id=self.model_id, path=name, seq_id=seq, ttl_seconds=ttl_s
-            ),
-            _saved(name),
-        )
+        return self._save("save_weights", SaveWeightsRequest, name, ttl_s)
 
     def save_for_sampler(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
+        return self._save("save_weights_for_sampler", SaveWeightsForSamplerRequest, name, ttl_s)
+
+    def _save(
+        self,
+        operation: str,
+        request: type[SaveWeightsRequest | SaveWeightsForSamplerRequest],
+        name: str,
+        ttl_s: int | None,
+    ) -> Awaitable[str]:
         return self.operations.submit(
-            "save_weights_for_sampler",
-            lambda seq: SaveWeightsForSamplerRequest(
-                model_id=self.model_id, path=name, seq_id=seq, ttl_seconds=ttl_s
-            ),
+            operation,
+            lambda seq: request(model_id=self.model_id, path=name, seq_id=seq, ttl_seconds=ttl_s),
             _saved(name),
         )
 
@@ -205,14 +193,13 @@ class TinkexTraining:
 
     async def info(self) -> ModelInfo:
         self.operations.check()
-        return await self.operations.transport.call(
+        call = Call(
             "get_info",
-            "get_info",
-            lambda reply: ModelInfo.model_validate_json(reply.body),
             body=ModelRequest(model_id=self.model_id, type="get_info").body(),
             lost_on=MODEL_GONE,
             watch=self.operations.promises.watch,
         )
+        return await self.operations.transport.call(call, reads(ModelInfo))
 
     def poison(self, error: ServiceError) -> None:
         self.operations.poison(error)

@@ -5,8 +5,8 @@ client (`benchmarks/client_cost.py`). Its errors become ours here, with the key 
 its own retries, deadlines and heartbeat in a thread of its own.
 
 What the SDK has marked for removal (listing the service's abilities, deleting a checkpoint) goes
-through our own `RestClient`. The only module that imports `tinker`, and it does so at its top:
-import it only when it is used (`client.resolved`).
+through our own client. With `sdk_errors` the only module that imports `tinker`, at its top: import
+it only when it is used (`client.resolved`).
 """
 
 from __future__ import annotations
@@ -16,24 +16,18 @@ import copy
 import logging
 import warnings
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import tinker
+from typing_extensions import Unpack
 
-from crucible_tinkex.client.checkpoints.rest import RestClient
-from crucible_tinkex.client.http.address import Address
 from crucible_tinkex.client.http.key import ApiKey
-from crucible_tinkex.client.http.transport import Lease, shared_transport
-from crucible_tinkex.client.interface import EndReason
+from crucible_tinkex.client.http.settings import ClientSettings
+from crucible_tinkex.client.interface import CROSS_ENTROPY, EndReason, LossOptions, SampleOptions
+from crucible_tinkex.client.model import custom_loss
 from crucible_tinkex.client.sdk.sdk_errors import translated
-from crucible_tinkex.client.sdk.sdk_values import (
-    from_output,
-    from_sample,
-    surrogate,
-    to_datum,
-    to_input,
-)
-from crucible_tinkex.client.session.settings import ClientSettings
+from crucible_tinkex.client.service import TinkexService
 from crucible_tinkex.client.session.submission import Pending
 from crucible_tinkex.errors import ConfigError, ServiceError, SessionLostError
 from crucible_tinkex.names import TinkerPath
@@ -43,14 +37,15 @@ from crucible_tinkex.protocol.wire import (
     Datum,
     ForwardBackwardOutput,
     LoraConfig,
-    ModelData,
     ModelInfo,
     OptimStepResponse,
     SampleResponse,
     SamplingParams,
+    Wire,
 )
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Wire)
 _log = logging.getLogger(__name__)
 
 
@@ -63,12 +58,10 @@ class SdkService:
         *,
         api_key_file: str | None = None,
         allow_http: bool | Collection[str] = False,
-        settings: ClientSettings | None = None,
     ) -> None:
-        self.address = Address.parse(base_url, allow_http=allow_http)
+        self._ours = TinkexService(base_url, api_key_file=api_key_file, allow_http=allow_http)
+        self.address = self._ours.address
         self._key = ApiKey(api_key_file)
-        self._settings = settings or ClientSettings()
-        self._lease: Lease | None = None
         self._client: tinker.ServiceClient | None = None
         self._lock = asyncio.Lock()
         self._is_closed = False
@@ -80,7 +73,7 @@ class SdkService:
         raise TypeError("an SdkService holds a live session; make one in each process")
 
     async def capabilities(self) -> ServerCapabilities:
-        return await self._rest().capabilities()
+        return await self._ours.capabilities()
 
     async def create_training(
         self,
@@ -89,16 +82,14 @@ class SdkService:
         lora: LoraConfig,
         user_metadata: Mapping[str, Any] | None = None,
     ) -> SdkTraining:
-        service = await self._opened()
-        made = await called(
-            "create_model",
-            lambda: service.create_lora_training_client(
-                base_model,
-                **lora.model_dump(),
-                user_metadata={k: str(v) for k, v in (user_metadata or {}).items()} or None,
-            ),
+        metadata = {k: str(v) for k, v in (user_metadata or {}).items()} or None
+        create = (await self._opened()).create_lora_training_client
+        return SdkTraining(
+            await called(
+                "create_model",
+                lambda: create(base_model, **lora.model_dump(), user_metadata=metadata),
+            )
         )
-        return SdkTraining(made)
 
     async def create_training_from_state(self, path: str, *, optimizer: bool = True) -> SdkTraining:
         if TinkerPath.parse(path).kind != "weights":
@@ -113,33 +104,33 @@ class SdkService:
     ) -> SdkSampling:
         if (base_model is None) == (model_path is None):
             raise ConfigError("sampler() takes either base_model or model_path")
-        service = await self._opened()
-        made = await called(
-            "create_sampling_session",
-            lambda: service.create_sampling_client(model_path=model_path, base_model=base_model),
+        create = (await self._opened()).create_sampling_client
+        return SdkSampling(
+            await called(
+                "create_sampling_session",
+                lambda: create(model_path=model_path, base_model=base_model),
+            )
         )
-        return SdkSampling(made)
 
     async def delete_checkpoint(self, path: str) -> None:
-        await self._rest().delete(path)
+        await self._ours.delete_checkpoint(path)
 
     async def close(self, *, reason: EndReason = "success", detail: str | None = None) -> None:
         """May be called again; the second call does nothing."""
         self._is_closed = True
         service, self._client = self._client, None
-        lease, self._lease = self._lease, None
         try:
             if service is not None:
-                async with asyncio.timeout(self._settings.close_s):
+                async with asyncio.timeout(ClientSettings().close_s):
                     await called("finish_session", lambda: service.close(reason, detail))
         except (ServiceError, TimeoutError) as error:
             _log.info("the session was not finished: %s", error)
         finally:
-            if lease is not None:
-                await lease.release()
+            await self._ours.close()
 
     async def _opened(self) -> tinker.ServiceClient:
-        self._check()
+        if self._is_closed:
+            raise SessionLostError("this service client is closed")
         async with self._lock:
             if self._client is None:
                 key = await asyncio.to_thread(self._key.read)
@@ -148,23 +139,6 @@ class SdkService:
                     lambda: tinker.ServiceClient(base_url=str(self.address), api_key=key),
                 )
         return self._client
-
-    def _rest(self) -> RestClient:
-        self._check()
-        if self._lease is None:
-            settings = self._settings
-            self._lease = shared_transport(
-                self.address,
-                key=self._key,
-                policy=settings.policy,
-                limits=settings.limits,
-                clock=settings.clock,
-            )
-        return RestClient(self._lease.transport)
-
-    def _check(self) -> None:
-        if self._is_closed:
-            raise SessionLostError("this service client is closed")
 
 
 class SdkTraining:
@@ -179,33 +153,24 @@ class SdkTraining:
         return str(self._client.model_id)
 
     def forward_backward(
-        self,
-        data: Sequence[Datum],
-        *,
-        loss_fn: str = "cross_entropy",
-        loss_fn_config: Mapping[str, float] | None = None,
+        self, data: Sequence[Datum], **loss: Unpack[LossOptions]
     ) -> Awaitable[ForwardBackwardOutput]:
-        start = self._client.forward_backward
-        return self._batch("forward_backward", start, data, loss_fn, loss_fn_config)
+        return self._batch("forward_backward", self._client.forward_backward, data, loss)
 
     def forward(
-        self,
-        data: Sequence[Datum],
-        *,
-        loss_fn: str = "cross_entropy",
-        loss_fn_config: Mapping[str, float] | None = None,
+        self, data: Sequence[Datum], **loss: Unpack[LossOptions]
     ) -> Awaitable[ForwardBackwardOutput]:
-        return self._batch("forward", self._client.forward, data, loss_fn, loss_fn_config)
+        return self._batch("forward", self._client.forward, data, loss)
 
     def forward_backward_custom(
-        self, data: Sequence[Datum], loss_fn: Any
+        self, data: Sequence[Datum], loss_fn: custom_loss.CustomLoss
     ) -> Awaitable[ForwardBackwardOutput]:
         """Needs torch, because the SDK does."""
-        rows = _rows(data)
+        rows, loss = _rows(data), surrogate(loss_fn)
         return self._submit(
             "forward_backward_custom",
-            lambda: self._client.forward_backward_custom(rows, surrogate(loss_fn)),
-            from_output,
+            lambda: self._client.forward_backward_custom(rows, loss),
+            partial(_read, ForwardBackwardOutput),
         )
 
     def optim_step(self, params: AdamParams) -> Awaitable[OptimStepResponse]:
@@ -213,69 +178,55 @@ class SdkTraining:
         return self._submit(
             "optim_step",
             lambda: self._client.optim_step(given),
-            lambda found: OptimStepResponse(metrics=found.metrics),
+            partial(_read, OptimStepResponse),
         )
 
     def save_state(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
         return self._submit(
-            "save_weights",
-            lambda: self._client.save_state(name, ttl_seconds=ttl_s),
-            lambda found: str(found.path),
+            "save_weights", lambda: self._client.save_state(name, ttl_seconds=ttl_s), _path
         )
 
     def save_for_sampler(self, name: str, *, ttl_s: int | None = None) -> Awaitable[str]:
         return self._submit(
             "save_weights_for_sampler",
             lambda: self._client.save_weights_for_sampler(name, ttl_seconds=ttl_s),
-            lambda found: str(found.path),
+            _path,
         )
 
     def load_state(self, path: str, *, optimizer: bool) -> Awaitable[None]:
         client = self._client
+        load = client.load_state_with_optimizer if optimizer else client.load_state
 
-        def load() -> Any:
+        def start() -> Any:
             with warnings.catch_warnings():
                 # Deprecated in favour of a new client, which is not the same operation.
                 warnings.simplefilter("ignore", FutureWarning)
-                return (
-                    client.load_state_with_optimizer(path) if optimizer else client.load_state(path)
-                )
+                return load(path)
 
-        return self._submit("load_weights", load, lambda found: None)
+        return self._submit("load_weights", start, lambda found: None)
 
     async def sampler(self) -> SdkSampling:
         self._check()
-        client = self._client
-        made = await called(
-            "save_weights_for_sampler", lambda: client.save_weights_and_get_sampling_client()
-        )
-        return SdkSampling(made)
+        snapshot = self._client.save_weights_and_get_sampling_client
+        return SdkSampling(await called("save_weights_for_sampler", snapshot))
 
     async def info(self) -> ModelInfo:
-        found = await called("get_info", self._client.get_info)
-        data = ModelData(
-            arch=found.model_data.arch,
-            model_name=found.model_data.model_name,
-            tokenizer_id=found.model_data.tokenizer_id,
-        )
-        return ModelInfo(
-            model_id=str(found.model_id),
-            model_data=data,
-            is_lora=found.is_lora,
-            lora_rank=found.lora_rank,
-            model_name=found.model_name,
-        )
+        return _read(ModelInfo, await called("get_info", self._client.get_info))
 
     def _batch(
         self,
         operation: str,
         start: Callable[..., Any],
         data: Sequence[Datum],
-        loss_fn: str,
-        loss_fn_config: Mapping[str, float] | None,
+        loss: LossOptions,
     ) -> Pending[ForwardBackwardOutput]:
-        rows, config = _rows(data), dict(loss_fn_config) if loss_fn_config else None
-        return self._submit(operation, lambda: start(rows, loss_fn, config), from_output)
+        rows, config = _rows(data), dict(loss.get("loss_fn_config") or {}) or None
+        loss_fn = loss.get("loss_fn", CROSS_ENTROPY)
+        return self._submit(
+            operation,
+            lambda: start(rows, loss_fn, config),
+            partial(_read, ForwardBackwardOutput),
+        )
 
     def _submit(
         self, operation: str, start: Callable[[], Any], read: Callable[[Any], T]
@@ -307,32 +258,23 @@ class SdkSampling:
         self._client = client
 
     async def sample(
-        self,
-        prompt: Sequence[int],
-        params: SamplingParams,
-        *,
-        num_samples: int = 1,
-        prompt_logprobs: bool = False,
-        topk_prompt_logprobs: int = 0,
-        topk_sample_logprobs: int = 0,
+        self, prompt: Sequence[int], params: SamplingParams, **how: Unpack[SampleOptions]
     ) -> SampleResponse:
-        more: dict[str, Any] = (
-            {"topk_sample_logprobs": topk_sample_logprobs} if topk_sample_logprobs else {}
-        )
+        given: dict[str, Any] = dict(how)
         with translated("asample"):
             found = await self._client.sample(
-                to_input(prompt),
-                num_samples,
+                tinker.ModelInput.from_ints(list(prompt)),
+                given.pop("num_samples", 1),
                 tinker.SamplingParams(**params.model_dump()),
-                include_prompt_logprobs=prompt_logprobs,
-                topk_prompt_logprobs=topk_prompt_logprobs,
-                **more,
+                given.pop("prompt_logprobs", False),
+                **given,
             )
-        return from_sample(found)
+        return _read(SampleResponse, found)
 
     async def compute_logprobs(self, tokens: Sequence[int]) -> list[float | None]:
+        prompt = tinker.ModelInput.from_ints(list(tokens))
         with translated("asample"):
-            return list(await self._client.compute_logprobs(to_input(tokens)))
+            return list(await self._client.compute_logprobs(prompt))
 
 
 async def called(operation: str, function: Callable[[], Any]) -> Any:
@@ -342,7 +284,43 @@ async def called(operation: str, function: Callable[[], Any]) -> Any:
         return await made if hasattr(made, "result_async") else made
 
 
+# --- values: copies of ours for the SDK, and of its own for us -------------------------------
+
+
 def _rows(data: Sequence[Datum]) -> list[tinker.Datum]:
     if not data:
         raise ConfigError("a batch needs at least one row")
-    return [to_datum(datum) for datum in data]
+    return [
+        tinker.Datum(
+            model_input=tinker.ModelInput.from_ints(datum.model_input.tokens()),
+            loss_fn_inputs={
+                name: tinker.TensorData(**tensor.model_dump(exclude_none=True))
+                for name, tensor in datum.loss_fn_inputs.items()
+            },
+        )
+        for datum in data
+    ]
+
+
+def _read(model: type[R], found: Any) -> R:
+    """The SDK's values have the protocol's names, as attributes."""
+    return model.model_validate(found, from_attributes=True)
+
+
+def _path(found: Any) -> str:
+    return str(found.path)
+
+
+def surrogate(loss_fn: custom_loss.CustomLoss) -> Callable[[Any, list[Any]], tuple[Any, Any]]:
+    """Our custom loss as the SDK wants it: a torch scalar with that value and that gradient."""
+
+    def loss(data: Any, logprobs: list[Any]) -> tuple[Any, Any]:
+        arrays = [tensor.detach().numpy() for tensor in logprobs]
+        value, gradients, metrics = custom_loss.evaluate(loss_fn, arrays)
+        linear = sum(
+            (tensor * tensor.new_tensor(gradient)).sum()
+            for tensor, gradient in zip(logprobs, gradients, strict=True)
+        )
+        return linear - linear.detach() + value, dict(metrics)
+
+    return loss

@@ -9,14 +9,14 @@ that the service reports is an `OperationFailedError`; a promise that it no long
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from crucible_tinkex.client.http.encoding import decoded, is_protobuf
 from crucible_tinkex.client.http.exchange import Reply
 from crucible_tinkex.client.http.retry import EXCERPT_CHARS
-from crucible_tinkex.client.http.transport import Transport
+from crucible_tinkex.client.http.transport import Call, Transport
 from crucible_tinkex.client.http.watch import ACTIVE, QueueState, Watch
 from crucible_tinkex.errors import (
     OperationFailedError,
@@ -35,7 +35,7 @@ _SLOWEST_S = 1.0
 
 
 class _Probe(BaseModel):
-    """Every field by which an answer that is not a result can be known."""
+    """Every field by which an answer that is not a result can be known; with `error`, a failure."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -49,24 +49,13 @@ class _Probe(BaseModel):
     queue_state_reason: str | None = None
 
 
-class _Metadata(NamedTuple):
-    """The result is ready, and its size was told instead; ask for it."""
-
-
-class _Failed(NamedTuple):
-    error: str
-    category: str
-    status: int | None = None
-
-
 class Promises:
     """Turns envelopes into results. One per service session: it holds the way there, and the
     watch that all calls of the session report to."""
 
-    def __init__(self, transport: Transport, watch: Watch, *, active_s: float = 7200.0) -> None:
+    def __init__(self, transport: Transport, watch: Watch) -> None:
         self.transport = transport
         self.watch = watch
-        self._active_s = active_s
 
     async def result(self, envelope: FutureEnvelope, model: type[R], operation: str) -> R:
         """The result of the operation that `envelope` promised."""
@@ -76,25 +65,24 @@ class Promises:
             self.watch.moves(envelope.request_id)
 
     async def _poll(self, request_id: str, model: type[R], operation: str) -> R:
-        body = RequestId(request_id=request_id).body()
+        call = Call(
+            operation,
+            "retrieve_future",
+            RequestId(request_id=request_id).body(),
+            accept=self.transport.encoding.accept(model),
+            accepts=_ASK_AGAIN,
+            lost_on=_PROMISE_GONE,
+            is_poll=True,
+            watch=self.watch,
+        )
         clock = self.transport.clock
         idle_s, active_s, state = 0.005, 0.0, ACTIVE.state
         while True:
             asked = clock.monotonic()
-            answer = await self.transport.call(
-                operation,
-                "retrieve_future",
-                lambda reply: _parse(reply, request_id, model),
-                body=body,
-                accept=self.transport.encoding.accept(model),
-                accepts=_ASK_AGAIN,
-                lost_on=_PROMISE_GONE,
-                is_poll=True,
-                watch=self.watch,
-            )
-            if isinstance(answer, _Failed):
+            answer = await self.transport.call(call, lambda r: _parse(r, request_id, model))
+            if isinstance(answer, _Probe):
                 raise self._failure(answer, operation, request_id)
-            if not isinstance(answer, QueueState | _Metadata):
+            if answer is not None and not isinstance(answer, QueueState):
                 return answer
             took_s = clock.monotonic() - asked
             if isinstance(answer, QueueState):
@@ -105,23 +93,28 @@ class Promises:
                 await clock.sleep(idle_s)
                 took_s, idle_s = took_s + idle_s, min(idle_s * 2, _SLOWEST_S)
             active_s = active_s + took_s if state == ACTIVE.state else 0.0
-            if active_s > self._active_s:
-                raise _stuck(operation, request_id, active_s)
+            if active_s > self.transport.policy.active_s:
+                raise ServiceUnavailableError(
+                    f"{operation} is active at the service for {active_s:.0f} s without a result",
+                    request_id=request_id,
+                    operation=operation,
+                )
 
-    def _failure(self, failed: _Failed, operation: str, request_id: str) -> OperationFailedError:
-        text = self.transport.scrub(failed.error[:EXCERPT_CHARS])
-        kind = ServiceStorageError if failed.status == _NO_STORAGE else OperationFailedError
+    def _failure(self, failed: _Probe, operation: str, request_id: str) -> OperationFailedError:
+        text = self.transport.scrub((failed.error or "")[:EXCERPT_CHARS])
+        kind = ServiceStorageError if failed.status_code == _NO_STORAGE else OperationFailedError
         return kind(
             f"{operation} failed at the service: {text}",
-            status=failed.status,
+            status=failed.status_code,
             category=failed.category,
             request_id=request_id,
             operation=operation,
         )
 
 
-def _parse(reply: Reply, request_id: str, model: type[R]) -> R | QueueState | _Metadata | _Failed:
-    """Raises ValueError for anything but the four legal answers to `request_id`."""
+def _parse(reply: Reply, request_id: str, model: type[R]) -> R | QueueState | _Probe | None:
+    """The result, a wait, or a failure; None where the result is ready, and its size was told
+    instead. Raises ValueError for anything else."""
     if reply.status == 408 and not reply.body:
         return ACTIVE
     if is_protobuf(reply):
@@ -132,15 +125,7 @@ def _parse(reply: Reply, request_id: str, model: type[R]) -> R | QueueState | _M
             raise ValueError("the answer is for another request")
         return QueueState(probe.queue_state or ACTIVE.state, probe.queue_state_reason)
     if probe.error is not None:
-        return _Failed(probe.error, probe.category, probe.status_code)
+        return probe
     if probe.status == "complete_metadata":
-        return _Metadata()
+        return None
     return decoded(reply, model)
-
-
-def _stuck(operation: str, request_id: str, active_s: float) -> ServiceUnavailableError:
-    return ServiceUnavailableError(
-        f"{operation} is active at the service for {active_s:.0f} s without a result",
-        request_id=request_id,
-        operation=operation,
-    )

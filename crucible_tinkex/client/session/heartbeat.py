@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from crucible_tinkex.client.http.encoding import nothing
 from crucible_tinkex.client.http.pace import Lane
-from crucible_tinkex.client.http.transport import Transport
-from crucible_tinkex.client.session.settings import ClientSettings
+from crucible_tinkex.client.http.settings import ClientSettings
+from crucible_tinkex.client.http.transport import Call, Transport
 from crucible_tinkex.errors import ServiceError, SessionLostError
 from crucible_tinkex.protocol.wire import SessionRequest
 
@@ -23,20 +24,18 @@ async def beat(
 ) -> None:
     """Runs until the session ends. A failed one is only warned about: work goes on."""
     clock = settings.clock
-    body = SessionRequest(session_id=session_id).body()
+    call = Call(
+        "session_heartbeat",
+        body=SessionRequest(session_id=session_id).body(),
+        lane=Lane.VITAL,
+        total_s=settings.heartbeat_s,
+    )
     alive = clock.monotonic()
     warned = False
     while True:
         await clock.sleep(settings.heartbeat_s)
         try:
-            await transport.call(
-                "session_heartbeat",
-                "session_heartbeat",
-                lambda reply: None,
-                body=body,
-                lane=Lane.VITAL,
-                total_s=settings.heartbeat_s,
-            )
+            await transport.call(call, nothing)
             alive, warned = clock.monotonic(), False
         except SessionLostError as error:
             on_lost(error)

@@ -13,24 +13,26 @@ import logging
 from collections.abc import Callable
 from secrets import token_hex
 from typing import Protocol, TypeVar
+from urllib.parse import quote
 
 from crucible_tinkex.client.http.address import Address
-from crucible_tinkex.client.http.exchange import Headers
+from crucible_tinkex.client.http.encoding import nothing, reads
+from crucible_tinkex.client.http.exchange import Reply
 from crucible_tinkex.client.http.key import ApiKey
 from crucible_tinkex.client.http.pace import Lane
+from crucible_tinkex.client.http.settings import ClientSettings
 from crucible_tinkex.client.http.transport import (
     IDEMPOTENCY_KEY,
-    LOST,
     USER_AGENT,
-    Lease,
+    Call,
     Transport,
+    give_back,
     shared_transport,
 )
 from crucible_tinkex.client.http.watch import Watch
 from crucible_tinkex.client.interface import EndReason
 from crucible_tinkex.client.session.futures import Promises
 from crucible_tinkex.client.session.heartbeat import beat
-from crucible_tinkex.client.session.settings import ClientSettings
 from crucible_tinkex.errors import (
     ProtocolError,
     RequestRejectedError,
@@ -80,7 +82,7 @@ class LiveSession:
         self._key = key
         self._settings = settings
         self._watch = watch
-        self._lease: Lease | None = None
+        self._transport: Transport | None = None
         self._session_id: str | None = None
         self._opening = asyncio.Lock()
         self._heartbeat: asyncio.Task[None] | None = None
@@ -118,66 +120,38 @@ class LiveSession:
             await asyncio.gather(heartbeat, return_exceptions=True)
         for client in self._clients:
             await client.aclose()
-        lease, self._lease = self._lease, None
-        if lease is None:
+        transport, self._transport = self._transport, None
+        lost = self._lost
+        self._lost = lost or SessionLostError("this service client is closed")
+        if transport is None:
             return
         try:
-            if self._session_id is not None and self._lost is None:
-                await self._finish(lease.transport, self._session_id, reason, detail)
+            if self._session_id is not None and lost is None:
+                await self._finish(transport, self._session_id, reason, detail)
         finally:
-            self._lost = self._lost or SessionLostError("this service client is closed")
-            await lease.release()
+            await give_back(transport)
 
     # --- calls --------------------------------------------------------------------------------
 
     def transport(self) -> Transport:
-        """The shared transport, leased at the first call; usable until `close`."""
-        if self._lease is None:
+        """The shared transport, from the first call until `close`."""
+        if self._transport is None:
             self.check()
-            self._lease = shared_transport(
-                self._address,
-                key=self._key,
-                policy=self._settings.policy,
-                limits=self._settings.limits,
-                clock=self._settings.clock,
-                encoding=self._settings.encoding,
-            )
-        return self._lease.transport
+            self._transport = shared_transport(self._address, self._key, self._settings)
+        return self._transport
 
     def promises(self) -> Promises:
         return Promises(self.transport(), self._watch)
 
-    async def call(
-        self,
-        operation: str,
-        path: str,
-        read: Callable[[bytes], T],
-        *,
-        body: bytes | None = None,
-        method: str = "POST",
-        headers: Headers = (),
-        total_s: float | None = None,
-    ) -> T:
-        """What `read` makes of the answer's body. The calls of a session itself are few, and a
-        refusal of one says nothing of the work of its clients: it does not slow that down."""
-        return await self.transport().call(
-            operation,
-            path,
-            lambda reply: read(reply.body),
-            body=body,
-            method=method,
-            headers=headers,
-            lost_on=LOST,
-            lane=Lane.ADMISSION,
-            total_s=total_s,
-            watch=self._watch,
-        )
+    async def call(self, call: Call, parse: Callable[[Reply], T]) -> T:
+        """The calls of a session itself are few, and a refusal of one says nothing of the work of
+        its clients: it does not slow that down."""
+        call = call._replace(lane=Lane.ADMISSION, watch=self._watch)
+        return await self.transport().call(call, parse)
 
     async def operate(self, operation: str, request: Wire, model: type[R]) -> R:
         """The result of an operation that the service promises."""
-        envelope = await self.call(
-            operation, operation, FutureEnvelope.model_validate_json, body=request.body()
-        )
+        envelope = await self.call(Call(operation, body=request.body()), reads(FutureEnvelope))
         return await self.promises().result(envelope, model, operation)
 
     # --- its life -----------------------------------------------------------------------------
@@ -185,13 +159,9 @@ class LiveSession:
     async def _open(self) -> None:
         # Sent even if empty: to some services the metadata is a required field.
         request = CreateSessionRequest(user_metadata={}, sdk_version=USER_AGENT)
-        answer = await self.call(
-            "create_session",
-            "create_session",
-            CreateSessionResponse.model_validate_json,
-            body=request.body(),
-            headers=[(IDEMPOTENCY_KEY, token_hex(16).encode())],
-        )
+        once = [(IDEMPOTENCY_KEY, token_hex(16).encode())]
+        call = Call("create_session", body=request.body(), headers=once)
+        answer = await self.call(call, reads(CreateSessionResponse))
         self._show(answer)
         await self._ask_config()
         self._session_id = answer.session_id
@@ -210,14 +180,10 @@ class LiveSession:
         encoding = self.transport().encoding
         if encoding.is_asked:
             return
+        body = ClientConfigRequest(sdk_version=USER_AGENT).body()
+        call = Call("client_config", "client/config", body, total_s=self._settings.config_s)
         try:
-            config = await self.call(
-                "client_config",
-                "client/config",
-                ClientConfig.model_validate_json,
-                body=ClientConfigRequest(sdk_version=USER_AGENT).body(),
-                total_s=self._settings.config_s,
-            )
+            config = await self.call(call, reads(ClientConfig))
         except (RequestRejectedError, SessionLostError, ProtocolError):
             encoding.learn(None)
         except ServiceError as error:
@@ -241,7 +207,9 @@ class LiveSession:
             await self._farewell(transport, "finish_session", path, request)
         except RequestRejectedError:
             models = [ModelRequest(model_id=client.model_id) for client in self._clients]
-            calls = [self._farewell(transport, "unload_model", "unload_model", m) for m in models]
+            # hatchery reads the id in the query, the others in the body
+            named = [(f"unload_model?model_id={quote(m.model_id, safe=':')}", m) for m in models]
+            calls = [self._farewell(transport, "unload_model", path, m) for path, m in named]
             await asyncio.gather(*calls, return_exceptions=True)
         except ServiceError as error:
             _log.info("the session %s was not finished: %s", session_id, error)
@@ -249,12 +217,6 @@ class LiveSession:
     async def _farewell(
         self, transport: Transport, operation: str, path: str, request: Wire
     ) -> None:
-        await transport.call(
-            operation,
-            path,
-            lambda reply: None,
-            body=request.body(),
-            lane=Lane.VITAL,
-            total_s=self._settings.close_s,
-            watch=self._watch,
-        )
+        total_s = self._settings.close_s
+        call = Call(operation, path, request.body(), lane=Lane.VITAL, total_s=total_s)
+        await transport.call(call._replace(watch=self._watch), nothing)

@@ -10,8 +10,8 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from crucible_tinkex.client.http.settings import ClientSettings
 from crucible_tinkex.client.http.watch import PAUSED_CAPACITY, QueueState, Watch
-from crucible_tinkex.client.session.settings import ClientSettings
 from crucible_tinkex.errors import OperationFailedError, RequestRejectedError, ServiceError
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from crucible_tinkex.client.http.encoding import REFUSALS, Body, Form
 from crucible_tinkex.client.http.exchange import Reply
-from crucible_tinkex.client.http.transport import NONE
+from crucible_tinkex.client.http.transport import NONE, Call
 from crucible_tinkex.client.session.futures import Promises
 from crucible_tinkex.errors import ServiceError, SessionLostError
 from crucible_tinkex.protocol.wire import ForwardInput, FutureEnvelope, Wire
@@ -55,11 +55,20 @@ class Answer(NamedTuple, Generic[R, T]):
     read: Callable[[R], T]
 
 
+class _Operation(NamedTuple, Generic[R, T]):
+    name: str
+    seq: int
+    forms: Sequence[Form]
+    """Ways to say it; see `Encoding.forms`."""
+    answer: Answer[R, T]
+    lost_on: frozenset[int]
+
+
 class _Turns:
     """Who may submit: one number after the other. A number that fails ends it all (`poison`)."""
 
-    def __init__(self, first_seq: int) -> None:
-        self._next = first_seq
+    def __init__(self) -> None:
+        self._next = 1
         self._waiting: dict[int, asyncio.Event] = {}
 
     async def wait(self, seq: int) -> None:
@@ -75,20 +84,20 @@ class _Turns:
 class Operations:
     """See the module. Not shared between models; closed by whoever made it."""
 
-    def __init__(self, model_id: str, promises: Promises, *, first_seq: int = 1) -> None:
+    def __init__(self, model_id: str, promises: Promises) -> None:
         self.model_id = model_id
         self.promises = promises
         self.transport = promises.transport
-        self.last_seq = first_seq - 1
+        self.last_seq = 0
         self._failure: ServiceError | None = None
         self._under_way: dict[int, asyncio.Task[Any]] = {}
-        self._turns = _Turns(first_seq)
+        self._turns = _Turns()
         # Results come in order, so one poll finds its answer and the next waits behind it.
         self._polls = asyncio.Semaphore(_POLLS_AT_ONCE)
 
     def submit(
         self,
-        operation: str,
+        name: str,
         request: Callable[[int], Wire],
         answer: Answer[R, T],
         *,
@@ -96,21 +105,37 @@ class Operations:
     ) -> Pending[T]:
         """Draw the number and serialise now; send in a task."""
         self.check()
-        form = Form(operation, Body(request(self.last_seq + 1).body()))
+        form = Form(name, Body(request(self.last_seq + 1).body()))
         (seq,) = self.reserve(1)
-        return self._start(operation, seq, [form], answer, lost_on)
+        return self._start(_Operation(name, seq, [form], answer, lost_on))
 
-    def submit_batch(
-        self, batch: ForwardInput, answer: Answer[R, T], *, backward: bool, seq: int | None = None
-    ) -> Pending[T]:
-        """As `submit`, in an encoding that the service takes. `seq` is a reserved number."""
+    def submit_batches(
+        self,
+        batches: Sequence[ForwardInput],
+        answer: Callable[[ForwardInput], Answer[R, T]],
+        *,
+        backward: bool,
+        numbers: Sequence[int] = (),
+    ) -> list[Pending[T]]:
+        """As `submit`, in an encoding that the service takes. `numbers` are reserved ones.
+
+        All are serialised before one is sent: what cannot be sent is refused whole. That is also
+        the cheapest copy of them, which the caller may change after the call: for 1024 rows of 128
+        tokens 15 ms, where a copy of the lists to be serialised later takes 9 to 38.
+        """
         self.check()
-        number = self.last_seq + 1 if seq is None else seq
-        forms = self.transport.encoding.forms(self.model_id, number, batch, backward=backward)
-        if seq is None:
-            self.reserve(1)
-        operation = "forward_backward" if backward else "forward"
-        return self._start(operation, number, forms, answer, MODEL_GONE)
+        seqs = numbers or range(self.last_seq + 1, self.last_seq + 1 + len(batches))
+        forms = [
+            self.transport.encoding.forms(self.model_id, seq, batch, backward=backward)
+            for seq, batch in zip(seqs, batches, strict=True)
+        ]
+        if not numbers:
+            self.reserve(len(batches))
+        name = "forward_backward" if backward else "forward"
+        return [
+            self._start(_Operation(name, seq, form, answer(batch), MODEL_GONE))
+            for seq, form, batch in zip(seqs, forms, batches, strict=True)
+        ]
 
     def reserve(self, count: int) -> range:
         """Numbers that the caller promises to use: the service waits for each of them."""
@@ -123,32 +148,18 @@ class Operations:
         if self._failure is not None:
             raise copy.copy(self._failure)
 
-    def _start(
-        self,
-        operation: str,
-        seq: int,
-        forms: Sequence[Form],
-        answer: Answer[R, T],
-        lost_on: frozenset[int],
-    ) -> Pending[T]:
-        return Pending(asyncio.create_task(self._run(operation, seq, forms, answer, lost_on)))
+    def _start(self, operation: _Operation[R, T]) -> Pending[T]:
+        return Pending(asyncio.create_task(self._run(operation)))
 
-    async def _run(
-        self,
-        operation: str,
-        seq: int,
-        forms: Sequence[Form],
-        answer: Answer[R, T],
-        lost_on: frozenset[int],
-    ) -> T:
+    async def _run(self, operation: _Operation[R, T]) -> T:
         self.check()
+        name, seq, answer = operation.name, operation.seq, operation.answer
         # Not before the task runs: a cancel would kill an unstarted one without a reason.
         self._under_way[seq] = _current_task()
         try:
-            envelope = await self._send(operation, seq, forms, lost_on)
+            envelope = await self._send(operation)
             async with self._polls:
-                result = await self.promises.result(envelope, answer.model, operation)
-            return answer.read(result)
+                return answer.read(await self.promises.result(envelope, answer.model, name))
         except SessionLostError as error:
             self.poison(error, after=seq)
             raise
@@ -159,72 +170,61 @@ class Operations:
         finally:
             del self._under_way[seq]
 
-    async def _send(
-        self, operation: str, seq: int, forms: Sequence[Form], lost_on: frozenset[int]
-    ) -> FutureEnvelope:
-        await self._turns.wait(seq)
+    async def _send(self, operation: _Operation[R, T]) -> FutureEnvelope:
+        await self._turns.wait(operation.seq)
         try:
-            if len(forms) == 1:
-                envelope = await self._post(operation, forms[0], lost_on)
-            else:
-                envelope = await self._offer(operation, forms, lost_on)
+            envelope = await self._accepted(operation)
         except ServiceError as error:
-            error.with_context(model_id=self.model_id, seq_id=seq)
-            self.poison(error, after=seq)
+            error.with_context(model_id=self.model_id, seq_id=operation.seq)
+            self.poison(error, after=operation.seq)
             raise
-        self._turns.give_on(seq)
+        self._turns.give_on(operation.seq)
         return envelope
 
-    async def _offer(
-        self, operation: str, forms: Sequence[Form], lost_on: frozenset[int]
-    ) -> FutureEnvelope:
-        """Protobuf first, then JSON; see `client.http.encoding`. One batch tries it, and those that
-        were called meanwhile wait for what it learns."""
-        encoding = self.transport.encoding
-        async with encoding.settling:
-            if (form := encoding.settled(forms)) is None:
-                return await self._try_both(operation, forms, lost_on)
-        return await self._post(operation, form, lost_on)
+    async def _accepted(self, operation: _Operation[R, T]) -> FutureEnvelope:
+        """In the form that the service takes. While that is unknown, one batch tries both, and
+        those that were called meanwhile wait for what it learns; see `client.http.encoding`."""
+        encoding, (form, *others) = self.transport.encoding, operation.forms
+        if others:
+            async with encoding.settling:
+                settled = encoding.settled(operation.forms)
+                if settled is None:
+                    return await self._try_both(operation, form, *others)
+            form = settled
+        return await self._post(operation, form)
 
     async def _try_both(
-        self, operation: str, forms: Sequence[Form], lost_on: frozenset[int]
+        self, operation: _Operation[R, T], first: Form, second: Form
     ) -> FutureEnvelope:
-        first, second = forms
         encoding = self.transport.encoding
         try:
-            envelope = await self._post(operation, first, lost_on, final_on=REFUSALS)
+            envelope = await self._post(operation, first, final_on=REFUSALS)
         except ServiceError as refusal:
             if refusal.status not in REFUSALS:
                 raise
             try:
-                envelope = await self._post(operation, second, lost_on)
+                envelope = await self._post(operation, second)
             except ServiceError as error:
                 raise (refusal if error.status == 415 else error) from None
-            encoding.took(second)
+            encoding.took(is_protobuf=False)
         else:
-            encoding.took(first)
+            encoding.took(is_protobuf=True)
         return envelope
 
     async def _post(
-        self,
-        operation: str,
-        form: Form,
-        lost_on: frozenset[int],
-        *,
-        final_on: frozenset[int] = NONE,
+        self, operation: _Operation[R, T], form: Form, *, final_on: frozenset[int] = NONE
     ) -> FutureEnvelope:
         pack = self.transport.encoding.packed
         is_large = len(form.body.data) > _THREAD_BYTES
-        body = await asyncio.to_thread(pack, form.body) if is_large else pack(form.body)
-        return await self.transport.call(
-            operation,
+        call = Call(
+            operation.name,
             form.path,
-            self._envelope,
-            body=body,
-            lost_on=lost_on,
+            await asyncio.to_thread(pack, form.body) if is_large else pack(form.body),
+            lost_on=operation.lost_on,
             final_on=final_on,
             watch=self.promises.watch,
         )
+        return await self.transport.call(call, self._envelope)
 
     def _envelope(self, reply: Reply) -> FutureEnvelope:
         envelope = FutureEnvelope.model_validate_json(reply.body)

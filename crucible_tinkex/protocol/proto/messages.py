@@ -8,8 +8,8 @@ SDK's own classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
@@ -30,100 +30,82 @@ _SCALARS = {
     "uint32": FieldDescriptorProto.TYPE_UINT32,
 }
 
-_Field: TypeAlias = tuple[int, str, str]
-"""Number, name, type. A type may be `repeated T`, `optional T`, `map T` (from string), or
-`oneof.NAME T`."""
-
-_MESSAGES: dict[str, Sequence[_Field]] = {
-    "SparseCsr": [
-        (1, "values", "bytes"),
-        (2, "crow_indices", "bytes"),
-        (3, "col_indices", "bytes"),
-    ],
-    "Tensor": [
-        (1, "dense", "oneof.encoding bytes"),
-        (2, "sparse_csr", "oneof.encoding SparseCsr"),
-        (3, "dtype", "int32"),
-        (4, "shape", "repeated int64"),
-    ],
-    "EncodedTextChunk": [(1, "tokens", "bytes")],
-    "ImageChunk": [],
-    "DmelChunk": [],
-    "Chunk": [
-        (1, "encoded_text", "oneof.chunk EncodedTextChunk"),
-        (2, "image", "oneof.chunk ImageChunk"),
-        (3, "dmel", "oneof.chunk DmelChunk"),
-    ],
-    "Datum": [(1, "model_input", "repeated Chunk"), (2, "loss_fn_inputs", "map Tensor")],
-    "LossConfigValue": [(1, "number", "oneof.value double"), (2, "text", "oneof.value string")],
-    "ForwardBackwardRequest": [
-        (1, "model_id", "string"),
-        (2, "seq_id", "int32"),
-        (3, "data", "repeated Datum"),
-        (4, "loss_fn", "string"),
-        (5, "loss_fn_config", "map double"),
-        (6, "forward_only", "bool"),
-        (7, "loss_fn_config_v2", "map LossConfigValue"),
-    ],
-    "BatchedTensor": [
-        (1, "data", "bytes"),
-        (2, "offsets", "bytes"),
-        (3, "dtype", "int32"),
-        (4, "trailing_shape", "repeated int64"),
-    ],
-    "ArrayRecord": [
-        (1, "type_tag", "string"),
-        (2, "fields", "map BatchedTensor"),
-        (3, "num_datums", "int64"),
-    ],
-    "ForwardBackwardOutput": [
-        (1, "loss_fn_output_type", "string"),
-        (2, "loss_fn_outputs", "repeated ArrayRecord"),
-        (3, "metrics", "map double"),
-    ],
-    "TopkLogprobs": [
-        (1, "token_ids", "bytes"),
-        (2, "logprobs", "bytes"),
-        (3, "k", "uint32"),
-        (4, "length", "uint32"),
-    ],
-    "SampledSequence": [
-        (1, "stop_reason", "int32"),
-        (2, "tokens", "bytes"),
-        (3, "logprobs", "optional bytes"),
-        (4, "topk_sampled_logprobs", "optional TopkLogprobs"),
-    ],
-    "SampleResponse": [
-        (1, "sequences", "repeated SampledSequence"),
-        (2, "prompt_logprobs", "optional bytes"),
-        (3, "topk_prompt_logprobs", "optional TopkLogprobs"),
-        (4, "prompt_cache_hit_tokens", "int32"),
-    ],
+_MESSAGES: dict[str, dict[str, str]] = {
+    "SparseCsr": {"values": "bytes", "crow_indices": "bytes", "col_indices": "bytes"},
+    "Tensor": {
+        "dense": "oneof.encoding bytes",
+        "sparse_csr": "oneof.encoding SparseCsr",
+        "dtype": "int32",
+        "shape": "repeated int64",
+    },
+    "EncodedTextChunk": {"tokens": "bytes"},
+    "ImageChunk": {},
+    "DmelChunk": {},
+    "Chunk": {
+        "encoded_text": "oneof.chunk EncodedTextChunk",
+        "image": "oneof.chunk ImageChunk",
+        "dmel": "oneof.chunk DmelChunk",
+    },
+    "Datum": {"model_input": "repeated Chunk", "loss_fn_inputs": "map Tensor"},
+    "LossConfigValue": {"number": "oneof.value double", "text": "oneof.value string"},
+    "ForwardBackwardRequest": {
+        "model_id": "string",
+        "seq_id": "int32",
+        "data": "repeated Datum",
+        "loss_fn": "string",
+        "loss_fn_config": "map double",
+        "forward_only": "bool",
+        "loss_fn_config_v2": "map LossConfigValue",
+    },
+    "BatchedTensor": {
+        "data": "bytes",
+        "offsets": "bytes",
+        "dtype": "int32",
+        "trailing_shape": "repeated int64",
+    },
+    "ArrayRecord": {"type_tag": "string", "fields": "map BatchedTensor", "num_datums": "int64"},
+    "ForwardBackwardOutput": {
+        "loss_fn_output_type": "string",
+        "loss_fn_outputs": "repeated ArrayRecord",
+        "metrics": "map double",
+    },
+    "TopkLogprobs": {"token_ids": "bytes", "logprobs": "bytes", "k": "uint32", "length": "uint32"},
+    "SampledSequence": {
+        "stop_reason": "int32",
+        "tokens": "bytes",
+        "logprobs": "optional bytes",
+        "topk_sampled_logprobs": "optional TopkLogprobs",
+    },
+    "SampleResponse": {
+        "sequences": "repeated SampledSequence",
+        "prompt_logprobs": "optional bytes",
+        "topk_prompt_logprobs": "optional TopkLogprobs",
+        "prompt_cache_hit_tokens": "int32",
+    },
 }
+"""Names and types of the fields, numbered from 1 in this order. A type may be `repeated T`,
+`optional T`, `map T` (from string), or `oneof.NAME T`."""
 
 
-def _described(name: str, fields: Sequence[_Field]) -> DescriptorProto:
+def _described(name: str, fields: Mapping[str, str]) -> DescriptorProto:
     message = DescriptorProto(name=name)
-    oneofs: dict[str, int] = {}
-    for number, field_name, kind in fields:
+    oneofs: list[str] = []
+    for number, (field_name, kind) in enumerate(fields.items(), start=1):
         modifier, _, base = kind.rpartition(" ")
         field = message.field.add(name=field_name, number=number)
-        field.label = FieldDescriptorProto.LABEL_OPTIONAL
+        is_many = modifier in ("map", "repeated")
+        field.label = field.LABEL_REPEATED if is_many else field.LABEL_OPTIONAL
         if modifier == "map":
-            field.label = FieldDescriptorProto.LABEL_REPEATED
-            _point(field, _add_entry(message, name, field_name, base))
-            continue
-        _point(field, base)
-        if modifier == "repeated":
-            field.label = FieldDescriptorProto.LABEL_REPEATED
-        elif modifier:
+            base = _add_entry(message, name, field_name, base)
+        elif modifier and not is_many:
             # An optional field is a oneof of its own; real oneofs come first in our messages.
             oneof = modifier.removeprefix("oneof.") if "." in modifier else f"_{field_name}"
             if oneof not in oneofs:
-                oneofs[oneof] = len(oneofs)
+                oneofs.append(oneof)
                 message.oneof_decl.add(name=oneof)
-            field.oneof_index = oneofs[oneof]
+            field.oneof_index = oneofs.index(oneof)
             field.proto3_optional = modifier == "optional"
+        _point(field, base)
     return message
 
 
@@ -134,7 +116,7 @@ def _add_entry(message: DescriptorProto, owner: str, field_name: str, value: str
     entry.options.map_entry = True
     for number, part, base in ((1, "key", "string"), (2, "value", value)):
         field = entry.field.add(name=part, number=number)
-        field.label = FieldDescriptorProto.LABEL_OPTIONAL
+        field.label = field.LABEL_OPTIONAL
         _point(field, base)
     return f"{owner}.{name}"
 
@@ -160,14 +142,11 @@ def _pool() -> DescriptorPool:
 _POOL = _pool()
 
 
-def _class(name: str) -> Any:
+def message_class(name: str) -> Any:
     return GetMessageClass(_POOL.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
 
 
-Tensor = _class("Tensor")
-TopkLogprobs = _class("TopkLogprobs")
-ForwardBackwardRequest = _class("ForwardBackwardRequest")
-ForwardBackwardOutput = _class("ForwardBackwardOutput")
-SampleResponse = _class("SampleResponse")
+ForwardBackwardRequest = message_class("ForwardBackwardRequest")
+ForwardBackwardOutput = message_class("ForwardBackwardOutput")
+SampleResponse = message_class("SampleResponse")
 NAMES = tuple(_MESSAGES)
-message_class = _class

@@ -91,7 +91,7 @@ def _config(message: Any) -> dict[str, float] | None:
 def _datum(row: Any, where: str, budget: Budget) -> Datum:
     chunks = [_chunk(chunk, f"{where}.model_input[{i}]") for i, chunk in enumerate(row.model_input)]
     inputs = {
-        name: get_tensor(tensor, what=f"{where}.{name}", budget=budget, as_array=True)
+        name: get_tensor(tensor, what=f"{where}.{name}", budget=budget)
         for name, tensor in row.loss_fn_inputs.items()
     }
     return Datum.model_construct(

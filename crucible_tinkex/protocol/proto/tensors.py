@@ -103,9 +103,9 @@ def put_tensor(message: Any, tensor: TensorData) -> None:
     message.sparse_csr.col_indices = pack(tensor.sparse_col_indices or [], "q")
 
 
-def get_tensor(message: Any, *, what: str, budget: Budget, as_array: bool = False) -> TensorData:
-    """A dense tensor, whatever came; `as_array`: its data may be an array instead of a list.
-    Raises `MalformedError`."""
+def get_tensor(message: Any, *, what: str, budget: Budget) -> TensorData:
+    """A dense tensor, whatever came; of one that came dense, the data are an array instead of a
+    list. Raises `MalformedError`."""
     code = CODES.get(message.dtype)
     if code is None:
         raise MalformedError(f"{what} has the unknown dtype {message.dtype}")
@@ -113,15 +113,12 @@ def get_tensor(message: Any, *, what: str, budget: Budget, as_array: bool = Fals
     if message.WhichOneof("encoding") == "sparse_csr":
         data: Any = _unfolded(message.sparse_csr, code, shape, what=what, budget=budget)
     else:
-        data = (unpack_array if as_array else unpack)(message.dense, code, what=what)
-        shape = checked_shape(shape or [len(data)], len(data), what=what)
+        data = unpack_array(message.dense, code, what=what)
+        shape = shape or [len(data)]
+        is_odd = len(shape) > _MAX_DIMENSIONS or min(shape) < 0
+        if is_odd or math.prod(shape) != len(data):
+            raise MalformedError(f"{what} has {len(data)} elements and the shape {shape[:9]}")
     return TensorData.model_construct(data=data, dtype=NAMES[message.dtype], shape=shape)
-
-
-def checked_shape(shape: list[int], count: int, *, what: str) -> list[int]:
-    if len(shape) > _MAX_DIMENSIONS or any(n < 0 for n in shape) or math.prod(shape) != count:
-        raise MalformedError(f"{what} has {count} elements and the shape {shape[:9]}")
-    return shape
 
 
 def _unfolded(csr: Any, code: Code, shape: list[int], *, what: str, budget: Budget) -> list[Any]:

@@ -41,8 +41,10 @@ function scale(values) {
   const at = v => high === low ? .5 : (f(v) - f(low)) / (f(high) - f(low));
   const distinct = [...new Set(known)].sort((a, b) => a - b);
   const inner = log ? Math.exp((Math.log(low) + Math.log(high)) / 2) : (low + high) / 2;
-  const ticks = distinct.length <= 6 ? distinct : [low, inner, high];
-  return { at, ticks: ticks.map(t => [number(t, 3), at(t)]) };
+  const apart = distinct.every((v, i) => !i || at(v) - at(distinct[i - 1]) > .08);
+  const ticks = distinct.length <= 6 && apart ? distinct : [low, inner, high];
+  const digits = [3, 4, 5].find(d => new Set(ticks.map(t => number(t, d))).size === ticks.length) || 6;
+  return { at, ticks: ticks.map(t => [number(t, digits), at(t)]) };
 }
 
 // One configuration's mean and seeds, on an axis that all rows share. With a leader: its line, and how far from it the row may be; else the interval of its mean.
@@ -59,13 +61,25 @@ function forest(found, at, leader, width = 190, height = 18) {
     svg("circle", { class: "value", cx: x(found.mean), cy: y, r: 3.5 }));
 }
 
+// A target, where it is met, and the interval of what was measured.
+function target(t, width = 190, height = 18) {
+  const known = [t.target, t.value, t.low, t.high].filter(v => v !== null);
+  const low = Math.min(...known), high = Math.max(...known), room = (high - low || Math.abs(high) || 1) * .15;
+  const x = v => 6 + (v - low + room) / (high - low + 2 * room) * (width - 12), y = height / 2, at = x(t.target), up = t.direction === "max";
+  return svg("svg", { width, height, role: "img", "aria-label": `${t.status}: target ${up ? "at least" : "at most"} ${number(t.target, 3)}${t.value === null ? "" : `, measured ${number(t.value)}`}` },
+    svg("rect", { class: "aim", x: up ? at : 6, width: up ? width - 6 - at : at - 6, y: 1, height: height - 2 }),
+    svg("line", { class: "axis", x1: 6, x2: width - 6, y1: y, y2: y }), svg("line", { class: "leader", x1: at, x2: at, y1: 0, y2: height }),
+    t.low === null ? null : svg("line", { class: "value", "stroke-width": 2, x1: x(t.low), x2: x(t.high), y1: y, y2: y }),
+    t.value === null ? null : svg("circle", { class: "value", cx: x(t.value), cy: y, r: 3.5 }));
+}
+
 // Parallel coordinates. `axes`: {name, of(row)}; drag on an axis to keep a range, double click (or Escape) to drop it.
 function parallel(rows, axes, { chosen, brushes, changed }) {
   const width = Math.max(920, 130 * axes.length), height = 260, top = 34, bottom = 14;
   const x = i => 50 + i * (width - 100) / Math.max(1, axes.length - 1), y = p => height - bottom - p * (height - top - bottom);
   const scales = axes.map(a => scale(rows.map(a.of)));
   const kept = row => axes.every((a, i) => !brushes[a.name] || (scales[i].at(a.of(row)) >= brushes[a.name][0] && scales[i].at(a.of(row)) <= brushes[a.name][1]));
-  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, width: "100%", role: "img", "aria-label": "parallel coordinates of all configurations" });
+  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, width: "100%", style: `min-width:${.8 * width}px`, role: "group", "aria-label": "parallel coordinates of all configurations" });
   for (const row of rows) {
     const points = axes.map((a, i) => `${x(i).toFixed(1)},${y(scales[i].at(a.of(row)) ?? .5).toFixed(1)}`);
     root.append(svg("path", { class: `line${kept(row) ? "" : " faded"}${chosen === row ? " chosen" : ""}`, d: "M" + points.join("L") }, svg("title", {}, row.label)));
@@ -80,7 +94,7 @@ function parallel(rows, axes, { chosen, brushes, changed }) {
       ...scales[i].ticks.map(([text, p]) => svg("text", { x: x(i) + 5, y: y(p) + 4 }, text)));
     if (brush) root.append(svg("rect", { class: "brushed", x: x(i) - 9, width: 18, y: y(brush[1]), height: Math.max(3, y(brush[0]) - y(brush[1])) }));
     root.append(svg("rect", {
-      class: "brush", x: x(i) - 14, width: 28, y: top, height: height - top - bottom, tabindex: 0, "aria-label": `filter by ${axis.name}: arrow keys narrow, Escape clears`,
+      class: "brush", x: x(i) - 14, width: 28, y: top, height: height - top - bottom, tabindex: 0, role: "slider", "aria-valuetext": brush ? `${Math.round(brush[0] * 100)} to ${Math.round(brush[1] * 100)} % of its range` : "all", "data-key": `axis ${axis.name}`, "aria-label": `filter by ${axis.name}: arrow keys narrow, Escape clears`,
       onpointerdown: e => { start = place(e); e.target.setPointerCapture(e.pointerId); },
       onpointerup: e => { if (start === null) return; const end = place(e); const range = [Math.min(start, end), Math.max(start, end)]; start = null; changed(axis.name, range[1] - range[0] < .02 ? null : range); },
       ondblclick: () => changed(axis.name, null),
@@ -96,7 +110,7 @@ function map(rows, first, second, better) {
   const known = rows.filter(r => r.mean !== null && r.values[first] !== undefined && r.values[second] !== undefined);
   const width = 520, height = 300, x = scale(known.map(r => r.values[first])), y = scale(known.map(r => r.values[second]));
   const order = [...known].sort((a, b) => better(a.mean, b.mean)), best = order[0];
-  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, width: "100%", style: "max-width:640px", role: "img", "aria-label": "map of two settings" });
+  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, width: "100%", style: `min-width:${.9 * width}px;max-width:640px`, role: "img", "aria-label": "map of two settings" });
   const px = v => 60 + x.at(v) * (width - 110), py = v => height - 40 - y.at(v) * (height - 80);
   for (const [text, p] of x.ticks) root.append(svg("text", { x: 60 + p * (width - 110), y: height - 10, "text-anchor": "middle" }, text));
   for (const [text, p] of y.ticks) root.append(svg("text", { x: 8, y: height - 36 - p * (height - 80) }, text));
@@ -108,8 +122,8 @@ function map(rows, first, second, better) {
   return root;
 }
 
-// Learning curves: per row the mean over its seeds, and a band from the lowest to the highest seed.
-function learning(host, rows, curves, unit) {
+// Learning curves: per row the mean over its seeds, and a band from the lowest to the highest seed. `told` gets the step under the cursor, or null, and every row's values there.
+function learning(host, rows, curves, unit, told) {
   const steps = [...new Set(rows.flatMap(r => r.trials.flatMap(t => (curves[t] || [[]])[0])))].sort((a, b) => a - b);
   const at = new Map(steps.map((s, i) => [s, i])), data = [steps], series = [{ label: "step" }], bands = [];
   const ink = getComputedStyle(document.body).color, grid = getComputedStyle(document.body).getPropertyValue("--line");
@@ -124,5 +138,15 @@ function learning(host, rows, curves, unit) {
     bands.push({ series: [3 * i + 3, 3 * i + 2], fill: colour + "2e" });
   });
   const axis = { stroke: ink, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid } };
-  return new uPlot({ width: host.clientWidth || 700, height: 320, scales: { x: { time: false } }, series, bands, axes: [{ ...axis, label: "step" }, { ...axis, label: unit, size: 64 }], cursor: { focus: { prox: 16 } } }, data, host);
+  const values = index => rows.map((row, i) => { const [mean, low, high] = [1, 2, 3].map(k => data[3 * i + k][index]); return mean === null || mean === undefined ? null : { mean, low, high }; });
+  let place = null;
+  const point = index => { if (index !== place) { place = index; told(index === null ? null : steps[index], index === null ? rows.map(() => null) : values(index)); } };
+  const plot = new uPlot({ width: host.clientWidth || 700, height: 320, scales: { x: { time: false } }, series, bands, axes: [{ ...axis, label: "step", incrs: [1, 2, 5].flatMap(n => [0, 1, 2, 3, 4, 5, 6].map(e => n * 10 ** e)).sort((a, b) => a - b) }, { ...axis, label: unit, size: 64 }], cursor: { focus: { prox: 16 } }, hooks: { setCursor: [u => point(u.cursor.idx ?? null)] } }, data, host);
+  host.onkeydown = e => {
+    const last = steps.length - 1, now = place ?? -1, to = { ArrowRight: Math.min(last, now + 1), ArrowLeft: Math.max(0, now < 0 ? last : now - 1), Home: 0, End: last }[e.key];
+    if (to === undefined) return;
+    e.preventDefault();
+    plot.setCursor({ left: plot.valToPos(steps[to], "x"), top: plot.bbox.height / devicePixelRatio / 2 });
+  };
+  return plot;
 }

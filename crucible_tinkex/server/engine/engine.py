@@ -298,12 +298,11 @@ class TorchEngine:
 
     def _start_batch(self, first: Job) -> None:
         """Begin a batch with the oldest waiting sample and those of the same prompt bucket."""
-        jobs = self._scheduler.take_samples(_Fitting(first, self._token_cap, self._cache_tokens))
+        jobs = self._scheduler.take_samples(_fitting(first, self._token_cap, self._cache_tokens))
         self._scheduler.began(jobs)
         prompts: list[Prompt[Job]] = []
         for job in jobs:
-            request = job.operation
-            assert isinstance(request, Sample)
+            request = _sample(job)
             source: FrozenAdapter | CrucibleError | None
             source = _outcome(lambda r=request: self.weights.source(r.source))  # type: ignore[misc]
             if isinstance(source, CrucibleError):
@@ -346,31 +345,33 @@ class TorchEngine:
                 self._scheduler.again(job)
 
 
-class _Fitting:
-    """Which waiting samples go into one batch with the first."""
+def _fitting(first: Job, token_cap: int, cache_tokens: int) -> Callable[[Job], bool]:
+    """Which waiting samples go into one batch with the first; they are counted as they are
+    taken."""
+    bucket = prompt_bucket(_sample(first))
+    tokens = sequences = extent = 0
 
-    def __init__(self, first: Job, token_cap: int, cache_tokens: int) -> None:
-        assert isinstance(first.operation, Sample)
-        self._first = first
-        self._bucket = prompt_bucket(first.operation)
-        self._token_cap = token_cap
-        self._cache_tokens = cache_tokens
-        self._tokens = self._sequences = self._extent = 0
-
-    def __call__(self, job: Job) -> bool:
+    def fits(job: Job) -> bool:
+        nonlocal tokens, sequences, extent
         request = job.operation
-        if not isinstance(request, Sample) or prompt_bucket(request) != self._bucket:
+        if not isinstance(request, Sample) or prompt_bucket(request) != bucket:
             return False
-        tokens = self._tokens + self._bucket
-        sequences = self._sequences + request.num_samples
-        extent = max(self._extent, cache_extent(request))
-        if job is not self._first:
-            full = tokens > self._token_cap or sequences > MAX_SEQUENCES
-            full = full or sequences * extent > self._cache_tokens
-            if full or job.alone or self._first.alone:
+        count = sequences + request.num_samples
+        longest = max(extent, cache_extent(request))
+        if job is not first:
+            full = tokens + bucket > token_cap or count > MAX_SEQUENCES
+            full = full or count * longest > cache_tokens
+            if full or job.alone or first.alone:
                 return False
-        self._tokens, self._sequences, self._extent = tokens, sequences, extent
+        tokens, sequences, extent = tokens + bucket, count, longest
         return True
+
+    return fits
+
+
+def _sample(job: Job) -> Sample:
+    assert isinstance(job.operation, Sample)
+    return job.operation
 
 
 def _text(error: BaseException) -> str:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field, field_validator
 
 import crucible_tinkex.protocol.wire as wire
 from crucible_tinkex.names import base_name
 from crucible_tinkex.protocol.proto.tensors import Budget, unfold
 from crucible_tinkex.server.engine.loss_specs import LOSS_SPECS, WEIGHTS, LossSpec
 from crucible_tinkex.server.operations import (
-    Adam,
     BaseInfo,
     FloatArray,
     ForwardBackward,
@@ -30,7 +31,6 @@ from crucible_tinkex.server.operations import (
     refused,
 )
 
-OPTIMIZER = "adamw"
 MAX_RANK = 256
 MAX_SAMPLES = 1024
 MAX_TOPK = 100
@@ -42,6 +42,89 @@ MAX_TARGETS = 1 << 22
 _INT64_MAX = 2**63 - 1
 
 
+# --- what the protocol's bodies must hold here -----------------------------------------------
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_NotNegative = Annotated[_Finite, Field(ge=0)]
+_Beta = Annotated[_Finite, Field(ge=0, lt=1)]
+_TopK = Annotated[int, Field(ge=0, le=MAX_TOPK)]
+TtlSeconds = Annotated[int, Field(ge=1, le=MAX_TTL_S)]
+
+
+class LoraConfig(wire.LoraConfig):
+    rank: int = Field(ge=1, le=MAX_RANK)
+
+
+class OptimizerConfig(wire.OptimizerConfig):
+    @field_validator("type")
+    @classmethod
+    def _supported(cls, name: str) -> str:
+        if name != "adamw":
+            raise ValueError(f"optimizer {name!r} is not supported; supported is 'adamw'")
+        return name
+
+
+class CreateModelRequest(wire.CreateModelRequest):
+    lora_config: LoraConfig
+    optimizer_config: OptimizerConfig | None = None
+
+
+class AdamParams(wire.AdamParams):
+    learning_rate: _Finite = Field(1e-4, gt=0)
+    beta1: _Beta = 0.9
+    beta2: _Beta = 0.95
+    eps: _Finite = Field(1e-12, ge=MIN_EPS)
+    weight_decay: _NotNegative = 0.0
+    grad_clip_norm: _NotNegative = 0.0
+
+
+class OptimStepRequest(wire.OptimStepRequest):
+    adam_params: AdamParams
+    optimizer_params: OptimizerConfig | None = None
+
+
+class SaveRequest(wire.Wire):
+    """Of all three kinds of saving."""
+
+    model_id: str
+    path: str | None = None
+    seq_id: int | None = None
+    ttl_seconds: TtlSeconds | None = None
+    overwrite: bool | None = None
+    user_metadata: dict[str, Any] | None = None
+    age_encryption_recipients: Annotated[list[str], Field(max_length=0)] | None = None
+
+
+class SaveForSamplerRequest(SaveRequest):
+    sampling_session_seq_id: int | None = None
+    kind: Literal["snapshot"] | None = None
+
+
+class LoadWeightsRequest(wire.LoadWeightsRequest):
+    optimizer_config: OptimizerConfig | None = None
+
+
+class TtlRequest(wire.Wire):
+    ttl_seconds: TtlSeconds | None = None
+
+
+class SamplingParams(wire.SamplingParams):
+    temperature: _NotNegative = 1.0
+    top_p: _Finite = Field(1.0, gt=0, le=1)
+
+
+class SampleRequest(wire.SampleRequest):
+    num_samples: int = Field(1, ge=1, le=MAX_SAMPLES)
+    sampling_params: SamplingParams = Field(default_factory=SamplingParams)
+    topk_prompt_logprobs: _TopK = 0
+    topk_sample_logprobs: _TopK | None = None
+    target_prompt_logprobs: None = None
+    prompt_alt_tokens_k: Literal[0] | None = None
+
+
+# --- what pydantic cannot know ---------------------------------------------------------------
+
+
 def base_model(name: str | None, base: BaseInfo) -> None:
     """The folder of the base's tokenizer is another name of it: what the cookbook loads."""
     if name is None or name.rstrip("/") == base.tokenizer_id:
@@ -50,48 +133,11 @@ def base_model(name: str | None, base: BaseInfo) -> None:
         raise refused(f"unknown base model {name!r}; this server has {base.name!r}")
 
 
-def lora_spec(config: wire.LoraConfig) -> LoraSpec:
-    if not 1 <= config.rank <= MAX_RANK:
-        raise refused(f"lora_config.rank must be 1 to {MAX_RANK}, not {config.rank}")
+def lora_spec(config: LoraConfig) -> LoraSpec:
     if not (config.train_attn or config.train_mlp or config.train_unembed):
         raise refused("lora_config trains nothing: train_attn, train_mlp, train_unembed are false")
     seed = secrets.randbits(62) if config.seed is None else config.seed
-    return LoraSpec(
-        rank=config.rank,
-        seed=seed & _INT64_MAX,
-        train_attn=config.train_attn,
-        train_mlp=config.train_mlp,
-        train_unembed=config.train_unembed,
-    )
-
-
-def optimizer(config: wire.OptimizerConfig | None) -> None:
-    if config is not None and config.type != OPTIMIZER:
-        raise refused(f"optimizer {config.type!r} is not supported; supported is {OPTIMIZER!r}")
-
-
-def step(request: wire.OptimStepRequest) -> Adam:
-    optimizer(request.optimizer_params)
-    if request.adam_params is None:
-        raise refused("adam_params: Field required")
-    return adam(request.adam_params)
-
-
-def adam(params: wire.AdamParams) -> Adam:
-    for name, value in params.model_dump().items():
-        if not math.isfinite(value):
-            raise refused(f"adam_params.{name} must be a finite number, not {value}")
-    if params.learning_rate <= 0:
-        raise refused(f"adam_params.learning_rate must be above 0, not {params.learning_rate}")
-    for name in ("beta1", "beta2"):
-        if not 0 <= getattr(params, name) < 1:
-            raise refused(f"adam_params.{name} must be at least 0 and below 1")
-    if params.eps < MIN_EPS:
-        raise refused(f"adam_params.eps must be at least {MIN_EPS}, not {params.eps}")
-    for name in ("weight_decay", "grad_clip_norm"):
-        if getattr(params, name) < 0:
-            raise refused(f"adam_params.{name} must not be negative")
-    return Adam(**params.model_dump())
+    return LoraSpec(**{**config.model_dump(), "seed": seed & _INT64_MAX})
 
 
 _INSTEAD = "; recipes of the cookbook take loss_fn=importance_sampling"
@@ -153,9 +199,14 @@ def _row(
     given = datum.loss_fn_inputs
     if "target_tokens" not in given:
         raise refused(f"{where}.loss_fn_inputs lacks target_tokens")
-    shape = _shape(given["target_tokens"], len(tokens), f"{where}.target_tokens", is_wide=is_wide)
-    flat, _ = _dense(given["target_tokens"], f"{where}.target_tokens")
-    targets = in_vocabulary(flat, base, f"{where}.target_tokens")
+    place = f"{where}.target_tokens"
+    flat, shape = _dense(given["target_tokens"], place)
+    if len(shape) == 2 and shape[0] == len(tokens) and shape[1] > 0:
+        if not is_wide:
+            raise refused(f"{place} has the shape {list(shape)}; this loss takes one per token")
+    elif len(shape) > 1 or len(flat) != len(tokens):
+        raise refused(f"{place} has {len(flat)} entries for {len(tokens)} tokens")
+    targets = in_vocabulary(flat, base, place).reshape(shape)
     inputs = {}
     for name, value in fill.items():
         if name in given:
@@ -164,19 +215,7 @@ def _row(
             raise refused(f"{where}.loss_fn_inputs lacks {name}")
         else:
             inputs[name] = np.full(shape, value, np.float32)
-    return Row(tokens, targets.reshape(shape), inputs)
-
-
-def _shape(given: wire.TensorData, length: int, where: str, *, is_wide: bool) -> tuple[int, ...]:
-    """[length], or [length, K] where that is allowed."""
-    flat, shape = _dense(given, where)
-    if len(shape) == 2 and shape[0] == length and shape[1] > 0:
-        if not is_wide:
-            raise refused(f"{where} has the shape {list(shape)}; this loss takes one per token")
-        return shape
-    if len(shape) > 1 or len(flat) != length:
-        raise refused(f"{where} has {len(flat)} entries for {length} tokens")
-    return (length,)
+    return Row(tokens, targets, inputs)
 
 
 def _dense(
@@ -227,37 +266,18 @@ def in_vocabulary(values: Sequence[int] | Sequence[float], base: BaseInfo, where
     return tokens
 
 
-def ttl(seconds: int | None) -> int | None:
-    if seconds is not None and not 1 <= seconds <= MAX_TTL_S:
-        raise refused(f"ttl_seconds must be 1 to {MAX_TTL_S}, not {seconds}")
-    return seconds
-
-
-def sample(request: wire.SampleRequest, source: SamplerSource, base: BaseInfo) -> Sample:
+def sample(request: SampleRequest, source: SamplerSource, base: BaseInfo) -> Sample:
     prompt = tokens_of(request.prompt, base, "prompt")
     params = request.sampling_params
     room = base.max_length - len(prompt)
     wanted = room if params.max_tokens is None else params.max_tokens
     if wanted < 1 and not (params.max_tokens is None and request.prompt_logprobs):
         raise refused(f"max_tokens must be at least 1; the prompt leaves room for {room}")
-    if not 1 <= request.num_samples <= MAX_SAMPLES:
-        raise refused(f"num_samples must be 1 to {MAX_SAMPLES}, not {request.num_samples}")
-    if not (math.isfinite(params.temperature) and params.temperature >= 0):
-        raise refused(f"temperature must be 0 or more, not {params.temperature}")
-    if not 0 < params.top_p <= 1:
-        raise refused(f"top_p must be above 0 and at most 1, not {params.top_p}")
-    if not 0 <= request.topk_prompt_logprobs <= MAX_TOPK:
-        raise refused(f"topk_prompt_logprobs must be 0 to {MAX_TOPK}")
-    if not 0 <= (request.topk_sample_logprobs or 0) <= MAX_TOPK:
-        raise refused(f"topk_sample_logprobs must be 0 to {MAX_TOPK}")
     last_n = request.prompt_logprobs_last_n
     if last_n is not None and not 1 <= last_n < len(prompt):
         raise refused(f"prompt_logprobs_last_n must be 1 to {len(prompt) - 1}, not {last_n}")
     if request.record_stability_info:
         raise refused(f"record_stability_info is not supported, nor is stable_reinforce{_INSTEAD}")
-    for name in ("target_prompt_logprobs", "prompt_alt_tokens_k"):
-        if getattr(request, name):
-            raise refused(f"{name} is not supported")
     strings, tokens = _stops(params.stop)
     return Sample(
         source=source,

@@ -1,7 +1,6 @@
 """How much one server takes on, as data.
 
-What goes beyond: a session is refused with 429 and Retry-After; a model waits for a place, and its
-clients see the queue state `paused_capacity` with the reason; other work is refused with 429, but
+What goes beyond is refused with 429 and Retry-After, which clients of this protocol wait for; but
 never the one request that a model's held ones wait for, so that a full queue always drains.
 """
 

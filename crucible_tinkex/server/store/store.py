@@ -6,10 +6,10 @@
 
 Guarantees, also if the process or the power ends at any point: a checkpoint is there whole or not
 at all; one of the two is there after an overwrite; a deleted one stays deleted. A new `Store` on
-the same folder finds all of them, sweeps what a death left, and sets aside (`damaged`) what it
+the same folder finds all of them, sweeps what a death left, and sets aside, in `damaged/`, what it
 cannot read; a name is never replaced unless `overwrite` is asked for. A run keeps all checkpoints
-that have a name, and the last few for sampling that have none. Tensors are read and written
-by the caller (`files`); this module imports no torch, so the app can list checkpoints without it.
+that have a name, and the last few for sampling that have none. Tensors are read and written by the
+caller (`files`); this module imports no torch, so the app can list checkpoints without it.
 
 Hidden folders beside the checkpoints are on their way: `.new.TOKEN.NAME` is being written,
 `.old.TOKEN.NAME` was put aside for its successor, `.gone.TOKEN.NAME` is being deleted.
@@ -25,10 +25,12 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from crucible_tinkex.errors import (
     ConfigError,
@@ -38,7 +40,6 @@ from crucible_tinkex.errors import (
 )
 from crucible_tinkex.names import TinkerPath, base_name
 from crucible_tinkex.server.operations import LoraSpec, damaged, refused
-from crucible_tinkex.server.store.damaged import set_aside
 from crucible_tinkex.storage import fsync_folder, storage_errors, write_atomic
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -68,15 +69,6 @@ class Manifest:
     size_bytes: int = 0
     user_metadata: Mapping[str, str] | None = None
 
-    @classmethod
-    def parse(cls, text: str) -> Manifest:
-        """Fields of other versions are passed over."""
-        given = json.loads(text)
-        known = {f.name: given[f.name] for f in fields(cls) if f.name in given}
-        known["spec"] = LoraSpec(**known["spec"])
-        known["base_model"] = base_name(known["base_model"])
-        return cls(**known)
-
     @property
     def path(self) -> TinkerPath:
         return TinkerPath.parse(self.tinker_path)
@@ -85,16 +77,20 @@ class Manifest:
         return self.expires is not None and datetime.fromisoformat(self.expires) < datetime.now(UTC)
 
 
+_MANIFEST = TypeAdapter(Manifest)
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """Raises `DamagedCheckpointError`, or `StorageError` where the disk does not let it be read."""
+    """Fields of other versions are passed over. Raises `DamagedCheckpointError`, or `StorageError`
+    where the disk does not let it be read."""
     file = folder / MANIFEST_FILE
     try:
         with storage_errors(file):
-            manifest = Manifest.parse(file.read_text())
+            manifest = _MANIFEST.validate_json(file.read_bytes())
         manifest.path  # noqa: B018 - it is read, too
-    except (ValueError, TypeError, KeyError, ConfigError) as e:
+    except (ValidationError, ConfigError) as e:
         raise damaged(f"{file} is damaged: {type(e).__name__}: {e}") from e
-    return manifest
+    return replace(manifest, base_model=base_name(manifest.base_model))
 
 
 def expiry(ttl_seconds: int | None) -> str | None:
@@ -121,9 +117,17 @@ class Store:
             try:
                 manifest = read_manifest(file.parent)
             except CrucibleError as e:
-                set_aside(file.parent, self.data_dir, e)
+                self._set_aside(file.parent, e)
             else:
                 yield manifest
+
+    def _set_aside(self, folder: Path, why: Exception) -> None:
+        """What cannot be read stops nobody, and is not lost."""
+        name = "-".join(folder.relative_to(self.data_dir).parts)
+        target = self.data_dir / "damaged" / f"{uuid.uuid4().hex[:8]}-{name}"
+        target.parent.mkdir(exist_ok=True)
+        os.rename(folder, target)
+        _log.warning("%s cannot be read (%s); it was moved to %s", folder, why, target)
 
     def folder(self, path: TinkerPath) -> Path:
         return self._root / path.run_id.replace(":", "+") / path.kind / path.name

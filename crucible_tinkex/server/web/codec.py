@@ -29,8 +29,8 @@ from crucible_tinkex.server.operations import (
     StepOutput,
     refused,
 )
-from crucible_tinkex.server.sessions.dispatch import digest
-from crucible_tinkex.server.sessions.model_operations import ForwardRequest
+from crucible_tinkex.server.sessions.models import ForwardRequest
+from crucible_tinkex.server.sessions.promises import digest
 
 JSON = "application/json"
 _SAVED_TYPES = {

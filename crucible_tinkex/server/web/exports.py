@@ -3,8 +3,8 @@
 Guarantees: a URL holds a random token of 256 bits, works for `GRANT_S` and only as long as its
 checkpoint exists; exports are made beside and renamed. Nothing damaged is handed out: neither a
 checkpoint that is not what was saved, nor an export that is not what was made. Exports can be made
-again at any time, so they do not outlive the process. `prepare` and `open` read files and belong in
-a thread; the rest is quick.
+again at any time, so they do not outlive the process. Everything here reads files and belongs in a
+thread.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ class Grant:
     file: Path
     checkpoint: TinkerPath
     expires: datetime
-    sha256: str
 
 
 class Exports:
@@ -48,41 +47,27 @@ class Exports:
         self._clock = clock
         self._root = store.data_dir / "exports"
         self._grants: dict[str, Grant] = {}
-        self._hashes: dict[Path, str] = {}
-        """Of the files of all exports, as they were made."""
-        self._making = threading.Lock()
+        self._hashes: dict[Path, dict[str, str]] = {}
+        """Of the files of each export, as they were made."""
+        self._lock = threading.Lock()
         shutil.rmtree(self._root, ignore_errors=True)
 
-    def prepare(self, path: TinkerPath) -> Path:
-        """The folder of the checkpoint's export. Raises `RequestRejectedError` (404) and, for one
-        whose files are not those that were saved, `DamagedCheckpointError`."""
+    def grant(self, path: TinkerPath) -> tuple[dict[str, str], datetime]:
+        """A token for each file of the checkpoint's export, and when they expire. Raises
+        `RequestRejectedError` (404) and, for a checkpoint whose files are not those that were
+        saved, `DamagedCheckpointError`."""
         manifest = self._store.info(path)
-        self._clear()
-        target = self._root / f"{manifest.sha256}-{path.name}"
-        with self._making, storage_errors(target):
-            if target.exists():
-                os.utime(target)
-                return target
-            work = self._root / f".{uuid.uuid4().hex}"
-            try:
-                export_peft(self._store.folder(path), work)
-                _pack(work)
-                hashes = {target / file.name: file_hash(file) for file in work.iterdir()}
-                os.rename(work, target)
-                self._hashes |= hashes
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-        return target
-
-    def grant(self, path: TinkerPath, file: Path) -> tuple[str, datetime]:
-        """A token for a file of the checkpoint's export, and when it expires."""
+        folder = self._root / f"{manifest.sha256}-{path.name}"
         now = self._clock()
-        for token in [t for t, g in self._grants.items() if g.expires < now]:
-            del self._grants[token]
-        token = secrets.token_urlsafe(32)
         expires = now + timedelta(seconds=GRANT_S)
-        self._grants[token] = Grant(file, path, expires, self._hashes[file])
-        return token, expires
+        with self._lock, storage_errors(folder):
+            self._forget(now)
+            if folder not in self._hashes:
+                self._hashes[folder] = self._make(path, folder)
+            tokens = {name: secrets.token_urlsafe(32) for name in sorted(self._hashes[folder])}
+            for name, token in tokens.items():
+                self._grants[token] = Grant(folder / name, path, expires)
+        return tokens, expires
 
     def open(self, token: str, name: str) -> Path:
         """Raises `RequestRejectedError` (404); an export that was damaged is made anew when it is
@@ -91,24 +76,37 @@ class Exports:
         if grant is None or grant.expires < self._clock() or grant.file.name != name:
             raise refused("this download does not exist or has expired; ask for a new URL", 404)
         self._store.info(grant.checkpoint)
-        if not self._is_whole(grant):
-            raise refused("this download was damaged on the server's disk; ask for a new URL", 404)
+        folder = grant.file.parent
+        with self._lock, storage_errors(grant.file):
+            expected = self._hashes.get(folder, {}).get(name)
+            if not grant.file.is_file() or file_hash(grant.file) != expected:
+                self._remove(folder)
+                raise refused(
+                    "this download was damaged on the server's disk; ask for a new URL", 404
+                )
         return grant.file
 
-    def _is_whole(self, grant: Grant) -> bool:
-        with self._making, storage_errors(grant.file):
-            if grant.file.is_file() and file_hash(grant.file) == grant.sha256:
-                return True
-            shutil.rmtree(grant.file.parent, ignore_errors=True)
-            return False
+    def _make(self, path: TinkerPath, folder: Path) -> dict[str, str]:
+        """The hashes of its files."""
+        work = self._root / f".{uuid.uuid4().hex}"
+        try:
+            export_peft(self._store.folder(path), work)
+            _pack(work)
+            hashes = {file.name: file_hash(file) for file in work.iterdir()}
+            os.rename(work, folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return hashes
 
-    def _clear(self) -> None:
-        """Remove the exports that nobody has asked for since the last URL of them expired."""
-        limit_s = self._clock().timestamp() - GRANT_S - 60
-        with self._making, storage_errors(self._root):
-            for folder in self._root.glob("[!.]*"):
-                if folder.stat().st_mtime < limit_s:
-                    shutil.rmtree(folder, ignore_errors=True)
+    def _forget(self, now: datetime) -> None:
+        """The grants that have expired, and the exports that none is left for."""
+        self._grants = {t: g for t, g in self._grants.items() if g.expires >= now}
+        for folder in self._hashes.keys() - {g.file.parent for g in self._grants.values()}:
+            self._remove(folder)
+
+    def _remove(self, folder: Path) -> None:
+        self._hashes.pop(folder, None)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _pack(folder: Path) -> None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
@@ -27,7 +27,7 @@ import crucible_tinkex.protocol.wire as wire
 from crucible_tinkex.errors import ConfigError, CrucibleError, RequestRejectedError
 from crucible_tinkex.server.operations import SampleOutput, gone, refused
 from crucible_tinkex.server.sessions import checks
-from crucible_tinkex.server.sessions.lifecycle import Service
+from crucible_tinkex.server.sessions.sessions import Service
 
 ROOT = "/v1/"
 POLL_S = 1.0
@@ -62,14 +62,26 @@ class _Asked(BaseModel):
     temperature: float | None = None
     top_p: float | None = None
 
+    id_prefix: ClassVar = "cmpl"
+    kind: ClassVar = "text_completion"
+    chunk_kind: ClassVar = "text_completion"
+
+    def written(self, index: int, choice: _Choice, part: str) -> dict[str, Any]:
+        """A choice of the answer; `part` is how a chat names its text, whole or in chunks."""
+        reason = {"logprobs": None, "finish_reason": choice.finish_reason}
+        return {"index": index, **self.said(choice.text, part), **reason}
+
+    def said(self, text: str, part: str) -> dict[str, Any]:
+        return {"text": text}
+
     def check(self) -> None:
         """Raises `RequestRejectedError` for what this server does not do."""
         for name, value in (self.model_extra or {}).items():
             if value is not None and value not in _NEUTRAL.get(name, (value,)):
                 raise refused(f"{name} is not supported by this server; leave it out")
 
-    def params(self, max_tokens: int | None) -> wire.SamplingParams:
-        return wire.SamplingParams(
+    def params(self, max_tokens: int | None) -> checks.SamplingParams:
+        return checks.SamplingParams(
             max_tokens=max_tokens,
             seed=self.seed,
             stop=self.stop or None,
@@ -98,6 +110,13 @@ class _ChatAsked(_Asked):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
 
+    id_prefix: ClassVar = "chatcmpl"
+    kind: ClassVar = "chat.completion"
+    chunk_kind: ClassVar = "chat.completion.chunk"
+
+    def said(self, text: str, part: str) -> dict[str, Any]:
+        return {part: {"role": "assistant", "content": text}}
+
 
 class _CompletionAsked(_Asked):
     prompt: str | list[str] | list[int] | list[list[int]]
@@ -115,60 +134,9 @@ class _CompletionAsked(_Asked):
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    index: int
     text: str
     tokens: int
     finish_reason: str
-
-
-class _Form:
-    """How one kind of answer is written: whole, or in chunks."""
-
-    def __init__(self, kind: Literal["chat", "text"], model: str) -> None:
-        self._is_chat = kind == "chat"
-        name = "chat.completion" if self._is_chat else "text_completion"
-        prefix = "chatcmpl" if self._is_chat else "cmpl"
-        self._about = {"id": f"{prefix}-{secrets.token_hex(12)}", "created": int(time.time())}
-        self._about |= {"model": model}
-        self._whole = name
-        self._chunk = f"{name}.chunk" if self._is_chat else name
-
-    def whole(self, choices: Sequence[_Choice], usage: Mapping[str, int]) -> dict[str, Any]:
-        written = [
-            {
-                "index": c.index,
-                **(
-                    {"message": {"role": "assistant", "content": c.text}}
-                    if self._is_chat
-                    else {"text": c.text}
-                ),
-                "logprobs": None,
-                "finish_reason": c.finish_reason,
-            }
-            for c in choices
-        ]
-        return {**self._about, "object": self._whole, "choices": written, "usage": dict(usage)}
-
-    def first(self, count: int) -> list[dict[str, Any]]:
-        """Who speaks: one chunk for each choice of a chat."""
-        roles = range(count) if self._is_chat else ()
-        return [self._piece(i, {"role": "assistant", "content": ""}, None) for i in roles]
-
-    def pieces(self, choice: _Choice) -> list[dict[str, Any]]:
-        text = {"content": choice.text} if self._is_chat else {"text": choice.text}
-        end: dict[str, str] = {} if self._is_chat else {"text": ""}
-        return [
-            self._piece(choice.index, text, None),
-            self._piece(choice.index, end, choice.finish_reason),
-        ]
-
-    def usage(self, usage: Mapping[str, int]) -> dict[str, Any]:
-        return {**self._about, "object": self._chunk, "choices": [], "usage": dict(usage)}
-
-    def _piece(self, index: int, text: Mapping[str, str], reason: str | None) -> dict[str, Any]:
-        said = {"delta": dict(text)} if self._is_chat else dict(text)
-        choice = {"index": index, **said, "logprobs": None, "finish_reason": reason}
-        return {**self._about, "object": self._chunk, "choices": [choice]}
 
 
 Handler: TypeAlias = Callable[[bytes, Request], Awaitable[Response]]
@@ -195,49 +163,50 @@ class OpenAi:
 
     async def _chat(self, body: bytes, request: Request) -> Response:
         asked = _ChatAsked.model_validate_json(body)
-        asked.check()
-        messages = [m.plain() for m in asked.messages]
-        prompt = await asyncio.to_thread(self._template, messages)
+        prompt = await asyncio.to_thread(self._template, [m.plain() for m in asked.messages])
         limit = asked.max_completion_tokens or asked.max_tokens
-        return await self._answer(_Form("chat", asked.model), asked, [prompt], limit, request)
+        return await self._answer(asked, [prompt], limit, request)
 
     async def _complete(self, body: bytes, request: Request) -> Response:
         asked = _CompletionAsked.model_validate_json(body)
-        asked.check()
         given = asked.prompts()
         prompts = await asyncio.to_thread(
             lambda: [self._tokenizer.encode(p) if isinstance(p, str) else p for p in given]
         )
-        form = _Form("text", asked.model)
-        return await self._answer(form, asked, prompts, asked.max_tokens, request)
+        return await self._answer(asked, prompts, asked.max_tokens, request)
 
     async def _answer(
         self,
-        form: _Form,
         asked: _Asked,
         prompts: Sequence[list[int]],
         max_tokens: int | None,
         request: Request,
     ) -> Response:
+        asked.check()
         ids = self._submit(asked, prompts, max_tokens)
-        prompt_tokens = sum(map(len, prompts))
+        count = sum(map(len, prompts))
+        about = {
+            "id": f"{asked.id_prefix}-{secrets.token_hex(12)}",
+            "object": asked.kind,
+            "created": int(time.time()),
+            "model": asked.model,
+        }
         if not asked.stream:
             choices = await self._choices(ids, asked, request)
-            return JSONResponse(form.whole(choices, _usage(prompt_tokens, choices)))
+            written = [asked.written(n, c, "message") for n, c in enumerate(choices)]
+            return JSONResponse({**about, "choices": written, "usage": _usage(count, choices)})
 
         async def events() -> AsyncIterator[str]:
+            chunk = {**about, "object": asked.chunk_kind}
             try:
-                for chunk in form.first(len(prompts) * asked.n):
-                    yield _event(chunk)
                 choices = await self._choices(ids, asked, request)
             except CrucibleError as e:
                 yield _event(error_of(e)[0])
                 return
-            for choice in choices:
-                for chunk in form.pieces(choice):
-                    yield _event(chunk)
+            for number, choice in enumerate(choices):
+                yield _event({**chunk, "choices": [asked.written(number, choice, "delta")]})
             if (asked.stream_options or {}).get("include_usage"):
-                yield _event(form.usage(_usage(prompt_tokens, choices)))
+                yield _event({**chunk, "choices": [], "usage": _usage(count, choices)})
             yield "data: [DONE]\n\n"
 
         return StreamingResponse(events(), media_type="text/event-stream")
@@ -250,7 +219,7 @@ class OpenAi:
         ids: list[str] = []
         try:
             for prompt in prompts:
-                sample = wire.SampleRequest(
+                sample = checks.SampleRequest(
                     prompt=wire.ModelInput.from_tokens(prompt),
                     num_samples=asked.n,
                     sampling_params=asked.params(max_tokens),
@@ -285,8 +254,7 @@ class OpenAi:
                 for sequence in output.sequences:
                     text = self._tokenizer.decode(sequence.tokens, skip_special_tokens=True)
                     text = _until_stop(text, asked.stop)
-                    count, reason = len(sequence.tokens), sequence.stop_reason
-                    choices.append(_Choice(len(choices), text, count, reason))
+                    choices.append(_Choice(text, len(sequence.tokens), sequence.stop_reason))
         except BaseException:
             self._cancel(ids)
             raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import json
 import logging
@@ -108,9 +109,19 @@ def serve(options: ServeOptions) -> None:
 
 def load_engine(options: ServeOptions, store: Store) -> Engine:
     """The real engine. torch is imported here and not above, because its OpenMP reads these once:
-    spinning threads cost a factor of ten when other processes want the cores."""
+    spinning threads cost a factor of ten when other processes want the cores.
+
+    The garbage collector never looks at what is loaded here, a million objects that stay: it did
+    so again and again while they were imported, in every full collection, and at the end, for a
+    third of the CPU time of a server that lives shortly.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    with _uncollected():
+        return _torch_engine(options, store)
+
+
+def _torch_engine(options: ServeOptions, store: Store) -> Engine:
     from crucible_tinkex.server.engine.launch import torch_engine
 
     return torch_engine(
@@ -121,6 +132,19 @@ def load_engine(options: ServeOptions, store: Store) -> Engine:
         threads=options.threads,
         memory_bytes=options.memory_bytes,
     )
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """What is made in its context is left out of all garbage collections."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 def serve_engine(
@@ -198,13 +222,8 @@ async def _run(
 
 def _own(data_dir: Path) -> Lock:
     """The lock of the data folder. Raises `ConfigError` if another process keeps it."""
-    path = data_dir / "server.lock"
     try:
-        return Lock(path, wait_s=0)
-    except SweepBusyError as e:
-        _log.warning("%s; waiting up to %.0f s for it to end", e, FOLDER_WAIT_S)
-    try:
-        return Lock(path, wait_s=FOLDER_WAIT_S)
+        return Lock(data_dir / "server.lock", wait_s=FOLDER_WAIT_S)
     except SweepBusyError as e:
         raise ConfigError(f"{e}; choose another --data-dir") from e
 

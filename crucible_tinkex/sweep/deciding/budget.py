@@ -1,7 +1,8 @@
 """Whether a sweep, or a trial, has used what it may: pure, from what the journal says was spent.
 
-Spends count when operations are sent, retries included, and the journal has each step's, so a cap
-is passed only by what was in flight when that became known.
+Spends count when operations are sent, retries included. Sessions ask before each step and each
+evaluation (`training.allowance`), so the step that reaches a cap is the last one, and a cap is
+passed by that step and by the evaluations that were in flight; this module then ends the sweep.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Budget:
 
     def reached(self, state: SweepState, wall_s: float) -> str | None:
         """Which cap of the sweep is, in words. `wall_s`: seconds of this run."""
-        used = self._used(state.spent, (state.wall_s + wall_s) / 3600)
+        seconds = state.wall_s + state.proofs.seconds + wall_s
+        used = self._used(state.spent, seconds / 3600)
         return next(_reached("", vars(self._section), used), None)
 
     def reached_by(self, trial: TrialRecord) -> str | None:

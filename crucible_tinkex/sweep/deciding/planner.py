@@ -12,16 +12,20 @@ from typing import Any
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.names import run_dir_name
 from crucible_tinkex.registry import SEARCH, Origin, SweepState, TrialRecord
+from crucible_tinkex.sweep.deciding.prices import Price
 from crucible_tinkex.training.plan import TrialPlan, trial_identity
 
 
 class Planner:
     """Plans the trials of `experiment` over `rows` training rows."""
 
-    def __init__(self, experiment: Experiment, *, rows: int, fingerprint: str) -> None:
+    def __init__(
+        self, experiment: Experiment, *, rows: int, fingerprint: str, price: Price | None = None
+    ) -> None:
         self.experiment = experiment
         self._rows = rows
         self._fingerprint = fingerprint
+        self._per_million = price.per_million if price else None
         self._plans: dict[str, TrialPlan] = {}
 
     @property
@@ -65,6 +69,7 @@ class Planner:
             reference=reference,
             phase=phase,
             origin=origin,
+            per_million=self._per_million,
         )
 
     def of(self, trial: TrialRecord) -> TrialPlan:

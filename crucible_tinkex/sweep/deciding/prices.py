@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from crucible_tinkex.client.http.address import PUBLIC_BASE_URL, Address
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import Spent
@@ -26,6 +27,13 @@ class Price:
     sample: float
     source: str
     dated: date
+    storage: float | None = None
+    """Dollars per GB of checkpoints and month; None: unknown."""
+
+    @property
+    def per_million(self) -> tuple[float, float, float]:
+        """For tokens of training, prefill and samples."""
+        return self.train, self.prefill, self.sample
 
     def of(self, spent: Spent) -> float:
         """Dollars."""
@@ -37,21 +45,30 @@ class Price:
 
 
 def price_of(experiment: Experiment, *, today: date | None = None) -> Price | None:
-    """Of the experiment's base, by the user's table, else by ours; None where it is unknown.
-    Raises `ConfigError` for a table that is malformed or older than a year."""
-    own = experiment.budget.prices
+    """Of the experiment's base, by the user's table, else by ours for hosted Tinker; None where it
+    is unknown, also because ours is older than a year. Raises `ConfigError` for a table of the
+    user's that is malformed or that old."""
+    section, base = experiment.service, experiment.model.base
+    today = today or date.today()
+    if (own := experiment.budget.prices) is None:
+        if section.embedded:
+            return Price(0.0, 0.0, 0.0, "the embedded server is your own machine", today, 0.0)
+        address = Address.parse(section.base_url, allow_http=section.allow_http)
+        if address.host != Address.parse(PUBLIC_BASE_URL).host:
+            return None
     table = Path(own) if own else TABLE
     found = _read(table)
-    dated = found["date"]
-    row = found["models"].get(experiment.model.base)
-    if row is None and experiment.service.embedded and own is None:
-        row = dict.fromkeys(KEYS, 0.0)
-    if row is None:
+    if (row := found["models"].get(base)) is None:
         return None
-    if own and ((today or date.today()) - dated).days > OLD_DAYS:
-        raise ConfigError(f"{table} is of {dated}, more than a year old; check it and set its date")
-    train, prefill, sample = (_amount(table, experiment.model.base, row, key) for key in KEYS)
-    return Price(train, prefill, sample, found["source"], dated)
+    if (today - found["date"]).days > OLD_DAYS:
+        if own is None:
+            return None
+        raise ConfigError(
+            f"{table} is of {found['date']}, more than a year old; check it and set its date"
+        )
+    train, prefill, sample = (_amount(table, base, row, key) for key in KEYS)
+    storage = _amount(table, "checkpoints", found, "storage") if "storage" in found else None
+    return Price(train, prefill, sample, found["source"], found["date"], storage)
 
 
 def _read(table: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ untrained base) is one measurement and does not compete. The cost of a seed is i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from statistics import fmean
 
 import pyarrow as pa
@@ -41,7 +42,10 @@ def conclusion(state: SweepState) -> Conclusion:
     pruned = any(t.state == STOPPED for c in found for t in c.trials)
     chosen_by = asked if pruned or fresh else ()
     names = configuration_names(found)
-    numbers = [_numbers(c, name) for c, name in zip(found, names, strict=True)]
+    numbers = [
+        _numbers(c, name, _batch(state, c, aside=chosen_by))
+        for c, name in zip(found, names, strict=True)
+    ]
     return bench.conclude(numbers, terms(state), chosen_by=chosen_by)
 
 
@@ -49,8 +53,31 @@ def terms(state: SweepState) -> bench.Terms:
     """The sweep's metric, its direction and the differences in it that do not matter."""
     objective = Objective.of(state)
     direction: Direction = "max" if objective.direction == "max" else "min"
-    zone = state.meta["experiment"]["search"].get("indifference")
-    return bench.terms(objective.metric, direction, zone, cost_unit="training tokens")
+    search = state.meta["experiment"]["search"]
+    return bench.terms(
+        objective.metric,
+        direction,
+        search.get("indifference"),
+        cost_unit="training tokens",
+        expected=_expected(state),
+    )
+
+
+def _expected(state: SweepState) -> int:
+    """How many configurations will be judged together, as far as it was said; fewer may come."""
+    search = state.meta["experiment"]["search"]
+    asked = search.get("trials") or 0
+    if search.get("strategy", "grid") in ("grid", "list"):
+        sizes = [len(v) if isinstance(v, list) else 1 for v in search.get("space", {}).values()]
+        asked = prod(sizes) if sizes else 0
+    return min(asked, search.get("confirm_top", asked)) if search.get("confirm") else asked
+
+
+def _batch(state: SweepState, configuration: Configuration, *, aside: Sequence[int]) -> int:
+    """How often more was asked for before the first trial that judges it."""
+    judging = [t.index for t in configuration.trials if t.seed not in aside]
+    first = min(judging or [t.index for t in configuration.trials])
+    return sum(amendment["trials"] <= first for amendment in state.amendments)
 
 
 def configuration_names(found: Sequence[Configuration]) -> list[str]:
@@ -71,7 +98,7 @@ def _text(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _numbers(configuration: Configuration, name: str) -> bench.Configuration:
+def _numbers(configuration: Configuration, name: str, batch: int) -> bench.Configuration:
     done = configuration.done
     measured = {t.seed: configuration.objective.value(t) for t in done}
     status, reason = _status(configuration)
@@ -82,6 +109,7 @@ def _numbers(configuration: Configuration, name: str) -> bench.Configuration:
         status=status,
         missing_seeds=tuple(t.seed for t in configuration.trials if t.state == FAILED),
         reason=reason,
+        batch=batch,
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean, stdev
 from typing import Any
 
@@ -90,7 +91,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Configuration:
-    """One point of the search with all its seeds."""
+    """One point of the search with all its seeds, as they are when it is asked first."""
 
     values: Mapping[str, Any]
     trials: Sequence[TrialRecord]
@@ -106,7 +107,7 @@ class Configuration:
         """The trials of the phase that counts."""
         return [t for t in self.trials if t.phase == self.phase]
 
-    @property
+    @cached_property
     def done(self) -> list[TrialRecord]:
         return [t for t in self.counted if t.state == DONE]
 
@@ -132,7 +133,7 @@ class Configuration:
         measured = [self.objective.metrics(t).get(name) for t in self.done or self.counted]
         return [v for v in measured if v is not None]
 
-    @property
+    @cached_property
     def mean(self) -> float | None:
         values = self.metric(self.objective.metric)
         return fmean(values) if values else None

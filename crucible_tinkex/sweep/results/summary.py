@@ -8,9 +8,10 @@ from typing import Any
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import FAILED, LOST, PENDING, RUNNING, Spent, SweepState, TrialRecord
+from crucible_tinkex.registry import FAILED, LOST, PENDING, RUNNING, SweepState, TrialRecord
 from crucible_tinkex.storage import is_locked, storage_errors
 from crucible_tinkex.sweep.preparation import read_resolved
+from crucible_tinkex.sweep.results.kept import checkpoint_counts
 from crucible_tinkex.sweep.results.leaderboard import (
     Configuration,
     Objective,
@@ -76,7 +77,6 @@ def summary(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
     """Stable: keys are only ever added."""
     objective = Objective.of(state)
     winner = best(state)
-    spent = sum((t.spent for t in state.trials.values()), Spent())
     return {
         "sweep": paths.root.name,
         "state": sweep_state(state, paths),
@@ -92,9 +92,11 @@ def summary(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
         "best_configuration": configuration_summary(winner) if winner else None,
         "conclusion": _concluded(state),
         "quality": quality_summary(state, paths),
+        "checkpoints": checkpoint_counts(state),
         "waiting": waits(state, paths),
         "faults": list(faults(paths)),
-        "spent": {**vars(spent), "wall_seconds": round(state.wall_s, 1)},
+        "spent": {**vars(state.spent), "wall_seconds": round(state.wall_s, 1)},
+        "proofs": {**vars(state.proofs)},
         "runs": len(state.runs),
     }
 

@@ -47,6 +47,7 @@ _STORED: Mapping[str, tuple[str, ...]] = {
     "forward_backward_stop": ("training_step",),
     "optim_step_stop": ("optimizer_step",),
     "evaluation_complete": ("evaluation",),
+    "stage_stop": ("stage",),
 }
 """The seed's event types, and its events, as the kinds under which they are stored."""
 

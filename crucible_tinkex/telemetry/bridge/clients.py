@@ -12,7 +12,15 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from crucible_tinkex.client.interface import SamplingClient, TrainingClient
+from typing_extensions import Unpack
+
+from crucible_tinkex.client.interface import (
+    CROSS_ENTROPY,
+    LossOptions,
+    SampleOptions,
+    SamplingClient,
+    TrainingClient,
+)
 from crucible_tinkex.errors import error_type
 from crucible_tinkex.protocol.wire import (
     AdamParams,
@@ -101,19 +109,13 @@ class BridgedTraining:
         return self._client.model_id
 
     def forward_backward(
-        self,
-        data: Sequence[Datum],
-        *,
-        loss_fn: str = "cross_entropy",
-        loss_fn_config: Mapping[str, float] | None = None,
+        self, data: Sequence[Datum], **loss: Unpack[LossOptions]
     ) -> Awaitable[ForwardBackwardOutput]:
         return self._tell(
             "forward_backward",
-            lambda: self._client.forward_backward(
-                data, loss_fn=loss_fn, loss_fn_config=loss_fn_config
-            ),
+            lambda: self._client.forward_backward(data, **loss),
             _metrics,
-            loss_fn=loss_fn,
+            loss_fn=loss.get("loss_fn", CROSS_ENTROPY),
             rows=len(data),
         )
 
@@ -129,17 +131,13 @@ class BridgedTraining:
         )
 
     def forward(
-        self,
-        data: Sequence[Datum],
-        *,
-        loss_fn: str = "cross_entropy",
-        loss_fn_config: Mapping[str, float] | None = None,
+        self, data: Sequence[Datum], **loss: Unpack[LossOptions]
     ) -> Awaitable[ForwardBackwardOutput]:
         return self._tell(
             "forward",
-            lambda: self._client.forward(data, loss_fn=loss_fn, loss_fn_config=loss_fn_config),
+            lambda: self._client.forward(data, **loss),
             _metrics,
-            loss_fn=loss_fn,
+            loss_fn=loss.get("loss_fn", CROSS_ENTROPY),
             rows=len(data),
         )
 
@@ -192,28 +190,14 @@ class BridgedSampling:
         self._tell = _Teller(bridge, clock).tell
 
     async def sample(
-        self,
-        prompt: Sequence[int],
-        params: SamplingParams,
-        *,
-        num_samples: int = 1,
-        prompt_logprobs: bool = False,
-        topk_prompt_logprobs: int = 0,
-        topk_sample_logprobs: int = 0,
+        self, prompt: Sequence[int], params: SamplingParams, **how: Unpack[SampleOptions]
     ) -> SampleResponse:
         return await self._tell(
             "sample",
-            lambda: self._client.sample(
-                prompt,
-                params,
-                num_samples=num_samples,
-                prompt_logprobs=prompt_logprobs,
-                topk_prompt_logprobs=topk_prompt_logprobs,
-                topk_sample_logprobs=topk_sample_logprobs,
-            ),
+            lambda: self._client.sample(prompt, params, **how),
             lambda answer: {"tokens": sum(len(s.tokens) for s in answer.sequences)},
             prompt_tokens=len(prompt),
-            num_samples=num_samples,
+            num_samples=how.get("num_samples", 1),
         )
 
     async def compute_logprobs(self, tokens: Sequence[int]) -> list[float | None]:

@@ -61,6 +61,23 @@ class Attestation:
         }
 
 
+def cost(contrasts: Sequence[Contrast], data: TokenisedDataset) -> Attestation:
+    """What `attest` will use, without findings; its seconds are not known."""
+    if not contrasts:
+        return Attestation()
+    batches = _batches(data)
+    tokens = sum(len(c.tokens) for b in batches for d in b for c in d.model_input.chunks)
+    models = REPEATS + len(_others(contrasts))
+    # Each batch is trained on once, and scored once afterwards.
+    spent = Spent(models * tokens, models * tokens, steps=models * len(batches))
+    return Attestation(models=models, spent=spent)
+
+
+def _others(contrasts: Sequence[Contrast]) -> list[Settings]:
+    base = base_of(contrasts)
+    return [s for s in settings_of(contrasts) if s != base]
+
+
 async def attest(
     connect: Connect, contrasts: Sequence[Contrast], data: TokenisedDataset, *, base_model: str
 ) -> Attestation:
@@ -71,7 +88,7 @@ async def attest(
     prober = _Prober(connect, _batches(data), base_model, meter)
     base = base_of(contrasts)
     first = await prober.read(base)  # one model says at once whether there is anything to find
-    wanted = [*[base] * (REPEATS - 1), *(s for s in settings_of(contrasts) if s != base)]
+    wanted = [*[base] * (REPEATS - 1), *_others(contrasts)]
     reads = await _all([prober.tried(settings) for settings in wanted])
     repeats = [first]
     for read in reads[: REPEATS - 1]:

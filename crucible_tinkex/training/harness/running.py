@@ -55,12 +55,14 @@ async def arun(
     hooks: Hooks | None = None,
     folder: str | Path | None = None,
     bridge: Bridge | None = None,
+    trace_id: str | None = None,
 ) -> HarnessResults:
     """Run `experiment` (anything with a `name`, or a name) by the steps that `define` adds.
 
     One cell can use a `session` that is open; several need `sessions`, because a second training of
-    one session would go on from the first. `folder` keeps how far it got. Raises `ConfigError` for
-    a plan that cannot run, and never for a cell that failed: that is in its result.
+    one session would go on from the first. `folder` keeps how far it got; a run that it keeps has
+    its `trace_id` already. Raises `ConfigError` for a plan that cannot run, and never for a cell
+    that failed: that is in its result.
     """
     name = experiment if isinstance(experiment, str) else experiment.name
     under = {DEFAULT_CONDITION: {}} if conditions is None else conditions
@@ -76,7 +78,7 @@ async def arun(
             f"{len(cells)} cells need a session each: give sessions, a function that makes one"
         )
     state = HarnessState(folder, plan.identity)
-    state.trace_id = state.trace_id or uuid.uuid4().hex
+    state.trace_id = state.trace_id or trace_id or uuid.uuid4().hex
     runner = _Runner(plan, state, session, sessions, dataset, bridge or Bridge(name))
     _call(plan.hooks.before_experiment)
     results = []

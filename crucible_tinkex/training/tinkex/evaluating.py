@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from crucible_tinkex.client.interface import SamplingClient
+from crucible_tinkex.client.interface import SamplingClient, TrainingClient
 from crucible_tinkex.config import EvaluationSection
 from crucible_tinkex.datasets import Tokenizer
 from crucible_tinkex.protocol.wire import SamplingParams
 from crucible_tinkex.training.adapter.rows import as_mapping, tokenised
 from crucible_tinkex.training.recipes.evaluation import evaluate
 from crucible_tinkex.training.recipes.recipe import Evaluation
-from crucible_tinkex.training.tinkex.live import LiveModel
+from crucible_tinkex.training.reporter import Reporter
 from crucible_tinkex.training.tinkex.results import Checkpoint
 from crucible_tinkex.training.tinkex.samplers import complete
+
+
+class Weights(Protocol):
+    """The weights that are measured."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def report(self) -> Reporter: ...
+
+    async def to_evaluate(
+        self, checkpoint: Checkpoint | None, *, samples: bool
+    ) -> tuple[TrainingClient, SamplingClient | None]: ...
+
 
 Scorer = Callable[[Mapping[str, Any], str], float]
 """Takes a row and what the model wrote."""
 
 
 async def measured(
-    live: LiveModel,
+    live: Weights,
     rows: Sequence[Any],
     checkpoint: Checkpoint | None,
     *,

@@ -231,7 +231,9 @@ class LiveModel:
                 return known  # type: ignore[no-any-return]
         if not wanted.startswith("tinker://"):
             names = ", ".join(c.name for c in self._experiment.checkpoints) or "none"
-            raise ConfigError(f"there is no checkpoint {wanted!r}; saved: {names}")
+            is_copy = "/" in wanted
+            why = "; copies cannot be loaded: the Tinker API takes no uploads" if is_copy else ""
+            raise ConfigError(f"there is no checkpoint {wanted!r}; saved: {names}{why}")
         path = TinkerPath.read(wanted)
         is_sampler = path.kind in NOT_FOR_TRAINING
         return Checkpoint(path.name, step or 0, wanted, wanted if is_sampler else None)

@@ -9,7 +9,7 @@ import pytest
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import DONE, PAUSED, CheckpointRecord, SweepState, TrialRecord
-from crucible_tinkex.weights.retention import Retention, best_first, checkpoints, plan
+from crucible_tinkex.sweep.keeping.retention import Retention, best_first, checkpoints, plan
 
 META = {"experiment": {"search": {"metric": "eval/nll", "seeds": [0]}}}
 
@@ -17,7 +17,8 @@ META = {"experiment": {"search": {"metric": "eval/nll", "seeds": [0]}}}
 def state(*, at: str = "final", trial_state: str = DONE) -> SweepState:
     """Two trials with checkpoints at steps 2, 4, 6; the sampler of each is at 6."""
     found = SweepState(
-        meta={**META, "experiment": {"search": {**META["experiment"]["search"], "at": at}}}
+        meta={**META, "experiment": {"search": {**META["experiment"]["search"], "at": at}}},
+        ended="nothing is left to do",
     )
     for index, losses in enumerate(((0.5, 0.2, 0.3), (0.4, math.nan, None))):
         trial = TrialRecord(f"t{index}", index, f"trial{index}", {}, 0, 6, state=trial_state)
@@ -67,7 +68,9 @@ def test_what_is_protected_stays_whatever_the_rules_say() -> None:
     models = {"tinker://r1/sampler_weights/s6": ["good:1"]}
     assert kept(found, models) == {
         "r0/weights/s2": ("pinned",),
+        "r0/weights/s4": ("its trial goes on from it",),
         "r0/weights/s6": ("its trial goes on from it",),
+        "r1/weights/s4": ("its trial goes on from it",),
         "r1/weights/s6": ("its trial goes on from it",),
         "r1/sampler_weights/s6": ("model good:1",),
     }

@@ -1,8 +1,10 @@
 """Which checkpoints of a sweep are kept: a pure choice, so that it can be shown before it is done.
 
 Kept is what any rule wants, and what is protected whatever the rules say: what is pinned, what is
-registered as a model, the newest resumable checkpoint of a trial that has not ended, and the one
-that ranks a trial. A checkpoint without the metric, or with NaN for it, is never among the best.
+registered as a model, what a trial that may still train goes on from (and the one before, to which
+it falls back), what a clone begins at, what ranks a trial, and the newest of those that are the
+best or, while the sweep goes on, may yet be. A checkpoint without the metric, or with NaN for it,
+is never among the best.
 """
 
 from __future__ import annotations
@@ -12,8 +14,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.registry import TERMINAL, CheckpointRecord, SweepState, TrialRecord
-from crucible_tinkex.sweep.results.leaderboard import Objective
+from crucible_tinkex.registry import (
+    DONE,
+    SEARCH,
+    STOPPED,
+    CheckpointRecord,
+    SweepState,
+    TrialRecord,
+)
+from crucible_tinkex.sweep.results.leaderboard import Objective, best
+from crucible_tinkex.sweep.results.trained import counting_checkpoint
+
+RESUMED = 2
+"""Of a trial that may go on: its newest checkpoint, and the one before in case that cannot be
+loaded."""
 
 
 @dataclass(frozen=True)
@@ -65,27 +79,66 @@ class Checkpoint:
 
 def checkpoints(state: SweepState, models: Mapping[str, Sequence[str]]) -> list[Checkpoint]:
     """All of a sweep, trial by trial, oldest first. `models`: ids by checkpoint path."""
-    objective = Objective.of(state)
+    needed = _needed(state)
     return [
         Checkpoint(
             c,
             trial.run_name,
             c.path in trial.pinned,
             models.get(c.path, ()),
-            _needed(c, trial, objective)
-            or ("a clone begins at it" if state.needed(c.path) else None),
+            needed.get(c.path) or ("a clone begins at it" if state.needed(c.path) else None),
         )
         for trial in state.trials.values()
         for c in sorted((*trial.checkpoints, *trial.samplers), key=lambda c: (c.step, c.attempt))
     ]
 
 
-def _needed(checkpoint: CheckpointRecord, trial: TrialRecord, objective: Objective) -> str | None:
-    if trial.state not in TERMINAL and checkpoint == trial.last_checkpoint:
-        return "its trial goes on from it"
-    if objective.at == "best" and checkpoint.step == objective.step(trial):
-        return "its step ranks its trial"
-    return None
+def is_final(state: SweepState) -> bool:
+    """Whether the sweep has its answer: nothing more is asked for, unless a person amends it."""
+    return state.ended is not None and not state.ended_by and not state.open
+
+
+def _needed(state: SweepState) -> dict[str, str]:
+    """By path, why the sweep itself needs a checkpoint."""
+    objective = Objective.of(state)
+    trials = [t for t in state.trials.values() if t.checkpoints or t.samplers]
+    found = {c.path: why for t in trials for c, why in _goes_on(t)}
+    if objective.at == "best":
+        for trial in trials:
+            step = objective.step(trial)
+            of_step = (c for c in (*trial.checkpoints, *trial.samplers) if c.step == step)
+            found |= {c.path: "its step ranks its trial" for c in of_step}
+    return {**{c.path: why for c, why in _may_win(state, trials, objective)}, **found}
+
+
+def _goes_on(trial: TrialRecord) -> Iterator[tuple[CheckpointRecord, str]]:
+    """Those that failed or were lost included: a person may ask to try them again."""
+    if trial.state not in (DONE, STOPPED):
+        for checkpoint in trial.resumable()[:RESUMED]:
+            yield checkpoint, "its trial goes on from it"
+
+
+def _may_win(
+    state: SweepState, trials: Sequence[TrialRecord], objective: Objective
+) -> Iterator[tuple[CheckpointRecord, str]]:
+    """Where all were stopped, the best of them is trained to the end. Until the sweep has its
+    answer, seeds that are still to come decide who is best. (Where the best step ranks, it is kept
+    of every trial already.)"""
+    done = any(t.state == DONE and t.phase == SEARCH and not t.reference for t in trials)
+    winner = best(state)
+    for trial in trials:
+        why = None
+        if winner is not None and trial is winner.best_trial and not trial.reference:
+            why = "its trial is the best"
+            yield counting_checkpoint(trial, objective), why
+            why = why if objective.at == "final" else None
+        elif trial.state == STOPPED and not done:
+            why = "its trial may be trained to the end"
+        elif trial.state == DONE and objective.at == "final" and not is_final(state):
+            why = "its trial may yet be the best"
+        if why is not None:
+            newest = (*trial.resumable()[:1], *trial.samplers[-1:])
+            yield from ((checkpoint, why) for checkpoint in newest)
 
 
 def best_first(

@@ -1,0 +1,1 @@
+"""Which checkpoints a sweep keeps on its service, and the deletion of the others."""

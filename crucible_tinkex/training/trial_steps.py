@@ -1,0 +1,246 @@
+"""Steps of one's own on a trial of a sweep, when it was trained to its last step: `[steps]`.
+
+They are a harness's steps, run by the harness in the session's process: hooks, retries and context
+are the same, and a function that looks at a `TinkexSession` there looks at a trial here. There are
+none before the training: a step that changed the weights would make them another function than that
+of (experiment, seed, step), which no resumed attempt could repeat, and the untrained base has a
+trial of its own. Steps run once the last checkpoint is committed, so an attempt that is lost among
+them runs them again on the same weights. What they find is told as events (`stage`, and numbers as
+`step/<name>/...`). One that raises fails its trial only; what is the infrastructure's fault is
+tried again by a new attempt, as everywhere.
+
+Not for the path of every session: it is imported where an experiment has steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from crucible_tinkex.client.interface import SamplingClient, TrainingClient
+from crucible_tinkex.config.steps import StepsSection, step_name
+from crucible_tinkex.datasets import Tokenizer, load_tokenizer
+from crucible_tinkex.errors import ConfigError, CrucibleError, TrialFailedError
+from crucible_tinkex.scoring.scorers import load_function
+from crucible_tinkex.training.adapter import AsyncTinkexAdapter
+from crucible_tinkex.training.adapter.rows import load
+from crucible_tinkex.training.data import SweepData
+from crucible_tinkex.training.harness.context import StepContext
+from crucible_tinkex.training.harness.plan import DEFAULT_CONDITION, Hooks, OnError, Plan
+from crucible_tinkex.training.harness.running import arun
+from crucible_tinkex.training.outcome import Verdict, judge
+from crucible_tinkex.training.plan import TrialPlan
+from crucible_tinkex.training.reporter import Reporter
+from crucible_tinkex.training.tinkex.evaluating import Scorer, measured
+from crucible_tinkex.training.tinkex.results import Checkpoint, Completion, EvaluationResult
+from crucible_tinkex.training.tinkex.samplers import Prompt, as_prompts, complete
+
+T = TypeVar("T")
+
+
+def check_steps(section: StepsSection) -> None:
+    """Raises `ConfigError` for a function that cannot be imported, and for hooks that are none."""
+    _functions(section)
+    _hooks(section)
+
+
+async def run_steps(
+    plan: TrialPlan, data: SweepData, client: TrainingClient, report: Reporter
+) -> None:
+    """Raises `TrialFailedError` where a step ends the trial, and what the infrastructure raised."""
+    section = plan.experiment.steps
+    run = _Steps(section, report)
+    session = TrialSession(plan, data, client, report)
+    results = await arun(
+        plan.run_name,
+        lambda steps: run.define(steps, session),
+        session=session,
+        dataset=data,
+        conditions={DEFAULT_CONDITION: plan.values},
+        seed=plan.seed,
+        hooks=run.hooks,
+        trace_id=f"{plan.trial_id}-{report.attempt}",
+    )
+    if run.fault is not None:
+        raise run.fault
+    for cell in results.failed:
+        raise TrialFailedError(
+            f"step {cell.error}; the trained weights are saved, `crucible retry` runs it again"
+        )
+
+
+class _Steps:
+    """The functions and hooks of a section, telling what they find."""
+
+    def __init__(self, section: StepsSection, report: Reporter) -> None:
+        self._section = section
+        self._report = report
+        self._given = _hooks(section)
+        self.hooks = replace(self._given, on_error=self._decide)
+        self.fault: CrucibleError | None = None
+        """The infrastructure's."""
+
+    def define(self, plan: Plan, session: TrialSession) -> None:
+        for name, function in _functions(self._section).items():
+            plan.add_step(name, self._telling(name, function, session))
+
+    def _telling(
+        self, name: str, function: Callable[[StepContext], Any], session: TrialSession
+    ) -> Callable[[StepContext], Coroutine[Any, Any, Any]]:
+        async def step(ctx: StepContext) -> Any:
+            if inspect.iscoroutinefunction(function):
+                result = await function(ctx)
+            else:
+                blocking = BlockingTrialSession(session, asyncio.get_running_loop())
+                result = await asyncio.to_thread(function, replace(ctx, session=blocking))
+            self._tell(name, ctx, result=_checked(name, result))
+            numbers = result.items() if isinstance(result, Mapping) else [("value", result)]
+            measures = {
+                f"step/{name}/{key}": float(value)
+                for key, value in numbers
+                if isinstance(value, int | float)
+            }
+            self._report.measure("evaluation", measures)
+            return result
+
+        return step
+
+    def _decide(self, error: BaseException, ctx: StepContext, name: str) -> OnError:
+        if isinstance(error, CrucibleError) and judge(error) is not Verdict.FAILED:
+            self.fault = error
+            return "abort"
+        own = self._given.on_error
+        decision = self._section.on_error if own is None else own(error, ctx, name)
+        self._tell(name, ctx, error=f"{type(error).__name__}: {error}", decision=decision)
+        return decision
+
+    def _tell(self, name: str, ctx: StepContext, **found: Any) -> None:
+        extra = {"trace_id": ctx.trace_id, "attempt": ctx.attempt, **found}
+        self._report.emit("stage", name=name, extra=extra)
+
+
+class TrialSession:
+    """A trained trial as steps see it: a `TinkexSession` whose weights stay as they are."""
+
+    status = "completed"
+
+    def __init__(
+        self, plan: TrialPlan, data: SweepData, client: TrainingClient, report: Reporter
+    ) -> None:
+        self._plan = plan
+        self._data = data
+        self._client = client
+        self._sampler: SamplingClient | None = None
+        self._tokenizer: Tokenizer | None = None
+        self.report = report
+        self.adapter = AsyncTinkexAdapter()
+
+    @property
+    def trial_id(self) -> str:
+        return self._plan.trial_id
+
+    @property
+    def step(self) -> int:
+        return self.report.step
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises `ConfigError` where it cannot be had."""
+        if self._tokenizer is None:
+            if self._data.tokenizer is None:
+                raise ConfigError("steps need the tokenizer of the sweep, which is not known")
+            self._tokenizer = load_tokenizer(self._data.tokenizer)
+        return self._tokenizer
+
+    async def evaluate(
+        self,
+        dataset: str | Path | Sequence[Any],
+        *,
+        generate: bool = True,
+        max_rows: int | None = None,
+        scorers: Mapping[str, Scorer] | None = None,
+        **sampling: Any,
+    ) -> EvaluationResult:
+        """As `TinkexSession.evaluate`."""
+        found = await measured(
+            self,
+            load(dataset)[:max_rows],
+            None,
+            generate=generate,
+            max_length=self._plan.experiment.train.max_length,
+            scorers=scorers or {},
+            params=self.adapter.sampling_params(**{"temperature": 0.0, **sampling}),
+        )
+        return EvaluationResult(self.trial_id, "default", found.metrics, found.examples)
+
+    async def infer(
+        self, prompts: Prompt | Sequence[Prompt], *, num_samples: int = 1, **sampling: Any
+    ) -> list[Completion]:
+        """As `TinkexSession.infer`."""
+        params = self.adapter.sampling_params(**sampling)
+        _, sampler = await self.to_evaluate(None, samples=True)
+        assert sampler is not None
+        return await complete(sampler, self.tokenizer, as_prompts(prompts), params, num_samples)
+
+    async def to_evaluate(
+        self, checkpoint: Checkpoint | None, *, samples: bool
+    ) -> tuple[TrainingClient, SamplingClient | None]:
+        """Clients of the weights as they are."""
+        if samples and self._sampler is None:
+            self._sampler = await self._client.sampler()
+        return self._client, self._sampler if samples else None
+
+
+class BlockingTrialSession:
+    """The same for steps that are plain functions, which run in a thread."""
+
+    def __init__(self, live: TrialSession, loop: asyncio.AbstractEventLoop) -> None:
+        self.live = live
+        self._loop = loop
+        self.status = live.status
+        self.trial_id = live.trial_id
+        self.step = live.step
+        self.adapter = live.adapter
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.live.tokenizer
+
+    def evaluate(self, dataset: str | Path | Sequence[Any], **options: Any) -> EvaluationResult:
+        return self._run(self.live.evaluate(dataset, **options))
+
+    def infer(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
+        return self._run(self.live.infer(prompts, **options))
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _functions(section: StepsSection) -> dict[str, Callable[..., Any]]:
+    return {step_name(step): load_function(step, what="step") for step in section.after}
+
+
+def _hooks(section: StepsSection) -> Hooks:
+    if section.hooks is None:
+        return Hooks()
+    made = load_function(section.hooks, what="steps.hooks")()
+    if not isinstance(made, Hooks):
+        raise ConfigError(
+            f"steps.hooks {section.hooks!r} gave {type(made).__name__}; it must give harness.Hooks"
+        )
+    return made
+
+
+def _checked(name: str, result: Any) -> Any:
+    try:
+        json.dumps(result)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"step {name!r} gave what JSON cannot hold ({error}); give plain values"
+        ) from None
+    return result

@@ -1,0 +1,258 @@
+"""Steps of one's own on a trained trial: results, hooks, whose fault an error is, what is again."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+from trial_bench import STEPS, Bench, make_plan
+
+from crucible_tinkex.config import Experiment
+from crucible_tinkex.config.steps import StepsSection
+from crucible_tinkex.errors import ConfigError, ServiceError
+from crucible_tinkex.registry import DONE, FAILED
+from crucible_tinkex.training.harness import Hooks, StepContext
+from crucible_tinkex.training.outcome import Outcome, Verdict
+from crucible_tinkex.training.plan import TrialPlan, trial_identity
+from crucible_tinkex.training.trial_steps import check_steps
+
+MODULE = "steps_of_the_test"
+
+
+@pytest.fixture
+def steps() -> Iterator[ModuleType]:
+    """The user's module; a test puts its functions there."""
+    module = ModuleType(MODULE)
+    sys.modules[MODULE] = module
+    yield module
+    del sys.modules[MODULE]
+
+
+def planned(*names: str, reference: bool = False, **section: Any) -> TrialPlan:
+    plan = make_plan(reference=reference)
+    after = tuple(f"{MODULE}:{name}" for name in names)
+    experiment = plan.experiment.model_copy(update={"steps": StepsSection(after=after, **section)})
+    return TrialPlan(**{**plan.__dict__, "experiment": experiment})
+
+
+async def ran(plan: TrialPlan) -> tuple[Bench, Outcome]:
+    bench = Bench()
+    bench.plan = plan
+    return bench, await bench.run()
+
+
+def stages(bench: Bench) -> list[tuple[str, Any]]:
+    return [(e["name"], e["extra"].get("result")) for e in bench.sink.of_kind("stage")]
+
+
+async def test_they_see_the_trained_trial_and_what_they_find_is_told(steps: ModuleType) -> None:
+    seen: list[StepContext] = []
+
+    async def look(ctx: StepContext) -> dict[str, Any]:
+        seen.append(ctx)
+        return {"right": 3, "share": 0.5, "text": "fine"}
+
+    def think(ctx: StepContext) -> float:
+        assert threading.current_thread() is not threading.main_thread()
+        return ctx.results["look"]["share"] * 2
+
+    steps.look, steps.think = look, think  # type: ignore[attr-defined]
+    bench, outcome = await ran(planned("look", "think"))
+    assert (outcome.verdict, bench.trial.state) == (Verdict.ADVANCED, DONE)
+    assert stages(bench) == [("look", {"right": 3, "share": 0.5, "text": "fine"}), ("think", 1.0)]
+    assert bench.sink.curve("step/look/share") == {STEPS: 0.5}
+    assert bench.sink.curve("step/look/right") == {STEPS: 3.0}
+    assert bench.sink.curve("step/think/value") == {STEPS: 1.0}
+    (ctx,) = seen
+    assert (ctx.session.trial_id, ctx.session.step) == (bench.plan.trial_id, STEPS)
+    assert (ctx.trace_id, ctx.seed) == (f"{bench.plan.trial_id}-1", 0)
+    assert ctx.dataset is bench.data
+
+
+async def test_they_wait_for_the_last_step_and_its_checkpoint(steps: ModuleType) -> None:
+    bench = Bench()
+    called: list[int] = []
+
+    def look(ctx: StepContext) -> None:
+        called.append(bench.trial.checkpoints[-1].step)
+
+    steps.look = look  # type: ignore[attr-defined]
+    bench.plan = planned("look")
+    host = bench.host()
+    await host.advance(bench.plan, 4)
+    assert called == []
+    await host.advance(bench.plan, STEPS)
+    assert called == [STEPS]
+
+
+async def test_the_untrained_base_has_none(steps: ModuleType) -> None:
+    steps.look = lambda ctx: 1 / 0  # type: ignore[attr-defined]
+    bench, outcome = await ran(planned("look", reference=True))
+    assert outcome.verdict is Verdict.ADVANCED
+    assert stages(bench) == []
+
+
+# --- errors and hooks ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fails", "on_error", "state", "calls"),
+    [
+        (1, "abort", FAILED, 1),
+        (1, "skip", DONE, 1),
+        (2, "retry", DONE, 3),
+        (99, "retry", FAILED, 4),
+    ],
+)
+async def test_a_step_that_raises_harms_its_trial_at_most(
+    steps: ModuleType, fails: int, on_error: str, state: str, calls: int
+) -> None:
+    attempts: list[int] = []
+
+    def flaky(ctx: StepContext) -> int:
+        attempts.append(ctx.attempt)
+        if len(attempts) <= fails:
+            raise ValueError("not yet")
+        return 7
+
+    steps.flaky, steps.last = flaky, lambda ctx: sorted(ctx.results)  # type: ignore[attr-defined]
+    bench = Bench()
+    host, other = bench.host(), make_plan(seed=1, index=1)
+    bench.plan = planned("flaky", "last", on_error=on_error)
+    outcome, beside = await asyncio.gather(
+        host.advance(bench.plan, STEPS), host.advance(other, STEPS)
+    )
+    assert len(attempts) == calls
+    assert bench.trial.state == state
+    assert (beside.verdict, bench.registry.trial(other.trial_id).state) == (Verdict.ADVANCED, DONE)
+    if state == FAILED:
+        assert outcome.verdict is Verdict.FAILED
+        assert "step flaky: ValueError: not yet" in str(outcome.error)
+        assert "crucible retry" in str(outcome.error)
+    else:
+        assert stages(bench)[-1] == ("last", [] if on_error == "skip" else ["flaky"])
+    errors = [e["extra"]["error"] for e in bench.sink.of_kind("stage") if "error" in e["extra"]]
+    assert errors == ["ValueError: not yet"] * min(fails, calls)
+
+
+async def test_hooks_are_called_around_steps_and_decide(steps: ModuleType) -> None:
+    heard: list[Any] = []
+
+    def hooks() -> Hooks:
+        return Hooks(
+            before=lambda ctx, name: heard.append(("before", name)),
+            after=lambda ctx, name, result: heard.append(("after", name, result)),
+            on_error=lambda error, ctx, name: "skip",
+        )
+
+    def bad(ctx: StepContext) -> None:
+        raise ValueError("no")
+
+    steps.hooks, steps.bad, steps.good = hooks, bad, lambda ctx: 1  # type: ignore[attr-defined]
+    bench, _ = await ran(planned("bad", "good", hooks=f"{MODULE}:hooks"))
+    assert heard == [("before", "bad"), ("before", "good"), ("after", "good", 1)]
+    assert bench.trial.state == DONE
+
+
+async def test_the_infrastructures_fault_is_tried_again_by_the_next_attempt(
+    steps: ModuleType,
+) -> None:
+    calls: list[str] = []
+
+    async def look(ctx: StepContext) -> int:
+        calls.append(ctx.trace_id)
+        if len(calls) == 1:
+            raise ServiceError("out of reach")
+        return 1
+
+    steps.look = look  # type: ignore[attr-defined]
+    bench = Bench()
+    bench.plan = planned("look", on_error="skip")
+    outcome = await bench.run()
+    assert outcome.verdict is Verdict.RETRY
+    assert (await bench.run()).verdict is Verdict.ADVANCED
+    assert calls == [f"{bench.plan.trial_id}-1", f"{bench.plan.trial_id}-2"]
+    assert len(bench.sink.curve("train/nll")) == STEPS
+    starts = [e["extra"]["resumed_step"] for e in bench.sink.of_kind("session_start")]
+    assert starts == [0, STEPS], "nothing is trained again"
+
+
+async def test_a_step_that_is_cut_off_by_a_drain_runs_again(steps: ModuleType) -> None:
+    calls: list[int] = []
+
+    async def slow(ctx: StepContext) -> int:
+        calls.append(1)
+        if len(calls) == 1:
+            host.drain()
+            await asyncio.sleep(60)
+        return 1
+
+    steps.slow = slow  # type: ignore[attr-defined]
+    bench = Bench()
+    bench.plan = planned("slow")
+    host = bench.host(drain_s=0.0)
+    assert (await host.advance(bench.plan, STEPS)).verdict is Verdict.DRAINED
+    assert (await bench.run()).verdict is Verdict.ADVANCED
+    assert len(calls) == 2
+    assert stages(bench) == [("slow", 1)]
+
+
+async def test_results_that_json_cannot_hold_fail_the_trial(steps: ModuleType) -> None:
+    steps.odd = lambda ctx: {"x": object()}  # type: ignore[attr-defined]
+    _, outcome = await ran(planned("odd"))
+    assert "step 'odd' gave what JSON cannot hold" in str(outcome.error)
+
+
+# --- identity and bad input ----------------------------------------------------------------------
+
+
+def identity(**declared: Any) -> str:
+    experiment = Experiment.build(
+        {"name": "s", "model": {"base": "nano"}, "data": {"train": "x"}, **declared}
+    )
+    return trial_identity(experiment, 0, "f", total_steps=3)
+
+
+def test_steps_are_a_part_of_the_trial() -> None:
+    plain = identity()
+    assert identity(steps={}) == plain
+    one, two = identity(steps={"after": ["a:b"]}), identity(steps={"after": ["a:c"]})
+    assert len({plain, one, two}) == 3
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"after": ["look"]}, "must be written module:function"),
+        ({"after": ["a:look", "b:look"]}, "two steps 'look'"),
+        ({"after": ["a:_look"]}, "step name"),
+        ({"hooks": "hooks"}, "must be written module:function"),
+        ({"on_error": "ignore"}, "on_error"),
+        ({"before": ["a:b"]}, "before"),
+    ],
+)
+def test_a_section_that_is_wrong_is_refused(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        identity(steps=section)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"after": ("no_such_module:f",)}, "step 'no_such_module:f'.*Python path"),
+        ({"after": (f"{MODULE}:missing",)}, "has no missing"),
+        ({"after": (f"{MODULE}:number",)}, "cannot be called"),
+        ({"hooks": f"{MODULE}:other"}, "it must give harness.Hooks"),
+    ],
+)
+def test_functions_are_looked_up_before_anything_is_spent(
+    steps: ModuleType, section: dict[str, Any], message: str
+) -> None:
+    steps.number, steps.other = 3, dict  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=message):
+        check_steps(StepsSection(**section))
