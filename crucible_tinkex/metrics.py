@@ -77,6 +77,14 @@ _METRICS = (
         indifference=0.005,
     ),
     Metric(
+        "eval/similarity",
+        "cosine",
+        "max",
+        "likeness of generated answers and expected text: cosine of their character trigrams",
+        objective=True,
+        indifference=0.005,
+    ),
+    Metric(
         "eval/majority",
         "share of rows",
         "max",
@@ -125,6 +133,12 @@ _METRICS = (
         objective=True,
         indifference=0.005,
     ),
+    Metric(
+        "train/loss",
+        "per loss weight",
+        "min",
+        "what is minimised, where that is not train/nll: a loss of your own, or weighed tokens",
+    ),
     Metric("optim/lr", "per step", None, "learning rate of the step, after schedule and warm-up"),
     Metric("optim/grad_norm", "of summed losses", None, "global norm of the gradient before it"),
     Metric("perf/step_s", "s", "min", "wall time of one training step, waits included"),
@@ -132,6 +146,11 @@ _METRICS = (
     Metric("perf/eval_s", "s", "min", "wall time of one evaluation"),
 )
 
+STEP_FAMILIES = {
+    "train/loss/": ("per loss weight", "a part of train/loss"),
+    "train/adapter/": ("its own", "what calculate_metrics of an adapter says of a step"),
+}
+"""Metrics of steps that a loss or an adapter names; neither ranks."""
 FAMILIES: Mapping[str, tuple[str, str]] = {
     "eval/pass@K": (
         r"eval/pass@[1-9]\d*",
@@ -158,6 +177,9 @@ def known(name: str) -> Metric | None:
     """The catalogue's entry, or that of a family; None where neither knows the name."""
     if name in CATALOGUE:
         return CATALOGUE[name]
+    for start, (unit, what) in STEP_FAMILIES.items():
+        if name.startswith(start):
+            return Metric(name, unit, "min" if start == "train/loss/" else None, what)
     for pattern, about in FAMILIES.values():
         if re.fullmatch(pattern, name):
             unit = "score" if name.startswith(SCORE) else "share"

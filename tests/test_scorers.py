@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from crucible_tinkex.config import EvaluationSection, Experiment, QualitySection
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import direction_of, known, objective
-from crucible_tinkex.scoring import Question, Scoring
+from crucible_tinkex.scoring import Question, Scoring, similarity
 from crucible_tinkex.scoring.quality import Assessment, assess, overall
 
 ROW = Question("r1", "2 + 2 =", "so it is #### 4")
@@ -55,6 +57,39 @@ def test_samples_give_pass_at_k_by_the_score_that_says_right() -> None:
     assert found["eval/pass@2"] == pytest.approx(0.5)
     assert found["eval/pass@4"] == 1.0
     assert found["eval/score/number"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "value"),
+    [
+        ("The  Cat", "the cat", 1.0),
+        ("ab", "ac", 0.0),
+        ("ab", "ab cd", 2 / math.sqrt(2 * 4)),
+        ("aaaa", "aa", 2 / math.sqrt(6 * 2)),  # " aa", aaa, aaa, "aa " and " aa", "aa "
+        ("", "x", 0.0),
+        ("", " ", 1.0),
+        ("x", "", 0.0),
+    ],
+)
+def test_similarity_is_the_cosine_of_trigrams(answer: str, expected: str, value: float) -> None:
+    assert similarity(answer, expected) == pytest.approx(value)
+    assert similarity(expected, answer) == pytest.approx(value)
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_similarity_is_a_share_and_whole_for_the_same_text(one: str, other: str) -> None:
+    assert 0 <= similarity(one, other) <= 1
+    assert similarity(one, one) == pytest.approx(1)
+
+
+def test_similarity_is_of_what_counts_and_can_rank() -> None:
+    options = {"metrics": ("similarity",), "answer": r"####\s*(.+)"}
+    found = scored(["so #### 4", "#### 5", "nothing"], **options)
+    assert found == {"eval/similarity": pytest.approx(1 / 3)}
+    ranked = declared({"metrics": ["similarity"]}, search={"metric": "eval/similarity"})
+    assert ranked.search.objective_direction == "max"
+    with pytest.raises(ConfigError, match="'eval/similarity' is not measured"):
+        declared({}, search={"metric": "eval/similarity"})
 
 
 def test_a_function_sees_the_answer_and_the_row() -> None:

@@ -49,6 +49,8 @@ FIXED: Mapping[str, str] = {
     "train.submit_ahead": "it says when something is sent, and changes no number",
 }
 """Keys that cannot vary, and why."""
+NUMBERS = "train.weight_config"
+"""A table whose numbers, whatever their names, may vary each: `train.weight_config.NAME`."""
 
 
 class AxisRange(Section):
@@ -95,20 +97,23 @@ def axis_keys() -> Mapping[str, Any]:
         for name, section in AXIS_SECTIONS.items()
         for field, info in section.model_fields.items()
     }
-    return {key: annotation for key, annotation in keys.items() if key not in FIXED}
+    return {key: annotation for key, annotation in keys.items() if key not in (*FIXED, NUMBERS)}
 
 
 def check_axes(keys: Iterable[str], *, where: str = "search.space") -> None:
     """Raise `ConfigError` for a key that cannot vary, naming those that can."""
     legal = axis_keys()
     for key in keys:
+        if key.startswith(f"{NUMBERS}."):
+            continue
         if key in FIXED:
             raise ConfigError(f"{where}: {key!r} cannot vary: {FIXED[key]}")
         if key not in legal:
             close = difflib.get_close_matches(key, legal, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise ConfigError(
-                f"{where}: unknown axis {key!r}; {hint}legal: {', '.join(sorted(legal))}"
+                f"{where}: unknown axis {key!r}; {hint}legal: {', '.join(sorted(legal))}, "
+                f"{NUMBERS}.NAME"
             )
 
 

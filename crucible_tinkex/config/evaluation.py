@@ -14,6 +14,7 @@ from crucible_tinkex.config.section import Section, anchor_of, anchored
 from crucible_tinkex.metrics import SCORE, known
 
 EXACT, MAJORITY, CLASSES, PASS = "exact_match", "majority", "classification", "pass@"
+SIMILARITY = "similarity"
 _CLASS_TAGS = ("eval/class_accuracy", "eval/f1_macro")
 _CLASS_FAMILIES = ("eval/precision/", "eval/recall/", "eval/f1/")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -100,8 +101,9 @@ class EvaluationSection(Section):
     max_rows: int | None = Field(default=None, ge=1)
     """Use only the first rows of the eval file."""
     metrics: tuple[Asked, ...] = ()
-    """What is measured on answers that the model writes: `"exact_match"`, `"classification"`,
-    `"majority"`, `"pass@k"` (k is a number, or the letter for all samples), `"module:function"`,
+    """What is measured on answers that the model writes: `"exact_match"`, `"similarity"`,
+    `"classification"`, `"majority"`, `"pass@k"` (k is a number, or the letter for all samples),
+    `"module:function"`,
     `{ regex = .. }`, `{ json_schema = .. }`, `{ function = .. }`, the last three with a `name` of
     your own (docs/evaluation.md)."""
     samples: int = Field(default=1, ge=1, le=256)
@@ -145,7 +147,7 @@ class EvaluationSection(Section):
         return self
 
     def _check(self, name: str) -> None:
-        if name in (EXACT, CLASSES) or _FUNCTION.fullmatch(name):
+        if name in (EXACT, SIMILARITY, CLASSES) or _FUNCTION.fullmatch(name):
             return
         if name == MAJORITY:
             if self.samples < 2:
@@ -154,8 +156,8 @@ class EvaluationSection(Section):
         k = name.removeprefix(PASS)
         if not name.startswith(PASS) or not (k == "k" or re.fullmatch(r"[1-9]\d{0,2}", k)):
             raise ValueError(
-                f"metrics: no metric {name!r}; there are exact_match, classification, majority, "
-                "pass@k, module:function, { regex = .. } and { json_schema = .. }"
+                f"metrics: no metric {name!r}; there are exact_match, similarity, classification, "
+                "majority, pass@k, module:function, { regex = .. } and { json_schema = .. }"
             )
         if k != "k" and int(k) > self.samples:
             raise ValueError(f"metrics: {name!r} needs samples = {k} at least")
@@ -178,8 +180,7 @@ class EvaluationSection(Section):
     @property
     def tags(self) -> list[str]:
         """The metrics that `metrics` makes; those of single classes follow from the rows."""
-        found = [EXACT] if EXACT in self.metrics else []
-        found += [MAJORITY] if MAJORITY in self.metrics else []
+        found = [name for name in (EXACT, SIMILARITY, MAJORITY) if name in self.metrics]
         tags = [f"eval/{name}" for name in (*found, *(f"pass@{k}" for k in self.passes))]
         tags += _CLASS_TAGS if CLASSES in self.metrics else ()
         return [*tags, *(table.tag for table in self.scores)]

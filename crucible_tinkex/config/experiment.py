@@ -128,7 +128,13 @@ class Experiment(Section):
         changes: dict[str, dict[str, Any]] = {}
         for key, value in values.items():
             section, _, name = key.partition(".")
-            changes.setdefault(section, {})[name] = value
+            table, _, inner = name.partition(".")
+            fields = changes.setdefault(section, {})
+            if inner:  # a number of a table
+                declared = getattr(getattr(self, section, None), table, {})
+                fields[table] = {**declared, **fields.get(table, {}), inner: value}
+            else:
+                fields[name] = value
         sections = {name: self._changed(name, fields) for name, fields in changes.items()}
         search = self.search
         ranks = SearchSection(metric=search.metric, direction=search.direction, at=search.at)

@@ -28,6 +28,7 @@ ONLY_ASKED = (
     "sampler_checkpoint",
 )
 """Of `train`: how far and how often, not what is computed at a step."""
+_NEWER = ("adapter", "token_weights", "weight_config")
 _CONTRADICTING = (
     "model.base",
     "service.base_url",
@@ -75,7 +76,9 @@ def trial_settings(
 def _learning(train: TrainSection) -> dict[str, Any]:
     """Losses are sums, so a step's gradient is the same however its rows are portioned out."""
     fields = train.model_dump(mode="json", exclude={*ONLY_ASKED, "accumulate"})
-    return {**fields, "batch_size": train.step_rows}
+    # Where they say nothing, a trial is the one it was before there were such keys.
+    silent = {name for name in _NEWER if not fields[name]}
+    return {**{k: v for k, v in fields.items() if k not in silent}, "batch_size": train.step_rows}
 
 
 def contradictions(new: Experiment, old: Experiment) -> list[str]:

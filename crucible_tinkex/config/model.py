@@ -19,8 +19,9 @@ class ModelSection(Section):
 
     base: str = Field(min_length=1)
     """Name of the base model, known to the service. Embedded server: `nano` (tiny, for tests),
-    `smollm2-135m-instruct` (SmolLM2-135M-Instruct, dequantised from Q4_1), or a Hugging Face model
-    folder, relative to the experiment file."""
+    `smollm2-135m-instruct` (SmolLM2-135M-Instruct, dequantised from Q4_1), a Hugging Face model
+    folder, relative to the experiment file, or `org/name` (also `org/name@revision`) on the hub, of
+    the families Llama, Qwen2, Qwen3, Mistral and Gemma."""
     tokenizer: str | None = None
     """A folder, relative to the experiment file, or a name on the hub; by default the service's,
     and that of the base where the service names none."""

@@ -19,7 +19,7 @@ import annotated_types
 from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
-from crucible_tinkex.config.axes import FIXED, AxisRange, axis_keys
+from crucible_tinkex.config.axes import FIXED, NUMBERS, AxisRange, axis_keys
 from crucible_tinkex.config.experiment import Experiment
 from crucible_tinkex.config.run import DEFAULT_STORAGE
 from crucible_tinkex.metrics import CATALOGUE
@@ -137,7 +137,7 @@ def _axis() -> str:
 
 def _axes() -> str:
     fixed = "\n".join(f"- `{key}`: {why}" for key, why in FIXED.items())
-    keys = ", ".join(f"`{key}`" for key in sorted(axis_keys()))
+    keys = ", ".join(f"`{key}`" for key in [*sorted(axis_keys()), f"{NUMBERS}.NAME"])
     return f"### Keys that may vary\n\n{keys}.\n\nNot these:\n\n{fixed}\n"
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from crucible_tinkex.config.axes import SECTIONS, Axis, AxisValue
+from crucible_tinkex.config.axes import NUMBERS, SECTIONS, Axis, AxisValue
 from crucible_tinkex.config.expression import Expression
 from crucible_tinkex.config.section import Section
 from crucible_tinkex.errors import ConfigError
@@ -222,6 +222,10 @@ def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
 def _axes(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in tables.items():
         if key in SECTIONS and isinstance(value, Mapping):
-            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+            for name, inner in value.items():
+                if f"{key}.{name}" == NUMBERS and isinstance(inner, Mapping):
+                    yield from ((f"{NUMBERS}.{number}", axis) for number, axis in inner.items())
+                else:
+                    yield f"{key}.{name}", inner
         else:
             yield key, value

@@ -59,8 +59,18 @@ class TrainSection(Section):
     `batch_size` times so many rows. For batches that do not fit the service's memory."""
     max_length: int = Field(default=512, ge=2)
     """Longest row in tokens."""
-    loss: Literal["cross_entropy"] = "cross_entropy"
-    """Summed over the learnt tokens of a batch."""
+    loss: str = Field(default="cross_entropy", min_length=1)
+    """What is minimised, summed over the learnt tokens of a batch: `cross_entropy`, computed by the
+    service; or, computed here from the service's logprobs, `nll`, `focal`, `module:function` of
+    your own, or a sum such as `"nll + 0.5 * focal"` (docs/losses.md)."""
+    token_weights: str | None = None
+    """How much each learnt token counts: `uniform`, `claims`, `citation_validity`, or
+    `module:function` of your own. With a scheme a row's `weight` counts, too."""
+    weight_config: dict[str, float] = Field(default_factory=dict)
+    """Numbers of the scheme, such as `{ citation_validity_weight = 5 }`; each may vary."""
+    adapter: str | None = None
+    """`module:Class` of a `LoraAdapter` of your own, whose `format_training_data` makes what is
+    learnt of the rows (docs/losses.md)."""
     checkpoint_every: int = Field(default=50, ge=0)
     """Steps between resumable checkpoints; the final step is always saved. 0: only the final."""
     eval_every: int = Field(default=0, ge=0)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 Format = Literal[
     "prompt_completion", "text", "chat", "alpaca", "sharegpt", "scifact", "fever", "gsm8k"
@@ -43,6 +43,8 @@ class Row(ABC):
     group: str | None = field(default=None, kw_only=True)
     """The document or prompt group that it belongs to, as the file gives it: rows of one group are
     not independent."""
+    notes: Mapping[str, Any] = field(default_factory=dict, kw_only=True, compare=False)
+    """Its other keys, which no format reads: token-weight schemes do."""
 
     @property
     def example_id(self) -> str:
@@ -52,6 +54,16 @@ class Row(ABC):
     @property
     def where(self) -> str:
         return place(self.path, self.line)
+
+    @property
+    @abstractmethod
+    def completion_text(self) -> str:
+        """The text that is learnt last."""
+
+    @property
+    @abstractmethod
+    def fields(self) -> Mapping[str, Any]:
+        """The row as JSON values, under the keys of our own formats, without its notes."""
 
     @property
     @abstractmethod
@@ -77,6 +89,14 @@ class PromptCompletion(Row):
     completion: str
 
     @property
+    def completion_text(self) -> str:
+        return self.completion
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        return {"prompt": self.prompt, "completion": self.completion}
+
+    @property
     def content(self) -> tuple[str, ...]:
         return (self.prompt, self.completion)
 
@@ -89,6 +109,14 @@ class Text(Row):
     text: str
 
     @property
+    def completion_text(self) -> str:
+        return self.text
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        return {"text": self.text}
+
+    @property
     def content(self) -> tuple[str, ...]:
         return (self.text,)
 
@@ -99,6 +127,14 @@ class Chat(Row):
 
     format = "chat"
     messages: tuple[Message, ...]
+
+    @property
+    def completion_text(self) -> str:
+        return self.messages[-1].content
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        return {"messages": [message._asdict() for message in self.messages]}
 
     @property
     def content(self) -> tuple[str, ...]:

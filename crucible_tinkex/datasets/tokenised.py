@@ -11,8 +11,10 @@ Training is next-token prediction in Tinker's form: a row of N tokens gives N-1 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,16 @@ class Inputs(NamedTuple):
     model_input: list[int]
     targets: list[int]
     weights: list[float]
+
+
+class RowText(NamedTuple):
+    """One row as a token-weight scheme sees it."""
+
+    row: Mapping[str, Any]
+    completion: str
+    """The text that is learnt last."""
+    spans: npt.NDArray[np.int32]
+    """Of shape (targets, 2): the characters of the completion that each target stands for."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,6 +69,13 @@ class TokenisedDataset:
     """Bytes of UTF-8 that each row learns, its end not counted; empty if that is not known."""
     dropped: int = 0
     """Rows that were left out because they were too long."""
+    spans: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    """Start and end of every token among the characters of its row's completion, -1 where it is no
+    part of it; empty unless `tokenise` was to keep the texts."""
+    about: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    """With them: each row and its notes in JSON, one after the other."""
+    about_offsets: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """As `offsets`."""
     segments: tuple[Segment, ...] = ()
     """Rows of each file, and how many of them an epoch shows; none: all rows once."""
 
@@ -141,6 +160,12 @@ class TokenisedDataset:
             return None
         name = bytes(self.groups[self.group_offsets[i] : self.group_offsets[i + 1]])
         return name.decode() or None
+
+    def text(self, i: int) -> RowText:
+        """What row i says; only where texts were kept."""
+        start, end = self._span(i)
+        kept = json.loads(bytes(self.about[self.about_offsets[i] : self.about_offsets[i + 1]]))
+        return RowText(kept["row"], kept["completion"], self.spans.reshape(-1, 2)[start + 1 : end])
 
     def _span(self, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):

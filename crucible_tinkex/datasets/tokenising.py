@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 TooLong = Literal["refuse", "truncate", "drop"]
 _AT_ONCE = 256
+_NONE = np.zeros(0, np.int64)
 
 
 class _Part(NamedTuple):
@@ -50,6 +52,8 @@ class _Example(NamedTuple):
     mask: list[int]
     prompt_length: int
     learnt_bytes: int
+    learnt_text: str
+    """The text of what is learnt last, which begins at `prompt_length`."""
 
 
 def tokenise(
@@ -59,14 +63,16 @@ def tokenise(
     max_length: int | None = None,
     train_on: TrainOn = "all_assistant",
     too_long: TooLong | None = None,
+    keep_text: bool = False,
 ) -> TokenisedDataset:
     """Encode all rows; `max_length` counts every token of a row with its end-of-sequence token.
+    `keep_text`: also keep what token-weight schemes need (`TokenisedDataset.text`).
 
     Raises `DataError` for a row that is refused, and if no row is left.
     """
     if max_length is not None and max_length < 2:
         raise ValueError(f"max_length must be at least 2, not {max_length}")
-    making = _Making(tokenizer, max_length, train_on, too_long, _Names(rows))
+    making = _Making(tokenizer, max_length, train_on, too_long, _Names(rows), keep_text)
     segments = []
     with contextlib.closing(making):
         for weight, group in _groups(rows):
@@ -89,11 +95,15 @@ class _Making:
     train_on: TrainOn
     too_long: TooLong | None
     names: _Names
+    keep_text: bool = False
     rows: int = 0
     tokens: Column = field(default_factory=lambda: Column(np.int32))
     mask: Column = field(default_factory=lambda: Column(np.uint8))
     ids: Column = field(default_factory=lambda: Column(np.uint8))
     groups: Column = field(default_factory=lambda: Column(np.uint8))
+    spans: Column = field(default_factory=lambda: Column(np.int32))
+    about: Column = field(default_factory=lambda: Column(np.uint8))
+    about_lengths: array[int] = field(default_factory=lambda: array("q"))
     lengths: array[int] = field(default_factory=lambda: array("q"))
     group_lengths: array[int] = field(default_factory=lambda: array("q"))
     id_lengths: array[int] = field(default_factory=lambda: array("q"))
@@ -139,6 +149,9 @@ class _Making:
             groups=self.groups.finish(),
             group_offsets=_offsets(self.group_lengths),
             learnt_bytes=np.frombuffer(self.learnt_bytes.tobytes(), np.int32),
+            spans=self.spans.finish(),
+            about=self.about.finish(),
+            about_offsets=_offsets(self.about_lengths) if self.keep_text else _NONE,
             eos_id=self.tokenizer.eos_id,
             truncated=self.truncated,
             dropped=self.dropped,
@@ -148,7 +161,7 @@ class _Making:
         )
 
     def close(self) -> None:
-        for column in (self.tokens, self.mask, self.ids, self.groups):
+        for column in (self.tokens, self.mask, self.ids, self.groups, self.spans, self.about):
             column.close()
 
     def _keep(self, row: Row, example: _Example) -> None:
@@ -165,6 +178,21 @@ class _Making:
         group = (row.group or "").encode()
         self.groups.extend(group)
         self.group_lengths.append(len(group))
+        if self.keep_text:
+            self._keep_text(row, example)
+
+    def _keep_text(self, row: Row, example: _Example) -> None:
+        completion = row.completion_text
+        about = {"row": {**row.fields, **row.notes}, "completion": completion}
+        raw = json.dumps(about, default=str).encode()
+        self.about.extend(raw)
+        self.about_lengths.append(len(raw))
+        shift = max(0, example.learnt_text.find(completion))  # a template may put something before
+        offsets = self.tokenizer.inner.encode(example.learnt_text, add_special_tokens=False).offsets
+        spans = np.full((len(example.tokens), 2), -1, np.int32)
+        place = spans[example.prompt_length : example.prompt_length + len(offsets)]
+        place[:] = np.asarray(offsets[: len(place)], np.int32).reshape(-1, 2) - shift
+        self.spans.extend(spans.ravel().tolist())
 
     def _fitted(self, row: Row, example: _Example) -> _Example | None:
         """The row as it is kept; None if it is not."""
@@ -190,7 +218,7 @@ class _Making:
             return None
         learnt = [token for token, is_learnt in zip(tokens, mask, strict=True) if is_learnt]
         size = len(self.tokenizer.decode(learnt).encode())
-        return _Example(tokens, mask, example.prompt_length, size)
+        return _Example(tokens, mask, example.prompt_length, size, example.learnt_text)
 
     def _raise_refused(self) -> None:
         for where, length in self.refused:
@@ -235,6 +263,7 @@ class _Making:
         tokens: list[int] = []
         mask: list[int] = []
         prompt_length = size = 0
+        last = ""
         eos_id, eos = self.tokenizer.eos_id, self.tokenizer.special.get("eos_token", "")
         for part, ids in zip(parts, encoded, strict=True):
             learnt, text = len(ids) if part.learnt else 0, part.text
@@ -242,11 +271,11 @@ class _Making:
                 # A template may put a line break after the end of a turn.
                 learnt, text = ids.index(eos_id) + 1, text.partition(eos)[0] if eos else text
             if learnt and text:
-                prompt_length = len(tokens)
+                prompt_length, last = len(tokens), text
                 size += len(text.encode())
             tokens += ids
             mask += [1] * learnt + [0] * (len(ids) - learnt)
-        return _Example(tokens, mask, prompt_length, size)
+        return _Example(tokens, mask, prompt_length, size, last)
 
 
 class _Names:

@@ -4,7 +4,13 @@ asks for of them (`scorers`)."""
 
 from __future__ import annotations
 
-from crucible_tinkex.scoring.answers import exact_match, json_problem, matches, matches_schema
+from crucible_tinkex.scoring.answers import (
+    exact_match,
+    json_problem,
+    matches,
+    matches_schema,
+    similarity,
+)
 from crucible_tinkex.scoring.classes import Classification, ClassScore, classification
 from crucible_tinkex.scoring.likelihood import bits_per_byte, perplexity
 from crucible_tinkex.scoring.samples import majority, pass_at_k
@@ -26,4 +32,5 @@ __all__ = [
     "matches_schema",
     "pass_at_k",
     "perplexity",
+    "similarity",
 ]

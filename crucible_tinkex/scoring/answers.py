@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -14,6 +16,25 @@ from crucible_tinkex.errors import ConfigError
 def exact_match(answer: str, expected: str, *, strict: bool = False) -> bool:
     """Whether the texts are equal; unless `strict`, white space and case aside."""
     return answer == expected if strict else _plain(answer) == _plain(expected)
+
+
+def similarity(answer: str, expected: str) -> float:
+    """Cosine of the two texts' counts of character trigrams, from 0 (none shared) to 1.
+
+    Trigrams of each word with a space before and behind, white space and case aside: how alike the
+    texts look, which is near to what they mean only where words are. The counts are those of
+    `char_wb` in scikit-learn (Cavnar and Trenkle, "N-gram-based text categorization", 1994)."""
+    first, second = _trigrams(answer), _trigrams(expected)
+    if not first or not second:
+        return float(first == second)
+    shared = sum(count * second[gram] for gram, count in first.items())
+    squares = (sum(count**2 for count in grams.values()) for grams in (first, second))
+    return min(1.0, shared / math.sqrt(math.prod(squares)))
+
+
+def _trigrams(text: str) -> Counter[str]:
+    words = (f" {word} " for word in text.casefold().split())
+    return Counter(word[i : i + 3] for word in words for i in range(len(word) - 2))
 
 
 def matches(answer: str, pattern: str) -> bool:

@@ -9,21 +9,27 @@ that of the first sample.
 from __future__ import annotations
 
 import math
-import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from statistics import fmean
 from typing import Any, TypeAlias
 
 from crucible_tinkex.config import EvaluationSection, ScoreTable
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.scoring.answers import exact_match, json_problem, matches, matches_schema
+from crucible_tinkex.scoring.answers import (
+    exact_match,
+    json_problem,
+    matches,
+    matches_schema,
+    similarity,
+)
 from crucible_tinkex.scoring.classes import classification
 from crucible_tinkex.scoring.samples import majority, pass_at_k
+from crucible_tinkex.user_code import load
 
+FUNCTION = "evaluation function"
+"""What messages call one."""
 SHOWN_CLASSES = 20
 """More classes than this have no metrics of their own."""
 
@@ -75,6 +81,9 @@ class Scoring:
         each["eval/exact_match"] = [
             float(a is not None and expected is not None and exact_match(a, expected))
             for a in answers
+        ]
+        each["eval/similarity"] = [
+            0.0 if a is None or expected is None else similarity(a, expected) for a in answers
         ]
         right = [score >= 1 for score in each[self._section.right_tag]]
         scores = {tag: fmean(each[tag]) for tag in self._section.tags if tag in each}
@@ -140,18 +149,10 @@ def _scorer(table: ScoreTable) -> Scorer:
     return lambda text, question: float(matches_schema(text, schema))
 
 
-def load_function(name: str, *, what: str = "evaluation function") -> Callable[..., Any]:
+def load_function(name: str, *, what: str = FUNCTION) -> Callable[..., Any]:
     """The function at `module:function`, which may lie in the current folder. Raises `ConfigError`
     that names what is missing; `what` it is."""
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{what} {name!r}: {error}; is it on the Python path?") from error
-    except AttributeError:
-        raise ConfigError(f"{what} {name!r}: {module} has no {attribute}") from None
+    found = load(name, what=what)
     if not callable(found):
         raise ConfigError(f"{what} {name!r} cannot be called")
     made: Callable[..., Any] = found
@@ -162,7 +163,7 @@ def _guarded(name: str, function: Callable[..., Any]) -> Scorer:
     """A stranger's function: what it raises becomes one error that names it and the row."""
 
     def score(text: str, question: Question) -> float:
-        where = f"evaluation function {name!r}, row {question.example_id}"
+        where = f"{FUNCTION} {name!r}, row {question.example_id}"
         try:
             value = float(function(text, question))
         except Exception as error:

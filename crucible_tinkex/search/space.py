@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from crucible_tinkex.config import AXIS_SECTIONS, Experiment, check_axes
+from crucible_tinkex.config.axes import NUMBERS
 from crucible_tinkex.config.expression import Expression
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.search.dimensions import Dimension, Row, dimensions
@@ -140,11 +141,13 @@ class Space:
 
 def _declared(experiment: Experiment) -> dict[str, Any]:
     """What a key is where it does not vary."""
-    return {
+    declared = {
         f"{name}.{field}": value
         for name in AXIS_SECTIONS
         for field, value in getattr(experiment, name)
     }
+    numbers = {f"{NUMBERS}.{name}": n for name, n in experiment.train.weight_config.items()}
+    return {**dict.fromkeys(experiment.search.space), **declared, **numbers}
 
 
 def distinct(experiment: Experiment, points: Iterable[Values]) -> Iterator[Values]:
@@ -167,9 +170,13 @@ def trial_settings(experiment: Experiment, values: Mapping[str, Any]) -> object:
 
 
 def _settings(section: BaseModel) -> tuple[object, ...]:
-    return tuple(
-        f"{value:.{SAME_DIGITS}g}" if isinstance(value, float) else value for _, value in section
-    )
+    return tuple(_setting(value) for _, value in section)
+
+
+def _setting(value: object) -> object:
+    if isinstance(value, Mapping):
+        return tuple(sorted((name, _setting(inner)) for name, inner in value.items()))
+    return f"{value:.{SAME_DIGITS}g}" if isinstance(value, float) else value
 
 
 def _check_length(configured: Experiment, values: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from crucible_tinkex.config import (
     Experiment,
     SearchSection,
     StoppingSection,
+    TrainSection,
 )
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.search.rules import stopping_rule
@@ -124,7 +125,7 @@ def estimate(
     reached = _reached(search, trials, max(1, whole))
     confirmed = _confirmed(search, trials // len(search.seeds))
     steps = reached.steps.plus(confirmed.times(whole)).capped(budget.steps)
-    step_tokens = rows.tokens * fmean(plan.experiment.train.step_rows for plan in plans)
+    step_tokens = rows.tokens * fmean(_step_rows(plan.experiment.train) for plan in plans)
     evaluations = reached.rungs.plus(confirmed).plus(Range(1, 1))
     if every := experiment.train.eval_every:
         evaluations = evaluations.plus(steps.times(1 / every))
@@ -149,6 +150,11 @@ def estimate(
         prices=_source(experiment),
         proof_tokens=proof.tokens,
     )
+
+
+def _step_rows(train: TrainSection) -> int:
+    """A loss that is computed here needs a forward pass first."""
+    return train.step_rows * (1 if train.loss == "cross_entropy" else 2)
 
 
 # --- steps ----------------------------------------------------------------------------------------

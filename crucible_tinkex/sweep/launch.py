@@ -226,6 +226,11 @@ class Launch:
         experiment = extended(self._prepared.experiment, settings, paths)
         storage, name = str(paths.root.parent), paths.root.name
         prepared = await asyncio.to_thread(prepare, experiment, storage=storage, name=name)
+        if prepared.objectives.reads_text and not self._prepared.objectives.reads_text:
+            raise ConfigError(
+                "train.token_weights, train.adapter: this run has not kept the texts of the rows; "
+                "stop it and resume the sweep"
+            )
         proof: dict[str, Any] = {}
         try:
             await self._attest(proof, prepared, connection)

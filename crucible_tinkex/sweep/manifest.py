@@ -38,6 +38,7 @@ def write_manifest(prepared: PreparedSweep) -> dict[str, Any]:
         "service": prepared.service,
         "experiment": prepared.experiment.stored(prepared.paths.root),
         "versions": versions(),
+        "code": {**(existing.code if existing else {}), **prepared.objectives.code},
         "not_applied": prepared.experiment.not_applied(),
     }
     if existing is None or prepared.amendments:

@@ -45,6 +45,7 @@ from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy
 from crucible_tinkex.sweep.deciding.prices import checked_price
 from crucible_tinkex.sweep.experience import finished_trials
+from crucible_tinkex.sweep.objectives import Objectives, changed_code
 from crucible_tinkex.sweep.orders.control import Inbox
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.recipes.answering import check_answerable
@@ -66,6 +67,7 @@ class PreparedSweep:
     """`embedded`, or the address that sessions will be given."""
     configurations: Sequence[Values]
     """Those known beforehand: all, or the first of a search that learns."""
+    objectives: Objectives
     source: str | None
     """Text of the experiment file, if there was one."""
     existing: Existing | None
@@ -91,8 +93,13 @@ class PreparedSweep:
         return self._planner(self.train_rows.epoch_rows)
 
     def _planner(self, rows: int) -> Planner:
-        price = checked_price(self.experiment)
-        return Planner(self.experiment, rows=rows, fingerprint=self.fingerprint, price=price)
+        return Planner(
+            self.experiment,
+            rows=rows,
+            fingerprint=self.fingerprint,
+            code=self.objectives.code,
+            price=checked_price(self.experiment),
+        )
 
     def policy(self) -> Policy:
         search = self.experiment.search
@@ -107,14 +114,17 @@ class PreparedSweep:
 
     def tokenised(self, tokenizer: Tokenizer, name: str) -> SweepData:
         """The rows as tokens. Raises `DataError` for a row that does not fit."""
-        train = self._tokenised(self.train_rows, tokenizer)
+        train = self._tokenised(self.train_rows, tokenizer, keep_text=self.objectives.reads_text)
+        self.objectives.try_on(train, tokenizer)
         held_out = None if self.eval_rows is None else self._tokenised(self.eval_rows, tokenizer)
         check_answerable(self.experiment.evaluation, held_out)
         # Only now it is known how many rows an epoch has, if those that are too long are left out.
         self.__dict__["planner"] = self._planner(train.epoch_rows)
         return SweepData(train, held_out, self.fingerprint, name)
 
-    def _tokenised(self, rows: Rows, tokenizer: Tokenizer) -> TokenisedDataset:
+    def _tokenised(
+        self, rows: Rows, tokenizer: Tokenizer, *, keep_text: bool = False
+    ) -> TokenisedDataset:
         experiment = self.experiment
         data = tokenise(
             rows,
@@ -122,6 +132,7 @@ class PreparedSweep:
             max_length=experiment.train.max_length,
             train_on=experiment.data.train_on,
             too_long=experiment.data.too_long,
+            keep_text=keep_text,
         )
         if data.truncated or data.dropped:
             log.warning(
@@ -177,6 +188,8 @@ class Existing:
     attested: Mapping[str, Any] = field(default_factory=dict)
     """What the service was proved to apply (`attesting`)."""
     spent: Spent = field(default_factory=Spent)
+    code: Mapping[str, str] = field(default_factory=dict)
+    """The user's functions, with the hashes of their source."""
 
     @classmethod
     def read(cls, paths: SweepPaths) -> Existing:
@@ -184,9 +197,15 @@ class Existing:
         found = state.meta or read_resolved(paths)
         experiment = Experiment.loaded(found["experiment"], folder=paths.root)
         service = found.get("service", EMBEDDED)
-        attested = found.get(ATTESTED, {})
-        sweep_id = found.get("sweep_id")
-        return cls(experiment, found["fingerprint"], service, sweep_id, attested, state.spent)
+        return cls(
+            experiment,
+            found["fingerprint"],
+            service,
+            found.get("sweep_id"),
+            attested=found.get(ATTESTED, {}),
+            code=found.get("code", {}),
+            spent=state.spent,
+        )
 
 
 def prepare(
@@ -206,6 +225,7 @@ def prepare(
         )
     existing = _existing(paths)
     experiment, notes = _decided(experiment, train_rows.epoch_rows, existing, paths)
+    configurations = strategies.configurations(experiment)
     prepared = PreparedSweep(
         experiment=experiment,
         paths=paths,
@@ -213,7 +233,8 @@ def prepare(
         eval_rows=eval_rows,
         fingerprint=_fingerprint(experiment, train_rows, eval_rows),
         service=_address(experiment.service),
-        configurations=strategies.configurations(experiment),
+        configurations=configurations,
+        objectives=Objectives(experiment, configurations),
         source=source,
         existing=existing,
         notes=notes,
@@ -299,6 +320,8 @@ def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
         changed.append(f"the service, {existing.service} until now")
     if existing.fingerprint != prepared.fingerprint:
         changed.append("the content of the data files, or how they are read")
+    other = changed_code(prepared.objectives.code, existing.code)
+    changed += [f"the source of {name}" for name in other]
     if changed:
         raise SweepExistsError(
             f"sweep {prepared.name!r} exists with a different experiment "

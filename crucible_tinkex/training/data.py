@@ -35,14 +35,14 @@ def decoded(tokenizer: str, sequences: Sequence[Sequence[int]]) -> list[str | No
     Nothing depends on the text: where the tokenizer cannot be had (its folder lies on another
     node, the hub is out of reach), there is none.
     """
-    loaded = _loaded(tokenizer)
+    loaded = loaded_tokenizer(tokenizer)
     return [None if loaded is None else loaded.decode(tokens) for tokens in sequences]
 
 
 def text_of(tokenizer: str | None) -> Callable[[Sequence[int]], str]:
     """From tokens to their text, where metrics depend on it. Raises `ConfigError` where the
     tokenizer cannot be had."""
-    loaded = None if tokenizer is None else _loaded(tokenizer)
+    loaded = None if tokenizer is None else loaded_tokenizer(tokenizer)
     if loaded is None:
         raise ConfigError(
             f"evaluation.metrics need the tokenizer {tokenizer!r}, which cannot be loaded where "
@@ -52,7 +52,8 @@ def text_of(tokenizer: str | None) -> Callable[[Sequence[int]], str]:
 
 
 @lru_cache(maxsize=4)
-def _loaded(name: str) -> Tokenizer | None:
+def loaded_tokenizer(name: str) -> Tokenizer | None:
+    """None where it cannot be had; loaded once per process."""
     try:
         return datasets.load_tokenizer(name)
     except CrucibleError as error:

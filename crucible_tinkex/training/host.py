@@ -25,7 +25,7 @@ from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.drain import DrainedError, contained, unless_drained
 from crucible_tinkex.training.outcome import Outcome, Verdict, judge
 from crucible_tinkex.training.plan import TrialPlan
-from crucible_tinkex.training.recipes.recipe import RecipeMaker
+from crucible_tinkex.training.recipes.recipe import Recipe, RecipeMaker
 from crucible_tinkex.training.recipes.sft import SupervisedRecipe
 from crucible_tinkex.training.reporter import Reporter
 from crucible_tinkex.training.session import Session
@@ -35,6 +35,16 @@ HELD_S = 2.0
 """How long a draining session waits for a service that just now lets nothing through."""
 
 log = logging.getLogger(__name__)
+
+
+def recipe_of(plan: TrialPlan, data: SweepData) -> Recipe:
+    """The recipe that the experiment asks for."""
+    if plan.experiment.train.adapter is None or plan.reference:
+        return SupervisedRecipe(plan, data)
+    # Brings the adapter's sessions along, which few trials need.
+    from crucible_tinkex.training.recipes.adapted import AdaptedRecipe
+
+    return AdaptedRecipe(plan, data)
 
 
 class SessionHost:
@@ -50,7 +60,7 @@ class SessionHost:
         data: SweepData,
         sweep: str,
         clock: Callable[[], float] = time.perf_counter,
-        recipe: RecipeMaker = SupervisedRecipe,
+        recipe: RecipeMaker = recipe_of,
         drain_s: float = 20.0,
     ) -> None:
         """`drain_s`: how long a session may take to finish its step and to save when asked to

@@ -9,7 +9,7 @@ learning rate of every step, and is a part.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from crucible_tinkex.config import Experiment
@@ -36,6 +36,8 @@ class TrialPlan:
     """Of a clone; a warm one begins at `origin.step`, in the data order of its own seed."""
     per_million: tuple[float, float, float] | None = None
     """Dollars for tokens of training, prefill and samples, where the price is known."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """The user's functions that it learns by, with the hashes of their source."""
 
 
 def trial_identity(
@@ -46,12 +48,15 @@ def trial_identity(
     total_steps: int,
     reference: bool = False,
     origin: Origin | None = None,
+    code: Mapping[str, str] | None = None,
 ) -> str:
     """Twelve hex digits. `fingerprint` stands for the data and for how they were read. A warm
-    clone's parent decides its numbers; that of a fresh one does not."""
+    clone's parent decides its numbers; that of a fresh one does not. `code`: as in the plan."""
     settings = experiment.trial_settings(total_steps=total_steps, reference=reference)
     service = {"base_url": experiment.service.base_url, "dtype": experiment.service.dtype}
     content: dict[str, Any] = {"settings": settings, "service": service, "data": fingerprint}
+    if code and not reference:
+        content["code"] = dict(code)
     if origin and origin.warm:
         content["parent"] = [origin.parent, origin.step]
     return digest(content if reference else {**content, "seed": seed})

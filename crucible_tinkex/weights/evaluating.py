@@ -8,8 +8,7 @@ before is not measured again; an evaluation that fails leaves nothing behind.
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from crucible_tinkex.names import SweepPaths, digest
 from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput, TensorData
 from crucible_tinkex.registry import CheckpointRecord, TrialRecord
 from crucible_tinkex.scoring import Scoring
-from crucible_tinkex.scoring.scorers import load_function
+from crucible_tinkex.scoring.scorers import FUNCTION
 from crucible_tinkex.storage import make_folder
 from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.sweep.results.measured import measured
@@ -34,6 +33,7 @@ from crucible_tinkex.sweep.results.summary import read_state
 from crucible_tinkex.sweep.results.trained import chosen_trial, counting_checkpoint
 from crucible_tinkex.training.recipes.evaluation import bounded, evaluate
 from crucible_tinkex.training.recipes.recipe import Evaluation, Tell
+from crucible_tinkex.user_code import code_hash
 from crucible_tinkex.weights.chat import tokenizer_of
 from crucible_tinkex.weights.evaluations import AfterEvaluation, load, store
 from crucible_tinkex.weights.service import blocking, sampling_path, service_of
@@ -144,17 +144,9 @@ def _key(subject: _Subject, section: EvaluationSection, rows: Rows) -> str:
         "weights": [experiment.service.base_url, experiment.service.dtype, subject.path],
         "rows": [files_hash(rows), read],
         "evaluation": section.model_dump(mode="json"),
-        "functions": [_source(load_function(name)) for name in functions],
+        "functions": [code_hash(name, what=FUNCTION) for name in functions],
     }
     return digest(content, 16)
-
-
-def _source(function: Callable[..., Any]) -> str:
-    """Of its whole module, because it may call what stands beside it; empty where there is none."""
-    try:
-        return inspect.getsource(inspect.getmodule(function) or function)
-    except (OSError, TypeError):
-        return ""
 
 
 async def _evaluated(

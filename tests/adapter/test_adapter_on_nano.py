@@ -34,7 +34,7 @@ def test_train_save_load_evaluate_infer_and_remember(tmp_path: Path) -> None:
             again = adapter.evaluate(session, ROWS)
             assert again.metrics["eval/nll"] == pytest.approx(early.metrics["eval/nll"], rel=1e-4)
             custom = adapter.train(session, ROWS, max_steps=2, loss_fn={"nll": 1.0, "focal": 0.5})
-            assert custom.results[0]["metrics"]["loss/focal"] > 0
+            assert custom.results[0]["metrics"]["train/loss/focal"] > 0
             texts = adapter.infer(session, "say a", checkpoint=trained.best_checkpoint, seed=1)
             assert texts[0].tokens
     steps = ct.Telemetry(tmp_path / "runs").query(

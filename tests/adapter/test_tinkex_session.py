@@ -149,9 +149,9 @@ async def test_a_composite_loss_logs_its_parts(desk: Desk) -> None:
             ROWS, loss_fn={"nll": 1.0, "focal": 0.5}, batch_size=5, submit_ahead=0
         )
     for row in trained.results:
-        parts = row["metrics"]["loss/nll"] + row["metrics"]["loss/focal"]
+        parts = row["metrics"]["train/loss/nll"] + row["metrics"]["train/loss/focal"]
         assert row["loss"] == pytest.approx(parts)
-        assert 0 < row["metrics"]["loss/focal"] <= row["metrics"]["loss/nll"]
+        assert 0 < row["metrics"]["train/loss/focal"] <= row["metrics"]["train/loss/nll"]
 
 
 async def test_gradient_hooks_see_tokens_and_one_that_raises_is_taken_off(desk: Desk) -> None:
@@ -312,7 +312,7 @@ async def test_what_is_wrong_is_refused_before_anything_is_sent(
         ([{"prompt": "a"}], "line 1: found the keys prompt"),
         ([ROWS[0], {"prompt": "a", "completion": 3}], "line 2: 'completion'"),
         ([ROWS[0], "text"], "line 2: expected a dict"),
-        ([{**ROWS[0], "weight": -1.0}], "weight of row 1"),
+        ([{**ROWS[0], "weight": -1.0}], "line 1: the row's weight must be a finite"),
         ([{**ROWS[0], "weight": 0.0}], "every token has the weight 0"),
         ([{"messages": [{"role": "user"}]}], "needs 'role' and 'content'"),
     ],

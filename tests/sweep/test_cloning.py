@@ -106,6 +106,8 @@ def test_lineage_is_shown() -> None:
         ({"optimizer.learning_rate": 0.0}, {"at": 4}, "greater than 0"),
         ({"optimizer.rate": 1.0}, {"at": 4}, "unknown axis"),
         ({"train.max_length": 9}, {"at": 4}, "cannot vary"),
+        ({"train.loss": "nll + nl"}, {"at": 4}, "train.loss: unknown loss 'nl'"),
+        ({"train.loss": "math:floor"}, {"at": 4}, "the sweep does not know math:floor yet"),
     ],
 )
 def test_a_clone_that_cannot_be_is_refused(

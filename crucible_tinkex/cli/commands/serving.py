@@ -10,7 +10,12 @@ import typer
 
 def serve(
     model: Annotated[
-        str, typer.Option(help="nano, smollm2-135m-instruct, or a Hugging Face folder.")
+        str,
+        typer.Option(
+            "--base",
+            "--model",
+            help="nano, smollm2-135m-instruct, a Hugging Face folder, or org/name on the hub.",
+        ),
     ] = "smollm2-135m-instruct",
     host: Annotated[str, typer.Option(help="Other than loopback needs --api-key-file.")] = (
         "127.0.0.1"

@@ -3,14 +3,14 @@
 A format is the keys by which it is known and a function that makes the row. The three of our own
 (`prompt_completion`, `text`, `chat`) are here, published ones in `published`. `id` names a row in
 what is measured of it, `group` those that belong together; other keys beyond those of the format
-are ignored, so that rows may carry notes. Every fault is a `DataError` that names the file, the
-line, the key and what to do.
+are notes, which only token-weight schemes see. Every fault is a `DataError` that names the file,
+the line, the key and what to do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from crucible_tinkex.datasets.files.containers import json_cells, type_name
@@ -70,7 +70,10 @@ def row_of(
     reader = readers[format]
     if reader.json_keys:
         value = json_cells(value, reader.json_keys, where)
-    return reader.row(value, Origin(path, line, _id(value.get("id")), _id(value.get("group"))))
+    row = reader.row(value, Origin(path, line, _id(value.get("id")), _id(value.get("group"))))
+    known = (*reader.keys, "id", "group")
+    notes = {key: value[key] for key in value if key not in known}
+    return replace(row, notes=notes) if notes else row
 
 
 def detect(value: Any, readers: Mapping[Format, Reader], *, path: str, line: int) -> Format:

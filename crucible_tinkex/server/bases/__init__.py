@@ -1,4 +1,5 @@
-"""The base models that the server knows: by name (`known_bases`) or as a model folder.
+"""The base models that the server knows: by name (`known_bases`), as a model folder, or by an id on
+the Hugging Face hub (`hub`).
 
 Guarantees: `ensure_base` brings the files into the cache or raises `ConfigError`/`StorageError`;
 `load_model` returns a frozen `transformers` causal LM in evaluation mode. Folders of the families
@@ -20,9 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import base_name
-from crucible_tinkex.server.bases import nano, smollm
-
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text")
+from crucible_tinkex.server.bases import hub, nano, smollm
+from crucible_tinkex.server.bases.families import check_family
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def cache_folder() -> Path:
 
 
 def ensure_base(name: str) -> Base:
-    """The base of this name or folder, its files present."""
+    """The base of this name, folder or hub id, its files present."""
     models_folder = cache_folder() / "models"
     name = base_name(name)
     if name == "nano":
@@ -69,9 +69,12 @@ def ensure_base(name: str) -> Base:
     if (path / "config.json").is_file():
         path = path.resolve()
         return Base(name, path, path)
+    if hub.is_hub_id(name):
+        folder = hub.ensure(name)
+        return Base(name, folder, folder)
     raise ConfigError(
-        f"base model {name!r} is neither known ({', '.join(KNOWN)}) "
-        "nor a folder with config.json, model.safetensors and tokenizer.json"
+        f"base model {name!r} is neither known ({', '.join(KNOWN)}), nor a folder with "
+        "config.json, model.safetensors and tokenizer.json, nor an id on the hub (org/name)"
     )
 
 
@@ -86,13 +89,7 @@ def load_model(base: Base, dtype: torch.dtype) -> Any:
 
 def _load_folder(folder: Path, dtype: torch.dtype) -> Any:
     config = AutoConfig.from_pretrained(folder)
-    if config.model_type not in FAMILIES:
-        raise ConfigError(
-            f"{folder} holds a {config.model_type!r} model; supported are {', '.join(FAMILIES)}"
-        )
-    for name in ("final_logit_softcapping", "attn_logit_softcapping"):
-        if getattr(config, name, None):
-            raise ConfigError(f"{folder} uses {name}, which this server does not support")
+    check_family(config.to_dict(), str(folder))
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
 
 

@@ -45,7 +45,7 @@ def torch_engine(
         token_cap=TOKEN_CAP if place.type == "cpu" else GPU_TOKEN_CAP,
         memory_bytes=memory_bytes,
     )
-    about = bases.KNOWN.get(base.name, "a model folder")
+    about = bases.KNOWN.get(base.name, str(base.folder))
     threads = torch.get_num_threads()
     _log.info("base %s (%s) in %s on %s, %d threads", base.name, about, chosen, place, threads)
     return engine

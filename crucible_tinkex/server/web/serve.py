@@ -52,7 +52,7 @@ class ServeOptions:
     data_dir: Path
     """Where checkpoints and, unless `api_key_file` is given, the generated key lie."""
     model: str = "smollm2-135m-instruct"
-    """A known base or the path of a Hugging Face model folder."""
+    """A known base, the path of a Hugging Face model folder, or its id on the hub."""
     host: str = "127.0.0.1"
     """Any other than a loopback address needs `api_key_file`."""
     port: int = 0

@@ -13,19 +13,28 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.names import run_dir_name
 from crucible_tinkex.registry import SEARCH, Origin, SweepState, TrialRecord
 from crucible_tinkex.sweep.deciding.prices import Price
+from crucible_tinkex.training.losses.registry import learning_functions
 from crucible_tinkex.training.plan import TrialPlan, trial_identity
 
 
 class Planner:
-    """Plans the trials of `experiment` over `rows` training rows."""
+    """Plans the trials of `experiment` over `rows` training rows. `code`: the user's functions that
+    any of them names, with the hashes of their source."""
 
     def __init__(
-        self, experiment: Experiment, *, rows: int, fingerprint: str, price: Price | None = None
+        self,
+        experiment: Experiment,
+        *,
+        rows: int,
+        fingerprint: str,
+        code: Mapping[str, str] | None = None,
+        price: Price | None = None,
     ) -> None:
         self.experiment = experiment
         self._rows = rows
         self._fingerprint = fingerprint
         self._per_million = price.per_million if price else None
+        self.code = code or {}
         self._plans: dict[str, TrialPlan] = {}
 
     @property
@@ -51,6 +60,8 @@ class Planner:
         """One configuration with one seed. `reference`: the untrained base model."""
         configured = self.experiment.configured(values)
         steps = 0 if reference else configured.train.steps(self._rows)
+        learnt_by = () if reference else learning_functions(configured.train)
+        code = {name: self.code[name] for name in learnt_by if name in self.code}
         return TrialPlan(
             trial_id=trial_identity(
                 configured,
@@ -59,6 +70,7 @@ class Planner:
                 total_steps=steps,
                 reference=reference,
                 origin=origin,
+                code=code,
             ),
             index=index,
             run_name=run_dir_name(index, values, seed),
@@ -70,6 +82,7 @@ class Planner:
             phase=phase,
             origin=origin,
             per_million=self._per_million,
+            code=code,
         )
 
     def of(self, trial: TrialRecord) -> TrialPlan:

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from crucible_tinkex.config import check_axes
+from crucible_tinkex.config import TrainSection, check_axes
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import CheckpointRecord, Origin, SweepState, TrialRecord
 from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.training.losses.objective import Objective
+from crucible_tinkex.training.losses.registry import learning_functions
 from crucible_tinkex.training.plan import TrialPlan
 
 
@@ -37,6 +39,7 @@ def clone_plan(
         raise ConfigError("a fresh clone begins at step 0: leave --at or --fresh out")
     origin = Origin(parent.trial_id) if fresh else _forked(parent, changes, at)
     values = {**parent.values, **changes}
+    _check_learning(planner, planner.experiment.configured(values).train)
     plan = planner.plan(values, parent.seed, index=len(state.trials), origin=origin)
     unchanged = planner.of(parent).experiment
     if plan.trial_id == parent.trial_id or (origin.warm and plan.experiment == unchanged):
@@ -48,6 +51,17 @@ def clone_plan(
             "checkpoint with --at"
         )
     return plan
+
+
+def _check_learning(planner: Planner, train: TrainSection) -> None:
+    """Raises `ConfigError` for a loss that there is not, or whose source the sweep did not note."""
+    Objective.of(train)
+    for name in learning_functions(train):
+        if name not in planner.code:
+            raise ConfigError(
+                f"clone: the sweep does not know {name} yet; let the search vary it "
+                "(`crucible extend --set search.enqueue=...`)"
+            )
 
 
 def _forked(parent: TrialRecord, changes: Mapping[str, Any], at: int | None) -> Origin:

@@ -8,12 +8,12 @@ nothing else. Options are given by name.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.protocol.wire import Datum, SamplingParams
 from crucible_tinkex.training.adapter.experiment import LoraExperiment
+from crucible_tinkex.user_code import load
 
 CALLBACKS = (
     "generate_id",
@@ -72,15 +72,7 @@ def load_adapter(name: str) -> LoraAdapter:
 
     Raises `ConfigError` that names what is missing.
     """
-    module, colon, attribute = name.partition(":")
-    if not (module and colon and attribute):
-        raise ConfigError(f"adapter {name!r} must be written module:Class")
-    try:
-        found = getattr(import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"adapter {name!r}: {error}; is it on the Python path?") from error
-    except AttributeError:
-        raise ConfigError(f"adapter {name!r}: {module} has no {attribute}") from None
+    found = load(name, what="adapter")
     adapter = found() if isinstance(found, type) else found
     missing = [c for c in CALLBACKS if not callable(getattr(adapter, c, None))]
     if missing:

@@ -24,8 +24,9 @@ from crucible_tinkex.datasets import (
     tokenise,
 )
 from crucible_tinkex.errors import DataError
-from crucible_tinkex.protocol.wire import Datum, TensorData
-from crucible_tinkex.training.losses.schemes import WeightScheme, check_factor
+from crucible_tinkex.protocol.wire import Datum
+from crucible_tinkex.training.losses.objective import weighed
+from crucible_tinkex.training.losses.schemes import WeightScheme
 from crucible_tinkex.training.recipes.datums import datum
 
 _SOURCE = "rows"
@@ -79,7 +80,7 @@ def tokenised(
     rows: Sequence[Any], tokenizer: Tokenizer, *, max_length: int | None
 ) -> TokenisedDataset:
     parsed = [parse(row, number) for number, row in enumerate(rows, 1)]
-    return tokenise(parsed, tokenizer, max_length=max_length)
+    return tokenise(parsed, tokenizer, max_length=max_length, keep_text=True)
 
 
 def datums(
@@ -93,49 +94,24 @@ def datums(
     """One datum per row: N input tokens, N next-token targets, N weights (0 where only read)."""
     data = tokenised(rows, tokenizer, max_length=max_length)
     return [
-        _weighed(datum(data, i), row, i + 1, tokenizer, scheme, config)
+        weighed(
+            datum(data, i),
+            data.text(i)._replace(row=as_mapping(row)),
+            scheme,
+            config,
+            where=f"{_SOURCE}, line {i + 1}",
+        )
         for i, row in enumerate(rows)
     ]
 
 
 def as_mapping(row: Any) -> Mapping[str, Any]:
-    """What a scheme sees of a row that was read from a file."""
+    """What a scheme sees of a row: as it was given, or as it was read from a file."""
     if isinstance(row, Mapping):
         return row
-    if isinstance(row, PromptCompletion):
-        return {"prompt": row.prompt, "completion": row.completion}
-    return {"text": row.text} if isinstance(row, Text) else {}
+    return {**row.fields, **row.notes} if isinstance(row, Row) else {}
 
 
 def completion_of(row: Mapping[str, Any]) -> str:
     """The text that is learnt, where it is one text."""
     return str(row.get("completion", row.get("output", row.get("text", ""))))
-
-
-def _weighed(
-    made: Datum,
-    row: Any,
-    line: int,
-    tokenizer: Tokenizer,
-    scheme: WeightScheme,
-    config: Mapping[str, float],
-) -> Datum:
-    mapping = as_mapping(row)
-    text = completion_of(mapping)
-    weighing = scheme(mapping, text, config)
-    base = check_factor(mapping.get("weight", 1.0), what=f"the weight of row {line}")
-    factor = base * check_factor(weighing.row, what=f"the factor of row {line}")
-    if factor == 1.0 and not weighing.spans:
-        return made
-    weights = [w * factor for w in made.loss_fn_inputs["weights"].data]
-    if weighing.spans and text:
-        offsets = tokenizer.inner.encode(text, add_special_tokens=False).offsets
-        first = len(weights) - len(offsets) - 1  # behind the completion stands its end
-        for position, (start, end) in enumerate(offsets, max(first, 0)):
-            for span in weighing.spans:
-                if start < span.end and end > span.start and position < len(weights):
-                    weights[position] *= check_factor(span.factor, what=f"a factor of row {line}")
-    if not any(weights):
-        raise DataError(f"{_SOURCE}, line {line}: every token has the weight 0; remove the row")
-    tensor = TensorData(data=weights, dtype="float32", shape=[len(weights)])
-    return made.model_copy(update={"loss_fn_inputs": {**made.loss_fn_inputs, "weights": tensor}})

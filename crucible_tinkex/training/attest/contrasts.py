@@ -92,7 +92,7 @@ def contrasts_of(experiment: Experiment) -> list[Contrast]:
     varied = {key: values for key, values in tried.items() if len(values) > 1}
     experiment = experiment.configured({k: v[0] for k, v in tried.items() if k not in varied})
     base = _base(experiment, varied, seeds)
-    fixed = {**_declared(experiment), LOSS: (experiment.train.loss,)}
+    fixed = {**_declared(experiment), LOSS: ("cross_entropy",)}
     if len(seeds) > 1 and experiment.lora.seed is None:
         # They order the rows, too, so trials differ whatever the service does.
         fixed = {SEED: seeds, **fixed}
@@ -133,13 +133,14 @@ def _tried(experiment: Experiment) -> Iterator[tuple[str, Any]]:
 
 
 def _is_applied(key: str) -> bool:
-    """Whether it is for the service to apply."""
-    return key in (RANK, SEED, LOSS, *SWITCHES, *STRONG)
+    """Whether it is for the service to apply: losses other than `cross_entropy` are computed here,
+    from what it answers to that one."""
+    return key in (RANK, SEED, *SWITCHES, *STRONG)
 
 
 def _value(experiment: Experiment, key: str) -> Any:
     section, _, name = key.partition(".")
-    return getattr(getattr(experiment, section), name)
+    return getattr(getattr(experiment, section), name, None)
 
 
 def _declared(experiment: Experiment) -> dict[str, tuple[Any, ...]]:
@@ -175,7 +176,7 @@ def _values(key: str, asked: tuple[Any, ...], base: Settings) -> tuple[Any, Any]
     if key in SWITCHES:
         return True, False
     if key == LOSS:
-        return asked[0], asked[-1]
+        return asked[0], asked[0]
     if key == RANK:
         most = int(max(asked))
         return base.rank, most if most > base.rank else (base.rank // 2 or 2)

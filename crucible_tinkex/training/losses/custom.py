@@ -91,3 +91,25 @@ def composite(parts: Mapping[str, tuple[float, CustomLossMaker]]) -> CustomLossM
         return called
 
     return make
+
+
+def guarded(name: str, maker: Callable[[Sequence[Datum]], Any]) -> CustomLossMaker:
+    """A stranger's maker: what it or its loss raises becomes a `ConfigError` that names it."""
+
+    def make(batch: Sequence[Datum]) -> CustomLoss:
+        made = _named(name, maker, batch)
+
+        def called(logprobs: list[FloatArray]) -> tuple[float, Gradients, Mapping[str, float]]:
+            loss, gradients, metrics = _named(name, lambda given: tuple(made(given)), logprobs)
+            return loss, gradients, metrics
+
+        return called
+
+    return make
+
+
+def _named(name: str, function: Callable[[Any], Any], given: Any) -> Any:
+    try:
+        return function(given)
+    except Exception as error:
+        raise ConfigError(f"loss {name!r}: {type(error).__name__}: {error}") from error

@@ -9,13 +9,19 @@ always used the service's loss whatever was registered; what is named here is wh
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from crucible_tinkex.config import TrainSection
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.training.losses.custom import composite, focal, nll
-from crucible_tinkex.training.losses.schemes import SCHEMES, WeightScheme
+from crucible_tinkex.training.losses.custom import guarded as guarded_loss
+from crucible_tinkex.training.losses.schemes import SCHEMES, WeightScheme, guarded
 from crucible_tinkex.training.recipes.recipe import CustomLossMaker
+from crucible_tinkex.user_code import load
 
 SERVICE_LOSSES = ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro")
 """Those of the Tinker protocol; which of them a service has, it says itself."""
@@ -28,6 +34,11 @@ _REFUSED = {
 }
 
 
+LOSS, SCHEME = "loss", "token-weight scheme"
+"""What messages call a function of the user's."""
+_TERM = re.compile(r"(?:([\d.]+(?:[eE]-?\d+)?)\s*\*\s*)?([A-Za-z_][\w.]*(?::[A-Za-z_]\w*)?)")
+
+
 @dataclass(frozen=True)
 class Loss:
     """What a name stands for: `service` or `custom`, and the weights of the tokens."""
@@ -36,6 +47,12 @@ class Loss:
     service: str = "cross_entropy"
     custom: CustomLossMaker | None = None
     weights: WeightScheme | None = None
+
+
+def learning_functions(train: TrainSection) -> list[str]:
+    """The user's functions and adapters (`module:name`) that a trial learns by."""
+    named = f"{train.loss} {train.token_weights or ''} {train.adapter or ''}"
+    return list(dict.fromkeys(re.findall(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", named)))
 
 
 @dataclass
@@ -57,10 +74,20 @@ class LossRegistry:
 
     def composite(self, parts: Mapping[str, float]) -> CustomLossMaker:
         """The weighted sum of custom losses by name, each logged."""
-        return composite({name: (weight, self._custom(name)) for name, weight in parts.items()})
+        called = [name.rpartition(":")[2] for name in parts]
+        twice = next((name for name in called if called.count(name) > 1), None)
+        if twice:
+            raise ConfigError(f"two parts of a composite loss are called {twice!r}")
+        made = ((weight, self._custom(name)) for name, weight in parts.items())
+        return composite(dict(zip(called, made, strict=True)))
 
     def get(self, name: str) -> Loss:
-        """What `name` stands for. Raises `ConfigError` with the nearest name."""
+        """What `name` stands for: also `module:function`, and a sum such as `nll + 0.5 * focal`.
+        Raises `ConfigError` with the nearest name, or for a function that cannot be loaded."""
+        if "+" in name or "*" in name:
+            return Loss(name, custom=self.composite(_terms(name)))
+        if ":" in name:
+            return Loss(name, custom=guarded_loss(name, _callable(name, LOSS)))
         if name in _REFUSED and name not in self.names():
             raise ConfigError(_REFUSED[name])
         if name in SERVICE_LOSSES:
@@ -70,7 +97,9 @@ class LossRegistry:
         return Loss(name, weights=self.scheme(name))
 
     def scheme(self, name: str) -> WeightScheme:
-        """A token-weight scheme by name. Raises `ConfigError` with the nearest name."""
+        """A token-weight scheme by name, or a `module:function`. Raises as `get`."""
+        if ":" in name:
+            return guarded(name, _callable(name, SCHEME))
         if name in self.weights:
             return self.weights[name]
         known = self.names()
@@ -93,6 +122,34 @@ class LossRegistry:
     def _check_free(self, name: str) -> None:
         if name in self.names():
             raise ConfigError(f"the loss {name!r} exists already; choose another name")
+
+
+def _terms(text: str) -> dict[str, float]:
+    """The parts of a sum, and what each counts."""
+    found: dict[str, float] = {}
+    for part in text.split("+"):
+        term = _TERM.fullmatch(part.strip())
+        try:
+            weight = float(term[1] or 1) if term else math.nan
+        except ValueError:
+            weight = math.nan
+        if term is None or not math.isfinite(weight):
+            raise ConfigError(
+                f"the loss {text!r}: {part.strip()!r} is no term; a sum is written as "
+                "'nll + 0.5 * focal'"
+            )
+        if term[2] in found:
+            raise ConfigError(f"the loss {text!r} has the term {term[2]!r} twice")
+        found[term[2]] = weight
+    return found
+
+
+def _callable(name: str, what: str) -> Callable[..., Any]:
+    found = load(name, what=what)
+    if not callable(found):
+        raise ConfigError(f"{what} {name!r} cannot be called")
+    made: Callable[..., Any] = found
+    return made
 
 
 def default_losses() -> LossRegistry:

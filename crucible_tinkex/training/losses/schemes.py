@@ -16,9 +16,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 from crucible_tinkex.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 CITATION = re.compile(r"\bciting\s+([\w.:-]*\w)", re.IGNORECASE)
 """`CLAIM[c2]: text (citing 4983)`: the published format of extracted claims."""
@@ -91,8 +96,42 @@ SCHEMES: dict[str, WeightScheme] = {
 }
 
 
+def guarded(name: str, function: Callable[..., Any]) -> WeightScheme:
+    """A stranger's function, which may also give one number, for the whole row. What it raises, and
+    what is no weighing, becomes a `ConfigError` that names it."""
+
+    def scheme(row: Mapping[str, Any], completion: str, config: Mapping[str, float]) -> Weighing:
+        try:
+            found = function(row, completion, config)
+            if isinstance(found, int | float):
+                return Weighing(row=float(found))
+            return Weighing(float(found[0]), tuple(Span(*span) for span in found[1]))
+        except Exception as error:
+            raise ConfigError(
+                f"token-weight scheme {name!r}: {type(error).__name__}: {error}; it takes the row, "
+                "its completion and its numbers, and gives a factor or a Weighing"
+            ) from error
+
+    return scheme
+
+
+def factors(
+    weighing: Weighing, spans: npt.NDArray[np.int32], *, base: float, what: str
+) -> npt.NDArray[np.float64]:
+    """What each target counts: the factors of the row times those of all spans that it touches.
+
+    `spans` of shape (targets, 2): the characters that a target stands for. Raises `ConfigError` for
+    a factor that is none, beginning with `what`."""
+    row = check_factor(base, what=f"{what}: the row's weight")
+    found = np.full(len(spans), row * check_factor(weighing.row, what=f"{what}: the row's factor"))
+    for start, end, factor in weighing.spans:
+        touched = (spans[:, 0] < end) & (spans[:, 1] > start)
+        found[touched] *= check_factor(factor, what=f"{what}: the factor of a span")
+    return found
+
+
 def check_factor(value: float, *, what: str) -> float:
     """A finite factor of at least 0. Raises `ConfigError`."""
-    if not 0 <= value < float("inf"):
+    if not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise ConfigError(f"{what} must be a finite number of at least 0, not {value!r}")
     return float(value)

@@ -22,5 +22,20 @@ def datum(data: TokenisedDataset, row: int) -> Datum:
 
 
 def total_weight(data: Sequence[Datum]) -> float:
-    """Sum of loss weights, at least a tiny amount so that means stay finite."""
-    return max(sum(sum(d.loss_fn_inputs["weights"].data) for d in data), 1e-12)
+    """Sum of loss weights, at least a tiny amount so that means stay finite; 1 for every target of
+    a row without."""
+    total = 0.0
+    for one in data:
+        weights = one.loss_fn_inputs.get("weights")
+        targets = one.loss_fn_inputs.get("target_tokens")
+        if weights is not None:
+            total += sum(weights.data)
+        elif targets is not None:
+            total += len(targets.data)
+    return max(total, 1e-12)
+
+
+def with_weights(given: Datum, weights: Sequence[float]) -> Datum:
+    """The row with other loss weights, one for each target."""
+    tensor = TensorData(data=list(weights), dtype="float32", shape=[len(weights)])
+    return given.model_copy(update={"loss_fn_inputs": {**given.loss_fn_inputs, "weights": tensor}})

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from crucible_tinkex.client.interface import TrainingClient
 from crucible_tinkex.client.model.loss import cross_entropy
 from crucible_tinkex.datasets import epoch_of
-from crucible_tinkex.protocol.wire import AdamParams, ForwardBackwardOutput
+from crucible_tinkex.protocol.wire import AdamParams, Datum, ForwardBackwardOutput
 from crucible_tinkex.training.data import SweepData
+from crucible_tinkex.training.losses.objective import Objective, measured
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.datums import datum, total_weight
 from crucible_tinkex.training.recipes.evaluation import evaluate
 from crucible_tinkex.training.recipes.recipe import Evaluation, Tell, Update
 from crucible_tinkex.training.recipes.schedule import adam_params
+from crucible_tinkex.user_code import check_code
 
 FINGERPRINT_ROWS = 2
 
@@ -22,24 +24,32 @@ class SupervisedRecipe:
     """A `Recipe`. `train/nll` is the mean over the batch, in nats per token that is learnt."""
 
     def __init__(self, plan: TrialPlan, data: SweepData) -> None:
+        """Raises `ConfigError` for a loss or scheme that cannot be loaded here, and
+        `TrialFailedError` where its source is another than the sweep's."""
         self._plan = plan
         self._data = data
+        for name, source in plan.code.items():
+            check_code(name, source, what="function")
+        self._objective = Objective.of(plan.experiment.train)
 
     async def update(self, step: int, client: TrainingClient) -> Update:
         train = self._plan.experiment.train
         rows = self._data.train.batch(seed=self._plan.seed, step=step, batch_size=train.step_rows)
-        batch = [datum(self._data.train, i) for i in rows]
+        batch = self._datums(rows)
         return Update(
             batch,
             self._adam(step),
             total_weight(batch),
-            train.loss,
+            self._objective.loss.service,
             accumulate=train.accumulate,
+            custom=self._objective.loss.custom,
         )
 
+    def _datums(self, rows: Sequence[int]) -> list[Datum]:
+        return [self._objective.datum(self._data.train, i) for i in rows]
+
     def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
-        # From the logprobs: some services report a mean, or nothing, as the sum.
-        return {"train/nll": cross_entropy(output, update.batch) / update.weight}
+        return measured(update, output, is_plain=self._objective.is_plain)
 
     async def evaluate(self, client: TrainingClient, tell: Tell) -> Evaluation:
         if self._data.eval is None:

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from crucible_tinkex.client.interface import TrainingClient
-from crucible_tinkex.client.model.loss import cross_entropy, loss_of
 from crucible_tinkex.config import EvaluationSection, OptimizerSection
 from crucible_tinkex.datasets import TokenisedDataset, Tokenizer, batch_indices, epoch_of
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput
 from crucible_tinkex.training.adapter.protocol import LoraAdapter
 from crucible_tinkex.training.adapter.rows import as_mapping, completion_of
+from crucible_tinkex.training.losses.objective import measured
 from crucible_tinkex.training.losses.registry import Loss, LossRegistry
 from crucible_tinkex.training.losses.schemes import has_invalid_citation
+from crucible_tinkex.training.recipes.datums import total_weight
 from crucible_tinkex.training.recipes.evaluation import evaluate
 from crucible_tinkex.training.recipes.recipe import Evaluation, Tell, Update
 from crucible_tinkex.training.recipes.schedule import adam_params
@@ -71,9 +72,10 @@ class AdapterRecipe:
         self.measures_citations = self._loss.name == CITATIONS or (
             options.token_weights == CITATIONS
         )
-        self._format = Format(
-            tokenizer, max_length, scheme_of(options, self._loss), options.weighing
-        )
+        scheme = scheme_of(options, self._loss)
+        service = self._loss.service == "cross_entropy" and self._loss.custom is None
+        self._is_plain = service and scheme == "uniform"
+        self._format = Format(tokenizer, max_length, scheme, options.weighing)
         order = [
             index
             for step in range(1, options.steps(len(rows)) + 1)
@@ -122,7 +124,7 @@ class AdapterRecipe:
         return Update(
             batch,
             adam_params(self._optimizer, step=step, total_steps=self.total_steps),
-            weight_of(batch),
+            total_weight(batch),
             self._loss.service,
             self._options.loss_fn_config,
             accumulate=self._options.accumulate,
@@ -130,7 +132,7 @@ class AdapterRecipe:
         )
 
     def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
-        return {"train/nll": mean_loss(update, output), **components(update, output)}
+        return measured(update, output, is_plain=self._is_plain)
 
     def citation_invalid_rate(self, step: int) -> float:
         """Share of the step's rows that cite what is not among their documents."""
@@ -166,32 +168,3 @@ def scheme_of(options: TrainOptions, loss: Loss) -> str:
     if options.token_weights is not None:
         return options.token_weights
     return "uniform" if loss.weights is None else loss.name
-
-
-def weight_of(batch: Sequence[Datum]) -> float:
-    """Sum of the loss weights; 1 for every target of a row without."""
-    total = 0.0
-    for datum in batch:
-        weights = datum.loss_fn_inputs.get("weights")
-        targets = datum.loss_fn_inputs.get("target_tokens")
-        if weights is not None:
-            total += sum(weights.data)
-        elif targets is not None:
-            total += len(targets.data)
-    return max(total, 1e-12)
-
-
-def mean_loss(update: Update, output: ForwardBackwardOutput) -> float:
-    """The batch's loss per weight."""
-    if update.custom is None and update.loss_fn == "cross_entropy":
-        return cross_entropy(output, update.batch) / update.weight
-    return loss_of(output) / update.weight
-
-
-def components(update: Update, output: ForwardBackwardOutput) -> dict[str, float]:
-    """The parts of a composite loss, each per weight: `loss/NAME`."""
-    if update.custom is None:
-        return {}
-    own = {"loss", "surrogate_loss"}
-    named = {name.removesuffix(":sum"): v for name, v in output.metrics.items() if ":sum" in name}
-    return {f"loss/{name}": v / update.weight for name, v in named.items() if name not in own}

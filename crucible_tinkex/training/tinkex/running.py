@@ -113,11 +113,12 @@ class TrainingRun:
             self._options.on_epoch_end(epoch)
 
     def _row(self, result: StepResult, measured: Mapping[str, float], seconds: float) -> StepRow:
+        loss = measured.get("train/loss", measured["train/nll"])
         row: dict[str, Any] = {
             "step": self.first + result.number,
             "epoch": self._recipe.epoch(result.number) + 1,
-            "loss": measured["train/nll"],
-            "loss_sum": measured["train/nll"] * result.update.weight,
+            "loss": loss,
+            "loss_sum": loss * result.update.weight,
             "grad_norm": grad_norm(result.optim),
             "learning_rate": result.update.adam.learning_rate,
             "tokens": result.update.tokens,

@@ -26,8 +26,10 @@ from crucible_tinkex.training.adapter.experiment import LoraExperiment
 from crucible_tinkex.training.adapter.protocol import LoraAdapter
 from crucible_tinkex.training.adapter.rows import load, tokenised
 from crucible_tinkex.training.losses.gradient_hooks import grad_norm
+from crucible_tinkex.training.losses.objective import mean_loss
 from crucible_tinkex.training.losses.registry import LossRegistry, default_losses
 from crucible_tinkex.training.outcome import speaks_of_checkpoint
+from crucible_tinkex.training.recipes.datums import total_weight
 from crucible_tinkex.training.recipes.recipe import Update
 from crucible_tinkex.training.recipes.schedule import adam_params
 from crucible_tinkex.training.stepping import send
@@ -36,13 +38,7 @@ from crucible_tinkex.training.tinkex.driving import drive
 from crucible_tinkex.training.tinkex.evaluating import Scorer, measured
 from crucible_tinkex.training.tinkex.live import LiveModel
 from crucible_tinkex.training.tinkex.options import RecoveryPolicy, TrainOptions, optimizer
-from crucible_tinkex.training.tinkex.recipe import (
-    AdapterRecipe,
-    mean_loss,
-    resolved,
-    scheme_of,
-    weight_of,
-)
+from crucible_tinkex.training.tinkex.recipe import AdapterRecipe, resolved, scheme_of
 from crucible_tinkex.training.tinkex.results import (
     Checkpoint,
     Completion,
@@ -234,7 +230,7 @@ class TinkexSession:
         loss = resolved(asked, self.losses)
         adam = adam_params(self.experiment.config.optimizer, step=1, total_steps=1)
         update = Update(
-            batch, adam, weight_of(batch), loss.service, loss_fn_config, custom=loss.custom
+            batch, adam, total_weight(batch), loss.service, loss_fn_config, custom=loss.custom
         )
         with self._working("training", "forward_backward", changes_weights=True):
             output = await send(self._live.client, update, batch)
