@@ -197,7 +197,7 @@ def test_init_writes_a_file_that_is_valid_and_never_overwrites(
     assert "crucible plan mine.toml" in written
     write_rows(tmp_path / "train.jsonl")
     prepared = prepare(Experiment.from_toml(tmp_path / "mine.toml"))
-    assert len(prepared.configurations) == 5 and prepared.policy().planned > 12
+    assert len(prepared.configurations) == 4 and prepared.policy().planned > 12
     assert prepared.notes and not prepared.warnings()
     again = CliRunner().invoke(app, ["init", "mine.toml"])
     assert isinstance(again.exception, ConfigError) and "not overwritten" in str(again.exception)
