@@ -101,6 +101,12 @@ class PreparedSweep:
             price=checked_price(self.experiment),
         )
 
+    @property
+    def asked(self) -> int:
+        """How many configurations the search asks for in all."""
+        trials = trials_of(self.planner, self.configurations).planned - self.planner.has_reference
+        return trials // len(self.experiment.search.seeds)
+
     def policy(self) -> Policy:
         search = self.experiment.search
         return Policy(
