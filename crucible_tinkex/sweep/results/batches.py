@@ -1,8 +1,8 @@
 """Which configurations were asked for together, before anything of them was measured.
 
 What is added to a sweep later may be added because of what is known, so it is judged more strictly
-(`bench.Configuration.batch`). An amendment of the search begins a batch, one of the budget does not;
-a clone is one by itself.
+(`bench.Configuration.batch`). An amendment of the search begins a batch, one of the budget does
+not; a clone is one by itself.
 """
 
 from __future__ import annotations

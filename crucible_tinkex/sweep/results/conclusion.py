@@ -7,6 +7,7 @@ untrained base) is one measurement and does not compete. The cost of a seed is i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -70,8 +71,9 @@ def configuration_names(found: Sequence[Configuration]) -> list[str]:
         ", ".join(f"{varied[k]} = {_text(v)}" for k, v in c.values.items() if k in varied)
         for c in found
     ]
+    count = Counter(names)
     return [
-        name if name and names.count(name) == 1 else f"{name} (trial {c.trials[0].index})".strip()
+        name if name and count[name] == 1 else f"{name} (trial {c.trials[0].index})".strip()
         for name, c in zip(names, found, strict=True)
     ]
 
