@@ -131,11 +131,10 @@ def _estimate(prepared: PreparedSweep, data: SweepData) -> Estimate:
 
 def _coming_proof(prepared: PreparedSweep, data: SweepData) -> Spent:
     """What a run will spend to prove its service. Raises `ConfigError` where a cap is below it."""
-    known, spent = {}, Spent()
-    if existing := prepared.existing:
-        known, spent = existing.attested.get("findings", {}), existing.spent
+    existing = prepared.existing
+    known = existing.attested.get("findings", {}) if existing else {}
     proof = proof_of(prepared.experiment, data.train, known).spent
-    check_affordable(prepared.experiment, proof, spent)
+    check_affordable(prepared.experiment, proof, prepared.spent)
     return proof
 
 
