@@ -257,7 +257,7 @@ def _kept(
         return None
     kinds = 1 + train.sampler_checkpoint
     every = whole // rules.keep_every if rules.keep_every else 0
-    each = min(rules.keep_last, whole) * kinds + every * kinds
+    each = min(rules.last, whole) * kinds + every * kinds
     most = rules.keep_best + trials.high * each + 2
     sizes = [pace.checkpoint_bytes for pace in paces if pace.checkpoint_bytes]
     rank = fmean(plan.experiment.lora.rank for plan in plans)

@@ -161,15 +161,17 @@ def test_retention_is_counted_beside_what_all_would_take() -> None:
     whole = estimated(paces=pace)
     assert whole.kept_bytes is None
     one = 8 * 1000
-    found = estimated(paces=pace, checkpoints={"keep_best": 3})
+    found = estimated(paces=pace, checkpoints={"keep_best": 3, "keep_last": 0})
     assert found.checkpoint_bytes == whole.checkpoint_bytes
     assert found.kept_bytes == Range(one, (3 + 2) * one)
     last = estimated(paces=pace, checkpoints={"keep_last": 1})
     assert last.kept_bytes == Range(one, (9 * 2 + 2) * one)
     assert whole.checkpoint_bytes is not None
-    every = estimated(paces=pace, checkpoints={"keep_every": 1})
+    every = estimated(paces=pace, checkpoints={"keep_every": 1, "keep_last": 0})
     assert every.kept_bytes == Range(one, whole.checkpoint_bytes.high), "never more than all"
-    assert estimated(checkpoints={"keep_best": 3}).kept_bytes is None, "no ground for a size"
+    assert estimated(checkpoints={"keep_best": 3, "keep_last": 0}).kept_bytes is None, (
+        "no ground for a size"
+    )
     text = "\n".join(estimate_lines(found.summary()))
     assert "all of them" in text and "left at the end" in text
 
@@ -180,7 +182,7 @@ def test_storage_costs_what_the_table_says(tmp_path: Path) -> None:
     head = f'date = {date.today()}\nsource = "x"\n'
     pace = (Pace(100.0, 1e9 / 8),)
     table.write_text(head + "storage = 0.5\n" + rows)
-    found = estimated(paces=pace, checkpoints={"keep_best": 1}, prices=str(table))
+    found = estimated(paces=pace, checkpoints={"keep_best": 1, "keep_last": 0}, prices=str(table))
     assert found.storage_dollars == Range(0.5, 1.5)
     assert any("a month" in line for line in estimate_lines(found.summary()))
     table.write_text(head + rows)
