@@ -13,9 +13,11 @@ from crucible_tinkex.cli.estimates import estimate_lines
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.registry import Spent
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.estimate import Estimate, Range, Rows, estimate
 from crucible_tinkex.sweep.experience import Pace
+from crucible_tinkex.training.attest.probing import Attestation
 from crucible_tinkex.training.data import SweepData
 
 STEPS, TRIALS = 90, 9
@@ -50,6 +52,7 @@ def estimated(
     search: dict[str, Any] | None = None,
     *,
     paces: tuple[Pace, ...] = (),
+    probe: Attestation | None = None,
     base_url: str = "embedded",
     checkpoints: dict[str, Any] | None = None,
     evaluation: dict[str, Any] | None = None,
@@ -72,7 +75,7 @@ def estimated(
     planner = Planner(experiment, rows=100, fingerprint="f")
     plans = [planner.plan({}, 0)]
     rows = Rows.of(SweepData(tokenised(30, 11), held_out, "f", None), experiment.evaluation)
-    return estimate(experiment, plans, trials=TRIALS, rows=rows, paces=paces)
+    return estimate(experiment, plans, trials=TRIALS, rows=rows, paces=paces, probe=probe)
 
 
 def stopping(**rule: Any) -> dict[str, Any]:
@@ -154,6 +157,19 @@ def test_time_and_room_come_from_finished_sweeps_only() -> None:
     known = estimated(paces=(Pace(100.0, 1000.0), Pace(200.0, None)))
     assert known.seconds == Range(round(37_400 / 200, 1), 37_400 / 100)
     assert known.checkpoint_bytes == Range(9 * 8 * 1000, 9 * 8 * 1000 * 3)
+
+
+def test_a_probe_tells_the_time_roughly_where_no_sweep_does() -> None:
+    probe = Attestation(models=5, spent=Spent(500, 500, seconds=8.0, steps=10))
+    found = estimated(probe=probe)  # two turns of 4 s: a step took .8 to 2 s
+    assert found.probed and found.seconds is not None
+    assert found.seconds.low == pytest.approx(found.steps.low * 0.8 / 8)
+    by_token = found.tokens.high * 8 / 1000
+    assert found.seconds.high == pytest.approx(max(found.steps.high * 2, by_token))
+    assert estimated(probe=probe, hours=0.01).seconds == Range(36, 36)
+    known = estimated(probe=probe, paces=(Pace(100.0, None),))
+    assert not known.probed and known.seconds == estimated(paces=(Pace(100.0, None),)).seconds
+    assert estimated(probe=Attestation()).seconds is None, "nothing was tried"
 
 
 def test_retention_is_counted_beside_what_all_would_take() -> None:
