@@ -24,8 +24,16 @@ from crucible_tinkex.sweep.results.aggregates import aggregates
 from crucible_tinkex.sweep.results.batches import batches
 from crucible_tinkex.sweep.results.conclusion import comparison, conclusion
 from crucible_tinkex.sweep.results.leaderboard import configurations
+from crucible_tinkex.sweep.results.tables import comparison_table, conclusion_table
 
 RNG = np.random.default_rng(2)
+BEGIN = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def own_numbers() -> None:
+    """No test depends on those before it."""
+    RNG.bit_generator.state = BEGIN
 
 
 def trial(index: int, rank: int, seed: int, nll: float | None, **more: Any) -> TrialRecord:
@@ -159,6 +167,20 @@ def test_fresh_seeds_judge_whom_the_asked_ones_chose() -> None:
     assert "fresh seeds only" in found.notes[0]
 
 
+def test_conclusions_are_tables_too() -> None:
+    trials = grid({4: 1.0, 8: 1.5, 16: 2.0}, 5)
+    trials += [trial(900, 32, 0, None, state=FAILED, error="loss became nan")]
+    table = conclusion_table(conclusion(state(trials, 5)))
+    assert table["name"].to_pylist() == ["rank = 4", "rank = 8", "rank = 16", "rank = 32"]
+    assert table["seeds"].to_pylist() == [5, 5, 5, None]
+    first, second, _, last = table.to_pylist()
+    assert first["value_low"] < first["value"] < first["value_high"] and first["behind_by"] == 0
+    assert 0 < second["low"] < second["behind_by"] < second["high"] and second["separable"]
+    assert last["why"] == "failed: loss became nan"
+    assert table.to_pandas()["name"].iloc[-1] == "rank = 32"
+    assert conclusion_table(conclusion(state([], 1))).schema == table.schema
+
+
 def test_one_seed_each_says_nothing() -> None:
     assert conclusion(state(grid({4: 1.0, 8: 2.0}, 1), 1)).verdict.startswith("n = 1")
     assert "none of 0" in conclusion(state([], 1)).verdict
@@ -235,6 +257,8 @@ def test_two_trials_stand_for_their_configurations() -> None:
     found = comparison(state(trials, 2), evaluations(trials), "400", "t801")
     assert found.verdict.startswith("rank = 4 is better: rank = 4 - rank = 8 = -0.")
     assert (found.pairs, found.examples, found.seeds) == (100, 50, 2)
+    [row] = comparison_table(found).to_pylist()
+    assert row["difference"] == found.difference and row["verdict"] == found.verdict
 
 
 def test_rows_of_one_document_are_one_cluster() -> None:
