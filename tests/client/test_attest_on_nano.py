@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from crucible_tinkex.errors import ConfigError, ServiceUnavailableError
 from crucible_tinkex.protocol.wire import AdamParams, LoraConfig
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.sweep.launch import Launch
+from crucible_tinkex.sweep.orders.control import Command, send
 from crucible_tinkex.sweep.preparation import PreparedSweep, prepare
 from crucible_tinkex.training.attest.contrasts import RANK, SEED, STRONG, SWITCHES, contrasts_of
 from crucible_tinkex.training.attest.probing import Attestation, attest
@@ -114,6 +117,7 @@ def served(
     ranks: list[int],
     *,
     more: Mapping[str, Any] | None = None,
+    steps: int = 2,
     **budget: Any,
 ) -> PreparedSweep:
     lines = [json.dumps({"prompt": f"{i:03}>", "completion": f"{i:03}"[::-1]}) for i in range(12)]
@@ -123,7 +127,7 @@ def served(
         "service": {"base_url": ready["base_url"], "api_key_file": ready["api_key_file"]},
         "model": {"base": "nano"},
         "data": {"train": "train.jsonl", "eval_rows": 4},
-        "train": {"max_steps": 2, "batch_size": 4, "sampler_checkpoint": False},
+        "train": {"max_steps": steps, "batch_size": 4, "sampler_checkpoint": False},
         "search": {"space": {RANK: ranks, **(more or {})}, "reference": False},
         "run": {"executor": "local", "storage": "runs"},
         "budget": budget,
@@ -198,6 +202,25 @@ def test_an_amendment_that_is_refused_changes_nothing_but_what_was_spent(
     assert after.meta == before.meta and after.trials == before.trials
     proof = after.proofs.tokens - before.proofs.tokens
     assert proof > 0 and after.spent.tokens == before.spent.tokens + proof
+
+
+def test_a_running_sweep_refuses_it_and_goes_on(
+    ready: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = served(ready, tmp_path, [2, 4], steps=60)
+    key, connect = "optimizer.eps", ResolvedService.connect
+    with ThreadPoolExecutor(1) as executor:
+        running = executor.submit(Launch(prepared).run)
+        while not (prepared.paths.journal.is_dir() and SweepState.read(prepared.paths).open):
+            time.sleep(0.05)
+        before = SweepState.read(prepared.paths).proofs
+        monkeypatch.setattr(ResolvedService, "connect", lambda *given: Deaf(connect(*given), key))
+        space = {RANK: [2, 4], key: [1e-8, 1e-3]}
+        with pytest.raises(ConfigError, match=r"does not apply .*: optimizer.eps "):
+            send(prepared.paths, Command("extend", settings={"search.space": space}), wait_s=60)
+        state = running.result().state
+    assert state.complete and len(state.trials) == 2 and not state.amendments
+    assert state.proofs.tokens > before.tokens > 0
 
 
 def test_a_service_that_dies_while_it_proves_is_named(
