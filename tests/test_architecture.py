@@ -54,7 +54,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         "datasets.files.containers",
     ),
     "tensorboardX": ("telemetry.tensorboard",),
-    "obstore": ("storage", "telemetry", "datasets.files.remote"),
+    "obstore": ("storage",),
     "huggingface_hub": ("datasets", "server"),
     "jinja2": ("datasets.chat", "report.page", "server.web.openai"),
     "jsonschema": ("scoring.answers",),
