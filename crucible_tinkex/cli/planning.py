@@ -44,7 +44,7 @@ def plan_file(
     experiment, source = read_experiment(file, assignments)
     prepared = prepare(experiment, storage=storage, name=name, source=source)
     data, proof = asyncio.run(_asked(prepared, probe=probe))
-    found = describe(prepared, data)
+    found = describe(prepared.measured(data), data)
     if proof:
         found |= {"attested": described(proof, checked_price(experiment))}
     if json:

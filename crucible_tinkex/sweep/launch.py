@@ -154,8 +154,7 @@ class Launch:
     async def _run(
         self, meta: dict[str, Any], stack: AsyncExitStack, signals: _Signals
     ) -> SweepState:
-        prepared, run = self._prepared, self._prepared.experiment.run
-        changed = prepared.amendments
+        changed = self._prepared.amendments
         try:
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(self._served(meta, stack))
@@ -163,6 +162,8 @@ class Launch:
         except BaseExceptionGroup as failed:  # what fails first ends the other
             raise failed.exceptions[0] from None
         connection, runtime = serving.result(), starting.result()
+        prepared = self._prepared = self._prepared.measured(connection.data)
+        run = prepared.experiment.run
         if self._proved and prepared.existing:
             changed = [*changed, ATTESTED]
         executor = await stack.enter_async_context(self._executor(meta, connection, runtime))
@@ -238,7 +239,7 @@ class Launch:
             raise ConfigError(f"it could not be proved what the service applies: {error}") from None
         meta = await asyncio.to_thread(write_manifest, prepared)
         changed = prepared.amendments
-        self._prepared = prepared
+        prepared = self._prepared = prepared.measured(connection.data)
         return Amendment(prepared.policy(), prepared.planner, {**meta, **proof}, changed)
 
     async def _served(self, meta: dict[str, Any], stack: AsyncExitStack) -> Connection:

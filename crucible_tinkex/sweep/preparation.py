@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ class PreparedSweep:
     paths: SweepPaths
     train_rows: Rows
     eval_rows: Rows | None
+    epoch_rows: int
+    """Training rows that an epoch shows; without those too long for it once they are `measured`."""
     fingerprint: str
     """Of the data: its content, and how it is read."""
     service: str
@@ -90,12 +92,9 @@ class PreparedSweep:
 
     @cached_property
     def planner(self) -> Planner:
-        return self._planner(self.train_rows.epoch_rows)
-
-    def _planner(self, rows: int) -> Planner:
         return Planner(
             self.experiment,
-            rows=rows,
+            rows=self.epoch_rows,
             fingerprint=self.fingerprint,
             code=self.objectives.code,
             price=checked_price(self.experiment),
@@ -118,9 +117,11 @@ class PreparedSweep:
         self.objectives.try_on(train, tokenizer)
         held_out = None if self.eval_rows is None else self._tokenised(self.eval_rows, tokenizer)
         check_answerable(self.experiment.evaluation, held_out)
-        # Only now it is known how many rows an epoch has, if those that are too long are left out.
-        self.__dict__["planner"] = self._planner(train.epoch_rows)
         return SweepData(train, held_out, self.fingerprint, name)
+
+    def measured(self, data: SweepData) -> PreparedSweep:
+        """Planned for the rows that `tokenised` left of it."""
+        return replace(self, epoch_rows=data.train.epoch_rows)
 
     def _tokenised(
         self, rows: Rows, tokenizer: Tokenizer, *, keep_text: bool = False
@@ -146,7 +147,7 @@ class PreparedSweep:
 
     def warnings(self) -> list[str]:
         """What a careful colleague would mention before the run."""
-        found = self.experiment.warnings(rows=self.train_rows.epoch_rows)
+        found = self.experiment.warnings(rows=self.epoch_rows)
         found += strategies.warnings(self.experiment, self.configurations)
         shared = self.train_rows.shared_with(self.eval_rows) if self.eval_rows else 0
         if shared:
@@ -231,6 +232,7 @@ def prepare(
         paths=paths,
         train_rows=train_rows,
         eval_rows=eval_rows,
+        epoch_rows=train_rows.epoch_rows,
         fingerprint=_fingerprint(experiment, train_rows, eval_rows),
         service=_address(experiment.service),
         configurations=configurations,
