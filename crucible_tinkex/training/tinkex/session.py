@@ -153,6 +153,7 @@ class TinkexSession:
 
     async def train(
         self,
+        /,
         dataset: str | Path | Sequence[Any],
         *,
         eval_dataset: str | Path | Sequence[Any] | None = None,
@@ -218,6 +219,7 @@ class TinkexSession:
 
     async def forward_backward(
         self,
+        /,
         data: Sequence[Any],
         *,
         loss_fn: Any = "cross_entropy",
@@ -321,6 +323,7 @@ class TinkexSession:
 
     async def infer(
         self,
+        /,
         prompts: Prompt | Sequence[Prompt],
         *,
         checkpoint: str | Checkpoint | None = None,
@@ -343,6 +346,7 @@ class TinkexSession:
 
     async def evaluate(
         self,
+        /,
         dataset: str | Path | Sequence[Any],
         *,
         checkpoint: str | Checkpoint | None = None,
