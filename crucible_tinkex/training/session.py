@@ -5,17 +5,16 @@ resumes from a checkpoint repeats the lost steps exactly; a checkpoint is announ
 saved, and committed only after the service acknowledged it and after all telemetry up to it is
 durable; the last step of a rung is always evaluated and checkpointed, that of the trial also for
 sampling. A checkpoint that the service cannot load any more costs the steps after the one before
-it, never the trial. Knows nothing of Ray, datasets or losses (`recipe`), and owns the service it is
-given only until `leave`.
+it, never the trial (`beginning`). Knows nothing of Ray, datasets or losses (`recipe`), and owns the
+service it is given only until `leave`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
 from crucible_tinkex.errors import (
@@ -25,31 +24,25 @@ from crucible_tinkex.errors import (
     TrialFailedError,
 )
 from crucible_tinkex.names import TinkerPath, checkpoint_name
-from crucible_tinkex.protocol.wire import LoraConfig
 from crucible_tinkex.registry import (
     DONE,
     FAILED,
     PENDING,
     STOPPED,
-    AttemptGrant,
     CheckpointRecord,
     RegistryPort,
 )
 from crucible_tinkex.training.allowance import Purse
+from crucible_tinkex.training.beginning import Beginning
 from crucible_tinkex.training.drain import DrainedError, unless_drained
 from crucible_tinkex.training.measurements import Measurements
-from crucible_tinkex.training.meter import Meter, MeteredTraining
-from crucible_tinkex.training.outcome import Progress, speaks_of_checkpoint
+from crucible_tinkex.training.meter import Meter
+from crucible_tinkex.training.outcome import Progress
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.recipe import Recipe
 from crucible_tinkex.training.reporter import Reporter
 from crucible_tinkex.training.sampler_checkpoint import save_for_sampling
 from crucible_tinkex.training.stepping import StepResult, next_milestone, stepped
-
-log = logging.getLogger(__name__)
-
-SAME_NATS, SAME_SHARE = 0.02, 0.02
-"""How far, or by which share, the loss of the same weights may differ from pass to pass."""
 
 DELETE_TRIES = 5
 _END_REASONS: dict[str, EndReason] = {DONE: "success", STOPPED: "success", FAILED: "errored"}
@@ -80,6 +73,7 @@ class Session:
         self._clock = clock
         self._after = after
         self._meter = Meter(clock)
+        self._beginning = Beginning(plan, recipe, service, registry, self._meter)
         self._purse = Purse(plan, registry, self._meter, self.drain)
         self._found = Measurements()
         self._training: TrainingClient | None = None
@@ -112,9 +106,13 @@ class Session:
         """Claim the next attempt; start fresh or from the newest checkpoint that can be loaded."""
         grant = await self._registry.start_attempt(self._plan.trial_id)
         self._report.attempt = grant.attempt
-        training = await self._start(grant)
-        await self._delete(grant.orphans)
-        self._training = MeteredTraining(training, self._meter)
+        begun = await self._beginning.begin(grant)
+        self._training = begun.training
+        self._saved_step = self._report.step = begun.step
+        if begun.metrics is not None:
+            self._found.restore(begun.metrics)
+        elif begun.step:
+            self._found.evaluated(begun.step, {})  # the parent did
         self._report.emit(
             "session_start",
             extra={
@@ -122,101 +120,14 @@ class Session:
                 "hparams": {**self._plan.values, "seed": self._plan.seed},
                 "config": self._plan.experiment.model_dump(mode="json", exclude_none=True),
                 "resumed_step": self.step,
-                "model_id": training.model_id,
+                "model_id": begun.training.model_id,
             },
         )
-
-    async def _start(self, grant: AttemptGrant) -> TrainingClient:
-        """From the newest checkpoint that can be loaded, else from where it began.
-
-        A checkpoint counts as lost only once something else could be opened: where nothing can,
-        the service is at fault.
-        """
-        lost: list[tuple[CheckpointRecord, CrucibleError]] = []
-        training = None
-        for checkpoint in grant.checkpoints:
-            try:
-                training = await self._service.create_training_from_state(checkpoint.path)
-            except CrucibleError as error:
-                if not speaks_of_checkpoint(error):
-                    raise
-                lost.append((checkpoint, error))
-            else:
-                await self._verify(training, checkpoint)
-                self._saved_step = self._report.step = checkpoint.step
-                self._found.restore(checkpoint.metrics)
-                break
-        training = training or await self._begin()
-        for checkpoint, reason in lost:
-            await self._registry.lose_checkpoint(
-                self._plan.trial_id, self.attempt, checkpoint.path, str(reason)
-            )
-        return training
-
-    async def _verify(self, training: TrainingClient, checkpoint: CheckpointRecord) -> None:
-        """Raises `TrialFailedError` if the service gave other weights than were saved."""
-        saved = checkpoint.fingerprint
-        if saved is None or not self._plan.experiment.run.verify_resume:
-            return
-        found = await self._recipe.fingerprint(MeteredTraining(training, self._meter))
-        if not abs(found - saved) <= max(SAME_NATS, SAME_SHARE * abs(saved)):
-            raise TrialFailedError(
-                f"the service loaded other weights than were saved as {checkpoint.path}: the loss "
-                f"of the same rows was {saved:.4f} and is {found:.4f}; resume on a service that "
-                "keeps checkpoints, or set run.verify_resume = false to go on all the same"
-            )
 
     async def _fingerprint(self) -> float | None:
         if not self._plan.experiment.run.verify_resume:
             return None
         return await self._recipe.fingerprint(self._client)
-
-    async def _begin(self) -> TrainingClient:
-        """From the base, or from the parent's checkpoint. A fork whose checkpoint cannot be loaded
-        fails by name: from another one its numbers would be those of another trial."""
-        origin = self._plan.origin
-        if origin is None or origin.path is None:
-            return await self._create()
-        try:
-            training = await self._service.create_training_from_state(origin.path)
-        except CrucibleError as error:
-            if not speaks_of_checkpoint(error):
-                raise
-            await self._create()  # where this fails, too, the service is at fault
-            raise TrialFailedError(
-                f"{origin.path}, step {origin.step} of trial {origin.parent}, from which it was "
-                f"forked, cannot be loaded: {error}"
-            ) from error
-        self._saved_step = self._report.step = origin.step
-        self._found.evaluated(origin.step, {})  # the parent did
-        return training
-
-    async def _delete(self, orphans: Iterable[str]) -> None:
-        """Free what an attempt had saved, or nearly, when it ended. What cannot be deleted now is
-        left to the next attempt."""
-        for path in orphans:
-            try:
-                await self._service.delete_checkpoint(path)
-            except CrucibleError as e:
-                log.warning("%s is of no use and could not be deleted: %s", path, e)
-            else:
-                await self._registry.lose_checkpoint(
-                    self._plan.trial_id, self.attempt, path, "never committed; deleted"
-                )
-
-    async def _create(self) -> TrainingClient:
-        experiment, lora = self._plan.experiment, self._plan.experiment.lora
-        return await self._service.create_training(
-            base_model=experiment.model.base,
-            lora=LoraConfig(
-                rank=lora.rank,
-                seed=self._plan.seed if lora.seed is None else lora.seed,
-                train_attn=lora.train_attn,
-                train_mlp=lora.train_mlp,
-                train_unembed=lora.train_unembed,
-            ),
-            user_metadata={"trial_id": self._plan.trial_id},
-        )
 
     # --- a rung --------------------------------------------------------------------------------
 

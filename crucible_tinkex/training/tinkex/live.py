@@ -12,15 +12,16 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from crucible_tinkex.client.interface import SamplingClient, TrainingClient, TrainingService
+from crucible_tinkex.client.model.witnessed import WitnessedTraining
 from crucible_tinkex.datasets import Tokenizer
 from crucible_tinkex.errors import ConfigError, CrucibleError
 from crucible_tinkex.names import NOT_FOR_TRAINING, TinkerPath
 from crucible_tinkex.protocol.wire import AdamParams, LoraConfig
-from crucible_tinkex.telemetry.bridge import Bridge, BridgedTraining
+from crucible_tinkex.telemetry.bridge import Bridge, Teller
 from crucible_tinkex.training.adapter.experiment import LoraExperiment
 from crucible_tinkex.training.adapter.protocol import LoraAdapter
 from crucible_tinkex.training.measurements import public
-from crucible_tinkex.training.meter import Meter, MeteredTraining
+from crucible_tinkex.training.meter import Meter
 from crucible_tinkex.training.outcome import speaks_of_checkpoint
 from crucible_tinkex.training.reporter import Reporter
 from crucible_tinkex.training.tinkex.connecting import Connect, Observers, tokenizer_of
@@ -109,8 +110,8 @@ class LiveModel:
         return training
 
     async def _adopt(self, training: TrainingClient) -> None:
-        metered = MeteredTraining(training, self.meter)
-        self._client = BridgedTraining(metered, self._bridge, self._clock)
+        metered = WitnessedTraining(training, self.meter)
+        self._client = WitnessedTraining(metered, Teller(self._bridge, self._clock))
         self._begin(training.model_id)
 
     def _begin(self, model_id: str) -> None:
@@ -265,7 +266,7 @@ class LiveModel:
         if checkpoint is None:
             return self.client, await self.current_sampler() if samples else None
         loaded = await self.service.create_training_from_state(checkpoint.path, optimizer=False)
-        return MeteredTraining(loaded, self.meter), (
+        return WitnessedTraining(loaded, self.meter), (
             await self.sampler_of(checkpoint) if samples else None
         )
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from crucible_tinkex.client.interface import SamplingClient, TrainingClient, TrainingService
+from crucible_tinkex.client.model.witnessed import WitnessedSampling
 from crucible_tinkex.datasets import Tokenizer
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.protocol.wire import SamplingParams
-from crucible_tinkex.telemetry.bridge import Bridge, BridgedSampling
-from crucible_tinkex.training.meter import Meter, MeteredSampling
+from crucible_tinkex.telemetry.bridge import Bridge, Teller
+from crucible_tinkex.training.meter import Meter
 from crucible_tinkex.training.recipes.evaluation import bounded
 from crucible_tinkex.training.tinkex.results import Completion
 
@@ -33,8 +34,8 @@ class Samplers:
     async def of_checkpoint(self, service: TrainingService, path: str) -> SamplingClient:
         if path not in self._of_path:
             made = await service.sampler(model_path=path)
-            self._of_path[path] = BridgedSampling(
-                MeteredSampling(made, self._meter), self._bridge, self._clock
+            self._of_path[path] = WitnessedSampling(
+                WitnessedSampling(made, self._meter), Teller(self._bridge, self._clock)
             )
             self._bridge.execute("sampler_created", path=path)
         return self._of_path[path]
