@@ -27,18 +27,19 @@ def read_records(folder: Path) -> Iterator[dict[str, Any]]:
     limits = dict(limit for limit in map(_follows, files) if limit)
     for path in files:
         for record in read_segment(path, limit=limits.get(segment_number(path))):
-            yield _parsed(record, path)
+            yield parsed(record, path)
 
 
 def _follows(path: Path) -> tuple[int, int] | None:
     """The number and the valid length of the segment before this one, as its first record says."""
     for record in read_segment(path):
-        follows = _parsed(record, path).get("follows")
+        follows = parsed(record, path).get("follows")
         return (follows[0], follows[1]) if follows else None
     return None
 
 
-def _parsed(record: bytes, path: Path) -> dict[str, Any]:
+def parsed(record: bytes, path: Path) -> dict[str, Any]:
+    """Raises `CorruptLogError`."""
     try:
         found: dict[str, Any] = json.loads(record)
     except ValueError as e:
