@@ -13,7 +13,7 @@ from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.handles import RegistryHandle, TelemetryHandle
 from crucible_tinkex.runtime.hosts import RayLauncher
-from crucible_tinkex.runtime.pool import Packing
+from crucible_tinkex.runtime.ports import Packing
 from crucible_tinkex.runtime.session_actor import RunContext
 from crucible_tinkex.training.data import SweepData
 

@@ -19,7 +19,8 @@ from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import HostLostError, ServiceUnavailableError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Registry, SweepState
-from crucible_tinkex.runtime.pool import Packing, SessionPool
+from crucible_tinkex.runtime.pool import SessionPool
+from crucible_tinkex.runtime.ports import Packing
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.sweep.controller import Controller

@@ -34,7 +34,8 @@ from crucible_tinkex.errors import (
 )
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Registry, SweepState
-from crucible_tinkex.runtime.pool import Packing, SessionPool
+from crucible_tinkex.runtime.pool import SessionPool
+from crucible_tinkex.runtime.ports import Packing
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.sweep.controller import Controller
