@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path, PurePosixPath
 
 from crucible_tinkex.errors import ConfigError, DataError, StorageError
-from crucible_tinkex.storage import Objects
+from crucible_tinkex.storage import Objects, write_atomic
 
 _OBJECTS = ("s3://", "gs://", "az://")
 _HUB = "hf://datasets/"
@@ -66,7 +65,7 @@ def _from_bucket(name: str) -> Path:
         raise DataError(f"{name}: an address is {scheme}://BUCKET/FILE")
     try:
         return from_objects(Objects.open(f"{scheme}://{bucket}"), key, name)
-    except (ConfigError, StorageError, OSError) as error:
+    except (ConfigError, StorageError) as error:
         raise DataError(
             f"{name}: could not be fetched: {error}; check the address and the credentials in the "
             "environment"
@@ -75,7 +74,7 @@ def _from_bucket(name: str) -> Path:
 
 def from_objects(objects: Objects, key: str, name: str) -> Path:
     """The object `key` as a local file; `name` is its address. Raises `DataError` if there is none,
-    `StorageError` and `OSError` if it cannot be read or kept."""
+    `StorageError` if it cannot be read or kept."""
     found = objects.info(key)
     if found is None:
         raise DataError(f"{name}: could not be fetched: there is no such object")
@@ -84,18 +83,5 @@ def from_objects(objects: Objects, key: str, name: str) -> Path:
     digest = hashlib.sha256(f"{name}\n{version}".encode()).hexdigest()[:24]
     path = home / "crucible" / "data" / digest / PurePosixPath(key).name
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _download(objects, key, path)
+        write_atomic(path, objects.stream(key))
     return path
-
-
-def _download(objects: Objects, key: str, path: Path) -> None:
-    """Whole or not at all: a download that was cut short leaves no file of that name."""
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.writelines(objects.stream(key))
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise
