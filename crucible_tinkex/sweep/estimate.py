@@ -14,7 +14,13 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from crucible_tinkex.config import EvaluationSection, Experiment, SearchSection, TrainSection
+from crucible_tinkex.config import (
+    EvaluationSection,
+    Experiment,
+    SearchSection,
+    StoppingSection,
+    TrainSection,
+)
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule, TopK
@@ -116,7 +122,7 @@ def estimate(
     search, budget = experiment.search, experiment.budget
     trials = trials if budget.trials is None else min(trials, budget.trials)
     whole = round(fmean(plan.total_steps for plan in plans))
-    reached = _reached(stopping_rule(search), trials, max(1, whole))
+    reached = _reached(search, trials, max(1, whole))
     confirmed = _confirmed(search, trials // len(search.seeds))
     steps = reached.steps.plus(confirmed.times(whole)).capped(budget.steps)
     step_tokens = rows.tokens * fmean(_step_rows(plan.experiment.train) for plan in plans)
@@ -170,7 +176,10 @@ class _Reached(NamedTuple):
     rungs: Range
 
 
-def _reached(rule: StoppingRule, trials: int, whole: int) -> _Reached:
+def _reached(search: SearchSection, trials: int, whole: int) -> _Reached:
+    rule = stopping_rule(search)
+    if search.strategy == "auto" and "topk" in search.stopping.rules:
+        return _climbed(search.stopping, trials, rule.rungs(whole))
     brackets = [(b, len(range(b, trials, rule.brackets))) for b in range(rule.brackets)]
     fewest = [_fewest(rule, count, rule.rungs(whole, b)) for b, count in brackets]
     low = sum(steps for steps, _ in fewest)
@@ -179,6 +188,18 @@ def _reached(rule: StoppingRule, trials: int, whole: int) -> _Reached:
         return _Reached(Range(low, low), Range(arrivals, arrivals))
     most = sum(count * len(rule.rungs(whole, b)) for b, count in brackets)
     return _Reached(Range(low, trials * whole), Range(arrivals, most))
+
+
+def _climbed(stopping: StoppingSection, trials: int, rungs: Sequence[int]) -> _Reached:
+    """Mostly less than half of the trials are tried; of the neighbours of the best as many may pass
+    the first rung as before."""
+    keep = stopping.keep if isinstance(stopping.keep, int) else stopping.keep[0]
+    first, rest = rungs[0], rungs[-1] - rungs[0]
+    few, many = min(trials, max(keep, trials // 3)), min(trials, 2 * keep)
+    return _Reached(
+        Range(few * first + rest, trials * first + many * rest),
+        Range(few + 1, trials + many * (len(rungs) - 1)),
+    )
 
 
 def _fewest(rule: StoppingRule, trials: int, rungs: Sequence[int]) -> tuple[int, int]:

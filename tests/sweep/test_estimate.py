@@ -98,6 +98,13 @@ def test_steps_count_what_is_stopped_and_confirmed(search: dict[str, Any], steps
     assert estimated(search).steps == steps
 
 
+def test_a_climb_is_between_few_and_all_its_trials() -> None:
+    rule = {"rule": ["topk", "behind"], "first_rung": 10, "keep": 2, "every": 30}
+    climb = {"strategy": "auto", "trials": 9, "space": {"lora.rank": [2, 4]}, "stopping": rule}
+    found = estimated(climb)
+    assert found.steps == Range(3 * 10 + 80, 9 * 10 + 4 * 80)
+
+
 PLAIN = 810 * 4 * 10
 EVALUATIONS = 10
 ANSWERS = {"metrics": ["exact_match", "pass@k"], "samples": 3, "max_tokens": 20}
