@@ -17,7 +17,7 @@ from crucible_tinkex.datasets import PromptCompletion, TokenisedDataset, load_to
 from crucible_tinkex.errors import ConfigError, ServiceUnavailableError
 from crucible_tinkex.protocol.wire import AdamParams, LoraConfig
 from crucible_tinkex.sweep.launch import Launch
-from crucible_tinkex.sweep.preparation import PreparedSweep, prepare
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, prepare
 from crucible_tinkex.training.attest.contrasts import RANK, SEED, STRONG, SWITCHES, contrasts_of
 from crucible_tinkex.training.attest.probing import Attestation, attest
 

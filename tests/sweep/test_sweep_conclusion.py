@@ -19,8 +19,8 @@ from crucible_tinkex.registry import (
     SweepState,
     TrialRecord,
 )
-from crucible_tinkex.sweep.results.aggregates import aggregates
 from crucible_tinkex.sweep.results.conclusion import comparison, conclusion
+from crucible_tinkex.sweep.results.views.aggregates import aggregates
 
 RNG = np.random.default_rng(2)
 
