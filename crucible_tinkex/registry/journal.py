@@ -27,7 +27,7 @@ def read_records(folder: Path) -> Iterator[dict[str, Any]]:
     limits = dict(limit for limit in map(_follows, files) if limit)
     for path in files:
         for record in read_segment(path, limit=limits.get(segment_number(path))):
-            yield _parsed(record, path)
+            yield parsed(record, path)
 
 
 class JournalReader:
@@ -72,7 +72,7 @@ def _taken(path: Path, limit: int | None, begin: int) -> tuple[list[dict[str, An
     records, found = read_segment(path, limit, begin), []
     while True:
         try:
-            found.append(_parsed(next(records), path))
+            found.append(parsed(next(records), path))
         except StopIteration as ended:
             return found, int(ended.value)
 
@@ -84,10 +84,11 @@ def _follows(path: Path) -> tuple[int, int] | None:
 
 
 def _first(path: Path) -> dict[str, Any] | None:
-    return next((_parsed(record, path) for record in read_segment(path)), None)
+    return next((parsed(record, path) for record in read_segment(path)), None)
 
 
-def _parsed(record: bytes, path: Path) -> dict[str, Any]:
+def parsed(record: bytes, path: Path) -> dict[str, Any]:
+    """Raises `CorruptLogError`."""
     try:
         found: dict[str, Any] = json.loads(record)
     except ValueError as e:

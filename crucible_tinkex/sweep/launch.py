@@ -36,15 +36,15 @@ from crucible_tinkex.sweep.controller import Controller
 from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.keeping.store import ServiceCheckpoints, registered
 from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
-from crucible_tinkex.sweep.manifest import write_manifest
 from crucible_tinkex.sweep.notifying import ended, notify, trouble
 from crucible_tinkex.sweep.orders.control import LASTING, Inbox
 from crucible_tinkex.sweep.ports import Amendment, Executor
-from crucible_tinkex.sweep.preparation import PreparedSweep, extended, prepare
+from crucible_tinkex.sweep.preparing.manifest import write_manifest
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, extended, prepare
 from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.sweep.results.quality import misses_required
 from crucible_tinkex.sweep.results.registering import register_best
-from crucible_tinkex.sweep.results.view import Observer, SweepView, harmless, ignore
+from crucible_tinkex.sweep.results.views.view import Observer, SweepView, harmless, ignore
 from crucible_tinkex.telemetry.recorder import Recorder
 from crucible_tinkex.telemetry.sender import BufferedSink
 from crucible_tinkex.training.host import SessionHost
@@ -157,8 +157,7 @@ class Launch:
     async def _run(
         self, meta: dict[str, Any], stack: AsyncExitStack, signals: _Signals
     ) -> SweepState:
-        prepared, run = self._prepared, self._prepared.experiment.run
-        changed = prepared.amendments
+        changed = self._prepared.amendments
         try:
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(self._served(meta, stack))
@@ -166,6 +165,8 @@ class Launch:
         except BaseExceptionGroup as failed:  # what fails first ends the other
             raise failed.exceptions[0] from None
         connection, runtime = serving.result(), starting.result()
+        prepared = self._prepared = self._prepared.measured(connection.data)
+        run = prepared.experiment.run
         if self._proved and prepared.existing:
             changed = [*changed, ATTESTED]
         executor = await stack.enter_async_context(self._executor(meta, connection, runtime))
@@ -261,7 +262,7 @@ class Launch:
             raise ConfigError(f"it could not be proved what the service applies: {error}") from None
         meta = await asyncio.to_thread(write_manifest, prepared)
         changed = prepared.amendments
-        self._prepared = prepared
+        prepared = self._prepared = prepared.measured(connection.data)
         return Amendment(prepared.policy(), prepared.planner, {**meta, **proof}, changed)
 
     async def _served(self, meta: dict[str, Any], stack: AsyncExitStack) -> Connection:

@@ -19,7 +19,7 @@ from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.storage import make_folder, storage_errors
 from crucible_tinkex.storage.files import write_atomic
-from crucible_tinkex.sweep.results.tables import query_tables, rows_table
+from crucible_tinkex.sweep.results.views.tables import query_tables, rows_table
 from crucible_tinkex.training.recipes.recipe import Example
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from crucible_tinkex.registry import SweepState, TrialRecord
-from crucible_tinkex.sweep.results.tables import query_tables
+from crucible_tinkex.sweep.results.views.tables import query_tables
 
 
 def trial(number: int, **values: float) -> TrialRecord:

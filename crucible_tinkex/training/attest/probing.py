@@ -15,10 +15,12 @@ from typing import Any
 
 from crucible_tinkex.client.interface import TrainingClient, TrainingService
 from crucible_tinkex.client.model.loss import cross_entropy
+from crucible_tinkex.client.model.witnessed import WitnessedTraining
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import OperationFailedError, RequestRejectedError, ServiceError
 from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput
 from crucible_tinkex.registry import Spent
+from crucible_tinkex.training.attempt.meter import Meter
 from crucible_tinkex.training.attest.contrasts import Contrast, Settings, base_of, settings_of
 from crucible_tinkex.training.attest.judging import (
     Finding,
@@ -28,7 +30,6 @@ from crucible_tinkex.training.attest.judging import (
     judge,
     noise_of,
 )
-from crucible_tinkex.training.meter import Meter, MeteredTraining
 from crucible_tinkex.training.recipes.datums import datum
 
 FIRST_ROWS, SECOND_ROWS = 1, 4
@@ -152,7 +153,7 @@ class _Prober:
                     lora=settings.lora,
                     user_metadata={"purpose": "attest"},
                 )
-                return await self._read(MeteredTraining(training, self._meter), settings)
+                return await self._read(WitnessedTraining(training, self._meter), settings)
             finally:
                 await service.close()
 

@@ -77,7 +77,8 @@ async def evaluate(
     examples = [_example(data, i, work.logprobs[i], work.right[i], texts.get(i)) for i in rows]
     if config.metrics:
         await work.answer()
-        found, scores = await scored(tokenizer, data, rows, work.answers.__getitem__, config)
+        written = work.answers.__getitem__
+        found, scores = await asyncio.to_thread(scored, tokenizer, data, rows, written, config)
         examples = [_answered(e, row) for e, row in zip(examples, found, strict=True)]
         metrics |= scores
     return Evaluation(metrics, examples)
