@@ -1,9 +1,10 @@
 """What a sweep will use: steps, tokens, time, dollars, room for checkpoints, each as a range.
 
 From the number of trials, what their stopping rule leaves of them, and the caps of the budget; time
-and room from the finished sweeps of the same storage, dollars from the price table. What there is
-no ground for is None, never guessed. Failures, repeated steps and what `[steps]` ask for are not
-counted.
+and room from the finished sweeps of the same storage, dollars from the price table. Where no sweep
+tells the time, a probe does, roughly: no step is faster than its small ones, and no token slower
+than theirs, one trial after the other. What there is no ground for is None, never guessed.
+Failures, repeated steps and what `[steps]` ask for are not counted.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule, T
 from crucible_tinkex.sweep.deciding.confirming import planned_confirmations
 from crucible_tinkex.sweep.deciding.prices import price_of
 from crucible_tinkex.sweep.experience import Pace
+from crucible_tinkex.training.attest.probing import Attestation
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.plan import TrialPlan
 
@@ -100,6 +102,8 @@ class Estimate:
     """Date and source of the prices, where anything is charged."""
     proof_tokens: int = 0
     """Of `tokens`, those that prove what the service applies."""
+    probed: bool = False
+    """Whether `seconds` are rough: of a probe, not of sweeps."""
 
     def summary(self) -> dict[str, Any]:
         """JSON values: ranges as [low, high]. Keys are only ever added."""
@@ -114,10 +118,11 @@ def estimate(
     rows: Rows,
     paces: Sequence[Pace],
     proof: Spent | None = None,
+    probe: Attestation | None = None,
 ) -> Estimate:
     """`plans`: those that are known, one seed of each; others are taken to be like them. `trials`:
     of the search, without the base and the confirmation. `proof`: what it takes to prove what the
-    service applies."""
+    service applies; `probe`: such a proof that was made."""
     proof = proof or Spent()
     search, budget = experiment.search, experiment.budget
     trials = trials if budget.trials is None else min(trials, budget.trials)
@@ -137,11 +142,16 @@ def estimate(
     saving = confirmed.plus(Range(trials, trials))
     room = _room(experiment, plans, saving, whole, paces)
     kept = None if room is None else _kept(experiment, plans, saving, whole, paces, room)
+    seconds, is_probed = _seconds(tokens, paces, budget.hours), False
+    if seconds is None and probe is not None and probe.spent.tokens:
+        at_once = min(experiment.run.max_concurrent, max(1, trials))
+        seconds = _probed_seconds(steps, tokens, probe, at_once).capped(_in_seconds(budget.hours))
+        is_probed = True
     return Estimate(
         steps=Range(*map(round, steps)),
         tokens=Range(*map(round, tokens)),
         sample_tokens=Range(*map(round, written.capped(budget.tokens))),
-        seconds=_seconds(tokens, paces, budget.hours),
+        seconds=seconds,
         dollars=_dollars(experiment, training, read, written, tokens),
         checkpoint_bytes=room,
         sweeps=len(paces),
@@ -149,6 +159,7 @@ def estimate(
         storage_dollars=_monthly(experiment, kept or room),
         prices=_source(experiment),
         proof_tokens=proof.tokens,
+        probed=is_probed,
     )
 
 
@@ -232,9 +243,19 @@ def _seconds(tokens: Range, paces: Sequence[Pace], hours: float | None) -> Range
     speeds = [pace.tokens_per_s for pace in paces]
     if not speeds:
         return None
-    cap = None if hours is None else hours * 3600
-    found = Range(tokens.low / max(speeds), tokens.high / min(speeds)).capped(cap)
+    found = Range(tokens.low / max(speeds), tokens.high / min(speeds)).capped(_in_seconds(hours))
     return Range(round(found.low, 1), round(found.high, 1))
+
+
+def _in_seconds(hours: float | None) -> float | None:
+    return None if hours is None else hours * 3600
+
+
+def _probed_seconds(steps: Range, tokens: Range, probe: Attestation, at_once: int) -> Range:
+    least, most = probe.step_s
+    low = steps.low * least / at_once
+    high = max(steps.high * most, tokens.high * probe.spent.seconds / probe.spent.tokens)
+    return Range(round(low, 1), round(high, 1))
 
 
 def _dollars(
@@ -278,7 +299,7 @@ def _kept(
         return None
     kinds = 1 + train.sampler_checkpoint
     every = whole // rules.keep_every if rules.keep_every else 0
-    each = min(rules.keep_last, whole) * kinds + every * kinds
+    each = min(rules.last, whole) * kinds + every * kinds
     most = rules.keep_best + trials.high * each + 2
     sizes = [pace.checkpoint_bytes for pace in paces if pace.checkpoint_bytes]
     rank = fmean(plan.experiment.lora.rank for plan in plans)
