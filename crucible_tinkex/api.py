@@ -166,12 +166,24 @@ class Sweep:
 
         return conclusion(self._state)
 
+    def conclusion_table(self) -> pa.Table:
+        """The same, a row per configuration, for pandas and Polars."""
+        from crucible_tinkex.sweep.results.tables import conclusion_table
+
+        return conclusion_table(self.conclusion())
+
     def compare(self, a: str, b: str) -> Comparison:
         """The configurations of two trials (id, name or number), held-out row by row, over all
         their seeds. Raises `ConfigError` for a trial that is not there."""
         from crucible_tinkex.sweep.results.conclusion import comparison
 
         return comparison(self._state, self.evaluations(), a, b)
+
+    def comparison_table(self, a: str, b: str) -> pa.Table:
+        """The same as one row, to be put under that of other pairs."""
+        from crucible_tinkex.sweep.results.tables import comparison_table
+
+        return comparison_table(self.compare(a, b))
 
     def query(self, sql: str) -> pa.Table:
         """DuckDB SQL over `events`, `steps`, `evaluations`, `trials`, `checkpoints`, `requests`."""

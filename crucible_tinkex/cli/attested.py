@@ -46,6 +46,7 @@ def print_attested(found: Mapping[str, Any]) -> None:
         f"  by {found['models']} models of two steps: {tokens:,} tokens, "
         f"{spent['seconds']:.1f} s, {cost}"
     )
+    print("  (`plan` keeps no journal: no budget counts this)")
 
 
 def _cut(text: str, width: int = 24) -> str:

@@ -10,7 +10,8 @@ def estimate_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """`found`: the summary of an `Estimate`."""
     sweeps = found["sweeps"]
     ground = f"from {sweeps} finished sweep{'s' if sweeps != 1 else ''} of this base"
-    none = "unknown: no finished sweep of this base in this storage"
+    ground = "roughly, from the short models of the probe" if found["probed"] else ground
+    none = "unknown: no finished sweep of this base in this storage; --probe tells it roughly"
     yield _line("will use", f"{_span(found['steps'], _count)} steps")
     proof = found["proof_tokens"]
     of_proof = f", {_count(proof)} of them to prove what the service applies" if proof else ""

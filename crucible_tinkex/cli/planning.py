@@ -44,7 +44,7 @@ def plan_file(
     experiment, source = read_experiment(file, assignments)
     prepared = prepare(experiment, storage=storage, name=name, source=source)
     data, proof = asyncio.run(_asked(prepared, probe=probe))
-    found = describe(prepared, data)
+    found = describe(prepared, data, proof)
     if proof:
         found |= {"attested": described(proof, checked_price(experiment))}
     if json:
@@ -87,9 +87,12 @@ async def _asked(prepared: PreparedSweep, *, probe: bool) -> tuple[SweepData, At
             return data, await proved(prepared.experiment, connection) if probe else None
 
 
-def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
+def describe(
+    prepared: PreparedSweep, data: SweepData, probe: Attestation | None = None
+) -> dict[str, Any]:
     """Trials, steps and tokens of the sweep, if every trial is trained to its end; those that are
-    chosen later are taken to be as long as those that are known."""
+    chosen later are taken to be as long as those that are known. `probe`: it tells the time, where
+    no sweep does."""
     experiment, planner = prepared.experiment, prepared.planner
     seeds = experiment.search.seeds
     plans = [planner.plan(values, seeds[0]) for values in prepared.configurations]
@@ -109,7 +112,7 @@ def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
         "trials": planned,
         "steps": round(each * sum(p.total_steps for p in plans)),
         "train_tokens": round(each * batch_rows * row_tokens),
-        "estimate": _estimate(prepared, data).summary(),
+        "estimate": _estimate(prepared, data, probe).summary(),
         "row_tokens": asdict(LengthStatistics.of(data.train, batch_size=batch_size)),
         "examples": _examples(data),
         "configurations": [dict(values) for values in prepared.configurations],
@@ -119,23 +122,30 @@ def describe(prepared: PreparedSweep, data: SweepData) -> dict[str, Any]:
     }
 
 
-def _estimate(prepared: PreparedSweep, data: SweepData) -> Estimate:
+def _estimate(prepared: PreparedSweep, data: SweepData, probe: Attestation | None) -> Estimate:
     search, planner = prepared.experiment.search, prepared.planner
     trials = trials_of(planner, prepared.configurations).planned - planner.has_reference
     rows = Rows.of(data, prepared.experiment.evaluation)
     plans = [planner.plan(values, search.seeds[0]) for values in prepared.configurations]
     found = paces(prepared.paths.root.parent, prepared.experiment.model.base)
     proof = _coming_proof(prepared, data)
-    return estimate(prepared.experiment, plans, trials=trials, rows=rows, paces=found, proof=proof)
+    return estimate(
+        prepared.experiment,
+        plans,
+        trials=trials,
+        rows=rows,
+        paces=found,
+        proof=proof,
+        probe=probe,
+    )
 
 
 def _coming_proof(prepared: PreparedSweep, data: SweepData) -> Spent:
     """What a run will spend to prove its service. Raises `ConfigError` where a cap is below it."""
-    known, spent = {}, Spent()
-    if existing := prepared.existing:
-        known, spent = existing.attested.get("findings", {}), existing.spent
+    existing = prepared.existing
+    known = existing.attested.get("findings", {}) if existing else {}
     proof = proof_of(prepared.experiment, data.train, known).spent
-    check_affordable(prepared.experiment, proof, spent)
+    check_affordable(prepared.experiment, proof, prepared.spent)
     return proof
 
 

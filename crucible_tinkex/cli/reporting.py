@@ -14,6 +14,7 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.report.data import report_data
 from crucible_tinkex.report.live import serve_page
 from crucible_tinkex.report.writing import write_report
+from crucible_tinkex.sweep.results.following import Followed
 from crucible_tinkex.sweep.results.summary import existing_sweep, read_state
 
 PORT = 8088
@@ -53,13 +54,19 @@ def _has_browser() -> bool:
 
 def watch_page(sweeps: Sequence[str], *, storage: str, port: int | None = None) -> int:
     """Serves until Ctrl-C."""
-    _data(sweeps, storage)  # what is wrong with a name is said before there is a server
+    found = [existing_sweep(storage, name) for name in dict.fromkeys(sweeps)]
+    followed = [(Followed(paths), paths) for paths in found]
+
+    def data() -> list[dict[str, Any]]:
+        return [report_data(one.read(), paths) for one, paths in followed]
+
+    data()  # what is damaged is said before there is a server
 
     def told(address: str) -> None:
         print(f"{address} (Ctrl-C to end)", file=sys.stderr)
 
     where = PORT if port is None else port
-    serve_page(lambda: _data(sweeps, storage), port=where, told=told)
+    serve_page(data, port=where, told=told)
     return 0
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -28,10 +29,10 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import DONE, TERMINAL, SweepState
 from crucible_tinkex.sweep.deciding.prices import price_of
-from crucible_tinkex.sweep.results.following import open_trials
+from crucible_tinkex.sweep.results.following import Followed, open_trials
 from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.sweep.results.quality import quality_lines
-from crucible_tinkex.sweep.results.summary import existing_sweep, faults, read_state, sweep_state
+from crucible_tinkex.sweep.results.summary import existing_sweep, faults, sweep_state
 from crucible_tinkex.sweep.results.view import TrialView
 
 REFRESH_S = 2.0
@@ -49,7 +50,7 @@ INTERRUPTED = "interrupted"
 def watch_in_terminal(sweeps: Sequence[str], *, storage: str, once: bool) -> int:
     """Draws on stdout until Ctrl-C, or until all sweeps are done; the last frame stays. `once`, or
     where stdout is no terminal: one frame. Returns the exit code."""
-    found = [existing_sweep(storage, name) for name in dict.fromkeys(sweeps)]
+    found = [Watched.of(existing_sweep(storage, name)) for name in dict.fromkeys(sweeps)]
     console = plain_console()
     if not once and console.is_terminal:
         try:
@@ -62,7 +63,18 @@ def watch_in_terminal(sweeps: Sequence[str], *, storage: str, once: bool) -> int
     return 0
 
 
-def _follow(sweeps: Sequence[SweepPaths], console: Console) -> None:
+class Watched(NamedTuple):
+    """A sweep that is looked at again and again."""
+
+    paths: SweepPaths
+    followed: Followed
+
+    @classmethod
+    def of(cls, paths: SweepPaths) -> Watched:
+        return cls(paths, Followed(paths))
+
+
+def _follow(sweeps: Sequence[Watched], console: Console) -> None:
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             began = time.monotonic()
@@ -74,14 +86,14 @@ def _follow(sweeps: Sequence[SweepPaths], console: Console) -> None:
 
 
 def _frame(
-    sweeps: Sequence[SweepPaths], console: Console, *, height: int | None
+    sweeps: Sequence[Watched], console: Console, *, height: int | None
 ) -> tuple[Group, bool]:
     """What is to be seen now, in about so many lines (None: as many as it needs), and whether
     nothing will change any more."""
     parts: list[RenderableType] = []
     states = []
-    for place, paths in enumerate(sweeps):
-        state = read_state(paths)
+    for place, (paths, followed) in enumerate(sweeps):
+        state = followed.read()
         states.append(sweep_state(state, paths))
         parts += [""] if place else []
         parts += _sweep(state, paths, console, None if height is None else height // len(sweeps))

@@ -15,8 +15,9 @@ class CheckpointsSection(Section):
 
     keep_best: int = Field(default=0, ge=0)
     """So many of the whole sweep, by its metric."""
-    keep_last: int = Field(default=0, ge=0)
-    """So many of each trial and kind, the newest."""
+    keep_last: int | None = Field(default=None, ge=0)
+    """So many of each trial and kind, the newest; by default 1 where another rule is given, so that
+    every trial can be trained further."""
     keep_every: int = Field(default=0, ge=0)
     """Those at a multiple of so many steps."""
     ttl_days: float | None = Field(default=None, gt=0, le=MOST_DAYS)
@@ -24,6 +25,13 @@ class CheckpointsSection(Section):
     days; nothing by default."""
 
     @property
+    def last(self) -> int:
+        """`keep_last`, or what it is by default."""
+        if self.keep_last is not None:
+            return self.keep_last
+        return int(max(self.keep_best, self.keep_every) > 0)
+
+    @property
     def prunes(self) -> bool:
         """Whether any rule deletes."""
-        return max(self.keep_best, self.keep_last, self.keep_every) > 0
+        return max(self.keep_best, self.last, self.keep_every) > 0

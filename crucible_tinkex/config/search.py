@@ -32,6 +32,7 @@ Rule = Literal[
     "hyperband",
     "population",
     "median",
+    "behind",
     "plateau",
     "threshold",
     "divergence",
@@ -45,8 +46,8 @@ class StoppingSection(Section):
     """One rule, or several that all hold. `halving`: at each rung the best `1 / eta` go on (ASHA);
     `topk`: at one rung the best `keep`; `hyperband`: halving in `brackets`; `population`, alone: at
     each rung clones of the best quarter with other learning rates replace the worst quarter;
-    `median`: better than the median; `plateau`, `threshold`, `divergence`: by the trial's own
-    curve."""
+    `median`: better than the median; `behind`: not far worse than the best; `plateau`, `threshold`,
+    `divergence`: by the trial's own curve."""
     eta: int = Field(default=3, ge=2)
     """halving, hyperband: how much rarer trials become, and how much longer they train, from rung
     to rung."""
@@ -59,10 +60,12 @@ class StoppingSection(Section):
     brackets: int = Field(default=3, ge=1, le=20)
     """hyperband: how many first rungs there are, each `eta` times later than the one before."""
     every: int | None = Field(default=None, ge=1)
-    """population, median, plateau, threshold, divergence: steps between decisions; by default a
-    tenth."""
+    """population, median, behind, plateau, threshold, divergence: steps between decisions; by
+    default a tenth."""
     startup: int = Field(default=5, ge=1)
     """median: rivals that must have been measured at a step before one is stopped there."""
+    margin: float = Field(default=0.15, ge=0)
+    """behind: how much worse than the best at the same step a trial may be, as a share of that."""
     patience: int = Field(default=3, ge=0)
     """plateau: decisions without an improvement that are borne with."""
     min_delta: float = Field(default=0.0, ge=0)
@@ -102,11 +105,12 @@ class SearchSection(Section):
     (Parzen estimator; a good choice from 20 trials on), `gp` (Gaussian process; for few and
     dear trials: choosing takes up to a second; needs torch) and `cmaes` (evolution strategy; for
     numbers, from 50 trials on) choose the next one by the results so far, the first ten at most as
-    `qmc` does. `auto`: what earlier sweeps suggest, then as `tpe`, with two rungs and confirmed
-    leaders; `space`, `trials`, `enqueue`, `stopping` and `confirm` are chosen where they are not
-    given (docs/tune.md)."""
+    `qmc` does. `auto`: what earlier sweeps suggest, then the neighbours of the best, with an early
+    rung and confirmed leaders; `space`, `trials`, `enqueue`, `stopping` and `confirm` are chosen
+    where they are not given (docs/tune.md)."""
     trials: int | None = Field(default=None, ge=1, le=100_000)
-    """How many configurations the sampled strategies try."""
+    """How many configurations the sampled strategies try; `auto` ends before where the best has no
+    neighbour left."""
     seed: int = Field(default=0, ge=0)
     """Seed of the sampled strategies."""
     metric: str = DEFAULT_METRIC

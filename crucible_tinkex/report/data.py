@@ -33,7 +33,7 @@ def report_data(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
     places = {id(c): i for i, c in enumerate(_placed(found), 1)}
     axes = importance([c.values for c in competing], [c.mean or 0.0 for c in competing])
     axes |= {key: 0.0 for c in found for key in c.values if key not in axes}
-    spent = sum((t.spent for t in state.trials.values()), Spent())
+    spent = state.spent
     described = metric(objective.metric)
     return {
         "name": paths.root.name,

@@ -21,6 +21,8 @@ MAX_STEPS = 100
 """A range of more whole numbers is treated as a continuous one, and rounded."""
 
 Row = tuple[Any, ...]
+Places = tuple[float, ...]
+"""A point: where it stands in each dimension."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Dimension:
         """The row at a place in [0, 1)."""
         if self.span is None:
             return self.rows[min(int(place * len(self.rows)), len(self.rows) - 1)]
-        low, high = self._scaled_bounds()
+        low, high = self.scaled_bounds()
         value = self._unscaled(low + (high - low) * place)
         first, last = self.bounds
         if self.integer:
@@ -108,11 +110,12 @@ class Dimension:
         first, last = self.bounds
         if not _is_number(value) or not first <= value <= last:
             return None
-        low, high = self._scaled_bounds()
+        low, high = self.scaled_bounds()
         scaled = math.log(value) if self.log else value
         return min(max((scaled - low) / (high - low), 0.0), 1.0)
 
-    def _scaled_bounds(self) -> tuple[float, float]:
+    def scaled_bounds(self) -> tuple[float, float]:
+        """Of a span, between which places are shared out evenly: logarithms, where it has them."""
         low, high = self.bounds
         if self.integer:  # each whole number has a share of the same width around it
             low, high = low - 0.5, high + 0.5

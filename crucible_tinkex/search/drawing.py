@@ -14,14 +14,13 @@ import numpy as np
 
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.search.dimensions import Places
 from crucible_tinkex.search.space import Space, Values, trial_settings
 
 DRY_FINITE = 200
 """Draws in a row that bring nothing new after which a finite space is gone through in order."""
 DRY = 20_000
 """The same for a space that cannot be gone through: its conditions leave almost nothing."""
-
-Places = tuple[float, ...]
 
 
 def draws(experiment: Experiment, space: Space, *, spread: bool) -> Iterator[Values]:

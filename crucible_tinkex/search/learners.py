@@ -23,9 +23,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.search.dimensions import Dimension
+from crucible_tinkex.search.dimensions import Dimension, Places
 
-Places = tuple[float, ...]
+SLOW = ("gp",)
+"""Strategies that take longer to choose than an event loop may stand still."""
 GP_TOLD = 100
 """Points that a Gaussian process is told, the best and the newest: a fit is cubic in them."""
 GP_RUNNING = 16
@@ -65,7 +66,7 @@ class Learner(Protocol):
 
 
 def learner(strategy: str, dimensions: Sequence[Dimension]) -> Learner:
-    """For one of `config.search.LEARNING`."""
+    """For one of `config.search.LEARNING`; `auto` has none (`search.auto`)."""
     return _LEARNERS[strategy](dimensions)
 
 
@@ -246,7 +247,6 @@ class Evolution:
 
 _LEARNERS: Mapping[str, Callable[[Sequence[Dimension]], Learner]] = {
     "tpe": TreeParzen,
-    "auto": TreeParzen,
     "gp": GaussianProcess,
     "cmaes": Evolution,
 }

@@ -19,8 +19,11 @@ import numpy as np
 
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.search import auto
+from crucible_tinkex.search.dimensions import Places
 from crucible_tinkex.search.drawing import count_up_to, draws
 from crucible_tinkex.search.learners import Learner, Told, check_usable, learner
+from crucible_tinkex.search.neighbourhood import Neighbourhood
 from crucible_tinkex.search.space import Space, Values, distinct, trial_settings
 
 MOST_STARTUP = 10
@@ -45,6 +48,8 @@ class LearningSearch:
         """How many configurations will be tried."""
         self.startup = min(MOST_STARTUP, max(2, math.ceil(search.trials / 3)))
         """How many must be measured before the strategy is asked."""
+        if search.strategy == "auto":
+            self.startup = min(self.total, auto.first(len(self._guesses)))
         self._spread = self._guesses_and_draws()
         self._first: list[tuple[object, Values]] = []
 
@@ -86,7 +91,20 @@ class LearningSearch:
             proposed = self._proposed(told, known, number)
             if proposed is not None:
                 return proposed
+        return self.next_spread(known)
+
+    def next_spread(self, known: Container[object]) -> Values | None:
+        """The first of the guesses and evenly spread points that is not known."""
         return next((v for settings, v in self._in_order() if settings not in known), None)
+
+    @cached_property
+    def neighbourhood(self) -> Neighbourhood:
+        return Neighbourhood(self._space.dimensions)
+
+    def new_at(self, places: Places, known: Container[object]) -> Values | None:
+        """The configuration at places; None where there is none, or it is known."""
+        values = self._space.at(places)
+        return values if values is not None and self._is_new(values, known) else None
 
     def _proposed(
         self, told: Sequence[Told], known: Container[object], number: int
@@ -95,8 +113,7 @@ class LearningSearch:
         for attempt in range(self._learner.tries):
             seed = _seed(self._experiment.search.seed, number, attempt)
             places = self._learner.propose([*told, *rejected], seed=seed)
-            values = self._space.at(places)
-            if values is not None and self._is_new(values, known):
+            if (values := self.new_at(places, known)) is not None:
                 return values
             rejected.append(Told(places))
         return None

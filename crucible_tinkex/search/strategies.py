@@ -78,7 +78,7 @@ def warnings(experiment: Experiment, found: Sequence[Values]) -> Iterator[str]:
         return
     learning = LearningSearch(experiment) if learns(experiment) else None
     count = learning.total if learning else len(found)
-    if count < search.trials:
+    if count < search.trials and search.strategy != "auto":  # whose trials are at most so many
         yield (
             f"search.trials = {search.trials}, but the space has only {count} configurations: "
             "all run"

@@ -1,9 +1,10 @@
 """What a sweep will use: steps, tokens, time, dollars, room for checkpoints, each as a range.
 
 From the number of trials, what their stopping rule leaves of them, and the caps of the budget; time
-and room from the finished sweeps of the same storage, dollars from the price table. What there is
-no ground for is None, never guessed. Failures, repeated steps and what `[steps]` ask for are not
-counted.
+and room from the finished sweeps of the same storage, dollars from the price table. Where no sweep
+tells the time, a probe does, roughly: no step is faster than its small ones, and no token slower
+than theirs, one trial after the other. What there is no ground for is None, never guessed.
+Failures, repeated steps and what `[steps]` ask for are not counted.
 """
 
 from __future__ import annotations
@@ -14,13 +15,20 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from crucible_tinkex.config import EvaluationSection, Experiment, SearchSection, TrainSection
+from crucible_tinkex.config import (
+    EvaluationSection,
+    Experiment,
+    SearchSection,
+    StoppingSection,
+    TrainSection,
+)
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule, TopK
 from crucible_tinkex.sweep.deciding.confirming import planned_confirmations
 from crucible_tinkex.sweep.deciding.prices import price_of
 from crucible_tinkex.sweep.experience import Pace
+from crucible_tinkex.training.attest.probing import Attestation
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.plan import TrialPlan
 
@@ -94,6 +102,8 @@ class Estimate:
     """Date and source of the prices, where anything is charged."""
     proof_tokens: int = 0
     """Of `tokens`, those that prove what the service applies."""
+    probed: bool = False
+    """Whether `seconds` are rough: of a probe, not of sweeps."""
 
     def summary(self) -> dict[str, Any]:
         """JSON values: ranges as [low, high]. Keys are only ever added."""
@@ -108,15 +118,16 @@ def estimate(
     rows: Rows,
     paces: Sequence[Pace],
     proof: Spent | None = None,
+    probe: Attestation | None = None,
 ) -> Estimate:
     """`plans`: those that are known, one seed of each; others are taken to be like them. `trials`:
     of the search, without the base and the confirmation. `proof`: what it takes to prove what the
-    service applies."""
+    service applies; `probe`: such a proof that was made."""
     proof = proof or Spent()
     search, budget = experiment.search, experiment.budget
     trials = trials if budget.trials is None else min(trials, budget.trials)
     whole = round(fmean(plan.total_steps for plan in plans))
-    reached = _reached(stopping_rule(search), trials, max(1, whole))
+    reached = _reached(search, trials, max(1, whole))
     confirmed = _confirmed(search, trials // len(search.seeds))
     steps = reached.steps.plus(confirmed.times(whole)).capped(budget.steps)
     step_tokens = rows.tokens * fmean(_step_rows(plan.experiment.train) for plan in plans)
@@ -131,11 +142,16 @@ def estimate(
     saving = confirmed.plus(Range(trials, trials))
     room = _room(experiment, plans, saving, whole, paces)
     kept = None if room is None else _kept(experiment, plans, saving, whole, paces, room)
+    seconds, is_probed = _seconds(tokens, paces, budget.hours), False
+    if seconds is None and probe is not None and probe.spent.tokens:
+        at_once = min(experiment.run.max_concurrent, max(1, trials))
+        seconds = _probed_seconds(steps, tokens, probe, at_once).capped(_in_seconds(budget.hours))
+        is_probed = True
     return Estimate(
         steps=Range(*map(round, steps)),
         tokens=Range(*map(round, tokens)),
         sample_tokens=Range(*map(round, written.capped(budget.tokens))),
-        seconds=_seconds(tokens, paces, budget.hours),
+        seconds=seconds,
         dollars=_dollars(experiment, training, read, written, tokens),
         checkpoint_bytes=room,
         sweeps=len(paces),
@@ -143,6 +159,7 @@ def estimate(
         storage_dollars=_monthly(experiment, kept or room),
         prices=_source(experiment),
         proof_tokens=proof.tokens,
+        probed=is_probed,
     )
 
 
@@ -170,7 +187,10 @@ class _Reached(NamedTuple):
     rungs: Range
 
 
-def _reached(rule: StoppingRule, trials: int, whole: int) -> _Reached:
+def _reached(search: SearchSection, trials: int, whole: int) -> _Reached:
+    rule = stopping_rule(search)
+    if search.strategy == "auto" and "topk" in search.stopping.rules:
+        return _climbed(search.stopping, trials, rule.rungs(whole))
     brackets = [(b, len(range(b, trials, rule.brackets))) for b in range(rule.brackets)]
     fewest = [_fewest(rule, count, rule.rungs(whole, b)) for b, count in brackets]
     low = sum(steps for steps, _ in fewest)
@@ -179,6 +199,18 @@ def _reached(rule: StoppingRule, trials: int, whole: int) -> _Reached:
         return _Reached(Range(low, low), Range(arrivals, arrivals))
     most = sum(count * len(rule.rungs(whole, b)) for b, count in brackets)
     return _Reached(Range(low, trials * whole), Range(arrivals, most))
+
+
+def _climbed(stopping: StoppingSection, trials: int, rungs: Sequence[int]) -> _Reached:
+    """Mostly less than half of the trials are tried; of the neighbours of the best as many may pass
+    the first rung as before."""
+    keep = stopping.keep if isinstance(stopping.keep, int) else stopping.keep[0]
+    first, rest = rungs[0], rungs[-1] - rungs[0]
+    few, many = min(trials, max(keep, trials // 3)), min(trials, 2 * keep)
+    return _Reached(
+        Range(few * first + rest, trials * first + many * rest),
+        Range(few + 1, trials + many * (len(rungs) - 1)),
+    )
 
 
 def _fewest(rule: StoppingRule, trials: int, rungs: Sequence[int]) -> tuple[int, int]:
@@ -211,9 +243,19 @@ def _seconds(tokens: Range, paces: Sequence[Pace], hours: float | None) -> Range
     speeds = [pace.tokens_per_s for pace in paces]
     if not speeds:
         return None
-    cap = None if hours is None else hours * 3600
-    found = Range(tokens.low / max(speeds), tokens.high / min(speeds)).capped(cap)
+    found = Range(tokens.low / max(speeds), tokens.high / min(speeds)).capped(_in_seconds(hours))
     return Range(round(found.low, 1), round(found.high, 1))
+
+
+def _in_seconds(hours: float | None) -> float | None:
+    return None if hours is None else hours * 3600
+
+
+def _probed_seconds(steps: Range, tokens: Range, probe: Attestation, at_once: int) -> Range:
+    least, most = probe.step_s
+    low = steps.low * least / at_once
+    high = max(steps.high * most, tokens.high * probe.spent.seconds / probe.spent.tokens)
+    return Range(round(low, 1), round(high, 1))
 
 
 def _dollars(
@@ -257,7 +299,7 @@ def _kept(
         return None
     kinds = 1 + train.sampler_checkpoint
     every = whole // rules.keep_every if rules.keep_every else 0
-    each = min(rules.keep_last, whole) * kinds + every * kinds
+    each = min(rules.last, whole) * kinds + every * kinds
     most = rules.keep_best + trials.high * each + 2
     sizes = [pace.checkpoint_bytes for pace in paces if pace.checkpoint_bytes]
     rank = fmean(plan.experiment.lora.rank for plan in plans)

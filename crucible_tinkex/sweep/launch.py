@@ -17,18 +17,20 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
 from crucible_tinkex.errors import ConfigError, CrucibleError, InterruptedSweepError, ServiceError
 from crucible_tinkex.events import EventWriter
-from crucible_tinkex.registry import ATTESTED, LOST, Registry, SweepState
+from crucible_tinkex.registry import ATTESTED, LOST, ControlPort, Registry, SweepState
+from crucible_tinkex.registry.records import read_spent
+from crucible_tinkex.registry.upkeep import Upkeep
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.executor import RayExecutor
 from crucible_tinkex.runtime.pool import SessionPool
 from crucible_tinkex.storage import Lock, check_writable
-from crucible_tinkex.sweep.attesting import attested
+from crucible_tinkex.sweep.attesting import NotAppliedError, attested
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
 from crucible_tinkex.sweep.keeping.keeper import Keeper
@@ -78,6 +80,7 @@ class Launch:
         self._retry = retry
         self._prepared = prepared
         self._attested = dict(prepared.existing.attested) if prepared.existing else {}
+        self._proofs = prepared.proofs
         self._kind = executor or prepared.experiment.run.executor
         self._address = address
         self._runtime = runtime
@@ -190,7 +193,7 @@ class Launch:
             observer=self._observer,
             retry=self._retry,
             inbox=Inbox(prepared.paths),
-            amend=partial(self._amended, connection),
+            amend=partial(self._amended, connection, executor.registry),
             keeper=self._keeper(executor, connection),
         )
         self._stop = controller.request_drain
@@ -209,17 +212,37 @@ class Launch:
         )
 
     async def _attest(
-        self, meta: dict[str, Any], prepared: PreparedSweep, connection: Connection
+        self,
+        meta: dict[str, Any],
+        prepared: PreparedSweep,
+        connection: Connection,
+        registry: ControlPort | None = None,
     ) -> bool:
-        """Have the service prove what it applies; whether `meta` has got something new."""
-        spent = prepared.existing.spent if prepared.existing else None
-        found = await attested(prepared.experiment, connection, self._attested, spent)
-        if found == self._attested:
+        """Have the service prove what it applies; whether `meta` has got something new. `registry`:
+        of a sweep that runs; else the journal is written to here."""
+        known = self._attested
+        try:
+            found = await attested(
+                prepared.experiment, connection, known, prepared.spent, self._proofs
+            )
+        except NotAppliedError as refused:
+            self._proofs = refused.spent
+            record = {"type": "proof", "spent": asdict(refused.spent)}
+            if registry is not None:
+                await registry.upkeep([record], f"{self._run_id}:proof:{refused.spent.tokens}")
+            else:
+                with Upkeep(prepared.paths, owned=True) as journal:
+                    journal.write(record)
+            raise
+        if found == known:
             return False
         self._attested = meta[ATTESTED] = found
+        self._proofs = read_spent(found)
         return True
 
-    async def _amended(self, connection: Connection, settings: Mapping[str, Any]) -> Amendment:
+    async def _amended(
+        self, connection: Connection, registry: ControlPort, settings: Mapping[str, Any]
+    ) -> Amendment:
         """What the running sweep is with other settings. Reads its data again, in a thread. Raises
         `ConfigError`."""
         paths = self._prepared.paths
@@ -233,7 +256,7 @@ class Launch:
             )
         proof: dict[str, Any] = {}
         try:
-            await self._attest(proof, prepared, connection)
+            await self._attest(proof, prepared, connection, registry)
         except ServiceError as error:
             raise ConfigError(f"it could not be proved what the service applies: {error}") from None
         meta = await asyncio.to_thread(write_manifest, prepared)

@@ -12,6 +12,7 @@ from typing import Any
 from crucible_tinkex.config.toml import to_toml
 from crucible_tinkex.storage import write_atomic
 from crucible_tinkex.sweep.preparation import PreparedSweep
+from crucible_tinkex.sweep.results.batches import ASKED
 from crucible_tinkex.version import VERSION
 
 PACKAGES = ("ray", "httpx", "pydantic", "pyarrow", "optuna", "cmaes", "torch", "transformers")
@@ -37,6 +38,7 @@ def write_manifest(prepared: PreparedSweep) -> dict[str, Any]:
         "fingerprint": prepared.fingerprint,
         "service": prepared.service,
         "experiment": prepared.experiment.stored(prepared.paths.root),
+        ASKED: prepared.asked,
         "versions": versions(),
         "code": {**(existing.code if existing else {}), **prepared.objectives.code},
         "not_applied": prepared.experiment.not_applied(),

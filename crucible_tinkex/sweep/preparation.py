@@ -72,6 +72,11 @@ class PreparedSweep:
     """Text of the experiment file, if there was one."""
     existing: Existing | None
     """The sweep that the folder holds already."""
+    spent: Spent = field(default_factory=Spent)
+    """What the sweep has used already."""
+    proofs: Spent = field(default_factory=Spent)
+    """Of that, by the proofs of what the service applies; also by those that refused it before it
+    was."""
     notes: Sequence[str] = ()
     """What strategy `auto` chose, and why; nothing where all of it was said."""
 
@@ -100,6 +105,12 @@ class PreparedSweep:
             code=self.objectives.code,
             price=checked_price(self.experiment),
         )
+
+    @property
+    def asked(self) -> int:
+        """How many configurations the search asks for in all."""
+        trials = trials_of(self.planner, self.configurations).planned - self.planner.has_reference
+        return trials // len(self.experiment.search.seeds)
 
     def policy(self) -> Policy:
         search = self.experiment.search
@@ -187,13 +198,11 @@ class Existing:
     """None: version 0.1.0 made it, which had none."""
     attested: Mapping[str, Any] = field(default_factory=dict)
     """What the service was proved to apply (`attesting`)."""
-    spent: Spent = field(default_factory=Spent)
     code: Mapping[str, str] = field(default_factory=dict)
     """The user's functions, with the hashes of their source."""
 
     @classmethod
-    def read(cls, paths: SweepPaths) -> Existing:
-        state = SweepState.read(paths)
+    def of(cls, state: SweepState, paths: SweepPaths) -> Existing:
         found = state.meta or read_resolved(paths)
         experiment = Experiment.loaded(found["experiment"], folder=paths.root)
         service = found.get("service", EMBEDDED)
@@ -204,7 +213,6 @@ class Existing:
             found.get("sweep_id"),
             attested=found.get(ATTESTED, {}),
             code=found.get("code", {}),
-            spent=state.spent,
         )
 
 
@@ -223,7 +231,8 @@ def prepare(
             f"search.metric is {experiment.search.metric!r} but data.eval names no file; "
             'add held-out rows, set data.eval_fraction, or use metric = "train/nll"'
         )
-    existing = _existing(paths)
+    state = _state(paths)
+    existing = None if state is None or _only_refused(state) else Existing.of(state, paths)
     experiment, notes = _decided(experiment, train_rows.epoch_rows, existing, paths)
     configurations = strategies.configurations(experiment)
     prepared = PreparedSweep(
@@ -237,6 +246,8 @@ def prepare(
         objectives=Objectives(experiment, configurations),
         source=source,
         existing=existing,
+        spent=state.spent if state else Spent(),
+        proofs=state.proofs if state else Spent(),
         notes=notes,
     )
     checked_price(experiment)
@@ -298,11 +309,16 @@ def _address(service: ServiceSection) -> str:
     return str(Address.parse(service.base_url, allow_http=service.allow_http))
 
 
-def _existing(paths: SweepPaths) -> Existing | None:
+def _only_refused(state: SweepState) -> bool:
+    """Whether its service was asked for a proof, and no run ever began: it may become anything."""
+    return not state.runs and state.proofs != Spent()
+
+
+def _state(paths: SweepPaths) -> SweepState | None:
     """The sweep in the folder; raises `SweepExistsError` if it holds something else."""
     root = paths.root
     if paths.resolved.exists() and paths.journal.is_dir():
-        return Existing.read(paths)
+        return SweepState.read(paths)
     if root.is_dir() and any(root.iterdir()) and not paths.lock.exists():
         raise SweepExistsError(f"{root} exists and is not a sweep; choose another --name")
     return None

@@ -104,6 +104,7 @@ def test_a_probe_shows_what_the_service_applies_and_what_it_cost(
     shown = capsys.readouterr().out
     assert "optimizer.learning_rate   0.001, 0.003              applied" in shown
     assert "by 5 models of two steps:" in shown and "0 dollars" in shown
+    assert "roughly, from the short models of the probe" in shown and "no budget counts" in shown
     plan_file(tmp_path / "small.toml", [], json=True, **given)
     found = json.loads(capsys.readouterr().out)["attested"]
     assert {f["key"]: f["verdict"] for f in found["findings"]} == {

@@ -342,6 +342,16 @@ async def test_models_are_unloaded_where_a_session_cannot_be_finished(
     assert scripted.bodies(path) == [{"model_id": model.model_id}]
 
 
+async def test_what_is_to_go_on_is_not_unloaded(
+    scripted: ScriptedService, service: TinkexService
+) -> None:
+    """TuFT forgets a model's checkpoints with it, so that it could not be resumed."""
+    await service.create_training(base_model="m", lora=LORA)
+    scripted.on("sessions/s1/finish", Answer(404, {"detail": "Not Found"}))
+    await service.close(reason="interrupted")
+    assert not [r for r in scripted.requests if "unload_model" in r.path]
+
+
 async def test_a_finished_session_unloads_nothing(
     scripted: ScriptedService, service: TinkexService
 ) -> None:

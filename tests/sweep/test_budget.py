@@ -96,6 +96,17 @@ def test_what_proofs_took_counts_once(tmp_path: Path) -> None:
     assert "budget.tokens: 1000 of 1000" in (reached(journal.state, 0.0) or "")
 
 
+def test_a_proof_that_refused_counts_and_stays_counted() -> None:
+    journal = capped(tokens=1000)
+    before, total = journal.state.meta, vars(Spent(300, 200, seconds=9.0))
+    for _ in range(2):
+        journal._tell("proof", spent=total)
+    journal._tell("amended", meta=before, changed=["service.attest"])
+    assert journal.state.spent.tokens == journal.state.proofs.tokens == 500
+    journal._tell("amended", meta={"attested": {"spent": vars(Spent(600, 200))}}, changed=[])
+    assert journal.state.spent.tokens == 800
+
+
 @pytest.mark.parametrize("caps", [{"tokens": 999}, {"dollars": 0.0009, "prices": True}])
 def test_a_cap_that_the_proof_would_pass_is_refused(tmp_path: Path, caps: dict[str, Any]) -> None:
     table = tmp_path / "prices.toml"

@@ -78,7 +78,7 @@ def test_pruning_deletes_on_the_service_and_keeps_what_must_stay(mine: ct.Sweep)
 
 
 def test_a_sweep_keeps_what_its_file_says(tmp_path: Path) -> None:
-    rules = {"keep_best": 1, "ttl_days": 2.0}
+    rules = {"keep_best": 1, "keep_last": 0, "ttl_days": 2.0}
     models = {"auto_register": "kept"}
     done = ct.run(make_experiment(tmp_path / "kept", checkpoints=rules, models=models))
     left = [c.path for c in done.checkpoints.list_checkpoints()]

@@ -206,6 +206,8 @@ class LiveSession:
         try:
             await self._farewell(transport, "finish_session", path, request)
         except RequestRejectedError:
+            if reason == "interrupted":
+                return  # it is to go on, and TuFT forgets an unloaded model's checkpoints
             models = [ModelRequest(model_id=client.model_id) for client in self._clients]
             # hatchery reads the id in the query, the others in the body
             named = [(f"unload_model?model_id={quote(m.model_id, safe=':')}", m) for m in models]

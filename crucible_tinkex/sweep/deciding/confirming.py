@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from crucible_tinkex.config import SearchSection
 from crucible_tinkex.registry import CONFIRM, DONE, SEARCH, TERMINAL, SweepState
 from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.results.batches import Batch, batches
 from crucible_tinkex.sweep.results.leaderboard import Configuration, configurations
 from crucible_tinkex.training.plan import TrialPlan
 
@@ -105,10 +106,16 @@ def _until_told(
     names = configuration_names(leaders)
     named = dict(zip(names, leaders, strict=True))
     explored = {t.seed for c in leaders for t in c.trials if t.phase == SEARCH}
+    chosen_by = sorted(explored | set(search.seeds))
     found = bench.next_seeds(
-        [_measured(c, name) for name, c in named.items()],
+        [
+            _measured(c, name, batch)
+            for (name, c), batch in zip(
+                named.items(), batches(state, leaders, aside=chosen_by), strict=True
+            )
+        ],
         terms(state),
-        chosen_by=sorted(explored | set(search.seeds)),
+        chosen_by=chosen_by,
         first=FIRST_SEEDS,
         most_seeds=search.confirm_max_seeds,
         fresh_from=FIRST_SEED,
@@ -121,7 +128,7 @@ def _until_told(
     return Confirmation(_lacking(state, planner, pairs), f"confirmation: {found.reason}", ends)
 
 
-def _measured(configuration: Configuration, name: str) -> bench.Configuration:
+def _measured(configuration: Configuration, name: str, batch: Batch) -> bench.Configuration:
     """A seed that runs is asked for and not measured; one that ended without a value never is."""
     from crucible_tinkex import bench
 
@@ -134,4 +141,4 @@ def _measured(configuration: Configuration, name: str) -> bench.Configuration:
             missing.append(trial.seed)
         else:
             values[trial.seed] = math.nan
-    return bench.Configuration(name, values, missing_seeds=tuple(missing))
+    return bench.Configuration(name, values, missing_seeds=tuple(missing), **batch._asdict())

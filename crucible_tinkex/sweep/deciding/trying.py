@@ -14,7 +14,8 @@ from itertools import islice
 from statistics import fmean
 
 from crucible_tinkex.registry import DONE, FAILED, LOST, TERMINAL, SweepState, TrialRecord
-from crucible_tinkex.search.learners import Places, Told
+from crucible_tinkex.search.dimensions import Places
+from crucible_tinkex.search.learners import Told
 from crucible_tinkex.search.space import Values, trial_settings
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.results.leaderboard import Objective
@@ -98,17 +99,17 @@ def told_of(
     ended = len(found) == len(seeds) and all(t.state in TERMINAL and t.state != LOST for t in found)
     done = [t for t in found if t.state == DONE]
     if ended and len(done) + sum(t.state == FAILED for t in found) == len(found):
-        losses = [_loss(t, objective, math.inf) for t in done]
+        losses = [loss_until(t, objective, math.inf) for t in done]
         return Told(places, fmean(losses) if losses else math.inf, ended=True)
     steps = [max(t.results) for t in found if t.results]
     if not steps:
         return Told(places, ended=ended)
     step = min(steps)
-    losses = [_loss(t, objective, step) for t in found if t.results]
+    losses = [loss_until(t, objective, step) for t in found if t.results]
     return Told(places, fmean(losses), step, ended)
 
 
-def _loss(trial: TrialRecord, objective: Objective, until: float) -> float:
+def loss_until(trial: TrialRecord, objective: Objective, until: float) -> float:
     """The objective by the results up to a step, lower being better; infinite without one."""
     losses = [
         objective.key(trial.results[step].get(objective.metric))

@@ -1,13 +1,37 @@
-"""What a sweep's open trials do now, read from its folder: for whoever looks on from outside."""
+"""What a sweep and its open trials do now, read from its folder: for whoever looks on from outside,
+again and again."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import RUNNING, SweepState
-from crucible_tinkex.sweep.results.summary import waits
+from crucible_tinkex.registry import RUNNING, SweepState, TrialRecord
+from crucible_tinkex.registry.journal import JournalReader
+from crucible_tinkex.sweep.results.summary import settle, waits
 from crucible_tinkex.sweep.results.view import TrialView
+
+
+class Followed:
+    """The state of a sweep; every `read` costs what is new in its journal."""
+
+    def __init__(self, paths: SweepPaths) -> None:
+        self._paths = paths
+        self._journal = JournalReader(paths.journal)
+        self._state = SweepState()
+        self._abandoned: list[TrialRecord] = []
+
+    def read(self) -> SweepState:
+        """As `read_state` has it; the same object every time, unless the journal was begun anew."""
+        for trial in self._abandoned:
+            trial.state = RUNNING
+        records, is_all = self._journal.read()
+        if is_all:
+            self._state = SweepState()
+        self._state.fold(records)
+        self._abandoned = settle(self._state, self._paths)
+        return self._state
+
 
 _COLUMNS = {"train/nll": "train_nll", "perf/tokens_per_s": "tokens_per_s"}
 

@@ -40,12 +40,21 @@ def read_state(paths: SweepPaths) -> SweepState:
     process lives to train them, trials are pending, not running. Raises `CorruptLogError` that
     names the damaged file."""
     state = SweepState.read(paths) if paths.journal.is_dir() else SweepState()
+    settle(state, paths)
+    return state
+
+
+def settle(state: SweepState, paths: SweepPaths) -> list[TrialRecord]:
+    """What the journal alone does not say, as `read_state` has it; the trials whose state it
+    changed."""
     if not state.meta:
         state.meta = read_resolved(paths)
-    if not is_locked(paths.lock):
-        for trial in state.open.values():
-            trial.state = PENDING if trial.state == RUNNING else trial.state
-    return state
+    if is_locked(paths.lock):
+        return []
+    abandoned = [trial for trial in state.open.values() if trial.state == RUNNING]
+    for trial in abandoned:
+        trial.state = PENDING
+    return abandoned
 
 
 def failed_trials(state: SweepState, names: Sequence[str] = ()) -> list[TrialRecord]:

@@ -1,15 +1,20 @@
-"""A sweep's trials and checkpoints as Arrow tables, for SQL."""
+"""A sweep's trials, checkpoints and conclusions as Arrow tables: for SQL, pandas and Polars."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from crucible_tinkex.bench.plain import plain
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import SweepState, TrialRecord
+
+if TYPE_CHECKING:
+    from crucible_tinkex.bench import Comparison, Conclusion
 
 _DECLARED = (
     "trial_id",
@@ -31,6 +36,14 @@ _EVALUATED: Mapping[str, Any] = {
     "correct": pa.bool_(),
     "answers": pa.list_(pa.string()),
     "scores": pa.map_(pa.string(), pa.float64()),
+}
+_CONCLUDED: Mapping[str, Any] = {
+    "name": pa.string(),
+    **dict.fromkeys(("value", "value_low", "value_high", "mean"), pa.float64()),
+    **dict.fromkeys(("behind_by", "low", "high", "p_always", "p"), pa.float64()),
+    **dict.fromkeys(("separable", "good_enough"), pa.bool_()),
+    **dict.fromkeys(("seeds", "shared"), pa.int64()),
+    "why": pa.string(),
 }
 _ADDED = ("parent", "forked_at", "attempts", "error", "train_tokens", "seconds")
 
@@ -70,6 +83,25 @@ def _joined(name: str, sweep_ids: Sequence[str], tables: Sequence[pa.Table]) -> 
         return pa.concat_tables(parts, promote_options="permissive")
     except pa.ArrowException as error:
         raise ConfigError(f"{name} of these sweeps cannot be one table: {error}") from None
+
+
+def conclusion_table(found: Conclusion) -> pa.Table:
+    """A row for each configuration: the leader, its rivals with the best first, and those that do
+    not compete, with why. `value`, `value_low`, `value_high`: the leader's, corrected for its
+    having been chosen; `behind_by`, `low`, `high`: of the others' distance to it."""
+    rows: list[dict[str, Any]] = [plain(asdict(rival)) for rival in found.rivals]
+    if found.leader is not None:
+        value = plain(asdict(found.value)) if found.value else {}
+        told = {"value": value.get("value"), "seeds": value.get("seeds")}
+        told |= {"value_low": value.get("low"), "value_high": value.get("high")}
+        rows.insert(0, {"name": found.leader, **told, "behind_by": 0.0, "good_enough": True})
+    rows += [{"name": one.name, "why": one.reason} for one in found.left_out]
+    return pa.table({n: pa.array([r.get(n) for r in rows], t) for n, t in _CONCLUDED.items()})
+
+
+def comparison_table(found: Comparison) -> pa.Table:
+    """One row."""
+    return _table([found.to_dict()])
 
 
 def _trial(trial: TrialRecord, heads: Mapping[str, str]) -> dict[str, Any]:

@@ -50,6 +50,13 @@ class Attestation:
     spent: Spent = field(default_factory=Spent)
 
     @property
+    def step_s(self) -> tuple[float, float]:
+        """From the least to the most that one small step took: a model's two were followed by two
+        passes, and came after it was made."""
+        turns = 1 + math.ceil((self.models - 1) / AT_ONCE)
+        return self.spent.seconds / turns / 5, self.spent.seconds / turns / 2
+
+    @property
     def record(self) -> dict[str, Any]:
         """JSON values for a journal."""
         findings = {f.key: {"verdict": f.verdict, "why": f.why} for f in self.findings}
