@@ -141,3 +141,24 @@ def test_the_package_lists_its_names_and_costs_nothing_to_import() -> None:
     code += "; print([m for m in ('ray', 'pydantic', 'pyarrow', 'asyncio') if m in sys.modules])"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.splitlines()[1] == "[]"
+
+
+WITHOUT_METADATA = """
+import importlib.metadata as metadata
+find = metadata.Distribution.from_name
+def missing(name):
+    if name.replace("_", "-") == "crucible-tinkex":
+        raise metadata.PackageNotFoundError(name)
+    return find(name)
+metadata.Distribution.from_name = missing
+import crucible_tinkex
+print(crucible_tinkex.run and crucible_tinkex.__version__)
+"""
+
+
+def test_a_copy_that_nobody_installed_is_as_good() -> None:
+    """As Ray's `working_dir` brings it."""
+    told = subprocess.run(
+        [sys.executable, "-c", WITHOUT_METADATA], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == ct.__version__
