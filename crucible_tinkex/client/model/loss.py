@@ -30,7 +30,9 @@ def loss_of(output: ForwardBackwardOutput) -> float:
 
 def target_logprobs(output: ForwardBackwardOutput, data: Sequence[Datum]) -> list[Sequence[float]]:
     """Each row's, in nats, one for each target. Raises `ProtocolError` where there are others."""
-    rows = [row["logprobs"].data if "logprobs" in row else () for row in output.loss_fn_outputs]
+    rows: list[Sequence[float]] = [
+        row["logprobs"].data if "logprobs" in row else () for row in output.loss_fn_outputs
+    ]
     for number, (found, datum) in enumerate(zip(rows, data, strict=True), start=1):
         inputs = datum.loss_fn_inputs
         wanted = inputs.get("weights", inputs["target_tokens"])
