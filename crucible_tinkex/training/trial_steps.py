@@ -36,7 +36,7 @@ from crucible_tinkex.training.harness.running import arun
 from crucible_tinkex.training.outcome import Verdict, judge
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.reporter import Reporter
-from crucible_tinkex.training.tinkex.evaluating import Scorer, measured
+from crucible_tinkex.training.tinkex.evaluating import Scorer, asked, measured
 from crucible_tinkex.training.tinkex.results import Checkpoint, Completion, EvaluationResult
 from crucible_tinkex.training.tinkex.samplers import Prompt, as_prompts, complete
 
@@ -164,17 +164,18 @@ class TrialSession:
         generate: bool = True,
         max_rows: int | None = None,
         scorers: Mapping[str, Scorer] | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> EvaluationResult:
         """As `TinkexSession.evaluate`."""
+        section, sampling = asked(generate, options)
         found = await measured(
             self,
             load(dataset)[:max_rows],
             None,
-            generate=generate,
+            section,
             max_length=self._plan.experiment.train.max_length,
             scorers=scorers or {},
-            params=self.adapter.sampling_params(**{"temperature": 0.0, **sampling}),
+            params=self.adapter.sampling_params(**sampling),
         )
         return EvaluationResult(self.trial_id, "default", found.metrics, found.examples)
 

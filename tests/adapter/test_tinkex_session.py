@@ -219,6 +219,49 @@ async def test_evaluate_and_infer(desk: Desk) -> None:
         assert old.checkpoint == trained.checkpoints[-1].name
 
 
+async def test_evaluate_measures_what_an_evaluation_of_a_sweep_does(desk: Desk) -> None:
+    asked = ["exact_match", "classification", "pass@k", {"regex": r"^\s*\d", "name": "digit"}]
+    async with desk.session() as session:
+        saved = await session.save_checkpoint()
+        found = await session.evaluate(
+            ROWS,
+            checkpoint=saved,
+            metrics=asked,
+            samples=2,
+            temperature=0.5,
+            max_tokens=3,
+            stop="x",
+        )
+    for name in ("exact_match", "class_accuracy", "f1_macro", "pass@2", "score/digit"):
+        assert 0 <= found.metrics[f"eval/{name}"] <= 1
+    assert [len(row.answers) for row in found.samples] == [2] * len(ROWS)
+    assert found.samples[0].expected == " 0"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": ["f1"]}, "evaluate: metrics: no metric 'f1'; there are .*classification"),
+        ({"samples": 3}, "samples has no effect without metrics"),
+        ({"metrics": ["pass@1"], "samples": 2, "temperature": 0}, "temperature 0"),
+        ({"metrics": ["no_such_module:f"]}, "no_such_module:f"),
+    ],
+)
+async def test_an_evaluation_that_cannot_be_measured_is_refused(
+    desk: Desk, options: dict[str, Any], message: str
+) -> None:
+    async with desk.session() as session:
+        with pytest.raises(ConfigError, match=message):
+            await session.evaluate(ROWS, **options)
+        assert session.status == "ready"
+
+
+async def test_a_session_says_whose_it_is(desk: Desk) -> None:
+    async with desk.session() as session:
+        assert session.experiment_id == session.experiment.id
+        assert session.config.base_model == "nano"
+
+
 async def test_a_checkpoint_brings_back_weights_and_step(desk: Desk) -> None:
     async with desk.session() as session:
         trained = await session.train(ROWS, epochs=2, batch_size=4, checkpoint_every=2)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from crucible_tinkex.errors import SessionStateError
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.telemetry.bridge import Bridge
-from crucible_tinkex.training.adapter.experiment import LoraExperiment
+from crucible_tinkex.training.adapter.experiment import AdapterConfig, LoraExperiment
 from crucible_tinkex.training.adapter.protocol import LoraAdapter
 from crucible_tinkex.training.tinkex.evaluating import Scorer
 from crucible_tinkex.training.tinkex.results import (
@@ -86,6 +86,14 @@ class BlockingSession:
         return self.live.experiment
 
     @property
+    def experiment_id(self) -> str:
+        return self.live.experiment_id
+
+    @property
+    def config(self) -> AdapterConfig:
+        return self.live.config
+
+    @property
     def adapter(self) -> LoraAdapter:
         return self.live.adapter
 
@@ -141,7 +149,7 @@ class BlockingSession:
         generate: bool = True,
         max_rows: int | None = None,
         scorers: Mapping[str, Scorer] | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> EvaluationResult:
         return self._loop.run(
             self.live.evaluate(
@@ -151,7 +159,7 @@ class BlockingSession:
                 generate=generate,
                 max_rows=max_rows,
                 scorers=scorers,
-                **sampling,
+                **options,
             )
         )
 
