@@ -10,12 +10,15 @@ from concurrent.futures import wait
 from pathlib import Path
 from typing import Any, TypeVar
 
+from crucible_tinkex.datasets import Tokenizer
 from crucible_tinkex.errors import SessionStateError
+from crucible_tinkex.metrics import Direction
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.telemetry.bridge import Bridge
 from crucible_tinkex.training.adapter.experiment import AdapterConfig, LoraExperiment
 from crucible_tinkex.training.adapter.protocol import LoraAdapter
 from crucible_tinkex.training.tinkex.evaluating import Scorer
+from crucible_tinkex.training.tinkex.keeping import SessionCheckpoints
 from crucible_tinkex.training.tinkex.results import (
     Checkpoint,
     Completion,
@@ -74,6 +77,35 @@ class LoopThread:
         self._loop.close()
 
 
+class BlockingCheckpoints:
+    """See `SessionCheckpoints`. To sample, give a checkpoint to `infer`."""
+
+    def __init__(self, live: SessionCheckpoints, loop: LoopThread) -> None:
+        self._live = live
+        self._loop = loop
+
+    def list_checkpoints(self) -> list[Checkpoint]:
+        return self._live.list_checkpoints()
+
+    def get_best_checkpoint(self, metric: str, direction: Direction | None = None) -> Checkpoint:
+        return self._live.get_best_checkpoint(metric, direction)
+
+    def prune_checkpoints(
+        self,
+        keep_count: int,
+        metric: str,
+        direction: Direction | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> list[Checkpoint]:
+        return self._loop.run(
+            self._live.prune_checkpoints(keep_count, metric, direction, dry_run=dry_run)
+        )
+
+    def delete(self, checkpoint: str | Checkpoint) -> None:
+        self._loop.run(self._live.delete(checkpoint))
+
+
 class BlockingSession:
     """A `TinkexSession` whose operations return when they are done; `live` is that session."""
 
@@ -84,6 +116,10 @@ class BlockingSession:
     @property
     def experiment(self) -> LoraExperiment:
         return self.live.experiment
+
+    @property
+    def checkpoint_manager(self) -> BlockingCheckpoints:
+        return BlockingCheckpoints(self.live.checkpoint_manager, self._loop)
 
     @property
     def experiment_id(self) -> str:
@@ -116,6 +152,10 @@ class BlockingSession:
     @property
     def spent(self) -> Spent:
         return self.live.spent
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.live.tokenizer
 
     @property
     def telemetry(self) -> Bridge:

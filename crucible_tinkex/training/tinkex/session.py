@@ -36,6 +36,7 @@ from crucible_tinkex.training.stepping import send
 from crucible_tinkex.training.tinkex.connecting import Connect
 from crucible_tinkex.training.tinkex.driving import drive
 from crucible_tinkex.training.tinkex.evaluating import Scorer, asked, measured
+from crucible_tinkex.training.tinkex.keeping import SessionCheckpoints
 from crucible_tinkex.training.tinkex.live import LiveModel
 from crucible_tinkex.training.tinkex.options import RecoveryPolicy, TrainOptions, optimizer
 from crucible_tinkex.training.tinkex.recipe import AdapterRecipe, resolved, scheme_of
@@ -86,6 +87,9 @@ class TinkexSession:
             bridge=self.bridge,
             sink=sink or NoSink(),
             clock=clock,
+        )
+        self.checkpoint_manager = SessionCheckpoints(
+            experiment.checkpoints, self._live, self.bridge, self._states.check_open
         )
         self._run: TrainingRun | None = None
         self._gradient: list[tuple[float, float]] = []
@@ -376,10 +380,8 @@ class TinkexSession:
             self._live.report.measure("evaluation", found.metrics)
             self._live.report.examples(found.examples)
         self.bridge.execute("evaluation_complete", found.metrics, step=self.step)
-        name = None if chosen is None else chosen.name
-        return EvaluationResult(
-            self.experiment.id, adapter_name, found.metrics, found.examples, name
-        )
+        own, name = self.experiment_id, None if chosen is None else chosen.name
+        return EvaluationResult(own, adapter_name, found.metrics, found.examples, name)
 
     @contextlib.contextmanager
     def _working(
