@@ -91,6 +91,8 @@ def test_the_seeds_targets_are_measured_by_name() -> None:
     targets = QualitySection(targets=dict.fromkeys(names, "default")).resolved
     assert direction_of("eval/score/polarity_conflict") == "min"
     assert [targets[name].target for name in names] == [0.95, 0.95, 0.5, 0.45]
+    others = dict.fromkeys(("entailment_pass_rate", "similarity_pass_rate"), "default")
+    assert [t.target for t in QualitySection(targets=others).resolved.values()] == [0.45, 0.35]
 
 
 # --- flags ---------------------------------------------------------------------------------------

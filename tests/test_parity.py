@@ -60,7 +60,7 @@ def test_the_states_of_a_session_are_the_seeds() -> None:
 
 def test_blocking_sessions_do_all_that_others_do() -> None:
     own = {name for name in vars(TinkexSession) if not name.startswith("_")}
-    assert own - {*vars(BlockingSession)} <= {"open", "stop", "create_sampler"}
+    assert own - {*vars(BlockingSession)} <= {"open", "create_sampler"}
 
 
 @pytest.mark.parametrize(

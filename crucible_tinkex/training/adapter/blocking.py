@@ -180,6 +180,10 @@ class BlockingSession:
             on_interrupt=self.live.stop,
         )
 
+    def stop(self) -> None:
+        """From another thread, or from a callback of `train`: see `TinkexSession.stop`."""
+        self.live.stop()
+
     def evaluate(
         self,
         dataset: str | Path | Sequence[Any],
