@@ -51,6 +51,14 @@ def test_a_citation_that_is_made_up_is_not_accurate(answer: str, accurate: float
     assert claims.citation_accuracy(answer, ROW) == accurate
 
 
+def test_what_the_expected_text_makes_up_is_not_accurate_either() -> None:
+    row = Question("r", PROMPT, "CLAIM[c1]: a (citing 1101)")
+    assert claims.citation_accuracy("CLAIM[c1]: a (citing 1101)", row) == 0
+    asked = Question("r", "Write CLAIM[c1]: <text>.", "CLAIM[c1]: a (citing 7)")
+    assert claims.citation_accuracy("CLAIM[c1]: a (citing 7)", asked) == 1
+    assert claims.citation_accuracy("CLAIM[c1]: a (citing c1)", asked) == 0
+
+
 def test_without_citations_in_the_expected_text_none_is_asked_for() -> None:
     row = Question("r", "Document 7 says so.", "CLAIM[c1]: so")
     assert claims.citation_accuracy("CLAIM[c1]: so", row) == 1

@@ -26,7 +26,7 @@ ENTAILED = 0.6
 _CLAIM = re.compile(r"CLAIM\[(c\d+)\]:\s*(\S.*)")
 _RELATION = re.compile(r"RELATION:\s*(c\d+)\s+(supports|refutes)\s+(c\d+)")
 _CITING = re.compile(r"\bciting\s+([\w.:-]*\w)", re.IGNORECASE)
-_DOCUMENT = re.compile(r"\[([\w.:-]+)\]|\b[Dd]ocument\s+([\w.:-]*\w)")
+_DOCUMENT = re.compile(r"(?<!CLAIM)\[([\w.:-]+)\]|\b[Dd]ocument\s+([\w.:-]*\w)")
 """How a prompt names a document: `[101]`, or `Document 101`."""
 
 
@@ -72,11 +72,11 @@ def schema_compliance(answer: str, row: Row) -> float:
 
 
 def citation_accuracy(answer: str, row: Row) -> float:
-    """1 where everything that is cited is a document that the prompt or the expected text names,
-    and something is cited if the expected text cites; else 0."""
+    """1 where everything that is cited is a document that the prompt names (or where it names none,
+    the expected text), and something is cited if the expected text cites; else 0."""
     cited, expected = _cited(answer), _cited(row.expected)
-    known = expected | {name for pair in _DOCUMENT.findall(row.prompt) for name in pair if name}
-    return float(cited <= known and (bool(cited) or not expected))
+    shown = {name for pair in _DOCUMENT.findall(row.prompt) for name in pair if name}
+    return float(cited <= (shown or expected) and (bool(cited) or not expected))
 
 
 def mean_entailment(answer: str, row: Row) -> float:
