@@ -16,9 +16,9 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.registry import DONE, RUNNING, Decision, SweepState, TrialRecord
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations
-from crucible_tinkex.sweep.deciding.asking import trials_of
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy, is_waiting
+from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 
 SLOTS = 1
 """Sessions at the same time: tokens do not become fewer by more, and what is learnt comes later."""

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.recorded_grid import RECORDED, Ledger, Surface, surfaces
 from benchmarks.recorded_sweep import declared, replay_sweep
 from crucible_tinkex.search.auto_settings import chosen
-from crucible_tinkex.search.priors import RANK, RATE, Record
+from crucible_tinkex.search.learned.priors import RANK, RATE, Record
 
 Search = Callable[[Ledger, int], object]
 """Trains points of the ledger's surface until it has its answer. The number seeds it."""

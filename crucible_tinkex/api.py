@@ -17,17 +17,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.config.run import DEFAULT_STORAGE
+from crucible_tinkex.config.sweep.run import DEFAULT_STORAGE
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.sweep.launch import INTERRUPTED_CODE, Launch
 from crucible_tinkex.sweep.orders.control import Command
 from crucible_tinkex.sweep.orders.steering import steer
-from crucible_tinkex.sweep.preparation import prepare
+from crucible_tinkex.sweep.preparing.preparation import prepare
 from crucible_tinkex.sweep.results.leaderboard import Objective, best, ranked
-from crucible_tinkex.sweep.results.summary import existing_sweep, read_state, summary, trial_summary
-from crucible_tinkex.sweep.results.view import Observer, SweepView, ignore
+from crucible_tinkex.sweep.results.views.summary import (
+    existing_sweep,
+    read_state,
+    summary,
+    trial_summary,
+)
+from crucible_tinkex.sweep.results.views.view import Observer, SweepView, ignore
 from crucible_tinkex.telemetry.query import read_evaluations, read_events
 
 if TYPE_CHECKING:
@@ -168,7 +173,7 @@ class Sweep:
 
     def conclusion_table(self) -> pa.Table:
         """The same, a row per configuration, for pandas and Polars."""
-        from crucible_tinkex.sweep.results.tables import conclusion_table
+        from crucible_tinkex.sweep.results.views.tables import conclusion_table
 
         return conclusion_table(self.conclusion())
 
@@ -181,7 +186,7 @@ class Sweep:
 
     def comparison_table(self, a: str, b: str) -> pa.Table:
         """The same as one row, to be put under that of other pairs."""
-        from crucible_tinkex.sweep.results.tables import comparison_table
+        from crucible_tinkex.sweep.results.views.tables import comparison_table
 
         return comparison_table(self.compare(a, b))
 

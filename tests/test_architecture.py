@@ -48,7 +48,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "aiohttp": ("client.http.connections", "runtime.jobs"),
     "pyarrow": (
         "telemetry",
-        "sweep.results.tables",
+        "sweep.results.views.tables",
         "sweep.results.conclusion",
         "api",
         "datasets.files.containers",
@@ -56,14 +56,14 @@ HOMES: dict[str, tuple[str, ...]] = {
     "tensorboardX": ("telemetry.tensorboard",),
     "obstore": ("storage",),
     "huggingface_hub": ("datasets", "server"),
-    "jinja2": ("datasets.chat", "report.page", "server.web.openai"),
+    "jinja2": ("datasets.tokens.chat", "report.page", "server.web.openai"),
     "jsonschema": ("scoring.answers",),
     "opentelemetry": ("telemetry.bridge.otel",),
     "duckdb": ("telemetry.query",),
     "optuna": ("search",),
     "tinker": ("client.sdk",),
     "google": ("protocol.proto",),
-    "scipy": ("bench", "search.drawing"),
+    "scipy": ("bench", "search.points.drawing"),
     "torch": ("server",),
     "transformers": ("server",),
     "safetensors": ("server",),
@@ -75,7 +75,7 @@ HOMES: dict[str, tuple[str, ...]] = {
 }
 BORDERS = {
     "training.host",
-    "sweep.results.view",
+    "sweep.results.views.view",
     "training.losses.gradient_hooks",
     "training.harness.running",
     "telemetry.bridge.bridge",
@@ -213,7 +213,7 @@ def test_session_actors_stay_light() -> None:
     reached: set[str] = set()
     # Imported where an experiment has steps, or an adapter, of its own.
     on_use = {"training.trial_steps", "training.recipes.adapted"}
-    queue = ["runtime.session_actor"]
+    queue = ["runtime.actors.session_actor"]
     while queue:
         module = queue.pop()
         if module in reached or module not in MODULES or module in on_use:

@@ -12,7 +12,7 @@ import pytest
 
 import crucible_tinkex as ct
 from crucible_tinkex import bench, errors
-from crucible_tinkex.config.quality import SEED_TARGETS
+from crucible_tinkex.config.sweep.quality import SEED_TARGETS
 from crucible_tinkex.registry.models import ModelEntry
 from crucible_tinkex.scoring.antagonist import Thresholds
 from crucible_tinkex.telemetry.bridge.catalogue import CATALOGUE, stored_kinds

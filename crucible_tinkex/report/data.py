@@ -19,7 +19,7 @@ from crucible_tinkex.report.standing import standings
 from crucible_tinkex.sweep.results.conclusion import conclusion, configuration_names
 from crucible_tinkex.sweep.results.leaderboard import Configuration, Objective, configurations
 from crucible_tinkex.sweep.results.quality import quality_summary
-from crucible_tinkex.sweep.results.summary import sweep_state
+from crucible_tinkex.sweep.results.views.summary import sweep_state
 
 
 def report_data(state: SweepState, paths: SweepPaths) -> dict[str, Any]:

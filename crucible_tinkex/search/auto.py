@@ -20,8 +20,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from crucible_tinkex.search.dimensions import Places
 from crucible_tinkex.search.neighbourhood import SAME, Neighbourhood, Step
+from crucible_tinkex.search.points.dimensions import Places
 
 RUNG_SHARE = 1 / 20
 """Where the rung lies between the start and the end of a trial."""

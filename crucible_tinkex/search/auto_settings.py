@@ -15,8 +15,8 @@ from typing import Any
 
 from crucible_tinkex.config import Axis, AxisRange, Experiment, SearchSection, StoppingSection
 from crucible_tinkex.search.auto import Recipe, recipe
-from crucible_tinkex.search.priors import RANK, RATE, Prior, Question, Record, suggest
-from crucible_tinkex.search.space import Space
+from crucible_tinkex.search.learned.priors import RANK, RATE, Prior, Question, Record, suggest
+from crucible_tinkex.search.points.space import Space
 
 OPEN = ("space", "trials", "enqueue", "stopping", "confirm", "confirm_top")
 """Of `search`: what is chosen where it is not given."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from crucible_tinkex.search.dimensions import Dimension, Places
+from crucible_tinkex.search.points.dimensions import Dimension, Places
 
 FACTOR = math.sqrt(10)
 FACTOR_OF_INTEGERS = 2.0

@@ -192,7 +192,7 @@ class Median(_Regular):
 @dataclass(frozen=True)
 class Population(_Regular):
     """At each rung all wait for each other, then the worst quarter ends and is replaced
-    (`sweep.deciding.population`). Among equals nobody is the worst."""
+    (`sweep.deciding.proposing.population`). Among equals nobody is the worst."""
 
     replaces: bool = field(default=True, init=False)
 

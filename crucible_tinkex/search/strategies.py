@@ -12,11 +12,11 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from crucible_tinkex.config import Experiment, check_axes
-from crucible_tinkex.config.search import LEARNING, SAMPLED
+from crucible_tinkex.config.sweep.search import LEARNING, SAMPLED
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.search.drawing import draws
-from crucible_tinkex.search.learning import LearningSearch
-from crucible_tinkex.search.space import Space, Values, distinct
+from crucible_tinkex.search.learned.learning import LearningSearch
+from crucible_tinkex.search.points.drawing import draws
+from crucible_tinkex.search.points.space import Space, Values, distinct
 
 
 def configurations(experiment: Experiment) -> list[Values]:

@@ -43,7 +43,7 @@ from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.orders.control import LASTING, REFUSED, Command, Inbox
 from crucible_tinkex.sweep.orders.obeying import obey
 from crucible_tinkex.sweep.ports import Amend, TelemetryPort
-from crucible_tinkex.sweep.results.view import Observer, SweepView, TrialView, ignore
+from crucible_tinkex.sweep.results.views.view import Observer, SweepView, TrialView, ignore
 from crucible_tinkex.training.outcome import Outcome, Verdict
 
 INTERRUPTED = "interrupted"

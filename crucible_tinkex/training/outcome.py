@@ -29,7 +29,7 @@ from crucible_tinkex.errors import (
     StorageError,
     TrialFailedError,
 )
-from crucible_tinkex.training.reporter import Reporter
+from crucible_tinkex.training.attempt.reporter import Reporter
 
 After = Callable[[TrainingClient, Reporter, Mapping[str, float]], Awaitable[None]]
 """What is done with the weights and the result of a trial that was trained to its last step."""

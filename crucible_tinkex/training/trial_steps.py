@@ -23,22 +23,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from crucible_tinkex.client.interface import SamplingClient, TrainingClient
-from crucible_tinkex.config.steps import TRAINING, StepsSection, step_name
+from crucible_tinkex.config.sweep.steps import TRAINING, StepsSection, step_name
 from crucible_tinkex.datasets import Tokenizer, load_tokenizer
 from crucible_tinkex.errors import ConfigError, CrucibleError, TrialFailedError
 from crucible_tinkex.scoring.scorers import load_function
 from crucible_tinkex.training.adapter import AsyncTinkexAdapter
 from crucible_tinkex.training.adapter.rows import load
+from crucible_tinkex.training.attempt.reporter import Reporter
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.harness.context import StepContext
 from crucible_tinkex.training.harness.plan import DEFAULT_CONDITION, Hooks, OnError, Plan
 from crucible_tinkex.training.harness.running import arun
 from crucible_tinkex.training.outcome import Verdict, judge
 from crucible_tinkex.training.plan import TrialPlan
-from crucible_tinkex.training.reporter import Reporter
 from crucible_tinkex.training.tinkex.evaluating import Scorer, asked, measured
 from crucible_tinkex.training.tinkex.results import Checkpoint, Completion, EvaluationResult
-from crucible_tinkex.training.tinkex.samplers import Prompt, as_prompts, complete
+from crucible_tinkex.training.tinkex.service.samplers import Prompt, as_prompts, complete
 
 T = TypeVar("T")
 

@@ -15,17 +15,17 @@ from typing import Any, Literal
 
 from crucible_tinkex.client.http.key import KEY_FILE_VARIABLE, KEY_VARIABLE
 from crucible_tinkex.config import EMBEDDED, BudgetSection, Experiment, parse_budget
-from crucible_tinkex.config.run import DEFAULT_STORAGE
 from crucible_tinkex.config.section import set_dotted
+from crucible_tinkex.config.sweep.run import DEFAULT_STORAGE
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths, base_name, check_segment
 from crucible_tinkex.search.auto_settings import chosen
-from crucible_tinkex.search.priors import published
+from crucible_tinkex.search.learned.priors import published
 from crucible_tinkex.storage import storage_errors
-from crucible_tinkex.sweep.experience import finished_trials, speed
-from crucible_tinkex.sweep.preparation import PreparedSweep, load_sweep, prepare
+from crucible_tinkex.sweep.preparing.experience import finished_trials, speed
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, load_sweep, prepare
 from crucible_tinkex.sweep.results.leaderboard import Objective, best
-from crucible_tinkex.sweep.results.summary import read_state
+from crucible_tinkex.sweep.results.views.summary import read_state
 from crucible_tinkex.tuning import declaration
 from crucible_tinkex.tuning.choices import choose
 from crucible_tinkex.tuning.looking import look

@@ -19,8 +19,8 @@ from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.storage import make_folder, storage_errors
 from crucible_tinkex.storage.files import write_atomic
-from crucible_tinkex.sweep.results.summary import read_state
-from crucible_tinkex.sweep.results.tables import joined, query_tables, rows_table
+from crucible_tinkex.sweep.results.views.summary import read_state
+from crucible_tinkex.sweep.results.views.tables import joined, query_tables, rows_table
 from crucible_tinkex.telemetry.query import query
 from crucible_tinkex.training.recipes.recipe import Example
 

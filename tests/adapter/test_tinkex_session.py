@@ -25,10 +25,10 @@ from crucible_tinkex.protocol.wire import LoraConfig
 from crucible_tinkex.training.adapter import RecoveryPolicy
 from crucible_tinkex.training.adapter.quality import monitor_callback
 from crucible_tinkex.training.adapter.rows import tokenised
+from crucible_tinkex.training.attempt.stepping import stepped
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.sft import SupervisedRecipe
-from crucible_tinkex.training.stepping import stepped
 
 RECOVERY = RecoveryPolicy(enabled=True, base_s=0)
 

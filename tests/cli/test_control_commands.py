@@ -16,7 +16,7 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.sweep.launch import Launch
 from crucible_tinkex.sweep.orders.control import Command, Inbox
-from crucible_tinkex.sweep.preparation import extended, prepare
+from crucible_tinkex.sweep.preparing.preparation import extended, prepare
 
 
 def wait_for(condition: Callable[[], object]) -> None:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from nano_experiment import make_experiment
 
-from crucible_tinkex.cli.planning import describe, plan_file, show
+from crucible_tinkex.cli.sweeps.planning import describe, plan_file, show
 from crucible_tinkex.config import BudgetSection, ServiceSection
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.sweep.manifest import experiment_text
-from crucible_tinkex.sweep.preparation import PreparedSweep, prepare
+from crucible_tinkex.sweep.preparing.manifest import experiment_text
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, prepare
 from crucible_tinkex.training.data import SweepData
 
 SPACE = {"optimizer.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}}

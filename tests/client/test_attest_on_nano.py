@@ -21,7 +21,7 @@ from crucible_tinkex.protocol.wire import AdamParams, LoraConfig
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.sweep.launch import Launch
 from crucible_tinkex.sweep.orders.control import Command, send
-from crucible_tinkex.sweep.preparation import PreparedSweep, prepare
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, prepare
 from crucible_tinkex.training.attest.contrasts import RANK, SEED, STRONG, SWITCHES, contrasts_of
 from crucible_tinkex.training.attest.probing import Attestation, attest
 

@@ -39,7 +39,7 @@ from crucible_tinkex.protocol.wire import (
 )
 from crucible_tinkex.sweep.connection import connected
 from crucible_tinkex.sweep.launch import Launch
-from crucible_tinkex.sweep.preparation import prepare
+from crucible_tinkex.sweep.preparing.preparation import prepare
 
 LORA = LoraConfig(rank=2)
 ROW = Datum(

@@ -17,7 +17,7 @@ from clusters import (
 
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.sweep.launch import Launch
-from crucible_tinkex.sweep.preparation import prepare
+from crucible_tinkex.sweep.preparing.preparation import prepare
 
 pytestmark = pytest.mark.ray
 STEPS = 80

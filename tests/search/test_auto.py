@@ -11,8 +11,8 @@ import pytest
 from crucible_tinkex.config import AxisRange
 from crucible_tinkex.search import auto
 from crucible_tinkex.search.auto import Look, next_places
-from crucible_tinkex.search.dimensions import Dimension, Places, dimensions
 from crucible_tinkex.search.neighbourhood import Neighbourhood
+from crucible_tinkex.search.points.dimensions import Dimension, Places, dimensions
 
 RATE = "optimizer.learning_rate"
 GRID = dimensions(

@@ -9,7 +9,7 @@ import pytest
 from crucible_tinkex.config import AxisRange, Experiment
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.search.auto_settings import OPEN, Chosen, chosen, kept, open_settings
-from crucible_tinkex.search.priors import RANK, RATE, Record, published
+from crucible_tinkex.search.learned.priors import RANK, RATE, Record, published
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations, warnings
 from experiments import experiment

@@ -20,7 +20,7 @@ from crucible_tinkex.sweep.deciding.budget import Budget
 from crucible_tinkex.sweep.deciding.prices import Price, checked_price, price_of
 from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.testing import FakeBackend
-from crucible_tinkex.training.allowance import Allowance
+from crucible_tinkex.training.attempt.allowance import Allowance
 
 PRICE = Price(2.0, 1.0, 4.0, "a test", date.today())
 ONE = {"space": {"lora.rank": [4]}, "reference": False}

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crucible_tinkex.cli.estimates import estimate_lines
+from crucible_tinkex.cli.terminal.estimates import estimate_lines
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.sweep.deciding.planner import Planner
-from crucible_tinkex.sweep.estimate import Estimate, Range, Rows, estimate
-from crucible_tinkex.sweep.experience import Pace
+from crucible_tinkex.sweep.preparing.estimate import Estimate, Range, Rows, estimate
+from crucible_tinkex.sweep.preparing.experience import Pace
 from crucible_tinkex.training.attest.probing import Attestation
 from crucible_tinkex.training.data import SweepData
 

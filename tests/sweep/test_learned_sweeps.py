@@ -23,9 +23,9 @@ from crucible_tinkex.registry import (
     Decision,
     TrialRecord,
 )
-from crucible_tinkex.search import learners
+from crucible_tinkex.search.learned import learners
 from crucible_tinkex.sweep.deciding.policy import Policy
-from crucible_tinkex.sweep.deciding.trying import told_of
+from crucible_tinkex.sweep.deciding.proposing.trying import told_of
 from crucible_tinkex.sweep.results.leaderboard import Objective, best
 
 RATE = "optimizer.learning_rate"

@@ -13,8 +13,8 @@ import pytest
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError, SweepExistsError
 from crucible_tinkex.registry import Registry
-from crucible_tinkex.sweep.manifest import write_manifest
-from crucible_tinkex.sweep.preparation import PreparedSweep, load_sweep, prepare
+from crucible_tinkex.sweep.preparing.manifest import write_manifest
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, load_sweep, prepare
 
 ASSET = Path(__file__).parent.parent / "assets" / "sweep-0.1.0"
 Make = Callable[..., Experiment]

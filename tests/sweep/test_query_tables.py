@@ -10,7 +10,7 @@ from local_sweeps import Bench
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import SweepState, TrialRecord
-from crucible_tinkex.sweep.results.tables import joined, query_tables
+from crucible_tinkex.sweep.results.views.tables import joined, query_tables
 from crucible_tinkex.weights.evaluations import query_sweeps
 
 

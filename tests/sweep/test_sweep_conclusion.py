@@ -20,11 +20,11 @@ from crucible_tinkex.registry import (
     SweepState,
     TrialRecord,
 )
-from crucible_tinkex.sweep.results.aggregates import aggregates
 from crucible_tinkex.sweep.results.batches import batches
 from crucible_tinkex.sweep.results.conclusion import comparison, conclusion
 from crucible_tinkex.sweep.results.leaderboard import configurations
-from crucible_tinkex.sweep.results.tables import comparison_table, conclusion_table
+from crucible_tinkex.sweep.results.views.aggregates import aggregates
+from crucible_tinkex.sweep.results.views.tables import comparison_table, conclusion_table
 
 RNG = np.random.default_rng(2)
 BEGIN = RNG.bit_generator.state

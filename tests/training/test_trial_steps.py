@@ -13,7 +13,7 @@ import pytest
 from trial_bench import STEPS, Bench, make_plan
 
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.config.steps import StepsSection
+from crucible_tinkex.config.sweep.steps import StepsSection
 from crucible_tinkex.errors import ConfigError, ServiceError
 from crucible_tinkex.registry import DONE, FAILED
 from crucible_tinkex.training.harness import Hooks, StepContext

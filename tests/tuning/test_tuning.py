@@ -16,8 +16,8 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError, DataError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
-from crucible_tinkex.sweep.experience import paces, speed
-from crucible_tinkex.sweep.preparation import prepare
+from crucible_tinkex.sweep.preparing.experience import paces, speed
+from crucible_tinkex.sweep.preparing.preparation import prepare
 from crucible_tinkex.tuning.declaration import changed
 from crucible_tinkex.tuning.tuning import DEFAULT_BASE, Wish, propose, told, where
 
@@ -211,7 +211,7 @@ def test_init_writes_a_file_that_is_valid_and_never_overwrites(
 
 
 def test_what_the_template_comments_out_is_valid_too(tmp_path: Path) -> None:
-    from crucible_tinkex.cli.starting import TEMPLATE
+    from crucible_tinkex.cli.sweeps.starting import TEMPLATE
 
     lines = []
     for line in TEMPLATE.splitlines():

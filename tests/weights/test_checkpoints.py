@@ -17,8 +17,8 @@ from crucible_tinkex.protocol.wire import LoraConfig
 from crucible_tinkex.registry.upkeep import Upkeep
 from crucible_tinkex.storage import Lock
 from crucible_tinkex.sweep.keeping.retention import Retention
-from crucible_tinkex.sweep.results.kept import checkpoint_line
-from crucible_tinkex.sweep.results.summary import read_state
+from crucible_tinkex.sweep.results.views.kept import checkpoint_line
+from crucible_tinkex.sweep.results.views.summary import read_state
 from crucible_tinkex.testing import FakeBackend, FakeService
 from crucible_tinkex.weights.copies import Copies
 

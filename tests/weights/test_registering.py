@@ -13,7 +13,7 @@ from nano_sweep import make_experiment
 import crucible_tinkex as ct
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.sweep.results.registering import register_best
-from crucible_tinkex.sweep.results.summary import read_state
+from crucible_tinkex.sweep.results.views.summary import read_state
 
 
 def crucible(*arguments: str, code: int = 0) -> str:

@@ -53,7 +53,7 @@ def evaluate(
     import json as json_module
 
     from crucible_tinkex.errors import ConfigError
-    from crucible_tinkex.sweep.results.summary import existing_sweep
+    from crucible_tinkex.sweep.results.views.summary import existing_sweep
     from crucible_tinkex.weights.evaluating import evaluate_trial
 
     if len(what) > 2:
@@ -110,7 +110,7 @@ def _progress(done: int, of: int) -> None:
 
 
 def _print(found: AfterEvaluation) -> None:
-    from crucible_tinkex.cli.tables import plain_table, print_table
+    from crucible_tinkex.cli.terminal.tables import plain_table, print_table
 
     table = plain_table(title=f"{found.trial}, step {found.step}, on {found.data}")
     for column in ("metric", "value", "at least", "at most", "rows"):

@@ -26,12 +26,15 @@ from crucible_tinkex.registry import (
 )
 from crucible_tinkex.registry.records import DecisionKind, declared
 from crucible_tinkex.search.stopping import StoppingRule, Verdict
-from crucible_tinkex.sweep.deciding.asking import Asker
 from crucible_tinkex.sweep.deciding.budget import BUDGET, Budget
-from crucible_tinkex.sweep.deciding.confirming import next_confirmations, planned_confirmations
 from crucible_tinkex.sweep.deciding.failing import failing
 from crucible_tinkex.sweep.deciding.planner import Planner
-from crucible_tinkex.sweep.deciding.population import replacements
+from crucible_tinkex.sweep.deciding.proposing.asking import Asker
+from crucible_tinkex.sweep.deciding.proposing.confirming import (
+    next_confirmations,
+    planned_confirmations,
+)
+from crucible_tinkex.sweep.deciding.proposing.population import replacements
 from crucible_tinkex.sweep.deciding.rungs import Rung
 from crucible_tinkex.training.plan import TrialPlan
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 import crucible_tinkex.bench as bench
 from crucible_tinkex.bench import Comparison, Conclusion, Scores
-from crucible_tinkex.config.evaluation import asked_for
+from crucible_tinkex.config.trial.evaluation import asked_for
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import Direction
 from crucible_tinkex.names import short_keys

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from crucible_tinkex.config.quality import SEED_TARGETS
+from crucible_tinkex.config.sweep.quality import SEED_TARGETS
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import direction_of
 from crucible_tinkex.scoring.quality import (

@@ -20,6 +20,7 @@ from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import OperationFailedError, RequestRejectedError, ServiceError
 from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput
 from crucible_tinkex.registry import Spent
+from crucible_tinkex.training.attempt.meter import Meter
 from crucible_tinkex.training.attest.contrasts import Contrast, Settings, base_of, settings_of
 from crucible_tinkex.training.attest.judging import (
     Finding,
@@ -29,7 +30,6 @@ from crucible_tinkex.training.attest.judging import (
     judge,
     noise_of,
 )
-from crucible_tinkex.training.meter import Meter
 from crucible_tinkex.training.recipes.datums import datum
 
 FIRST_ROWS, SECOND_ROWS = 1, 4

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from crucible_tinkex.config.steps import TRAINING
+from crucible_tinkex.config.sweep.steps import TRAINING
 from crucible_tinkex.training.harness.context import StepContext
 from crucible_tinkex.training.harness.plan import Plan
 from crucible_tinkex.training.tinkex.options import TrainOptions

@@ -14,11 +14,11 @@ from crucible_tinkex.datasets import Tokenizer
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.protocol.wire import SamplingParams
 from crucible_tinkex.training.adapter.rows import as_mapping, tokenised
+from crucible_tinkex.training.attempt.reporter import Reporter
 from crucible_tinkex.training.recipes.evaluation import evaluate
 from crucible_tinkex.training.recipes.recipe import Evaluation
-from crucible_tinkex.training.reporter import Reporter
 from crucible_tinkex.training.tinkex.results import Checkpoint
-from crucible_tinkex.training.tinkex.samplers import complete
+from crucible_tinkex.training.tinkex.service.samplers import complete
 
 
 class Weights(Protocol):

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from crucible_tinkex.config import OptimizerSection
+from crucible_tinkex.training.attempt.stepping import send
 from crucible_tinkex.training.losses.gradient_hooks import grad_norm
 from crucible_tinkex.training.losses.objective import mean_loss
 from crucible_tinkex.training.recipes.recipe import Update
 from crucible_tinkex.training.recipes.schedule import adam_params
-from crucible_tinkex.training.stepping import send
-from crucible_tinkex.training.tinkex.live import LiveModel
+from crucible_tinkex.training.tinkex.service.live import LiveModel
 
 
 class Gradient:

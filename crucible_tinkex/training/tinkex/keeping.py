@@ -15,8 +15,8 @@ from crucible_tinkex.client.interface import SamplingClient
 from crucible_tinkex.errors import ConfigError, ServiceError
 from crucible_tinkex.metrics import Direction
 from crucible_tinkex.telemetry.bridge import Bridge
-from crucible_tinkex.training.tinkex.live import LiveModel
 from crucible_tinkex.training.tinkex.results import Checkpoint, best_first
+from crucible_tinkex.training.tinkex.service.live import LiveModel
 
 
 class SessionCheckpoints:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from crucible_tinkex.config import OptimizerSection
 from crucible_tinkex.config.problems import explain
-from crucible_tinkex.config.train import DEFAULT_EPOCHS, asked_steps
+from crucible_tinkex.config.trial.train import DEFAULT_EPOCHS, asked_steps
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.training.losses.gradient_hooks import Hook
 from crucible_tinkex.training.recipes.recipe import CustomLossMaker

@@ -30,12 +30,10 @@ from crucible_tinkex.training.outcome import speaks_of_checkpoint
 from crucible_tinkex.training.recipes.datums import total_weight
 from crucible_tinkex.training.recipes.recipe import Update
 from crucible_tinkex.training.recipes.schedule import adam_params
-from crucible_tinkex.training.tinkex.connecting import Connect
 from crucible_tinkex.training.tinkex.driving import drive
 from crucible_tinkex.training.tinkex.evaluating import Scorer, asked, measured
 from crucible_tinkex.training.tinkex.gradient import Gradient
 from crucible_tinkex.training.tinkex.keeping import SessionCheckpoints
-from crucible_tinkex.training.tinkex.live import LiveModel
 from crucible_tinkex.training.tinkex.options import RecoveryPolicy, TrainOptions, optimizer
 from crucible_tinkex.training.tinkex.recipe import AdapterRecipe, resolved, scheme_of
 from crucible_tinkex.training.tinkex.results import (
@@ -46,9 +44,11 @@ from crucible_tinkex.training.tinkex.results import (
     TrainResult,
 )
 from crucible_tinkex.training.tinkex.running import TrainingRun
-from crucible_tinkex.training.tinkex.samplers import Prompt, as_prompts, complete
+from crucible_tinkex.training.tinkex.service.connecting import Connect
+from crucible_tinkex.training.tinkex.service.live import LiveModel
+from crucible_tinkex.training.tinkex.service.samplers import Prompt, as_prompts, complete
+from crucible_tinkex.training.tinkex.service.storing import NoSink, Sink
 from crucible_tinkex.training.tinkex.states import State, States, told
-from crucible_tinkex.training.tinkex.storing import NoSink, Sink
 
 
 class TinkexSession:
