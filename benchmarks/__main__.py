@@ -1,5 +1,5 @@
 """`make bench`: all benchmarks but `sessions` (six minutes, 8 GB), `telemetry` (five minutes),
-`replay` (an hour or two) and `makespan` (ten minutes), or those named: `python -m benchmarks engine
+`replay` (hours) and `makespan` (ten minutes), or those named: `python -m benchmarks engine
 sampling server sessions client data telemetry overhead throughput scale honesty priors replay
 makespan`."""
 

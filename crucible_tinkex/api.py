@@ -33,7 +33,7 @@ from crucible_tinkex.sweep.results.views.summary import (
     trial_summary,
 )
 from crucible_tinkex.sweep.results.views.view import Observer, SweepView, ignore
-from crucible_tinkex.telemetry.query import query, read_evaluations, read_events
+from crucible_tinkex.telemetry.query import read_evaluations, read_events
 
 if TYPE_CHECKING:
     from crucible_tinkex.bench import Comparison, Conclusion
@@ -192,9 +192,9 @@ class Sweep:
 
     def query(self, sql: str) -> pa.Table:
         """DuckDB SQL over `events`, `steps`, `evaluations`, `trials`, `checkpoints`, `requests`."""
-        from crucible_tinkex.weights.evaluations import tables
+        from crucible_tinkex.weights.evaluations import query_sweeps
 
-        return query(self.paths.events, sql, tables=tables(self.paths, self._state, sql))
+        return query_sweeps([self.paths], sql)
 
     def evaluate(
         self, data: str | Path, trial: str | None = None, *, again: bool = False, **settings: Any
@@ -377,3 +377,11 @@ def _has_loop() -> bool:
 def open_sweep(name: str, *, storage: str = "runs") -> Sweep:
     """An existing sweep. Raises `ConfigError` if there is none."""
     return Sweep(existing_sweep(storage, name))
+
+
+def query(sql: str, *sweeps: str, storage: str = DEFAULT_STORAGE) -> pa.Table:
+    """As `Sweep.query`, over several sweeps; `sweep_id` tells their rows apart. Raises
+    `ConfigError`."""
+    from crucible_tinkex.weights.evaluations import query_sweeps
+
+    return query_sweeps([existing_sweep(storage, name) for name in sweeps], sql)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -205,7 +206,7 @@ class Runtime:
             for actor in (self.registry, self.telemetry, *self._idle[True], *self._idle[False]):
                 ray.kill(actor)
             if self._started_ray:
-                ray.shutdown()
+                _leave()
             self._closed.set()
 
     def __enter__(self) -> Runtime:
@@ -238,8 +239,21 @@ def _init(address: str | None, options: Mapping[str, Any]) -> None:
     try:
         ray.init(**options)
     except Exception as e:  # Ray's own are of many kinds, RuntimeError among them
-        ray.shutdown()
+        _leave()
         raise RayStartError(_why(address, str(e) or repr(e))) from e
+
+
+def _leave() -> None:
+    """Leave Ray, with the garbage collector at rest: it runs in whichever thread makes garbage (one
+    that draws the live table), and a reference of Ray's that it drops in the middle of the shutdown
+    makes Ray end the process with exit code 1."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @contextlib.contextmanager

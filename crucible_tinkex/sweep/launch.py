@@ -342,8 +342,10 @@ async def local_executor(
         try:
             yield LocalExecutor(registry, telemetry, sessions)
         finally:
-            await sink.aclose()
-            await telemetry.close()
+            try:
+                await sink.aclose()
+            finally:  # also of a log that takes nothing more: its lock must not stay with us
+                await telemetry.close()
     finally:
         registry.shut()
 

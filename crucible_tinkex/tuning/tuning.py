@@ -179,7 +179,6 @@ def _said(draft: Experiment, key: str) -> str | None:
 def _chosen(wish: Wish, paths: SweepPaths) -> tuple[Experiment, Sequence[str]]:
     raw, drafted = _raw(wish), _draft(wish)
     storage, base = paths.root.parent, drafted.model.base
-    service = drafted.service.base_url or "hosted Tinker"
     known = speed(storage, base)
     in_hours = "budget.hours" in wish.caps
     facts = look(raw, timed=in_hours and known is None, tokens_per_s=known)
@@ -193,9 +192,9 @@ def _chosen(wish: Wish, paths: SweepPaths) -> tuple[Experiment, Sequence[str]]:
         records=[*published(), *records],
         budget=choices.trials,
     )
-    told = f"{base} on {'the embedded server' if service == EMBEDDED else service}"
     rows = f"{facts.lengths.rows} rows of format {facts.format}"
-    return found.experiment, (told, rows, *choices.reasons, *found.notes)
+    on = told(base, drafted.service.base_url)
+    return found.experiment, (on, rows, *choices.reasons, *found.notes)
 
 
 def _draft(wish: Wish) -> Experiment:
@@ -224,6 +223,14 @@ def _raw(wish: Wish) -> dict[str, Any]:
     for key, value in wish.caps.items():
         set_dotted(raw, key, value)
     return raw
+
+
+def told(base: str, service: str | None) -> str:
+    """What is trained where, and how to have it otherwise where that was not said."""
+    if service is None:
+        key = f"{KEY_VARIABLE} or {KEY_FILE_VARIABLE} is set"
+        return f"{base} on hosted Tinker, as {key}; --service embedded trains it on this machine"
+    return f"{base} on {'the embedded server' if service == EMBEDDED else service}"
 
 
 def where(

@@ -6,9 +6,12 @@ import asyncio
 import json
 import os
 import sys
+import threading
 import time
+from typing import Any
 
 import psutil
+import ray
 
 from crucible_tinkex.errors import CrucibleError
 from crucible_tinkex.runtime.cluster import Runtime
@@ -33,6 +36,30 @@ async def start_and_close(address: str | None) -> None:
     assert not psutil.Process().children(recursive=True)
 
 
+class Knot:
+    """Only the garbage collector ends it, and with it a reference of Ray's."""
+
+    def __init__(self) -> None:
+        self.itself = self
+        self.reference: Any = ray.put(None)
+
+
+async def close_while_another_thread_makes_garbage(address: str | None) -> None:
+    runtime = await Runtime.start(address)
+    await runtime.registry.pid.remote()
+    knots = [Knot() for _ in range(5000)]
+
+    def litter() -> None:
+        while knots:
+            knots.pop()
+            [[] for _ in range(2000)]
+            time.sleep(0.0005)
+
+    threading.Thread(target=litter, daemon=True).start()
+    runtime.close()
+    print(json.dumps({"left": len(knots)}), flush=True)
+
+
 async def cancelled(address: str | None) -> None:
     starting = asyncio.create_task(Runtime.start(address))
     await asyncio.sleep(0.1)  # Ray holds the interpreter for seconds, once it is at it
@@ -49,7 +76,12 @@ async def too_late(address: str | None) -> None:
 
 
 if __name__ == "__main__":
-    case = {"start": start_and_close, "cancel": cancelled, "deadline": too_late}[sys.argv[1]]
+    case = {
+        "start": start_and_close,
+        "litter": close_while_another_thread_makes_garbage,
+        "cancel": cancelled,
+        "deadline": too_late,
+    }[sys.argv[1]]
     try:
         asyncio.run(case(sys.argv[2] if len(sys.argv) > 2 else None))
     except CrucibleError as e:

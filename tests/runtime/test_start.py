@@ -55,6 +55,13 @@ def test_what_cannot_be_an_address_is_refused(address: str) -> None:
         connect(address)
 
 
+def test_garbage_of_another_thread_does_not_end_the_process_while_ray_is_left() -> None:
+    """The thread that draws the live table makes garbage when Ctrl-C has drained a sweep."""
+    done = start_ray("litter")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["left"] > 0  # it was still at it
+
+
 @pytest.mark.parametrize("failures", [1, 2])
 def test_ray_that_dies_while_starting_is_started_again_once(
     monkeypatch: pytest.MonkeyPatch, failures: int

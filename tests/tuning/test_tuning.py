@@ -19,7 +19,7 @@ from crucible_tinkex.registry import SweepState
 from crucible_tinkex.sweep.preparing.experience import paces, speed
 from crucible_tinkex.sweep.preparing.preparation import prepare
 from crucible_tinkex.tuning.declaration import changed
-from crucible_tinkex.tuning.tuning import DEFAULT_BASE, Wish, propose, where
+from crucible_tinkex.tuning.tuning import DEFAULT_BASE, Wish, propose, told, where
 
 
 def write_rows(path: Path, count: int = 40, start: int = 0) -> Path:
@@ -186,6 +186,12 @@ def test_where_it_trains(
     base: str | None, service: str | None, environ: dict[str, str], found: tuple[str, str | None]
 ) -> None:
     assert where(base, service, environ) == found
+
+
+def test_hosted_because_of_a_key_is_said_with_the_way_out() -> None:
+    assert "--service embedded trains it on this machine" in told("Qwen/Qwen3-8B", None)
+    assert told("nano", "embedded") == "nano on the embedded server"
+    assert told("m", "https://example.org") == "m on https://example.org"
 
 
 def test_init_writes_a_file_that_is_valid_and_never_overwrites(

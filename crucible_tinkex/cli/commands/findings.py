@@ -45,7 +45,7 @@ def list_(storage: Storage = None, json: Json = False) -> None:
 
 
 def query(
-    sweep: Sweep,
+    sweep: Annotated[str, typer.Argument(help="Its name; several as ONE,TWO.")],
     sql: Annotated[str, typer.Argument(help='DuckDB SQL: "select * from trials"')],
     storage: Storage = None,
     json: Json = False,
@@ -65,6 +65,7 @@ def query(
     Tables: trials (settings and results), steps (one row per step), evaluations (held-out rows),
     checkpoints, requests (those that had trouble), events (all telemetry), evaluations_after (rows
     of `crucible evaluate`), and events_all, evaluations_all (also of attempts that were replaced).
+    Of several sweeps, sweep_id tells the rows apart.
     """
     from crucible_tinkex.cli.findings.querying import export_query, show_query
 

@@ -7,7 +7,7 @@ import json as json_module
 from crucible_tinkex.api import Sweep
 from crucible_tinkex.cli.terminal.tables import plain_table, print_table
 from crucible_tinkex.registry import SweepState
-from crucible_tinkex.sweep.results.leaderboard import configurations
+from crucible_tinkex.sweep.results.leaderboard import Objective, configurations
 from crucible_tinkex.sweep.results.quality import quality_lines, quality_summary
 from crucible_tinkex.sweep.results.views.summary import existing_sweep, read_state
 
@@ -32,7 +32,7 @@ def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:
         return
     print(found.verdict)
     if found.rivals:
-        table = plain_table(title=f"behind {found.leader}, {found.terms.metric}")
+        table = plain_table(title=f"behind {found.leader}, by {Objective.of(state)}")
         for column in ("configuration", "seeds", "mean", "behind by", "at least", "at most"):
             left = column == "configuration"
             table.add_column(column, justify="left" if left else "right", overflow="fold")

@@ -1,4 +1,4 @@
-"""`crucible query`: SQL over one sweep, as a table that a terminal can show, or as JSON."""
+"""`crucible query`: SQL over sweeps, as a table that a terminal can show, or as JSON."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from crucible_tinkex.cli.terminal.tables import WIDE, plain_console, plain_table, print_table
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.sweep.results.views.summary import existing_sweep, read_state
+from crucible_tinkex.sweep.results.views.summary import existing_sweep
 from crucible_tinkex.telemetry.export import Format, encoded, write_table
-from crucible_tinkex.telemetry.query import query
-from crucible_tinkex.weights.evaluations import tables
+from crucible_tinkex.weights.evaluations import query_sweeps
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,8 +63,7 @@ def export_query(
 def _asked(sweep: str, sql: str, storage: str, limit: int | None) -> pa.Table:
     if limit is not None and limit < 0:
         raise ConfigError(f"--limit {limit}: give a number of rows, or 0 for all")
-    paths = existing_sweep(storage, sweep)
-    return query(paths.events, sql, tables=tables(paths, read_state(paths), sql))
+    return query_sweeps([existing_sweep(storage, name) for name in sweep.split(",")], sql)
 
 
 def _print_rows(found: pa.Table) -> None:

@@ -32,11 +32,7 @@ from crucible_tinkex.sweep.deciding.prices import price_of
 from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.sweep.results.quality import quality_lines
 from crucible_tinkex.sweep.results.views.following import Followed, open_trials
-from crucible_tinkex.sweep.results.views.summary import (
-    existing_sweep,
-    faults,
-    sweep_state,
-)
+from crucible_tinkex.sweep.results.views.summary import existing_sweep, faults, sweep_state
 from crucible_tinkex.sweep.results.views.view import TrialView
 
 REFRESH_S = 2.0

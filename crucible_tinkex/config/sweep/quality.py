@@ -16,7 +16,12 @@ SEED_TARGETS: Mapping[str, float] = {
     "mean_entailment": 0.50,
     "overall_pass_rate": 0.45,
 }
-"""Targets that are known by name."""
+"""Targets that are known by name: the primary ones."""
+SECONDARY_TARGETS: Mapping[str, float] = {
+    "entailment_pass_rate": 0.45,
+    "similarity_pass_rate": 0.35,
+}
+KNOWN_TARGETS: Mapping[str, float] = {**SEED_TARGETS, **SECONDARY_TARGETS}
 
 
 class QualityTarget(Section):
@@ -53,16 +58,16 @@ class QualitySection(Section):
     targets: dict[str, Target] = Field(default_factory=dict)
     """Metric to a number, or to `{ target = .., direction = .., min_n = .. }`. `eval/` or
     `eval/score/` may be left out of its name. `"default"` is the known target of
-    `schema_compliance`, `citation_accuracy` (0.95), `mean_entailment` (0.5) or `overall_pass_rate`
-    (0.45)."""
+    `schema_compliance`, `citation_accuracy` (0.95), `mean_entailment` (0.5), `overall_pass_rate`,
+    `entailment_pass_rate` (0.45) or `similarity_pass_rate` (0.35)."""
 
     @field_validator("targets")
     @classmethod
     def _has_defaults(cls, targets: dict[str, Target]) -> dict[str, Target]:
         for name, target in targets.items():
-            if target == "default" and name.rpartition("/")[2] not in SEED_TARGETS:
+            if target == "default" and name.rpartition("/")[2] not in KNOWN_TARGETS:
                 raise ValueError(
-                    f"{name!r} has no default target; {', '.join(SEED_TARGETS)} have one"
+                    f"{name!r} has no default target; {', '.join(KNOWN_TARGETS)} have one"
                 )
         return targets
 
@@ -75,5 +80,5 @@ class QualitySection(Section):
 def _resolved(name: str, target: float | str | QualityTarget) -> QualityTarget:
     if isinstance(target, QualityTarget):
         return target
-    value = SEED_TARGETS[name.rpartition("/")[2]] if isinstance(target, str) else target
+    value = KNOWN_TARGETS[name.rpartition("/")[2]] if isinstance(target, str) else target
     return QualityTarget(target=value)

@@ -11,6 +11,8 @@ from crucible_tinkex.config.section import Section
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import check_segment
 
+TRAINING = "tinkex_training"
+"""The harness's name of the step that every trial begins with: its own training."""
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -19,7 +21,8 @@ class StepsSection(Section):
     They are a part of the trial's identity."""
 
     after: tuple[str, ...] = ()
-    """`module:function`, in order. Each takes a `harness.StepContext` and gives JSON values."""
+    """`module:function`, in order. Each takes a `harness.StepContext` and gives JSON values. The
+    first may be `tinkex_training`, the trial's own training, which comes first anyway."""
     on_error: Literal["abort", "skip", "retry"] = "abort"
     """Of a step that raises: the trial fails, goes on without its result, or tries again (3 times
     at most)."""
@@ -29,6 +32,8 @@ class StepsSection(Section):
     @field_validator("after")
     @classmethod
     def _functions(cls, after: tuple[str, ...]) -> tuple[str, ...]:
+        if after[:1] == (TRAINING,):
+            after = after[1:]
         names = [_named(step) for step in after]
         for name in names:
             if names.count(name) > 1:
@@ -53,6 +58,8 @@ def step_name(step: str) -> str:
 
 
 def _named(step: str) -> str:
+    if step_name(step) == TRAINING:
+        raise ValueError(f"{TRAINING!r} is the trial's own training, and only stands first")
     if not _FUNCTION.fullmatch(step):
         raise ValueError(f"{step!r} must be written module:function")
     try:

@@ -15,6 +15,14 @@ from crucible_tinkex.metrics import SCORE, known
 
 EXACT, MAJORITY, CLASSES, PASS = "exact_match", "majority", "classification", "pass@"
 SIMILARITY = "similarity"
+CLAIMS = (
+    "schema_compliance",
+    "citation_accuracy",
+    "mean_entailment",
+    "overall_pass_rate",
+    "polarity_conflict",
+)
+"""Scores of extracted claims, functions of `scoring.claims`: the seed's quality targets."""
 _CLASS_TAGS = ("eval/class_accuracy", "eval/f1_macro")
 _CLASS_FAMILIES = ("eval/precision/", "eval/recall/", "eval/f1/")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -103,7 +111,8 @@ class EvaluationSection(Section):
     metrics: tuple[Asked, ...] = ()
     """What is measured on answers that the model writes: `"exact_match"`, `"similarity"`,
     `"classification"`, `"majority"`, `"pass@k"` (k is a number, or the letter for all samples),
-    `"module:function"`,
+    of extracted claims `"schema_compliance"`, `"citation_accuracy"`, `"mean_entailment"`,
+    `"overall_pass_rate"`, `"polarity_conflict"`, `"module:function"`,
     `{ regex = .. }`, `{ json_schema = .. }`, `{ function = .. }`, the last three with a `name` of
     your own (docs/evaluation.md)."""
     samples: int = Field(default=1, ge=1, le=256)
@@ -147,7 +156,7 @@ class EvaluationSection(Section):
         return self
 
     def _check(self, name: str) -> None:
-        if name in (EXACT, SIMILARITY, CLASSES) or _FUNCTION.fullmatch(name):
+        if name in (EXACT, SIMILARITY, CLASSES, *CLAIMS) or _FUNCTION.fullmatch(name):
             return
         if name == MAJORITY:
             if self.samples < 2:
@@ -157,7 +166,8 @@ class EvaluationSection(Section):
         if not name.startswith(PASS) or not (k == "k" or re.fullmatch(r"[1-9]\d{0,2}", k)):
             raise ValueError(
                 f"metrics: no metric {name!r}; there are exact_match, similarity, classification, "
-                "majority, pass@k, module:function, { regex = .. } and { json_schema = .. }"
+                f"majority, pass@k, {', '.join(CLAIMS)}, module:function, {{ regex = .. }} and "
+                "{ json_schema = .. }"
             )
         if k != "k" and int(k) > self.samples:
             raise ValueError(f"metrics: {name!r} needs samples = {k} at least")
@@ -166,9 +176,9 @@ class EvaluationSection(Section):
     def scores(self) -> tuple[ScoreTable, ...]:
         """Rules and functions."""
         return tuple(
-            ScoreTable(function=m) if isinstance(m, str) else m
+            ScoreTable(function=_function(m)) if isinstance(m, str) else m
             for m in self.metrics
-            if not isinstance(m, str) or ":" in m
+            if not isinstance(m, str) or ":" in m or m in CLAIMS
         )
 
     @property
@@ -215,6 +225,10 @@ def asked_for(metric: str) -> bool:
     """Whether it is measured only where an experiment asks for it."""
     always = ("eval/nll", "eval/perplexity", "eval/bpb", "eval/accuracy")
     return metric.startswith("eval/") and metric not in always and known(metric) is not None
+
+
+def _function(metric: str) -> str:
+    return f"crucible_tinkex.scoring.claims:{metric}" if metric in CLAIMS else metric
 
 
 def _checked_pattern(value: str | None) -> str | None:

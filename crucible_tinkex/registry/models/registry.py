@@ -70,6 +70,7 @@ class ModelRegistry:
         name: str | None = None,
         *,
         sweep: str | None = None,
+        experiment_id: str | None = None,
         stage: str | None = None,
         tags: Collection[str] = (),
     ) -> list[ModelVersion]:
@@ -79,6 +80,7 @@ class ModelRegistry:
             for m in self._read().all()
             if name in (None, m.name)
             and sweep in (None, m.entry.sweep)
+            and experiment_id in (None, m.entry.experiment_id)
             and stage in (None, m.stage)
             and set(tags) <= set(m.tags)
         ]

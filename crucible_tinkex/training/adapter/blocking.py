@@ -10,11 +10,14 @@ from concurrent.futures import wait
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from crucible_tinkex.datasets import Tokenizer
 from crucible_tinkex.errors import SessionStateError
+from crucible_tinkex.metrics import Direction
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.telemetry.bridge import Bridge
-from crucible_tinkex.training.adapter.experiment import LoraExperiment
+from crucible_tinkex.training.adapter.experiment import AdapterConfig, LoraExperiment
 from crucible_tinkex.training.adapter.protocol import LoraAdapter
+from crucible_tinkex.training.tinkex.keeping import SessionCheckpoints
 from crucible_tinkex.training.tinkex.results import Checkpoint, StepRow
 from crucible_tinkex.training.tinkex.session import TinkexSession
 from crucible_tinkex.training.tinkex.states import State
@@ -81,6 +84,35 @@ def _blocking(
     return blocking
 
 
+class BlockingCheckpoints:
+    """See `SessionCheckpoints`. To sample, give a checkpoint to `infer`."""
+
+    def __init__(self, live: SessionCheckpoints, loop: LoopThread) -> None:
+        self._live = live
+        self._loop = loop
+
+    def list_checkpoints(self) -> list[Checkpoint]:
+        return self._live.list_checkpoints()
+
+    def get_best_checkpoint(self, metric: str, direction: Direction | None = None) -> Checkpoint:
+        return self._live.get_best_checkpoint(metric, direction)
+
+    def prune_checkpoints(
+        self,
+        keep_count: int,
+        metric: str,
+        direction: Direction | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> list[Checkpoint]:
+        return self._loop.run(
+            self._live.prune_checkpoints(keep_count, metric, direction, dry_run=dry_run)
+        )
+
+    def delete(self, checkpoint: str | Checkpoint) -> None:
+        self._loop.run(self._live.delete(checkpoint))
+
+
 class BlockingSession:
     """A `TinkexSession` whose operations return when they are done; `live` is that session."""
 
@@ -91,6 +123,18 @@ class BlockingSession:
     @property
     def experiment(self) -> LoraExperiment:
         return self.live.experiment
+
+    @property
+    def checkpoint_manager(self) -> BlockingCheckpoints:
+        return BlockingCheckpoints(self.live.checkpoint_manager, self.loop)
+
+    @property
+    def experiment_id(self) -> str:
+        return self.live.experiment_id
+
+    @property
+    def config(self) -> AdapterConfig:
+        return self.live.config
 
     @property
     def adapter(self) -> LoraAdapter:
@@ -117,6 +161,10 @@ class BlockingSession:
         return self.live.spent
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        return self.live.tokenizer
+
+    @property
     def telemetry(self) -> Bridge:
         """`attach` and `detach` handlers here; they are called in the loop's thread."""
         return self.live.bridge
@@ -135,6 +183,10 @@ class BlockingSession:
     load_checkpoint = _blocking(TinkexSession.load_checkpoint)
     recover = _blocking(TinkexSession.recover)
     close = _blocking(TinkexSession.close)
+
+    def stop(self) -> None:
+        """From another thread, or from a callback of `train`: see `TinkexSession.stop`."""
+        self.live.stop()
 
     def __enter__(self) -> BlockingSession:
         return self

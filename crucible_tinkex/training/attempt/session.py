@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
 from crucible_tinkex.errors import (
@@ -40,7 +40,7 @@ from crucible_tinkex.training.attempt.meter import Meter
 from crucible_tinkex.training.attempt.reporter import Reporter
 from crucible_tinkex.training.attempt.sampler_checkpoint import save_for_sampling
 from crucible_tinkex.training.attempt.stepping import StepResult, next_milestone, stepped
-from crucible_tinkex.training.outcome import Progress
+from crucible_tinkex.training.outcome import After, Progress
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.recipe import Recipe
 
@@ -60,7 +60,7 @@ class Session:
         registry: RegistryPort,
         reporter: Reporter,
         clock: Callable[[], float],
-        after: Callable[[TrainingClient, Reporter], Awaitable[None]] | None = None,
+        after: After | None = None,
     ) -> None:
         """`after` is called on the weights of the trial's last step, when they are saved."""
         self._plan = plan
@@ -145,7 +145,7 @@ class Session:
         if not is_drained and self.step >= self._plan.total_steps:
             await self._keep()
             if self._after is not None:
-                await self._after(self._client, self._report)
+                await self._after(self._client, self._report, dict(self._found.metrics))
         return self.progress(drained=is_drained)
 
     def progress(self, *, drained: bool) -> Progress:

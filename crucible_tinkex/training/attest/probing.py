@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from crucible_tinkex.client.interface import TrainingClient, TrainingService
-from crucible_tinkex.client.model.loss import cross_entropy
+from crucible_tinkex.client.model.loss import target_logprobs
 from crucible_tinkex.client.model.witnessed import WitnessedTraining
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import OperationFailedError, RequestRejectedError, ServiceError
@@ -177,13 +177,10 @@ class _Prober:
 
 
 def _numbers(output: ForwardBackwardOutput, batch: Sequence[Datum]) -> tuple[float, ...]:
-    """The logprobs of the tokens that are learnt; of a service that gives none, the loss."""
+    """The logprobs of the tokens that are learnt."""
     found: list[float] = []
-    for row, given in zip(output.loss_fn_outputs, batch, strict=True):
+    for logprobs, given in zip(target_logprobs(output, batch), batch, strict=True):
         weights = given.loss_fn_inputs["weights"].data
-        logprobs = row["logprobs"].data if "logprobs" in row else []
-        if len(logprobs) != len(weights):
-            return (cross_entropy(output, batch),)
         found += [float(p) for p, w in zip(logprobs, weights, strict=True) if w]
     return tuple(p if math.isfinite(p) else math.nan for p in found)
 

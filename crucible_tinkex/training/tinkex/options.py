@@ -78,6 +78,9 @@ class TrainOptions:
     on_step_end: Callable[[dict[str, Any]], object] | None = None
     on_epoch_end: Callable[[int], object] | None = None
     on_checkpoint: Callable[[Any], object] | None = None
+    on_evaluation: Callable[[int, Mapping[str, float]], object] | None = None
+    """Gets the session's step and its held-out metrics; where it gives "fail", the training ends
+    there, saved."""
     recovery: RecoveryPolicy = RecoveryPolicy()
 
     @classmethod

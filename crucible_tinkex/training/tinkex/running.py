@@ -176,6 +176,9 @@ class TrainingRun:
             {**found.metrics, "duration_s": seconds},
             step=self.session_step,
         )
+        heard = self._options.on_evaluation
+        if heard is not None and heard(self.session_step, found.metrics) == "fail":
+            self.is_stopping = True
 
     def saved(self, checkpoint: Checkpoint) -> None:
         self.checkpoints.append(checkpoint)

@@ -31,8 +31,9 @@ from crucible_tinkex.training.recipes.datums import total_weight
 from crucible_tinkex.training.recipes.recipe import Update
 from crucible_tinkex.training.recipes.schedule import adam_params
 from crucible_tinkex.training.tinkex.driving import drive
-from crucible_tinkex.training.tinkex.evaluating import Scorer, measured
+from crucible_tinkex.training.tinkex.evaluating import Scorer, asked, measured
 from crucible_tinkex.training.tinkex.gradient import Gradient
+from crucible_tinkex.training.tinkex.keeping import SessionCheckpoints
 from crucible_tinkex.training.tinkex.options import RecoveryPolicy, TrainOptions, optimizer
 from crucible_tinkex.training.tinkex.recipe import AdapterRecipe, resolved, scheme_of
 from crucible_tinkex.training.tinkex.results import (
@@ -67,6 +68,7 @@ class TinkexSession:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.experiment = experiment
+        self.experiment_id, self.config = experiment.id, experiment.config
         self.adapter = adapter
         self.bridge = bridge or Bridge(experiment.id)
         self.losses = losses or default_losses()
@@ -83,6 +85,9 @@ class TinkexSession:
             bridge=self.bridge,
             sink=sink or NoSink(),
             clock=clock,
+        )
+        self.checkpoint_manager = SessionCheckpoints(
+            experiment.checkpoints, self._live, self.bridge, self._states.check_open
         )
         self._run: TrainingRun | None = None
         self._gradient = Gradient(self._live)
@@ -331,13 +336,15 @@ class TinkexSession:
         generate: bool = True,
         max_rows: int | None = None,
         scorers: Mapping[str, Scorer] | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> EvaluationResult:
         """Held-out metrics of the weights as they are, or of a checkpoint: those of sweeps, and the
-        mean of each scorer over greedy completions (or as `sampling` says). Every row is kept.
+        mean of each scorer over greedy completions. `options`: `metrics`, `samples`, `answer` and
+        `right_by` of `[evaluation]`, and those of `sampling_params`. Every row is kept.
 
         The original reported numbers that stood in its source.
         """
+        section, sampling = asked(generate, options)
         rows = load(dataset)[:max_rows]
         chosen = None if checkpoint is None else self._live.find(checkpoint, None)
         with self._working("evaluating", "evaluate"):
@@ -345,19 +352,17 @@ class TinkexSession:
                 self._live,
                 rows,
                 chosen,
-                generate=generate,
+                section,
                 max_length=self.experiment.config.max_length,
                 scorers=scorers or {},
-                params=self.adapter.sampling_params(**{"temperature": 0.0, **sampling}),
+                params=self.adapter.sampling_params(**sampling),
             )
         if chosen is None:
             self._live.report.measure("evaluation", found.metrics)
             self._live.report.examples(found.examples)
         self.bridge.execute("evaluation_complete", found.metrics, step=self.step)
-        name = None if chosen is None else chosen.name
-        return EvaluationResult(
-            self.experiment.id, adapter_name, found.metrics, found.examples, name
-        )
+        own, name = self.experiment_id, None if chosen is None else chosen.name
+        return EvaluationResult(own, adapter_name, found.metrics, found.examples, name)
 
     @contextlib.contextmanager
     def _working(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from crucible_tinkex.bench.plain import plain
+from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import SweepState, TrialRecord
 
 if TYPE_CHECKING:
@@ -63,6 +64,25 @@ def query_tables(state: SweepState) -> dict[str, pa.Table]:
             columns=("trial_id", "attempt", "step", "path"),
         ),
     }
+
+
+def joined(
+    sweep_ids: Sequence[str], found: Sequence[Mapping[str, pa.Table]]
+) -> dict[str, pa.Table]:
+    """The tables of several sweeps as one of each name, with a column `sweep_id`. Raises
+    `ConfigError` where a column holds numbers here and text there."""
+    return {name: _joined(name, sweep_ids, [tables[name] for tables in found]) for name in found[0]}
+
+
+def _joined(name: str, sweep_ids: Sequence[str], tables: Sequence[pa.Table]) -> pa.Table:
+    parts = []
+    for sweep_id, table in zip(sweep_ids, tables, strict=True):
+        column = pa.array([sweep_id] * table.num_rows, pa.string())
+        parts.append(table.add_column(0, "sweep_id", column))
+    try:
+        return pa.concat_tables(parts, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ConfigError(f"{name} of these sweeps cannot be one table: {error}") from None
 
 
 def conclusion_table(found: Conclusion) -> pa.Table:
