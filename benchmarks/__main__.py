@@ -1,6 +1,7 @@
 """`make bench`: all benchmarks but `sessions` (six minutes, 8 GB), `telemetry` (five minutes),
-`replay` (five) and `makespan` (ten), or those named: `python -m benchmarks engine sampling server
-sessions client data telemetry overhead throughput scale honesty priors replay makespan`."""
+`replay` (hours) and `makespan` (ten minutes), or those named: `python -m benchmarks engine
+sampling server sessions client data telemetry overhead throughput scale honesty priors replay
+makespan`."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class _Script:
 
         from crucible_tinkex.datasets import load_tokenizer
         from crucible_tinkex.server import bases
-        from crucible_tinkex.sweep.preparation import prepare
+        from crucible_tinkex.sweep.preparing.preparation import prepare
 
         torch.set_num_threads(1)
         self._base = bases.ensure_base("nano")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from crucible_tinkex.search.bases import facts
-from crucible_tinkex.search.priors import (
+from crucible_tinkex.search.learned.bases import facts
+from crucible_tinkex.search.learned.priors import (
     RANK,
     RATE,
     Question,

@@ -17,18 +17,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.config.run import DEFAULT_STORAGE
+from crucible_tinkex.config.sweep.run import DEFAULT_STORAGE
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.sweep.launch import INTERRUPTED_CODE, Launch
 from crucible_tinkex.sweep.orders.control import Command
 from crucible_tinkex.sweep.orders.steering import steer
-from crucible_tinkex.sweep.preparation import prepare
+from crucible_tinkex.sweep.preparing.preparation import prepare
 from crucible_tinkex.sweep.results.leaderboard import Objective, best, ranked
-from crucible_tinkex.sweep.results.summary import existing_sweep, read_state, summary, trial_summary
-from crucible_tinkex.sweep.results.view import Observer, SweepView, ignore
-from crucible_tinkex.telemetry.query import query, read_evaluations, read_events
+from crucible_tinkex.sweep.results.views.summary import (
+    existing_sweep,
+    read_state,
+    summary,
+    trial_summary,
+)
+from crucible_tinkex.sweep.results.views.view import Observer, SweepView, ignore
+from crucible_tinkex.telemetry.query import read_evaluations, read_events
 
 if TYPE_CHECKING:
     from crucible_tinkex.bench import Comparison, Conclusion
@@ -166,6 +171,12 @@ class Sweep:
 
         return conclusion(self._state)
 
+    def conclusion_table(self) -> pa.Table:
+        """The same, a row per configuration, for pandas and Polars."""
+        from crucible_tinkex.sweep.results.views.tables import conclusion_table
+
+        return conclusion_table(self.conclusion())
+
     def compare(self, a: str, b: str) -> Comparison:
         """The configurations of two trials (id, name or number), held-out row by row, over all
         their seeds. Raises `ConfigError` for a trial that is not there."""
@@ -173,11 +184,17 @@ class Sweep:
 
         return comparison(self._state, self.evaluations(), a, b)
 
+    def comparison_table(self, a: str, b: str) -> pa.Table:
+        """The same as one row, to be put under that of other pairs."""
+        from crucible_tinkex.sweep.results.views.tables import comparison_table
+
+        return comparison_table(self.compare(a, b))
+
     def query(self, sql: str) -> pa.Table:
         """DuckDB SQL over `events`, `steps`, `evaluations`, `trials`, `checkpoints`, `requests`."""
-        from crucible_tinkex.weights.evaluations import tables
+        from crucible_tinkex.weights.evaluations import query_sweeps
 
-        return query(self.paths.events, sql, tables=tables(self.paths, self._state, sql))
+        return query_sweeps([self.paths], sql)
 
     def evaluate(
         self, data: str | Path, trial: str | None = None, *, again: bool = False, **settings: Any
@@ -360,3 +377,11 @@ def _has_loop() -> bool:
 def open_sweep(name: str, *, storage: str = "runs") -> Sweep:
     """An existing sweep. Raises `ConfigError` if there is none."""
     return Sweep(existing_sweep(storage, name))
+
+
+def query(sql: str, *sweeps: str, storage: str = DEFAULT_STORAGE) -> pa.Table:
+    """As `Sweep.query`, over several sweeps; `sweep_id` tells their rows apart. Raises
+    `ConfigError`."""
+    from crucible_tinkex.weights.evaluations import query_sweeps
+
+    return query_sweeps([existing_sweep(storage, name) for name in sweeps], sql)

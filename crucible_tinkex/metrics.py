@@ -165,7 +165,9 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "eval/f1/CLASS": (r"eval/f1/.+", "harmonic mean of the two"),
 }
 """Metrics that an experiment asks for, by the form of their names: a pattern and what they say. All
-are shares of which more is better, but for the scores of functions, whose unit is their own."""
+are shares of which more is better, but for the scores of functions, whose unit is their own, and
+for `_LESS_IS_BETTER`."""
+_LESS_IS_BETTER = (f"{SCORE}polarity_conflict",)
 
 CATALOGUE: Mapping[str, Metric] = MappingProxyType({m.name: m for m in _METRICS})
 OBJECTIVES = tuple(m.name for m in _METRICS if m.objective)
@@ -183,7 +185,8 @@ def known(name: str) -> Metric | None:
     for pattern, about in FAMILIES.values():
         if re.fullmatch(pattern, name):
             unit = "score" if name.startswith(SCORE) else "share"
-            return Metric(name, unit, "max", about, objective=True, indifference=0.005)
+            better: Direction = "min" if name in _LESS_IS_BETTER else "max"
+            return Metric(name, unit, better, about, objective=True, indifference=0.005)
     return None
 
 

@@ -88,6 +88,7 @@ def main() -> None:
         model = session.model_registry.register_model(
             "scifact-v2",
             {
+                "experiment_id": experiment.id,
                 "checkpoint_path": best.sampler_path,
                 "base_model": experiment.config.base_model,
                 # The seed gives the final metrics, which are the best checkpoint's only by chance.

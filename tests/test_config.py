@@ -31,7 +31,7 @@ def experiment(**sections: Any) -> Experiment:
     ("sections", "message"),
     [
         ({"optimizer": {"learning_rat": 1}}, "did you mean 'learning_rate'"),
-        ({"optimzer": {}}, "did you mean 'optimizer'.*legal here: budget, data, evaluation"),
+        ({"optimzer": {}}, "did you mean 'optimizer'.*legal here: budget, checkpoints, data"),
         ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate: .*greater than 0"),
         ({"optimizer": {"learning_rate": math.nan}}, "finite"),
         ({"lora": {"rank": 0}}, "lora.rank: .*greater than or equal to 1"),

@@ -165,15 +165,13 @@ def _student(x: Floats, y: Floats, *, equal: bool = True) -> _Found:
 
     _spread(x, y)
     found = stats.ttest_ind(x, y, equal_var=equal)
+    return _of_t(found, float(x.mean() - y.mean()) / _pooled_sd(x, y))
+
+
+def _of_t(found: Any, effect: float) -> _Found:
     interval = found.confidence_interval(1 - ALPHA)
-    effect = float(x.mean() - y.mean()) / _pooled_sd(x, y)
-    return _Found(
-        float(found.statistic),
-        float(found.pvalue),
-        effect,
-        float(interval.low),
-        float(interval.high),
-    )
+    low, high = float(interval.low), float(interval.high)
+    return _Found(float(found.statistic), float(found.pvalue), effect, low, high)
 
 
 def _welch(x: Floats, y: Floats) -> _Found:
@@ -187,15 +185,7 @@ def _paired(x: Floats, y: Floats) -> _Found:
     d = x - y
     _spread(d)
     found = stats.ttest_rel(x, y)
-    interval = found.confidence_interval(1 - ALPHA)
-    effect = float(d.mean() / d.std(ddof=1))
-    return _Found(
-        float(found.statistic),
-        float(found.pvalue),
-        effect,
-        float(interval.low),
-        float(interval.high),
-    )
+    return _of_t(found, float(d.mean() / d.std(ddof=1)))
 
 
 def _mann_whitney(x: Floats, y: Floats) -> _Found:

@@ -9,18 +9,18 @@ from crucible_tinkex.config.axes import (
     check_axes,
     is_integer,
 )
-from crucible_tinkex.config.budget import BudgetSection, parse_budget
-from crucible_tinkex.config.checkpoints import CheckpointsSection
-from crucible_tinkex.config.data import DataSection
-from crucible_tinkex.config.evaluation import EvaluationSection, ScoreTable
 from crucible_tinkex.config.experiment import Experiment, parse_assignment
-from crucible_tinkex.config.model import NOT_APPLIED, LoraSection, ModelSection
-from crucible_tinkex.config.quality import QualitySection, QualityTarget
-from crucible_tinkex.config.run import RunSection
-from crucible_tinkex.config.search import SearchSection, StoppingSection
 from crucible_tinkex.config.section import Section
-from crucible_tinkex.config.service import EMBEDDED, ServiceSection
-from crucible_tinkex.config.train import OptimizerSection, TrainSection
+from crucible_tinkex.config.sweep.budget import BudgetSection, parse_budget
+from crucible_tinkex.config.sweep.checkpoints import CheckpointsSection
+from crucible_tinkex.config.sweep.quality import QualitySection, QualityTarget
+from crucible_tinkex.config.sweep.run import RunSection
+from crucible_tinkex.config.sweep.search import SearchSection, StoppingSection
+from crucible_tinkex.config.trial.data import DataSection
+from crucible_tinkex.config.trial.evaluation import EvaluationSection, ScoreTable
+from crucible_tinkex.config.trial.model import NOT_APPLIED, LoraSection, ModelSection
+from crucible_tinkex.config.trial.service import EMBEDDED, ServiceSection
+from crucible_tinkex.config.trial.train import OptimizerSection, TrainSection
 
 __all__ = [  # noqa: RUF022  (in groups)
     # the whole

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from crucible_tinkex.config.axes import AxisRange
-from crucible_tinkex.config.search import SAMPLED, SearchSection
-from crucible_tinkex.config.train import TrainSection
+from crucible_tinkex.config.sweep.search import SAMPLED, SearchSection
+from crucible_tinkex.config.trial.train import TrainSection
 from crucible_tinkex.metrics import objective
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from crucible_tinkex.config.evaluation import EvaluationSection
-from crucible_tinkex.config.model import NOT_APPLIED, LoraSection
 from crucible_tinkex.config.section import Section
-from crucible_tinkex.config.train import OptimizerSection, TrainSection
+from crucible_tinkex.config.trial.evaluation import EvaluationSection
+from crucible_tinkex.config.trial.model import NOT_APPLIED, LoraSection
+from crucible_tinkex.config.trial.train import OptimizerSection, TrainSection
 from crucible_tinkex.errors import ConfigError
 
 SECTIONS = ("lora", "optimizer", "train", "model", "data", "evaluation", "service", "run")

@@ -19,23 +19,23 @@ from typing import Any
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from crucible_tinkex.config.advice import advise
-from crucible_tinkex.config.budget import BudgetSection
-from crucible_tinkex.config.checkpoints import CheckpointsSection
-from crucible_tinkex.config.data import DataSection
-from crucible_tinkex.config.evaluation import EvaluationSection
 from crucible_tinkex.config.identity import amendments, contradictions, trial_settings
-from crucible_tinkex.config.model import NOT_APPLIED, LoraSection, ModelSection, folder_beside
-from crucible_tinkex.config.models import ModelsSection
-from crucible_tinkex.config.notify import NotifySection
 from crucible_tinkex.config.problems import explain
-from crucible_tinkex.config.quality import QualitySection
-from crucible_tinkex.config.run import RunSection
-from crucible_tinkex.config.search import DEFAULT_METRIC, SearchSection
 from crucible_tinkex.config.section import Section, anchor_of, get_dotted, set_dotted
-from crucible_tinkex.config.service import ServiceSection
-from crucible_tinkex.config.steps import StepsSection
 from crucible_tinkex.config.storing import stored, unstored
-from crucible_tinkex.config.train import OptimizerSection, TrainSection
+from crucible_tinkex.config.sweep.budget import BudgetSection
+from crucible_tinkex.config.sweep.checkpoints import CheckpointsSection
+from crucible_tinkex.config.sweep.models import ModelsSection
+from crucible_tinkex.config.sweep.notify import NotifySection
+from crucible_tinkex.config.sweep.quality import QualitySection
+from crucible_tinkex.config.sweep.run import RunSection
+from crucible_tinkex.config.sweep.search import DEFAULT_METRIC, SearchSection
+from crucible_tinkex.config.sweep.steps import StepsSection
+from crucible_tinkex.config.trial.data import DataSection
+from crucible_tinkex.config.trial.evaluation import EvaluationSection
+from crucible_tinkex.config.trial.model import NOT_APPLIED, LoraSection, ModelSection, folder_beside
+from crucible_tinkex.config.trial.service import ServiceSection
+from crucible_tinkex.config.trial.train import OptimizerSection, TrainSection
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import check_segment
 

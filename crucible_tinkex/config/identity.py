@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from crucible_tinkex.config.model import NOT_APPLIED
 from crucible_tinkex.config.section import leaves
+from crucible_tinkex.config.trial.model import NOT_APPLIED
 
 if TYPE_CHECKING:
     from crucible_tinkex.config.experiment import Experiment
-    from crucible_tinkex.config.train import TrainSection
+    from crucible_tinkex.config.trial.train import TrainSection
 
 ONLY_ASKED = (
     "epochs",

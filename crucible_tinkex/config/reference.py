@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from crucible_tinkex.config.axes import FIXED, NUMBERS, AxisRange, axis_keys
 from crucible_tinkex.config.experiment import Experiment
-from crucible_tinkex.config.run import DEFAULT_STORAGE
+from crucible_tinkex.config.sweep.run import DEFAULT_STORAGE
 from crucible_tinkex.metrics import CATALOGUE
 
 _INTRODUCTION = """\

@@ -22,13 +22,13 @@ from crucible_tinkex.datasets.rows import (
     overlap,
 )
 from crucible_tinkex.datasets.split import split, stratified
-from crucible_tinkex.datasets.statistics import LengthStatistics
-from crucible_tinkex.datasets.tokenised import Inputs, TokenisedDataset
-from crucible_tinkex.datasets.tokenising import TooLong, tokenise
+from crucible_tinkex.datasets.tokens.statistics import LengthStatistics
+from crucible_tinkex.datasets.tokens.tokenised import Inputs, TokenisedDataset
+from crucible_tinkex.datasets.tokens.tokenising import TooLong, tokenise
 
 if TYPE_CHECKING:
     from crucible_tinkex.datasets.showing import ShownRow, shown, typical
-    from crucible_tinkex.datasets.tokenizer import Tokenizer, load_tokenizer
+    from crucible_tinkex.datasets.tokens.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [  # noqa: RUF022  (in groups)
     # rows
@@ -72,7 +72,7 @@ __all__ = [  # noqa: RUF022  (in groups)
 
 def __getattr__(name: str) -> Any:
     if name in ("Tokenizer", "load_tokenizer"):
-        from crucible_tinkex.datasets import tokenizer
+        from crucible_tinkex.datasets.tokens import tokenizer
 
         return getattr(tokenizer, name)
     if name in ("ShownRow", "shown", "typical"):

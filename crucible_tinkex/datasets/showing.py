@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crucible_tinkex.datasets.tokenised import TokenisedDataset
-from crucible_tinkex.datasets.tokenizer import Tokenizer
+from crucible_tinkex.datasets.tokens.tokenised import TokenisedDataset
+from crucible_tinkex.datasets.tokens.tokenizer import Tokenizer
 
 
 class ShownRow(NamedTuple):

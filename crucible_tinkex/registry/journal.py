@@ -27,18 +27,68 @@ def read_records(folder: Path) -> Iterator[dict[str, Any]]:
     limits = dict(limit for limit in map(_follows, files) if limit)
     for path in files:
         for record in read_segment(path, limit=limits.get(segment_number(path))):
-            yield _parsed(record, path)
+            yield parsed(record, path)
+
+
+class JournalReader:
+    """Follows a journal that another process writes: every `read` costs what is new."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._begin()
+
+    def _begin(self) -> None:
+        self._segment, self._end = 0, 0
+
+    def read(self) -> tuple[list[dict[str, Any]], bool]:
+        """The records since the last time, and whether they are all that the journal has: so at
+        first, and where what was read before is no part of it any more. Raises
+        `CorruptLogError`."""
+        files = [p for p in segments(self._folder) if segment_number(p) >= self._segment]
+        firsts = {p: _first(p) for p in files if segment_number(p) > self._segment}
+        while files and files[-1] in firsts and firsts[files[-1]] is None:
+            files.pop()  # the segment before it may still get a record that counts
+        limits = dict(f["follows"] for f in firsts.values() if f and f.get("follows"))
+        anew = not self._segment
+        if not anew and not self._goes_on(files, limits):
+            self._begin()
+            return self.read()
+        found: list[dict[str, Any]] = []
+        for path in files:
+            number = segment_number(path)
+            begin = self._end if number == self._segment else 0
+            records, self._end = _taken(path, limits.get(number), begin)
+            self._segment = number
+            found += records
+        return found, anew
+
+    def _goes_on(self, files: Sequence[Path], limits: Mapping[int, int]) -> bool:
+        """Whether all that was read is still a part of the journal."""
+        is_there = bool(files) and segment_number(files[0]) == self._segment
+        return is_there and self._end <= limits.get(self._segment, self._end)
+
+
+def _taken(path: Path, limit: int | None, begin: int) -> tuple[list[dict[str, Any]], int]:
+    records, found = read_segment(path, limit, begin), []
+    while True:
+        try:
+            found.append(parsed(next(records), path))
+        except StopIteration as ended:
+            return found, int(ended.value)
 
 
 def _follows(path: Path) -> tuple[int, int] | None:
     """The number and the valid length of the segment before this one, as its first record says."""
-    for record in read_segment(path):
-        follows = _parsed(record, path).get("follows")
-        return (follows[0], follows[1]) if follows else None
-    return None
+    follows = (_first(path) or {}).get("follows")
+    return (follows[0], follows[1]) if follows else None
 
 
-def _parsed(record: bytes, path: Path) -> dict[str, Any]:
+def _first(path: Path) -> dict[str, Any] | None:
+    return next((parsed(record, path) for record in read_segment(path)), None)
+
+
+def parsed(record: bytes, path: Path) -> dict[str, Any]:
+    """Raises `CorruptLogError`."""
     try:
         found: dict[str, Any] = json.loads(record)
     except ValueError as e:

@@ -155,18 +155,20 @@ class SweepState:
 
     def _created(self, record: Record) -> None:
         self.meta = dict(record["meta"])
-        self._prove()
+        self._prove(self.meta.get(ATTESTED, {}))
         self.version = record.get("v", 1)
 
     def _amended(self, record: Record) -> None:
         self.meta = {**self.meta, **record["meta"]}
-        self._prove()
+        self._prove(record["meta"].get(ATTESTED, {}))
         self.amendments.append({**record, "trials": len(self.trials)})
         self.ended, self.ended_by = None, ""
 
-    def _prove(self) -> None:
+    def _prove(self, attested: Record) -> None:
         """What proofs cost is told as a sum, so that telling it twice changes nothing."""
-        proofs = read_spent(self.meta.get(ATTESTED, {}))
+        if "spent" not in attested:
+            return
+        proofs = read_spent(attested)
         self.spent += proofs - self.proofs
         self.proofs = proofs
 
@@ -366,6 +368,7 @@ _HANDLERS: dict[str, Callable[[SweepState, Record], None]] = {
     "deleted": SweepState._deleted,
     "expiry": SweepState._expiry,
     "expiry_set": SweepState._expiry_set,
+    "proof": SweepState._prove,
     "result": SweepState._result,
     "spent": SweepState._spent,
     "finished": SweepState._finished,

@@ -1,4 +1,5 @@
-"""Writing to the journal of a sweep that does not run: pins, tombstones, checkpoints saved by hand.
+"""Writing to the journal of a sweep that does not run: pins, tombstones, checkpoints saved by hand,
+and what a proof took that refused the run.
 
 Guarantees: refused while a run owns the journal; it begins no run, so a sweep that has ended stays
 ended; `write` returns when its records are durable, and folds them into `state`.
@@ -19,13 +20,20 @@ from crucible_tinkex.storage import Lock
 
 
 class Upkeep:
-    """A context that owns the sweep. Raises `SweepBusyError` that names who does."""
+    """A context that owns the sweep, unless its caller does (`owned`). Raises `SweepBusyError` that
+    names who does."""
 
-    def __init__(self, paths: SweepPaths, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        paths: SweepPaths,
+        *,
+        clock: Callable[[], float] = time.time,
+        owned: bool = False,
+    ) -> None:
         self._clock = clock
         self._held = ExitStack()
         with ExitStack() as stack:
-            for path in (paths.lock, paths.journal / "lock"):
+            for path in (*(() if owned else (paths.lock,)), paths.journal / "lock"):
                 stack.callback(Lock(path).close)
             self._journal = JournalWriter(paths.journal)
             stack.callback(self._journal.close)

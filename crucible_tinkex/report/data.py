@@ -21,7 +21,7 @@ from crucible_tinkex.report.standing import standings
 from crucible_tinkex.sweep.results.conclusion import conclusion, configuration_names
 from crucible_tinkex.sweep.results.leaderboard import Configuration, Objective, configurations
 from crucible_tinkex.sweep.results.quality import quality_summary
-from crucible_tinkex.sweep.results.summary import sweep_state
+from crucible_tinkex.sweep.results.views.summary import sweep_state
 
 
 def report_data(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def report_data(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
     places = {id(c): i for i, c in enumerate(_placed(found), 1)}
     axes = importance([c.values for c in competing], [c.mean or 0.0 for c in competing])
     axes |= {key: 0.0 for c in found for key in c.values if key not in axes}
-    spent = sum((t.spent for t in state.trials.values()), Spent())
+    spent = state.spent
     described = metric(objective.metric)
     return {
         "name": paths.root.name,

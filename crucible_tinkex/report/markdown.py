@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crucible_tinkex.scoring.quality import Assessment
+from crucible_tinkex.sweep.results.leaderboard import Objective
 
 MOST_ROWS = 50
 _STANDING = {"best": "best", "not separable": "≈ best", "worse": "worse"}
@@ -18,7 +19,7 @@ def markdown(data: Mapping[str, Any]) -> str:
     heads = [
         "#",
         *(a["name"] for a in axes),
-        f"{metric['name']} ({metric['direction']})",
+        str(Objective(metric["name"], metric["direction"], metric["at"])),
         "n",
         "verdict",
         "state",

@@ -26,12 +26,12 @@ from ray.actor import ActorHandle
 
 from crucible_tinkex.config import RunSection
 from crucible_tinkex.errors import ClusterLostError, ConfigError, CrucibleError, RayStartError
-from crucible_tinkex.runtime.handles import answer
+from crucible_tinkex.runtime.actors.handles import answer
+from crucible_tinkex.runtime.actors.registry_actor import RegistryActor
+from crucible_tinkex.runtime.actors.session_actor import SessionActor
+from crucible_tinkex.runtime.actors.telemetry_actor import TelemetryActor
 from crucible_tinkex.runtime.placement import driver_node, session_cores, session_nodes
-from crucible_tinkex.runtime.pool import Packing
-from crucible_tinkex.runtime.registry_actor import RegistryActor
-from crucible_tinkex.runtime.session_actor import SessionActor
-from crucible_tinkex.runtime.telemetry_actor import TelemetryActor
+from crucible_tinkex.runtime.ports import Packing
 
 T = TypeVar("T")
 

@@ -10,11 +10,11 @@ from crucible_tinkex.client.resolved import ResolvedService
 from crucible_tinkex.config import RunSection
 from crucible_tinkex.events import EventWriter
 from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.runtime.actors.handles import RegistryHandle, TelemetryHandle
+from crucible_tinkex.runtime.actors.session_actor import RunContext
 from crucible_tinkex.runtime.cluster import Runtime
-from crucible_tinkex.runtime.handles import RegistryHandle, TelemetryHandle
 from crucible_tinkex.runtime.hosts import RayLauncher
-from crucible_tinkex.runtime.pool import Packing
-from crucible_tinkex.runtime.session_actor import RunContext
+from crucible_tinkex.runtime.ports import Packing
 from crucible_tinkex.training.data import SweepData
 
 

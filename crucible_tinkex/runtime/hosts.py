@@ -12,9 +12,9 @@ import ray
 from ray.actor import ActorHandle
 
 from crucible_tinkex.errors import HostLostError, WorkerStartError
+from crucible_tinkex.runtime.actors.handles import answer
+from crucible_tinkex.runtime.actors.session_actor import RunContext
 from crucible_tinkex.runtime.cluster import Runtime
-from crucible_tinkex.runtime.handles import answer
-from crucible_tinkex.runtime.session_actor import RunContext
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.outcome import Outcome
 from crucible_tinkex.training.plan import TrialPlan

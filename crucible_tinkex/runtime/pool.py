@@ -16,9 +16,10 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from crucible_tinkex.errors import CrucibleError, HostLostError, WorkerStartError
+from crucible_tinkex.runtime.ports import Host, HostLauncher, Packing
 from crucible_tinkex.training.outcome import Outcome, Verdict
 from crucible_tinkex.training.plan import TrialPlan
 
@@ -31,52 +32,6 @@ MAX_FAILED_STARTS = 3
 BACK_OFF_S, MOST_DOUBLINGS = 0.5, 7
 SLICES = 5
 WORTH_SHARING_S = 0.5  # by how much a back-off must be longer than the one that all hosts know
-
-
-@dataclass(frozen=True)
-class Packing:
-    """`slots` sessions at the same time, `per_actor` of them in a process."""
-
-    slots: int
-    per_actor: int
-
-    @property
-    def actors(self) -> int:
-        return -(-self.slots // self.per_actor)
-
-
-class Host(Protocol):
-    """One worker process, or the driver's own loop. Calls raise `HostLostError` once it is gone."""
-
-    async def ready(self) -> None:
-        """Return when it is up. Raises `CrucibleError` with the reason when it cannot start."""
-
-    async def heartbeat(self, after_s: float, known: float) -> float:
-        """When it may send again (Unix seconds): later than now if the service asked it to wait.
-        Answers after so many seconds, and at once when that is later than `known`."""
-
-    async def advance(self, plan: TrialPlan, to_step: int) -> Outcome: ...
-
-    async def release(self, trial_id: str, state: str, reason: str | None) -> None: ...
-
-    async def drain(self, trial_id: str | None = None) -> None: ...  # one session, or all
-
-    async def hold_back(self, until: float) -> None: ...
-
-    async def forget(self) -> None:
-        """Deliver and drop what it holds for this sweep."""
-
-    def kill(self) -> None: ...
-
-    def keep(self) -> None:
-        """Give it back, warm, for the next sweep."""
-
-
-class HostLauncher(Protocol):
-    def launch(self, slots: int) -> Host:
-        """A host for that many sessions, which need not be up yet. Raises nothing."""
-
-    def starting_at_once(self) -> int: ...
 
 
 @dataclass(frozen=True)

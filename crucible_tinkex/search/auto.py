@@ -1,97 +1,174 @@
-"""How `auto` spends: how many configurations it looks at, up to which rungs, and who goes on.
+"""How `auto` looks for the best setting: guesses, one early rung, neighbours, the best few.
 
-The recipe: what the prior holds likely is trained up to one early rung; a few go on to a second,
-the best of those to the end; then the neighbours of the leader, one setting changed by one place,
-are tried in the same way until none is better. Early rungs mislead in one direction, as a rate
-that is too high looks good early and one that is a little lower wins late; the neighbours make up
-for that. All are pure functions, so a resumed sweep plans the same again; measured against the
-other strategies in `benchmarks/replay.py`.
+What earlier sweeps suggest and a few evenly spread points are trained up to one early rung, where a
+trial costs a twentieth. There the search climbs: the neighbours of those that would go on, one
+setting changed by one step, are trained up to the rung, too, until all are known. Then the best few
+go on to their ends, the best first. Early rungs mislead in one direction, as a rate that is too
+high looks good early and one that is a little lower wins late; so all neighbours of the one that
+ended best are looked at in the same way, until none is better, and ranges at half the step.
+
+A step that lost elsewhere (rank 8 to 2, say) is not tried again from the next point: settings
+mostly act alike wherever they are changed. Only around the one that ended best nothing is left out.
+
+All is a pure function of what was measured, so a resumed sweep goes on as it would have; measured
+through the sweep's own policy in `benchmarks/replay.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-FIRST_SHARE, SECOND_SHARE = 1 / 20, 1 / 3
-"""Where the two rungs lie between the start and the end of a trial."""
-KEEP_FIRST = 6
-"""How many pass the first rung."""
-KEEP_SECOND = 2
-"""How many pass the second, of those that the first let through."""
+from crucible_tinkex.search.neighbourhood import SAME, Neighbourhood, Step
+from crucible_tinkex.search.points.dimensions import Places
+
+RUNG_SHARE = 1 / 20
+"""Where the rung lies between the start and the end of a trial."""
+KEEP = 6
+"""How many pass it, and have their neighbours looked at there."""
+FEWEST_KEPT = 2
 MARGIN = 0.1
-"""A neighbour goes on at a rung while it is at most this share worse than the leader was there."""
-INFORMED_SHARE = 1 / 3
-"""How much of the candidates starts where a prior that is in range says which are likely."""
+"""A step is not tried again where it made the loss worse by more than this share."""
+FIRST = 6
+"""Configurations that start before the search climbs, where nothing is guessed."""
+FIRST_GUESSED, SPREAD = 4, 2
+"""The same where something is; and how many evenly spread points there are beside the guesses."""
 FEWEST = 4
-"""Candidates below which nothing is stopped: there is nothing to save."""
+"""Configurations below which nothing is stopped: there is nothing to save."""
+DIGITS = 6
+"""Of places that are compared."""
+FINER = 0.5
+"""Share of a step at which the ranges around the best are looked at last."""
+
+
+def first(guesses: int) -> int:
+    """How many configurations start before the search climbs."""
+    return max(FIRST_GUESSED, guesses + SPREAD) if guesses else FIRST
+
+
+# --- how much -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """`first`: how many candidates start. `rungs`: step and how many pass it, ascending; the last
-    step is the trial's end."""
+    """`trials`: configurations, at most. `rung`: the step at which `keep` of them go on; None where
+    all are trained to their ends."""
 
-    first: int
-    rungs: tuple[tuple[int, int], ...]
+    trials: int
+    rung: int | None
+    keep: int
     total_steps: int
 
     @property
     def cost(self) -> float:
-        """Of the rungs and ends, without the neighbours, in whole trials."""
-        steps, running, before = 0, self.first, 0
-        for step, passing in (*self.rungs, (self.total_steps, 0)):
-            steps += running * (step - before)
-            running, before = min(running, passing), step
-        return steps / self.total_steps
+        """In whole trials."""
+        if self.rung is None:
+            return self.trials
+        share = self.rung / self.total_steps
+        return self.trials * share + min(self.keep, self.trials) * (1 - share)
 
 
-def recipe(
-    candidates: int, steps: int, budget: float | None = None, *, informed: bool = False
-) -> Recipe:
-    """For so many candidates of so many steps each. `informed`: a prior that is in range has put
-    the likely ones first, so only those start. `budget` in whole trials: the number of candidates
-    is cut until the recipe costs at most half of it, the other half being for the neighbours."""
-    rungs = [
-        (max(1, round(steps * share)), keep)
-        for share, keep in ((FIRST_SHARE, KEEP_FIRST), (SECOND_SHARE, KEEP_SECOND))
-    ]
-    most = math.ceil(candidates * INFORMED_SHARE) if informed else candidates
-    for first in range(max(most, min(FEWEST, candidates)), 0, -1):
-        passed = tuple((step, min(first, keep)) for step, keep in rungs if step < steps)
-        found = Recipe(first, passed if first >= FEWEST else (), steps)
-        if budget is None or found.cost <= budget / 2 or first == 1:
+def recipe(trials: int, steps: int, budget: float | None = None) -> Recipe:
+    """For at most so many configurations of so many steps each. `budget` in whole trials: first
+    fewer configurations pass the rung, then fewer are tried, until it is enough."""
+    rung = max(1, round(steps * RUNG_SHARE))
+    for keep in range(KEEP, FEWEST_KEPT - 1, -1):
+        found = _recipe(trials, rung, keep, steps)
+        if budget is None or found.cost <= budget:
             return found
-    raise ValueError("there is no candidate")
+    for fewer in range(trials - 1, 0, -1):
+        found = _recipe(fewer, rung, FEWEST_KEPT, steps)
+        if found.cost <= (budget or 0):
+            return found
+    return _recipe(1, rung, FEWEST_KEPT, steps)
 
 
-def neighbours(
-    point: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]
-) -> Iterator[dict[str, Any]]:
-    """The points that differ in one setting by one place; words have no order, so all of them."""
-    for key, values in axes.items():
-        place = values.index(point[key])
-        ordered = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-        near = (place - 1, place + 1) if ordered else range(len(values))
-        for other in near:
-            if 0 <= other < len(values) and other != place:
-                yield {**point, key: values[other]}
+def _recipe(trials: int, rung: int, keep: int, steps: int) -> Recipe:
+    stops = trials >= FEWEST and keep < trials and rung < steps
+    return Recipe(trials, rung if stops else None, keep, steps)
 
 
-def worth_it(loss: float, leader: float) -> bool:
-    """Whether a neighbour goes on at a rung, given what the leader had there."""
-    return math.isfinite(loss) and loss <= leader * (1 + MARGIN)
+# --- where ----------------------------------------------------------------------------------------
 
 
-def by_likelihood(
-    points: Sequence[Mapping[str, Any]], expected: Callable[[Mapping[str, Any]], float]
-) -> list[int]:
-    """Places of the points, the likeliest (the smallest expected loss) first; ties in order."""
-    return sorted(range(len(points)), key=lambda i: expected(points[i]))
+@dataclass(frozen=True)
+class Look:
+    """One configuration that was tried. Losses are None until they are measured, and infinite for
+    one that failed or diverged."""
+
+    places: Places
+    early: float | None = None
+    """At the rung."""
+    final: float | None = None
+    """At the trial's end."""
+    open: bool = False
+    """Whether it may still be trained."""
 
 
-def best(losses: Mapping[int, float], count: int) -> Iterable[int]:
-    """The `count` with the smallest loss, the best first."""
-    return sorted(losses, key=lambda i: (losses[i], i))[:count]
+@dataclass(frozen=True)
+class Next:
+    """`places`: where to look next, and the `reason`. `waits`: that depends on what is being
+    trained up to the rung, so nobody is judged there before."""
+
+    places: tuple[Places, ...] = ()
+    waits: bool = False
+    reason: str = ""
+
+
+def next_places(looks: Sequence[Look], around: Neighbourhood, *, keep: int = KEEP) -> Next:
+    """Where to look, given all that was tried."""
+    if any(look.open and look.early is None for look in looks):
+        return Next(waits=True)
+    early = {look.places: look.early for look in looks if look.early is not None}
+    losses = {_rounded(places): loss for places, loss in early.items()}
+    finite = [places for places, loss in early.items() if math.isfinite(loss)]
+    leaders = sorted(finite, key=lambda places: early[places])[:keep]
+    for place, leader in enumerate(leaders, start=1):
+        steps = (s for s in around.steps(leader) if not _lost(s, losses))
+        if found := _unknown(leader, steps, looks, around):
+            return Next(found, reason=f"a neighbour of the one in place {place} at the first rung")
+    if any(look.open for look in looks):
+        return Next()
+    return _around_the_best(looks, around)
+
+
+def _around_the_best(looks: Sequence[Look], around: Neighbourhood) -> Next:
+    ended = {k.places: k.final for k in looks if k.final is not None and math.isfinite(k.final)}
+    if not ended:
+        return Next()
+    best = min(ended, key=lambda places: ended[places])
+    for share in (1.0, FINER):
+        steps = around.steps(best, share=share)
+        if found := _unknown(best, steps, looks, around, share):
+            return Next(found, reason="a neighbour of the best that was trained to its end")
+    return Next()
+
+
+def _unknown(
+    leader: Places,
+    steps: Iterator[Step],
+    looks: Sequence[Look],
+    around: Neighbourhood,
+    share: float = 1.0,
+) -> tuple[Places, ...]:
+    """Where the steps lead, without what was tried already."""
+    ends = (step.of(leader) for step in steps)
+    return tuple(
+        end for end in ends if not any(around.same(end, k.places, share=share) for k in looks)
+    )
+
+
+def _lost(step: Step, losses: Mapping[Places, float]) -> bool:
+    """Whether this step was taken elsewhere, and made it worse by more than a margin each time."""
+    pairs = [
+        (losses[end], loss)
+        for start, loss in losses.items()
+        if abs(start[step.dimension] - step.start) < SAME
+        and (end := _rounded(step.of(start))) in losses
+    ]
+    return bool(pairs) and all(new > old + MARGIN * abs(old) for new, old in pairs)
+
+
+def _rounded(places: Places) -> Places:
+    return tuple(round(place, DIGITS) for place in places)

@@ -1,5 +1,5 @@
 """Strategy `auto` as settings of what there is: guesses of the prior (`enqueue`), a space around
-them, rungs at which few go on (`topk`), the learner of `tpe`, confirmed leaders.
+them, a rung at which few go on (`topk`, `behind`), the search of `search.auto`, confirmed leaders.
 
 A pure function of the experiment and of records, asked once, when a sweep begins; its answer is
 stored with the sweep, so that sweeps which finish later do not change it. What the experiment gives
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from crucible_tinkex.config import Axis, AxisRange, Experiment, SearchSection, StoppingSection
-from crucible_tinkex.search.auto import recipe
-from crucible_tinkex.search.priors import RANK, RATE, Prior, Question, Record, suggest
-from crucible_tinkex.search.space import Space
+from crucible_tinkex.search.auto import Recipe, recipe
+from crucible_tinkex.search.learned.priors import RANK, RATE, Prior, Question, Record, suggest
+from crucible_tinkex.search.points.space import Space
 
 OPEN = ("space", "trials", "enqueue", "stopping", "confirm", "confirm_top")
 """Of `search`: what is chosen where it is not given."""
@@ -25,8 +25,10 @@ RATES = (1e-5, 1e-2)
 """The learning rates that are tried at all."""
 AROUND = 10.0
 """The space reaches so many times below and above what the prior suggests."""
-GUESSES = 3
-TRIALS = 16
+GUESSES = 2
+TRIALS = 36
+MARGIN = 0.15
+"""Of rule `behind`."""
 CONFIRM, CONFIRM_TOP = 2, 2
 FEWEST_TRIALS = 2
 
@@ -137,24 +139,30 @@ def _middle(axis: Axis) -> Any:
 def _spending(search: SearchSection, steps: int, budget: float | None) -> dict[str, Any]:
     """Half of the budget for the search, the other for the confirmation."""
     seeds = len(search.seeds)
-    each = None if budget is None else budget / seeds
+    each = None if budget is None else budget / 2 / seeds
     if "trials" in search.model_fields_set and search.trials:
         plan = recipe(search.trials, steps)
     else:
         plan = recipe(TRIALS, steps, each)
-    first = plan.first
-    stopping: dict[str, Any] = {}
-    # Of short trials both may be at one step, where fewer pass; one that all pass is none.
-    if rungs := {step: keep for step, keep in plan.rungs if keep < first}:
-        keeps = tuple(keep * seeds for keep in rungs.values())
-        stopping = {"rule": "topk", "rungs": tuple(rungs), "keep": keeps}
     confirm = CONFIRM if budget is None else min(CONFIRM, int(budget / 2 / CONFIRM_TOP))
     return {
-        "trials": first,
-        "stopping": StoppingSection(**stopping),
-        "confirm": confirm if first >= FEWEST_TRIALS else 0,
+        "trials": plan.trials,
+        "stopping": _stopping(plan, seeds),
+        "confirm": confirm if plan.trials >= FEWEST_TRIALS else 0,
         "confirm_top": CONFIRM_TOP,
     }
+
+
+def _stopping(plan: Recipe, seeds: int) -> StoppingSection:
+    if plan.rung is None:
+        return StoppingSection()
+    return StoppingSection(
+        rule=("topk", "behind"),
+        first_rung=plan.rung,
+        keep=plan.keep * seeds,
+        every=math.ceil(plan.total_steps / 3),
+        margin=MARGIN,
+    )
 
 
 # --- words ----------------------------------------------------------------------------------------
@@ -171,11 +179,16 @@ def _notes(settings: Mapping[str, Any], prior: Prior, steps: int) -> Iterable[st
     if "enqueue" in settings and prior.doubts:
         yield f"the prior may be wrong: {'; '.join(prior.doubts)}"
     if "trials" in settings:
-        yield f"{settings['trials']} configurations of up to {steps} steps"
+        yield (
+            f"at most {settings['trials']} configurations of up to {steps} steps: after the first "
+            "ones the neighbours of the best, until it has none left"
+        )
     stopping = settings.get("stopping")
     if stopping and stopping.rules:
-        pairs = zip(stopping.keep, stopping.rungs, strict=True)
-        yield ", ".join(f"the best {keep} go on at step {step}" for keep, step in pairs)
+        yield (
+            f"the best {stopping.keep} go on at step {stopping.first_rung}, until one is "
+            f"{stopping.margin:.0%} worse than another was at step {stopping.every} or its double"
+        )
     if settings.get("confirm"):
         top, seeds = settings.get("confirm_top", CONFIRM_TOP), settings["confirm"]
         fresh = "1 fresh seed" if seeds == 1 else f"{seeds} fresh seeds"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from crucible_tinkex.config import SearchSection
 from crucible_tinkex.search.stopping import (
     AllOf,
+    Behind,
     Divergence,
     Halving,
     Hyperband,
@@ -35,6 +36,7 @@ def _rule(name: str, search: SearchSection) -> StoppingRule:
         "hyperband": Hyperband(eta=asked.eta, first_rung=first, brackets=asked.brackets),
         "topk": TopK(asked.keep, first, asked.rungs),
         "median": Median(every, first, asked.startup),
+        "behind": Behind(every, first, asked.margin),
         "population": Population(every, first),
         "plateau": Plateau(every, first, asked.patience, asked.min_delta),
         "threshold": Threshold(every, first, sign * (asked.threshold or 0.0)),

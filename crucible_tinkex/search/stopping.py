@@ -4,7 +4,8 @@ Rules that compare trials: `Halving` is asynchronous successive halving (ASHA, L
 1810.05934): a trial goes on as soon as it is among the best 1/eta of those that reached its rung.
 `TopK` has one rung (or a few), where all wait and the best k go on. `Hyperband` (Li et al. 2018,
 JMLR 18/185) runs halving in brackets whose first rungs differ, so that slow starters have a chance.
-`Median` (Golovin et al. 2017) stops what is worse than the median of its rivals at the same step.
+`Median` (Golovin et al. 2017) stops what is worse than the median of its rivals at the same step,
+`Behind` what is far worse than the best of them.
 
 Rules that look at one trial alone: `Plateau`, `Threshold`, `Divergence`. Several rules may hold at
 once (`AllOf`). Losses are to minimise; what is not a number is infinity.
@@ -191,7 +192,7 @@ class Median(_Regular):
 @dataclass(frozen=True)
 class Population(_Regular):
     """At each rung all wait for each other, then the worst quarter ends and is replaced
-    (`sweep.deciding.population`). Among equals nobody is the worst."""
+    (`sweep.deciding.proposing.population`). Among equals nobody is the worst."""
 
     replaces: bool = field(default=True, init=False)
 
@@ -232,6 +233,19 @@ class Threshold(_Regular):
     def judge(self, standing: Standing) -> Verdict:
         loss = standing.losses[standing.place]
         return "stop" if loss > self.bound or math.isinf(loss) else "go"
+
+
+@dataclass(frozen=True)
+class Behind(_Regular):
+    """Stops a trial whose loss is worse than the best at this step by more than a share of it, or
+    no number."""
+
+    margin: float = 0.15
+
+    def judge(self, standing: Standing) -> Verdict:
+        loss, best = standing.losses[standing.place], standing.losses[0]
+        is_behind = math.isinf(loss) or loss > best + self.margin * abs(best)
+        return "stop" if is_behind else "go"
 
 
 @dataclass(frozen=True)

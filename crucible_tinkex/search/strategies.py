@@ -12,11 +12,11 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from crucible_tinkex.config import Experiment, check_axes
-from crucible_tinkex.config.search import LEARNING, SAMPLED
+from crucible_tinkex.config.sweep.search import LEARNING, SAMPLED
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.search.drawing import draws
-from crucible_tinkex.search.learning import LearningSearch
-from crucible_tinkex.search.space import Space, Values, distinct
+from crucible_tinkex.search.learned.learning import LearningSearch
+from crucible_tinkex.search.points.drawing import draws
+from crucible_tinkex.search.points.space import Space, Values, distinct
 
 
 def configurations(experiment: Experiment) -> list[Values]:
@@ -78,7 +78,7 @@ def warnings(experiment: Experiment, found: Sequence[Values]) -> Iterator[str]:
         return
     learning = LearningSearch(experiment) if learns(experiment) else None
     count = learning.total if learning else len(found)
-    if count < search.trials:
+    if count < search.trials and search.strategy != "auto":  # whose trials are at most so many
         yield (
             f"search.trials = {search.trials}, but the space has only {count} configurations: "
             "all run"

@@ -13,7 +13,7 @@ import os
 import resource
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -97,13 +97,16 @@ def write_all(files: Files, fd: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, files: Files = SYSTEM) -> None:
-    """Replace `path` by `data`: readers see the old or the new file, also after a power cut."""
+def write_atomic(
+    path: Path, data: bytes | Iterable[bytes], *, mode: int = 0o644, files: Files = SYSTEM
+) -> None:
+    """Replace `path` by `data`, or its pieces: readers see the old or the new file, also after a
+    power cut."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with storage_errors(path):
         try:
-            _write_new(temporary, data, mode, files)
+            _write_new(temporary, [data] if isinstance(data, bytes) else data, mode, files)
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):
@@ -112,10 +115,13 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, files: Files = S
         fsync_folder(path.parent)
 
 
-def _write_new(path: Path, data: bytes, mode: int, files: Files) -> None:
+def _write_new(path: Path, pieces: Iterable[bytes], mode: int, files: Files) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
-        write_all(files, fd, data, 0)
+        offset = 0
+        for piece in pieces:
+            write_all(files, fd, piece, offset)
+            offset += len(piece)
         files.fsync(fd)
     finally:
         os.close(fd)
@@ -131,7 +137,7 @@ def check_writable(folder: Path, *, need_bytes: int = 0) -> None:
     probe = folder / f".check.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     with storage_errors(folder):
         try:
-            _write_new(probe, bytes(4096), 0o600, SYSTEM)
+            _write_new(probe, [bytes(4096)], 0o600, SYSTEM)
         finally:
             probe.unlink(missing_ok=True)
         free = shutil.disk_usage(folder).free

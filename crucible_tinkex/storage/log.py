@@ -233,31 +233,39 @@ def read_log(folder: Path) -> Iterator[bytes]:
         yield from read_segment(path)
 
 
-def read_segment(path: Path, limit: int | None = None) -> Iterator[bytes]:
-    """The records of one segment, or those in its first `limit` bytes.
+def read_segment(
+    path: Path, limit: int | None = None, begin: int = 0
+) -> Generator[bytes, None, int]:
+    """The records of one segment from byte `begin` on, or those of them in its first `limit` bytes;
+    returns where a later reading may begin.
 
     Raises `CorruptLogError` if it is shorter than `limit` or than its mark, or damaged; a torn tail
     beyond the mark is no damage.
     """
     marked = marked_length(path.parent, segment_number(path))  # first: the file only grows
-    with storage_errors(path):
-        data = path.read_bytes()
-    for needed, advice in ((marked, _restore(path.parent)), (limit or 0, "restore it from a copy")):
-        if len(data) < needed:
+    with storage_errors(path), path.open("rb") as file:
+        file.seek(begin)
+        data = file.read()
+        size = os.fstat(file.fileno()).st_size if begin else len(data)
+    copy = "restore it from a copy"
+    for needed, advice in ((marked, _restore(path.parent)), (limit or 0, copy), (begin, copy)):
+        if size < needed:
             raise CorruptLogError(
-                f"{path} has lost its end: it has {len(data)} bytes of {needed}; {advice}"
+                f"{path} has lost its end: it has {size} bytes of {needed}; {advice}"
             )
-    stop = len(data) if limit is None else limit
-    end = yield from _records(path, data[: max(stop, marked)], stop)
+    stop = begin + len(data) if limit is None else limit
+    end = yield from _records(path, data[: max(stop, marked) - begin], begin, stop)
     if end < min(stop, marked):
         raise CorruptLogError(
             f"{path} is damaged at byte {end}: no whole record begins there, although {marked} "
             f"bytes were written; {_restore(path.parent)}"
         )
+    return end
 
 
-def _records(path: Path, data: bytes, stop: int) -> Generator[bytes, None, int]:
-    """The payloads that end before `stop` or a torn tail, of which it returns the first byte."""
+def _records(path: Path, data: bytes, begin: int, stop: int) -> Generator[bytes, None, int]:
+    """The payloads that end before `stop` or a torn tail, of which it returns the first byte.
+    `begin`: where `data` begins in the file."""
     offset = 0
     while offset + _FRAME.size <= len(data):
         length, crc = _FRAME.unpack_from(data, offset)
@@ -268,14 +276,16 @@ def _records(path: Path, data: bytes, stop: int) -> Generator[bytes, None, int]:
         if not 0 < length <= MAX_RECORD_BYTES or (
             len(payload) == length and zlib.crc32(payload) != crc
         ):
-            raise CorruptLogError(f"{path} is damaged at byte {offset}; restore it from a copy")
+            raise CorruptLogError(
+                f"{path} is damaged at byte {begin + offset}; restore it from a copy"
+            )
         if len(payload) < length:
             break
         offset = start + length
-        if offset > stop:
+        if begin + offset > stop:
             return stop
         yield payload
-    return offset
+    return begin + offset
 
 
 def _restore(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Objects below one place: a local folder, `s3://`, `gs://` or memory, behind the same few calls.
+"""Objects below one place: a folder, `s3://`, `gs://`, `az://` or memory, behind the same calls.
 
 Guarantees: a key is a relative path that stays below its place; readers see a whole object or none;
 `put` returns when the object is durable; files of any size are streamed with bounded memory;
@@ -24,7 +24,7 @@ from crucible_tinkex.storage.files import fsync_folder, make_folder, storage_err
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-SCHEMES = ("file", "gs", "memory", "s3")
+SCHEMES = ("az", "file", "gs", "memory", "s3")
 PIECE_BYTES = 1 << 20
 _RETRY: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
 
@@ -36,6 +36,8 @@ class ObjectInfo:
     key: str
     size_bytes: int
     modified: datetime
+    etag: str | None
+    """Another one where the content is another; None where the place gives none."""
 
 
 class Objects:
@@ -178,4 +180,4 @@ def _checked(key: str) -> str:
 
 
 def _info(found: Mapping[str, Any]) -> ObjectInfo:
-    return ObjectInfo(found["path"], found["size"], found["last_modified"])
+    return ObjectInfo(found["path"], found["size"], found["last_modified"], found.get("e_tag"))

@@ -1,6 +1,7 @@
 """Proof, before the first spend, that the service applies what a sweep varies.
 
 What was proved once is in the journal's metadata, so that a resumed sweep proves only what is new.
+What a proof took is in the journal also where it ends in a refusal.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import Spent
-from crucible_tinkex.registry.records import read_spent
 from crucible_tinkex.sweep.connection import Connection
 from crucible_tinkex.sweep.deciding.prices import checked_price
 from crucible_tinkex.training.attest.contrasts import LOSS, Contrast, contrasts_of
@@ -24,17 +24,25 @@ from crucible_tinkex.training.attest.probing import Attestation, attest, cost
 log = logging.getLogger(__name__)
 
 
+class NotAppliedError(ConfigError):
+    """The service does not apply what the search varies."""
+
+    spent = Spent()
+    """What this proof and those before it took."""
+
+
 async def attested(
     experiment: Experiment,
     connection: Connection,
     known: Mapping[str, Any],
     spent: Spent | None = None,
+    proofs: Spent | None = None,
 ) -> dict[str, Any]:
     """`known` and what is found now, for the metadata; equal to `known` where nothing is new.
-    `spent`: what the sweep has used already.
+    `spent`: what the sweep has used already, of which `proofs` did.
 
-    Raises `ConfigError` where the service does not apply what varies, or where the budget does not
-    pay for the proof, `ServiceError` where it fails.
+    Raises `NotAppliedError` where the service does not apply what varies, `ConfigError` where the
+    budget does not pay for the proof, `ServiceError` where it fails.
     """
     coming = proof_of(experiment, connection.data.train, known.get("findings", {}))
     check_affordable(experiment, coming.spent, spent or Spent())
@@ -44,12 +52,16 @@ async def attested(
     for finding in found.findings:
         if finding.verdict == NOT_APPLIED and not finding.varies:
             log.warning("%s is not applied by the service: %s", finding.key, finding.why)
-    refuse(found)
+    total = found.spent + (proofs or Spent())
+    try:
+        refuse(found)
+    except NotAppliedError as error:
+        error.spent = total
+        raise
     if not found.findings:
         return dict(known)
     record = found.record
     findings = {**known.get("findings", {}), **record["findings"]}
-    total = found.spent + read_spent(known)
     return {**record, "findings": findings, "spent": asdict(total)}
 
 
@@ -96,10 +108,10 @@ async def proved(
 
 
 def refuse(found: Attestation) -> None:
-    """Raise `ConfigError` that names every axis that the service does not apply."""
+    """Raise `NotAppliedError` that names every axis that the service does not apply."""
     refused = [f for f in found.findings if f.refused]
     if refused:
-        raise ConfigError(
+        raise NotAppliedError(
             f"the service does not apply what the search varies: {'; '.join(map(_said, refused))}. "
             "Trials would differ in name only. Take it out of search.space, or set "
             "service.attest = false to run all the same"

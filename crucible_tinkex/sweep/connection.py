@@ -17,7 +17,7 @@ from crucible_tinkex.datasets import load_tokenizer
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.protocol.capabilities import SupportedModel
 from crucible_tinkex.runtime.embedded import EmbeddedServer
-from crucible_tinkex.sweep.preparation import PreparedSweep
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
 from crucible_tinkex.training.data import SweepData
 
 

@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -42,7 +43,7 @@ from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.orders.control import LASTING, REFUSED, Command, Inbox
 from crucible_tinkex.sweep.orders.obeying import obey
 from crucible_tinkex.sweep.ports import Amend, TelemetryPort
-from crucible_tinkex.sweep.results.view import Observer, SweepView, TrialView, ignore
+from crucible_tinkex.sweep.results.views.view import Observer, SweepView, TrialView, ignore
 from crucible_tinkex.training.outcome import Outcome, Verdict
 
 INTERRUPTED = "interrupted"
@@ -166,7 +167,7 @@ class Controller:
     async def _loop(self) -> None:
         while not self._draining.is_set():
             await self._obey()
-            while decisions := self._decisions():
+            while decisions := await self._decisions():
                 await self._decide(decisions)
             if self._keeper:
                 await self._keeper.look(self._state)
@@ -176,14 +177,16 @@ class Controller:
             await self._next()
         await self._drain()
 
-    def _decisions(self) -> list[Decision]:
-        slots = self._pool.capacity
-        return self._policy.decide(
+    async def _decisions(self) -> list[Decision]:
+        """A slow choice is made in a thread; what it reads only this task writes, and it waits."""
+        decide = partial(
+            self._policy.decide,
             self._state,
-            slots=slots,
+            slots=self._pool.capacity,
             answering=self._answering,
             wall_s=self._clock() - self._started,
         )
+        return await asyncio.to_thread(decide) if self._policy.is_slow else decide()
 
     @property
     def _answering(self) -> set[str]:

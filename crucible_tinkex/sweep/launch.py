@@ -17,32 +17,34 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
 from crucible_tinkex.errors import ConfigError, CrucibleError, InterruptedSweepError, ServiceError
 from crucible_tinkex.events import EventWriter
-from crucible_tinkex.registry import ATTESTED, LOST, Registry, SweepState
+from crucible_tinkex.registry import ATTESTED, LOST, ControlPort, Registry, SweepState
+from crucible_tinkex.registry.records import read_spent
+from crucible_tinkex.registry.upkeep import Upkeep
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.executor import RayExecutor
 from crucible_tinkex.runtime.pool import SessionPool
 from crucible_tinkex.storage import Lock, check_writable
-from crucible_tinkex.sweep.attesting import attested
+from crucible_tinkex.sweep.attesting import NotAppliedError, attested
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
 from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.keeping.store import ServiceCheckpoints, registered
 from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
-from crucible_tinkex.sweep.manifest import write_manifest
 from crucible_tinkex.sweep.notifying import ended, notify, trouble
 from crucible_tinkex.sweep.orders.control import LASTING, Inbox
 from crucible_tinkex.sweep.ports import Amendment, Executor
-from crucible_tinkex.sweep.preparation import PreparedSweep, extended, prepare
+from crucible_tinkex.sweep.preparing.manifest import write_manifest
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, extended, prepare
 from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.sweep.results.quality import misses_required
 from crucible_tinkex.sweep.results.registering import register_best
-from crucible_tinkex.sweep.results.view import Observer, SweepView, harmless, ignore
+from crucible_tinkex.sweep.results.views.view import Observer, SweepView, harmless, ignore
 from crucible_tinkex.telemetry.recorder import Recorder
 from crucible_tinkex.telemetry.sender import BufferedSink
 from crucible_tinkex.training.host import SessionHost
@@ -78,6 +80,7 @@ class Launch:
         self._retry = retry
         self._prepared = prepared
         self._attested = dict(prepared.existing.attested) if prepared.existing else {}
+        self._proofs = prepared.proofs
         self._kind = executor or prepared.experiment.run.executor
         self._address = address
         self._runtime = runtime
@@ -154,8 +157,7 @@ class Launch:
     async def _run(
         self, meta: dict[str, Any], stack: AsyncExitStack, signals: _Signals
     ) -> SweepState:
-        prepared, run = self._prepared, self._prepared.experiment.run
-        changed = prepared.amendments
+        changed = self._prepared.amendments
         try:
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(self._served(meta, stack))
@@ -163,6 +165,8 @@ class Launch:
         except BaseExceptionGroup as failed:  # what fails first ends the other
             raise failed.exceptions[0] from None
         connection, runtime = serving.result(), starting.result()
+        prepared = self._prepared = self._prepared.measured(connection.data)
+        run = prepared.experiment.run
         if self._proved and prepared.existing:
             changed = [*changed, ATTESTED]
         executor = await stack.enter_async_context(self._executor(meta, connection, runtime))
@@ -190,7 +194,7 @@ class Launch:
             observer=self._observer,
             retry=self._retry,
             inbox=Inbox(prepared.paths),
-            amend=partial(self._amended, connection),
+            amend=partial(self._amended, connection, executor.registry),
             keeper=self._keeper(executor, connection),
         )
         self._stop = controller.request_drain
@@ -209,17 +213,37 @@ class Launch:
         )
 
     async def _attest(
-        self, meta: dict[str, Any], prepared: PreparedSweep, connection: Connection
+        self,
+        meta: dict[str, Any],
+        prepared: PreparedSweep,
+        connection: Connection,
+        registry: ControlPort | None = None,
     ) -> bool:
-        """Have the service prove what it applies; whether `meta` has got something new."""
-        spent = prepared.existing.spent if prepared.existing else None
-        found = await attested(prepared.experiment, connection, self._attested, spent)
-        if found == self._attested:
+        """Have the service prove what it applies; whether `meta` has got something new. `registry`:
+        of a sweep that runs; else the journal is written to here."""
+        known = self._attested
+        try:
+            found = await attested(
+                prepared.experiment, connection, known, prepared.spent, self._proofs
+            )
+        except NotAppliedError as refused:
+            self._proofs = refused.spent
+            record = {"type": "proof", "spent": asdict(refused.spent)}
+            if registry is not None:
+                await registry.upkeep([record], f"{self._run_id}:proof:{refused.spent.tokens}")
+            else:
+                with Upkeep(prepared.paths, owned=True) as journal:
+                    journal.write(record)
+            raise
+        if found == known:
             return False
         self._attested = meta[ATTESTED] = found
+        self._proofs = read_spent(found)
         return True
 
-    async def _amended(self, connection: Connection, settings: Mapping[str, Any]) -> Amendment:
+    async def _amended(
+        self, connection: Connection, registry: ControlPort, settings: Mapping[str, Any]
+    ) -> Amendment:
         """What the running sweep is with other settings. Reads its data again, in a thread. Raises
         `ConfigError`."""
         paths = self._prepared.paths
@@ -233,12 +257,12 @@ class Launch:
             )
         proof: dict[str, Any] = {}
         try:
-            await self._attest(proof, prepared, connection)
+            await self._attest(proof, prepared, connection, registry)
         except ServiceError as error:
             raise ConfigError(f"it could not be proved what the service applies: {error}") from None
         meta = await asyncio.to_thread(write_manifest, prepared)
         changed = prepared.amendments
-        self._prepared = prepared
+        prepared = self._prepared = prepared.measured(connection.data)
         return Amendment(prepared.policy(), prepared.planner, {**meta, **proof}, changed)
 
     async def _served(self, meta: dict[str, Any], stack: AsyncExitStack) -> Connection:
@@ -318,8 +342,10 @@ async def local_executor(
         try:
             yield LocalExecutor(registry, telemetry, sessions)
         finally:
-            await sink.aclose()
-            await telemetry.close()
+            try:
+                await sink.aclose()
+            finally:  # also of a log that takes nothing more: its lock must not stay with us
+                await telemetry.close()
     finally:
         registry.shut()
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from crucible_tinkex.config import RunSection
 from crucible_tinkex.events import Event
 from crucible_tinkex.registry import Registry
-from crucible_tinkex.runtime.pool import Packing
+from crucible_tinkex.runtime.ports import Packing
 from crucible_tinkex.telemetry.recorder import Changes, Recorder
 from crucible_tinkex.training.host import SessionHost
 from crucible_tinkex.training.outcome import Outcome

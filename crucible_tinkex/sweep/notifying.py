@@ -20,11 +20,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from crucible_tinkex.client.http.key import KEY_FILE_VARIABLE, KEY_VARIABLE, scrub
-from crucible_tinkex.config.notify import NotifySection
+from crucible_tinkex.config.sweep.notify import NotifySection
 from crucible_tinkex.errors import CrucibleError
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.sweep.results.leaderboard import Objective, best
-from crucible_tinkex.sweep.results.summary import finite
+from crucible_tinkex.sweep.results.views.summary import finite
 
 TIMEOUT_S = 15.0
 EVENTS = {0: "done", 1: "trials failed", 3: "budget reached", 130: "interrupted"}

@@ -1,7 +1,7 @@
 """What the controller needs of the world, and nothing of how it gets it.
 
-The registry's port is `registry.ControlPort`, the pool's hosts are `runtime.pool.Host`. An executor
-brings them together: Ray actors (`runtime.executor`) or this process (`sweep.local`).
+The registry's port is `registry.ControlPort`, the pool's hosts are `runtime.ports.Host`. An
+executor brings them together: Ray actors (`runtime.executor`) or this process (`sweep.local`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 
 from crucible_tinkex.config import RunSection
 from crucible_tinkex.registry import ControlPort
-from crucible_tinkex.runtime.pool import HostLauncher, Packing
+from crucible_tinkex.runtime.ports import HostLauncher, Packing
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy
 

@@ -24,6 +24,9 @@ from crucible_tinkex.errors import CrucibleError, StorageError
 from crucible_tinkex.events import Event, EventWriter
 
 DROPPED = "sys/telemetry_dropped"
+MOST_REFUSALS = 8
+"""By the receiver's own storage, one after another: 5 seconds. A process that is away comes back;
+a disk that is full for longer waits for a person."""
 
 
 class EventDeliveryError(StorageError):
@@ -35,7 +38,7 @@ class BufferedSink:
 
     `deliver` takes a batch and returns when it is durable. `ConnectionError`, `TimeoutError` and
     this package's own errors mean "again later"; any other exception ends delivery and is raised,
-    as `EventDeliveryError`, by every `flush`.
+    as `EventDeliveryError`, by every `flush`. So is a `StorageError`, as long as it stays.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class BufferedSink:
         self._hurry = asyncio.Event()  # a full batch, or somebody waits for it
         self._task: asyncio.Task[None] | None = None
         self._last_error: BaseException | None = None
+        self._refusals = 0
         self._unreported: list[Event] = []  # the first and last event lost since the last report
         self._unreported_count = 0
         self._closed = False
@@ -88,8 +92,9 @@ class BufferedSink:
     async def flush(self) -> None:
         """Return when every event emitted so far was acknowledged.
 
-        Raises `EventDeliveryError` if some are not after `flush_timeout_s` (they stay and are still
-        tried), if delivery ended, or if this sink ever dropped an event.
+        Raises `EventDeliveryError` if some are not after `flush_timeout_s`, or the receiver's
+        storage refuses them (they stay and are still tried), if delivery ended, or if this sink
+        ever dropped an event.
         """
         if self._pending or self._in_flight:
             await self._settle()
@@ -206,7 +211,10 @@ class BufferedSink:
                 await self._deliver(list(self._in_flight))
             except (ConnectionError, TimeoutError, CrucibleError) as e:
                 self._last_error = e
+                self._refusals = self._refusals + 1 if isinstance(e, StorageError) else 0
+                self._wake()
             else:
+                self._refusals = 0
                 return
             await self._sleep(delay_s * (0.5 + 0.5 * self._jitter()))
             delay_s = min(2 * delay_s, self._max_retry_delay_s)
@@ -221,6 +229,16 @@ class BufferedSink:
                 waiter.set_result(None)
             elif ended:
                 waiter.set_exception(self._end_error())
+            elif self._refusals >= MOST_REFUSALS:
+                waiter.set_exception(self._refused())
+
+    def _refused(self) -> EventDeliveryError:
+        count = len(self._pending) + len(self._in_flight)
+        error = EventDeliveryError(
+            f"{count} telemetry events could not be stored: {self._last_error}"
+        )
+        error.__cause__ = self._last_error
+        return error
 
     def _end_error(self) -> EventDeliveryError:
         cause = None

@@ -13,24 +13,23 @@ import contextlib
 import logging
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 
 from crucible_tinkex.client.http.watch import Observer
-from crucible_tinkex.client.interface import TrainingClient, TrainingService
+from crucible_tinkex.client.interface import TrainingService
 from crucible_tinkex.errors import CrucibleError, TrialFailedError
 from crucible_tinkex.events import EventSink
 from crucible_tinkex.registry import DONE, FAILED, PENDING, RegistryPort, Spent
+from crucible_tinkex.training.attempt.drain import DrainedError, contained, unless_drained
+from crucible_tinkex.training.attempt.reporter import Reporter
+from crucible_tinkex.training.attempt.session import Session
 from crucible_tinkex.training.data import SweepData
-from crucible_tinkex.training.drain import DrainedError, contained, unless_drained
-from crucible_tinkex.training.outcome import Outcome, Verdict, judge
+from crucible_tinkex.training.outcome import After, Outcome, Verdict, judge
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.recipe import Recipe, RecipeMaker
 from crucible_tinkex.training.recipes.sft import SupervisedRecipe
-from crucible_tinkex.training.reporter import Reporter
-from crucible_tinkex.training.session import Session
 
-After = Callable[[TrainingClient, Reporter], Awaitable[None]]
 HELD_S = 2.0
 """How long a draining session waits for a service that just now lets nothing through."""
 

@@ -12,10 +12,11 @@ either: the session falls back (`session`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from crucible_tinkex.client.interface import TrainingClient
 from crucible_tinkex.errors import (
     AuthenticationError,
     BillingError,
@@ -28,6 +29,10 @@ from crucible_tinkex.errors import (
     StorageError,
     TrialFailedError,
 )
+from crucible_tinkex.training.attempt.reporter import Reporter
+
+After = Callable[[TrainingClient, Reporter, Mapping[str, float]], Awaitable[None]]
+"""What is done with the weights and the result of a trial that was trained to its last step."""
 
 
 @dataclass(frozen=True)

@@ -23,22 +23,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from crucible_tinkex.client.interface import SamplingClient, TrainingClient
-from crucible_tinkex.config.steps import StepsSection, step_name
+from crucible_tinkex.config.sweep.steps import TRAINING, StepsSection, step_name
 from crucible_tinkex.datasets import Tokenizer, load_tokenizer
 from crucible_tinkex.errors import ConfigError, CrucibleError, TrialFailedError
 from crucible_tinkex.scoring.scorers import load_function
 from crucible_tinkex.training.adapter import AsyncTinkexAdapter
 from crucible_tinkex.training.adapter.rows import load
+from crucible_tinkex.training.attempt.reporter import Reporter
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.harness.context import StepContext
 from crucible_tinkex.training.harness.plan import DEFAULT_CONDITION, Hooks, OnError, Plan
 from crucible_tinkex.training.harness.running import arun
 from crucible_tinkex.training.outcome import Verdict, judge
 from crucible_tinkex.training.plan import TrialPlan
-from crucible_tinkex.training.reporter import Reporter
-from crucible_tinkex.training.tinkex.evaluating import Scorer, measured
+from crucible_tinkex.training.tinkex.evaluating import Scorer, asked, measured
 from crucible_tinkex.training.tinkex.results import Checkpoint, Completion, EvaluationResult
-from crucible_tinkex.training.tinkex.samplers import Prompt, as_prompts, complete
+from crucible_tinkex.training.tinkex.service.samplers import Prompt, as_prompts, complete
 
 T = TypeVar("T")
 
@@ -50,11 +50,18 @@ def check_steps(section: StepsSection) -> None:
 
 
 async def run_steps(
-    plan: TrialPlan, data: SweepData, client: TrainingClient, report: Reporter
+    plan: TrialPlan,
+    data: SweepData,
+    client: TrainingClient,
+    report: Reporter,
+    result: Mapping[str, float],
 ) -> None:
-    """Raises `TrialFailedError` where a step ends the trial, and what the infrastructure raised."""
+    """After a training with this `result`. Raises `TrialFailedError` where a step ends the trial,
+    and what the infrastructure raised."""
     section = plan.experiment.steps
-    run = _Steps(section, report)
+    trace_id = f"{plan.trial_id}-{report.attempt}"
+    trained = {"final_metrics": result, "total_steps": plan.total_steps, "trace_id": trace_id}
+    run = _Steps(section, report, trained)
     session = TrialSession(plan, data, client, report)
     results = await arun(
         plan.run_name,
@@ -64,7 +71,7 @@ async def run_steps(
         conditions={DEFAULT_CONDITION: plan.values},
         seed=plan.seed,
         hooks=run.hooks,
-        trace_id=f"{plan.trial_id}-{report.attempt}",
+        trace_id=trace_id,
     )
     if run.fault is not None:
         raise run.fault
@@ -77,8 +84,9 @@ async def run_steps(
 class _Steps:
     """The functions and hooks of a section, telling what they find."""
 
-    def __init__(self, section: StepsSection, report: Reporter) -> None:
+    def __init__(self, section: StepsSection, report: Reporter, trained: Mapping[str, Any]) -> None:
         self._section = section
+        self._trained = trained
         self._report = report
         self._given = _hooks(section)
         self.hooks = replace(self._given, on_error=self._decide)
@@ -93,6 +101,7 @@ class _Steps:
         self, name: str, function: Callable[[StepContext], Any], session: TrialSession
     ) -> Callable[[StepContext], Coroutine[Any, Any, Any]]:
         async def step(ctx: StepContext) -> Any:
+            ctx = replace(ctx, results={TRAINING: self._trained, **ctx.results})
             if inspect.iscoroutinefunction(function):
                 result = await function(ctx)
             else:
@@ -164,17 +173,18 @@ class TrialSession:
         generate: bool = True,
         max_rows: int | None = None,
         scorers: Mapping[str, Scorer] | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> EvaluationResult:
         """As `TinkexSession.evaluate`."""
+        section, sampling = asked(generate, options)
         found = await measured(
             self,
             load(dataset)[:max_rows],
             None,
-            generate=generate,
+            section,
             max_length=self._plan.experiment.train.max_length,
             scorers=scorers or {},
-            params=self.adapter.sampling_params(**{"temperature": 0.0, **sampling}),
+            params=self.adapter.sampling_params(**sampling),
         )
         return EvaluationResult(self.trial_id, "default", found.metrics, found.examples)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from crucible_tinkex.datasets import LengthStatistics
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.sweep.deciding.confirming import FIRST_SEEDS
+from crucible_tinkex.sweep.deciding.proposing.confirming import FIRST_SEEDS
 
 FEWEST_ROWS = 5
 MOST_HELD_OUT = 500

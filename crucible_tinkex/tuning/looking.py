@@ -21,7 +21,7 @@ from crucible_tinkex.datasets import LengthStatistics
 from crucible_tinkex.sweep.connection import connected
 from crucible_tinkex.sweep.deciding.prices import checked_price
 from crucible_tinkex.sweep.launch import Launch
-from crucible_tinkex.sweep.preparation import prepare
+from crucible_tinkex.sweep.preparing.preparation import prepare
 from crucible_tinkex.telemetry.query import read_events
 from crucible_tinkex.tuning.choices import BATCH, LONGEST, Facts
 

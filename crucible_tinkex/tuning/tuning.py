@@ -15,17 +15,17 @@ from typing import Any, Literal
 
 from crucible_tinkex.client.http.key import KEY_FILE_VARIABLE, KEY_VARIABLE
 from crucible_tinkex.config import EMBEDDED, BudgetSection, Experiment, parse_budget
-from crucible_tinkex.config.run import DEFAULT_STORAGE
 from crucible_tinkex.config.section import set_dotted
+from crucible_tinkex.config.sweep.run import DEFAULT_STORAGE
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths, base_name, check_segment
 from crucible_tinkex.search.auto_settings import chosen
-from crucible_tinkex.search.priors import published
+from crucible_tinkex.search.learned.priors import published
 from crucible_tinkex.storage import storage_errors
-from crucible_tinkex.sweep.experience import finished_trials, speed
-from crucible_tinkex.sweep.preparation import PreparedSweep, load_sweep, prepare
+from crucible_tinkex.sweep.preparing.experience import finished_trials, speed
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, load_sweep, prepare
 from crucible_tinkex.sweep.results.leaderboard import Objective, best
-from crucible_tinkex.sweep.results.summary import read_state
+from crucible_tinkex.sweep.results.views.summary import read_state
 from crucible_tinkex.tuning import declaration
 from crucible_tinkex.tuning.choices import choose
 from crucible_tinkex.tuning.looking import look
@@ -179,7 +179,6 @@ def _said(draft: Experiment, key: str) -> str | None:
 def _chosen(wish: Wish, paths: SweepPaths) -> tuple[Experiment, Sequence[str]]:
     raw, drafted = _raw(wish), _draft(wish)
     storage, base = paths.root.parent, drafted.model.base
-    service = drafted.service.base_url or "hosted Tinker"
     known = speed(storage, base)
     in_hours = "budget.hours" in wish.caps
     facts = look(raw, timed=in_hours and known is None, tokens_per_s=known)
@@ -193,9 +192,9 @@ def _chosen(wish: Wish, paths: SweepPaths) -> tuple[Experiment, Sequence[str]]:
         records=[*published(), *records],
         budget=choices.trials,
     )
-    told = f"{base} on {'the embedded server' if service == EMBEDDED else service}"
     rows = f"{facts.lengths.rows} rows of format {facts.format}"
-    return found.experiment, (told, rows, *choices.reasons, *found.notes)
+    on = told(base, drafted.service.base_url)
+    return found.experiment, (on, rows, *choices.reasons, *found.notes)
 
 
 def _draft(wish: Wish) -> Experiment:
@@ -224,6 +223,14 @@ def _raw(wish: Wish) -> dict[str, Any]:
     for key, value in wish.caps.items():
         set_dotted(raw, key, value)
     return raw
+
+
+def told(base: str, service: str | None) -> str:
+    """What is trained where, and how to have it otherwise where that was not said."""
+    if service is None:
+        key = f"{KEY_VARIABLE} or {KEY_FILE_VARIABLE} is set"
+        return f"{base} on hosted Tinker, as {key}; --service embedded trains it on this machine"
+    return f"{base} on {'the embedded server' if service == EMBEDDED else service}"
 
 
 def where(

@@ -37,8 +37,8 @@ from crucible_tinkex.sweep.keeping.retention import (
 )
 from crucible_tinkex.sweep.keeping.store import registered
 from crucible_tinkex.sweep.results.leaderboard import Objective
-from crucible_tinkex.sweep.results.summary import existing_sweep, read_state
 from crucible_tinkex.sweep.results.trained import Trained, chosen_trial
+from crucible_tinkex.sweep.results.views.summary import existing_sweep, read_state
 from crucible_tinkex.weights.copies import Copies, Copy
 from crucible_tinkex.weights.export import fetch_adapter
 from crucible_tinkex.weights.service import blocking, service_of

@@ -29,8 +29,8 @@ from crucible_tinkex.scoring.scorers import FUNCTION
 from crucible_tinkex.storage import make_folder
 from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.sweep.results.measured import measured
-from crucible_tinkex.sweep.results.summary import read_state
 from crucible_tinkex.sweep.results.trained import chosen_trial, counting_checkpoint
+from crucible_tinkex.sweep.results.views.summary import read_state
 from crucible_tinkex.training.recipes.evaluation import bounded, evaluate
 from crucible_tinkex.training.recipes.recipe import Evaluation, Tell
 from crucible_tinkex.user_code import code_hash

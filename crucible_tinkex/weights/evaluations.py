@@ -19,7 +19,9 @@ from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.storage import make_folder, storage_errors
 from crucible_tinkex.storage.files import write_atomic
-from crucible_tinkex.sweep.results.tables import query_tables, rows_table
+from crucible_tinkex.sweep.results.views.summary import read_state
+from crucible_tinkex.sweep.results.views.tables import joined, query_tables, rows_table
+from crucible_tinkex.telemetry.query import query
 from crucible_tinkex.training.recipes.recipe import Example
 
 if TYPE_CHECKING:
@@ -128,3 +130,15 @@ def tables(paths: SweepPaths, state: SweepState, sql: str) -> dict[str, pa.Table
             ]
         )
     return found
+
+
+def query_sweeps(sweeps: Sequence[SweepPaths], sql: str) -> pa.Table:
+    """SQL over a sweep, or over several: then every row has its `sweep_id`. Raises `ConfigError`
+    for bad SQL, and where a column holds values of different kinds."""
+    states = [read_state(paths) for paths in sweeps]
+    found = [tables(paths, state, sql) for paths, state in zip(sweeps, states, strict=True)]
+    folders = [paths.events for paths in sweeps]
+    if len(sweeps) == 1:
+        return query(folders, sql, tables=found[0])
+    ids = [s.meta.get("sweep_id", p.root.name) for p, s in zip(sweeps, states, strict=True)]
+    return query(folders, sql, tables=joined(ids, found))

@@ -375,7 +375,7 @@ async def test_a_service_that_is_no_service_is_refused(tokenizer: Tokenizer) -> 
 def test_the_seeds_variables_are_taken_and_named(
     monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
 ) -> None:
-    from crucible_tinkex.training.tinkex.connecting import connector
+    from crucible_tinkex.training.tinkex.service.connecting import connector
 
     for name in ("TINKER_API_KEY", "TINKER_BASE_URL"):
         monkeypatch.setenv(name, "")

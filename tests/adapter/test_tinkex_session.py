@@ -23,11 +23,12 @@ from crucible_tinkex.errors import (
 )
 from crucible_tinkex.protocol.wire import LoraConfig
 from crucible_tinkex.training.adapter import RecoveryPolicy
+from crucible_tinkex.training.adapter.quality import monitor_callback
 from crucible_tinkex.training.adapter.rows import tokenised
+from crucible_tinkex.training.attempt.stepping import stepped
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.sft import SupervisedRecipe
-from crucible_tinkex.training.stepping import stepped
 
 RECOVERY = RecoveryPolicy(enabled=True, base_s=0)
 
@@ -217,6 +218,77 @@ async def test_evaluate_and_infer(desk: Desk) -> None:
         old = await session.evaluate(ROWS, checkpoint=trained.checkpoints[-1].name)
         assert old.metrics["eval/nll"] == found.metrics["eval/nll"]
         assert old.checkpoint == trained.checkpoints[-1].name
+
+
+async def test_evaluate_measures_what_an_evaluation_of_a_sweep_does(desk: Desk) -> None:
+    asked = ["exact_match", "classification", "pass@k", {"regex": r"^\s*\d", "name": "digit"}]
+    async with desk.session() as session:
+        saved = await session.save_checkpoint()
+        found = await session.evaluate(
+            ROWS,
+            checkpoint=saved,
+            metrics=asked,
+            samples=2,
+            temperature=0.5,
+            max_tokens=3,
+            stop="x",
+        )
+    for name in ("exact_match", "class_accuracy", "f1_macro", "pass@2", "score/digit"):
+        assert 0 <= found.metrics[f"eval/{name}"] <= 1
+    assert [len(row.answers) for row in found.samples] == [2] * len(ROWS)
+    assert found.samples[0].expected == " 0"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": ["f1"]}, "evaluate: metrics: no metric 'f1'; there are .*classification"),
+        ({"samples": 3}, "samples has no effect without metrics"),
+        ({"metrics": ["pass@1"], "samples": 2, "temperature": 0}, "temperature 0"),
+        ({"metrics": ["no_such_module:f"]}, "no_such_module:f"),
+    ],
+)
+async def test_an_evaluation_that_cannot_be_measured_is_refused(
+    desk: Desk, options: dict[str, Any], message: str
+) -> None:
+    async with desk.session() as session:
+        with pytest.raises(ConfigError, match=message):
+            await session.evaluate(ROWS, **options)
+        assert session.status == "ready"
+
+
+async def test_a_monitor_ends_a_training_that_misses_its_target_by_far(desk: Desk) -> None:
+    heard: list[tuple[str, int]] = []
+    monitor = monitor_callback(
+        {"eval/nll": 0.001},
+        on_warning=lambda found: heard.append(("warning", found["step"])),
+        on_failure=lambda found: heard.append(("failure", found["step"])),
+    )
+    async with desk.session() as session:
+        trained = await session.train(
+            ROWS, eval_dataset=ROWS[:3], batch_size=2, eval_every=2, on_evaluation=monitor
+        )
+        assert session.status == "ready"
+    assert [row["step"] for row in trained.results] == [1, 2]
+    assert [c.step for c in trained.checkpoints] == [2]
+    assert heard == [("failure", 2)]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "nll", "verdict"),
+    [(0.9, 1.0, "ok"), (0.85, 1.0, "warn"), (0.85, 1.5, "fail"), (None, 1.0, "ok")],
+)
+def test_a_monitor_warns_only_where_every_miss_is_near(
+    accuracy: float | None, nll: float, verdict: str
+) -> None:
+    found = {"eval/accuracy": accuracy, "eval/nll": nll}
+    assert monitor_callback({"eval/accuracy": 0.9, "eval/nll": 1.0})(1, found) == verdict
+
+
+async def test_a_session_says_whose_it_is(desk: Desk) -> None:
+    async with desk.session() as session:
+        assert session.experiment_id == session.experiment.id
+        assert session.config.base_model == "nano"
 
 
 async def test_a_checkpoint_brings_back_weights_and_step(desk: Desk) -> None:

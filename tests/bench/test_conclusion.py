@@ -12,6 +12,7 @@ import pytest
 from crucible_tinkex import bench
 from crucible_tinkex.bench.power import seeds_to_settle
 from crucible_tinkex.bench.selection.configurations import table
+from crucible_tinkex.bench.selection.contest import contest
 from crucible_tinkex.errors import ConfigError
 
 LOSS = bench.terms("eval/nll")
@@ -151,25 +152,41 @@ def test_seeds_that_chose_the_leaders_do_not_judge_them() -> None:
     assert not bench.conclude(single, LOSS, chosen_by=[0]).notes, "nobody was judged"
 
 
-def shares(sizes: Sequence[int], *, expected: int = 0) -> list[float]:
-    """Of alpha, of each configuration in batches of these sizes."""
+def shares(sizes: Sequence[int], *, peers: int = 0) -> list[float]:
+    """Of alpha, of each configuration in batches of these sizes, `peers` in the last one in all."""
     batches = [batch for batch, size in enumerate(sizes) for _ in range(size)]
-    rows = [bench.Configuration(str(i), {0: 0.0, 1: 1.0}, batch=b) for i, b in enumerate(batches)]
-    return list(table(rows, direction="max", expected=expected).shares)
+    rows = [
+        bench.Configuration(
+            str(i), {0: 0.0, 1: 1.0}, batch=b, peers=peers if b == batches[-1] else 0
+        )
+        for i, b in enumerate(batches)
+    ]
+    return list(table(rows, direction="max").shares)
 
 
-@pytest.mark.parametrize("sizes", [(2,), (3, 5), (2, 1, 1, 1, 1), (12,) * 30])
+@pytest.mark.parametrize("sizes", [(2,), (3, 5), (2, 1, 1, 1, 1), (1, 1, 1, 1), (12,) * 30])
 def test_all_shares_of_alpha_together_are_no_more_than_alpha(sizes: tuple[int, ...]) -> None:
-    """One side of an interval counts: half a share."""
-    assert sum(shares(sizes)) / 2 <= 1
+    assert sum(shares(sizes)) <= 1
+    if len(sizes) == 1 or sum(sizes[:-1]) < 2:
+        return
     before = shares(sizes[:-1])
     assert shares(sizes)[: len(before)] == before, "what was claimed stays claimed"
 
 
 def test_a_batch_that_comes_one_by_one_spends_nothing_early() -> None:
-    assert shares([3], expected=12) == shares([12])[:3]
-    assert shares([12, 2], expected=16)[-1] == shares([12, 4])[-1]
-    assert shares([5], expected=3) == shares([5])
+    assert shares([3], peers=12) == shares([12])[:3]
+    assert shares([12, 2], peers=4)[-1] == shares([12, 4])[-1]
+    assert shares([5], peers=3) == shares([5])
+
+
+def test_the_first_two_are_judged_as_one_batch_and_hardly_pay_for_what_may_come() -> None:
+    assert shares([1, 1]) == shares([2]), "of one alone nothing could be claimed"
+    pair = sweep({"a": 1.0, "b": 1.05}, 6)
+    found = bench.conclude(pair, LOSS)
+    half = (found.rivals[0].high - found.rivals[0].low) / 2
+    values = np.array([list(c.values.values()) for c in pair])
+    alone = contest(-values, zone=0, alpha=0.05, shares=np.array([0.5, 0.5])).duels.half_width.max()
+    assert alone < half < 1.04 * alone
 
 
 def test_what_is_added_later_is_judged_more_strictly() -> None:

@@ -38,7 +38,7 @@ def test_equal_configurations_have_no_winner_however_often_one_looks(
 def test_a_sweep_that_grows_has_no_winner_among_equals(sizes: tuple[int, ...], climb: int) -> None:
     rng = np.random.default_rng(len(sizes))
     rate = grown_false_winners(rng, SWEEPS // 2, sizes=sizes, seeds=5, climb=climb)
-    assert rate.share <= 0.03 and rate.upper < 0.05, rate
+    assert rate.share <= 0.05 and rate.upper < 0.06, rate
 
 
 def test_two_equal_ones_far_ahead_of_the_rest_have_no_winner_either() -> None:

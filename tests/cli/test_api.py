@@ -85,7 +85,15 @@ def write(ctx):
         [{"prompt": "001>", "completion": "100"}],
         scorers={"same": lambda row, text: float(text == answer.text)}, max_tokens=3,
     )
-    return {"text": answer.text, "same": scored.metrics["same"], "before": len(ctx.results)}
+    matched = ctx.session.evaluate(
+        [{"prompt": "001>", "completion": answer.text}], metrics=["exact_match"], max_tokens=3
+    )
+    return {
+        "text": answer.text,
+        "same": scored.metrics["same"] * matched.metrics["eval/exact_match"],
+        "before": list(ctx.results),
+        "trained": ctx.results["tinkex_training"]["final_metrics"]["eval/nll"],
+    }
 """
 
 
@@ -96,13 +104,14 @@ def test_steps_of_ones_own_on_every_trained_trial(
     monkeypatch.syspath_prepend(str(tmp_path))
     experiment = make_experiment(tmp_path)
     raw = experiment.model_dump(exclude_unset=True)
-    steps = {"after": ["api_steps:look", "api_steps:write"]}
+    steps = {"after": ["tinkex_training", "api_steps:look", "api_steps:write"]}
     sweep = ct.run(ct.Experiment.build({**raw, "steps": steps}))
     check_done(sweep)
     found = sweep.events(kind="stage").to_pylist()
     assert [row["name"] for row in found].count("write") == 2
     results = [json.loads(row["extra"])["result"] for row in found if row["name"] == "write"]
-    assert all(len(r["text"]) >= 1 and r["same"] == 1.0 and r["before"] == 1 for r in results)
+    assert all(len(r["text"]) >= 1 and r["same"] == 1.0 and r["trained"] > 0 for r in results)
+    assert [r["before"] for r in results] == [["tinkex_training", "look"]] * 2
     numbers = sweep.events(kind="evaluation", name="step/look/eval/nll")
     assert sorted(numbers["step"].to_pylist()) == [4, 4]
 
@@ -141,3 +150,24 @@ def test_the_package_lists_its_names_and_costs_nothing_to_import() -> None:
     code += "; print([m for m in ('ray', 'pydantic', 'pyarrow', 'asyncio') if m in sys.modules])"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.splitlines()[1] == "[]"
+
+
+WITHOUT_METADATA = """
+import importlib.metadata as metadata
+find = metadata.Distribution.from_name
+def missing(name):
+    if name.replace("_", "-") == "crucible-tinkex":
+        raise metadata.PackageNotFoundError(name)
+    return find(name)
+metadata.Distribution.from_name = missing
+import crucible_tinkex
+print(crucible_tinkex.run and crucible_tinkex.__version__)
+"""
+
+
+def test_a_copy_that_nobody_installed_is_as_good() -> None:
+    """As Ray's `working_dir` brings it."""
+    told = subprocess.run(
+        [sys.executable, "-c", WITHOUT_METADATA], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == ct.__version__

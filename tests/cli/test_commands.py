@@ -54,6 +54,21 @@ def test_a_query_shows_forty_rows_and_says_how_to_get_all(folder: Path) -> None:
     assert crucible(folder, "query", "small", sql, "--limit", "-1").returncode == 2
 
 
+def test_several_sweeps_are_asked_at_once(folder: Path) -> None:
+    shutil.copytree(folder / "runs" / "small", folder / "runs" / "copy", dirs_exist_ok=True)
+    sql = "select sweep_id, count(*) as n from {} where trial_id is not null group by all"
+    for view in ("trials", "steps", "evaluations", "checkpoints"):
+        once, twice = (
+            json.loads(crucible(folder, "query", names, sql.format(view), "--json").stdout)
+            for names in ("small,small", "small,copy")
+        )
+        assert once == twice and once[0]["sweep_id"].startswith("small-")
+    assert ct.query("from trials", "small", storage=str(folder / "runs")).num_rows == 3
+    assert ct.query("from trials", "small", "copy", storage=str(folder / "runs")).num_rows == 6
+    unknown = crucible(folder, "query", "small,nobody", "from trials")
+    assert (unknown.returncode, "no sweep 'nobody'" in unknown.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 def test_a_query_is_exported(folder: Path, tmp_path: Path, form: str) -> None:
     sql, path = "select n from range(100) r(n)", tmp_path / f"out.{form}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,10 @@ from nano_experiment import make_experiment
 
 import crucible_tinkex as ct
 from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.sweep.launch import Launch
+from crucible_tinkex.sweep.orders.control import Command, Inbox
+from crucible_tinkex.sweep.preparing.preparation import extended, prepare
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -82,3 +87,17 @@ def test_a_running_sweep_hears_from_another_process(tmp_path: Path) -> None:
     wait_for(lambda: [t["state"] for t in sweep.status()["trials"]].count("stopped") == 2)
     assert crucible("stop", "small", *storage).returncode == 0
     assert running.wait(60).exit_code == 130
+
+
+def test_a_running_sweep_is_extended_by_epochs_of_the_rows_that_it_kept(tmp_path: Path) -> None:
+    paths = SweepPaths.of(tmp_path / "runs", "small")
+    settings = {"train.epochs": 1, "train.max_steps": None, "train.max_length": 8}
+    experiment = extended(make_experiment(tmp_path), {**settings, "data.too_long": "drop"}, paths)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        long = {"prompt": "1" * 20, "completion": "1"}
+        file.writelines(f"\n{json.dumps({**long, 'id': str(i)})}" for i in range(4))
+    prepared = prepare(experiment)
+    assert prepared.planner.steps == 7
+    Inbox(paths).put(Command("extend", settings={"train.epochs": 2}))
+    result = Launch(prepared).run()
+    assert {trial.step for trial in result.state.trials.values() if trial.values} == {12}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from crucible_tinkex.cli.examples import print_examples, print_lengths, shortened
+from crucible_tinkex.cli.terminal.examples import print_examples, print_lengths, shortened
 
 EXAMPLES = [
     {"id": "00001", "tokens": 9, "parts": [("Is [red] a colour?\n", False), (" yes<eos>", True)]},

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from nano_experiment import make_experiment
 
-from crucible_tinkex.cli.planning import describe, plan_file, show
+from crucible_tinkex.cli.sweeps.planning import describe, plan_file, show
 from crucible_tinkex.config import BudgetSection, ServiceSection
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.sweep.manifest import experiment_text
-from crucible_tinkex.sweep.preparation import PreparedSweep, prepare
+from crucible_tinkex.sweep.preparing.manifest import experiment_text
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, prepare
 from crucible_tinkex.training.data import SweepData
 
 SPACE = {"optimizer.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}}
@@ -104,6 +104,7 @@ def test_a_probe_shows_what_the_service_applies_and_what_it_cost(
     shown = capsys.readouterr().out
     assert "optimizer.learning_rate   0.001, 0.003              applied" in shown
     assert "by 5 models of two steps:" in shown and "0 dollars" in shown
+    assert "roughly, from the short models of the probe" in shown and "no budget counts" in shown
     plan_file(tmp_path / "small.toml", [], json=True, **given)
     found = json.loads(capsys.readouterr().out)["attested"]
     assert {f["key"]: f["verdict"] for f in found["findings"]} == {

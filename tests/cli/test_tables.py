@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from crucible_tinkex.cli.tables import leaderboard_table, plain_console, verdict
+from crucible_tinkex.cli.terminal.tables import leaderboard_table, plain_console, verdict
 from crucible_tinkex.registry import DONE, FAILED, PERSON, RUNNING, STOPPED, SweepState, TrialRecord
 
 AXES = {"lora.rank": 16, "optimizer.learning_rate": 0.0003}

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from crucible_tinkex.cli.reporting import in_terminal
-from crucible_tinkex.cli.watching import watch_in_terminal
+from crucible_tinkex.cli.findings.reporting import in_terminal
+from crucible_tinkex.cli.findings.watching import watch_in_terminal
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.events import EventWriter

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.datasets import PromptCompletion, TokenisedDataset, load_tokenizer, tokenise
 from crucible_tinkex.errors import ConfigError, ServiceUnavailableError
 from crucible_tinkex.protocol.wire import AdamParams, LoraConfig
+from crucible_tinkex.registry import SweepState
 from crucible_tinkex.sweep.launch import Launch
-from crucible_tinkex.sweep.preparation import PreparedSweep, prepare
+from crucible_tinkex.sweep.orders.control import Command, send
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, prepare
 from crucible_tinkex.training.attest.contrasts import RANK, SEED, STRONG, SWITCHES, contrasts_of
 from crucible_tinkex.training.attest.probing import Attestation, attest
 
@@ -107,7 +111,15 @@ async def test_a_planted_fault_is_found(ready: dict[str, str], key: str) -> None
 # --- a sweep ----------------------------------------------------------------------------------
 
 
-def served(ready: dict[str, str], folder: Path, ranks: list[int], **budget: Any) -> PreparedSweep:
+def served(
+    ready: dict[str, str],
+    folder: Path,
+    ranks: list[int],
+    *,
+    more: Mapping[str, Any] | None = None,
+    steps: int = 2,
+    **budget: Any,
+) -> PreparedSweep:
     lines = [json.dumps({"prompt": f"{i:03}>", "completion": f"{i:03}"[::-1]}) for i in range(12)]
     (folder / "train.jsonl").write_text("\n".join(lines))
     declared = {
@@ -115,8 +127,8 @@ def served(ready: dict[str, str], folder: Path, ranks: list[int], **budget: Any)
         "service": {"base_url": ready["base_url"], "api_key_file": ready["api_key_file"]},
         "model": {"base": "nano"},
         "data": {"train": "train.jsonl", "eval_rows": 4},
-        "train": {"max_steps": 2, "batch_size": 4, "sampler_checkpoint": False},
-        "search": {"space": {RANK: ranks}, "reference": False},
+        "train": {"max_steps": steps, "batch_size": 4, "sampler_checkpoint": False},
+        "search": {"space": {RANK: ranks, **(more or {})}, "reference": False},
         "run": {"executor": "local", "storage": "runs"},
         "budget": budget,
     }
@@ -163,9 +175,52 @@ def test_a_sweep_is_refused_before_it_trains(
     prepared = served(ready, tmp_path, [2, 4])
     with pytest.raises(ConfigError, match=r"does not apply .*: lora.rank .*service.attest = false"):
         Launch(prepared).run()
-    assert not prepared.paths.journal.exists()
+    refused = SweepState.read(prepared.paths)
+    assert refused.proofs.tokens > 0 and not refused.runs and not refused.trials
     monkeypatch.undo()
-    assert Launch(served(ready, tmp_path, [2, 4])).run().exit_code == 0
+    other = served(ready, tmp_path, [4, 8], tokens=100_000)
+    assert other.existing is None, "nothing was trained: it may ask for anything"
+    result = Launch(other).run()
+    assert result.exit_code == 0
+    trials = sum(t.spent.tokens for t in result.state.trials.values())
+    assert result.state.proofs.tokens == 2 * refused.proofs.tokens, "what was refused counts, too"
+    assert result.state.spent.tokens == trials + result.state.proofs.tokens
+
+
+def test_an_amendment_that_is_refused_changes_nothing_but_what_was_spent(
+    ready: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Launch(served(ready, tmp_path, [2, 4])).run().state
+    connect = ResolvedService.connect
+    key = "optimizer.eps"
+    monkeypatch.setattr(ResolvedService, "connect", lambda *given: Deaf(connect(*given), key))
+    more = served(ready, tmp_path, [2, 4], more={key: [1e-8, 1e-3]})
+    with pytest.raises(ConfigError, match=r"does not apply .*: optimizer.eps "):
+        Launch(more).run()
+    after = SweepState.read(more.paths)
+    assert after.complete and after.ended == before.ended and after.runs == before.runs
+    assert after.meta == before.meta and after.trials == before.trials
+    proof = after.proofs.tokens - before.proofs.tokens
+    assert proof > 0 and after.spent.tokens == before.spent.tokens + proof
+
+
+def test_a_running_sweep_refuses_it_and_goes_on(
+    ready: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = served(ready, tmp_path, [2, 4], steps=60)
+    key, connect = "optimizer.eps", ResolvedService.connect
+    with ThreadPoolExecutor(1) as executor:
+        running = executor.submit(Launch(prepared).run)
+        while not (prepared.paths.journal.is_dir() and SweepState.read(prepared.paths).open):
+            time.sleep(0.05)
+        before = SweepState.read(prepared.paths).proofs
+        monkeypatch.setattr(ResolvedService, "connect", lambda *given: Deaf(connect(*given), key))
+        space = {RANK: [2, 4], key: [1e-8, 1e-3]}
+        with pytest.raises(ConfigError, match=r"does not apply .*: optimizer.eps "):
+            send(prepared.paths, Command("extend", settings={"search.space": space}), wait_s=60)
+        state = running.result().state
+    assert state.complete and len(state.trials) == 2 and not state.amendments
+    assert state.proofs.tokens > before.tokens > 0
 
 
 def test_a_service_that_dies_while_it_proves_is_named(

@@ -39,7 +39,7 @@ from crucible_tinkex.protocol.wire import (
 )
 from crucible_tinkex.sweep.connection import connected
 from crucible_tinkex.sweep.launch import Launch
-from crucible_tinkex.sweep.preparation import prepare
+from crucible_tinkex.sweep.preparing.preparation import prepare
 
 LORA = LoraConfig(rank=2)
 ROW = Datum(
@@ -447,12 +447,17 @@ async def test_a_service_elsewhere_is_asked_before_ray_starts(
     assert not ray.is_initialized()
 
 
-def test_the_loss_of_an_evaluation_is_that_of_the_logprobs() -> None:
+def test_a_likelihood_is_that_of_the_logprobs_whatever_the_metric_says() -> None:
+    """hatchery reports zero for forward passes, and a mean times all tokens for the others."""
     row = {"logprobs": TensorData(data=[-9.0, -2.0, -3.0], dtype="float32")}
-    zero = ForwardBackwardOutput(loss_fn_outputs=[row], metrics={"loss:sum": 0.0})
-    assert cross_entropy(zero, [ROW]) == 5.0
-    bare = ForwardBackwardOutput(loss_fn_outputs=[{}], metrics={"loss:sum": 4.0})
-    assert cross_entropy(bare, [ROW]) == 4.0
+    for reported in (0.0, 7.5):
+        told = ForwardBackwardOutput(loss_fn_outputs=[row], metrics={"loss:sum": reported})
+        assert cross_entropy(told, [ROW]) == 5.0
+    short = {"logprobs": TensorData(data=[-2.0, -3.0], dtype="float32")}
+    for untold in ({}, short, {"elementwise_loss": row["logprobs"]}):
+        bare = ForwardBackwardOutput(loss_fn_outputs=[untold], metrics={"loss:sum": 4.0})
+        with pytest.raises(ProtocolError, match="logprobs for 3 targets"):
+            cross_entropy(bare, [ROW])
 
 
 def test_a_batch_whose_loss_nothing_tells_is_named() -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from obstore.store import LocalStore, MemoryStore
 
 from crucible_tinkex.datasets import Chat, DataFile, Row, open_rows, read_rows
-from crucible_tinkex.datasets.files.remote import from_store
+from crucible_tinkex.datasets.files.remote import from_objects
 from crucible_tinkex.errors import DataError
+from crucible_tinkex.storage import Objects
 
 ASSETS = Path(__file__).parents[1] / "assets" / "data"
 ROWS = [{"prompt": 'a, "b"\nc', "completion": " é"}, {"prompt": "x", "completion": " y"}]
@@ -251,19 +251,18 @@ def test_an_object_is_fetched_once_and_again_when_it_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "bucket").mkdir()
-    for store in (MemoryStore(), LocalStore(tmp_path / "bucket")):
-        name = f"s3://{type(store).__name__}/rows.jsonl"
+    for store in (Objects.open("memory://"), Objects.open(tmp_path / "bucket")):
+        name = f"s3:/{store.url}/rows.jsonl"
         store.put("rows.jsonl", b'{"text": "a"}')
-        first = from_store(store, "rows.jsonl", name)
+        first = from_objects(store, "rows.jsonl", name)
         assert contents(read_rows(first)) == [("a",)]
         inode = first.stat().st_ino
-        assert from_store(store, "rows.jsonl", name) == first and first.stat().st_ino == inode
+        assert from_objects(store, "rows.jsonl", name) == first and first.stat().st_ino == inode
         store.put("rows.jsonl", b'{"text": "changed"}')
-        second = from_store(store, "rows.jsonl", name)
+        second = from_objects(store, "rows.jsonl", name)
         assert contents(read_rows(second)) == [("changed",)] and second != first
         with pytest.raises(DataError, match="missing: could not be fetched"):
-            from_store(store, "none.jsonl", "s3://bucket/missing")
+            from_objects(store, "none.jsonl", "s3://bucket/missing")
     assert not list((tmp_path / "cache").rglob("tmp*"))
 
 
@@ -299,7 +298,6 @@ def test_an_address_reads_the_credentials_of_the_environment(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
     for key, value in {
-        "AWS_ALLOW_HTTP": "true",
         "AWS_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": "id",
         "AWS_SECRET_ACCESS_KEY": "not-to-be-shown",

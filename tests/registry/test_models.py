@@ -54,6 +54,15 @@ def test_the_same_checkpoint_again_is_the_same_version(
     assert (model.id, model.metrics, model.tags) == ("x:1", {"m": 2.0}, ("a", "b"))
 
 
+def test_the_seeds_keys_of_a_model_are_kept_and_looked_for(models: ModelRegistry) -> None:
+    seeds = {"experiment_id": "abc123", "checkpoint_name": "abc123_step_00000009", "lora_rank": 16}
+    add(models, "scifact-v2", 1, **seeds)
+    add(models, "scifact-v2", 2, experiment_id="other")
+    (found,) = models.list_models(experiment_id="abc123")
+    assert found.id == "scifact-v2:1"
+    assert seeds.items() <= found.summary().items()
+
+
 def test_stages_aliases_tags_and_metrics(models: ModelRegistry) -> None:
     for number in (1, 2, 3):
         add(models, "x", number)

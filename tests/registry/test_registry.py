@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
+from inspect import getsource
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from crucible_tinkex.registry import (
     RUNNING,
     STOPPED,
     CheckpointRecord,
+    ControlPort,
     Decision,
     Registry,
+    RegistryPort,
     Spent,
     SweepState,
 )
@@ -135,6 +138,8 @@ async def every_call(registry: Registry, *, times: int) -> None:
     for _ in range(times):
         await registry.record_result("t3", 1, 5, {"eval/nll": float("nan")}, Spent(10, 5))
     for _ in range(times):
+        assert (await registry.record_spend("t3", 1, Spent(10, 5, 2))).trial == Spent(10, 5, 2)
+    for _ in range(times):
         await registry.decide([Decision("pause", "t3", reason="place 3 of 3")], "op-3")
     for _ in range(times):
         await registry.finish("t3", 1, PAUSED, None, Spent(10, 5, 0, 1.0))
@@ -144,12 +149,27 @@ async def every_call(registry: Registry, *, times: int) -> None:
         assert (await registry.start_attempt("t3", "grant-2")).attempt == 2
     for _ in range(times):
         await registry.lose_checkpoint("t3", 2, mine.path, "404")
+    mine = CheckpointRecord("t3", 2, 10, "tinker://m/weights/t3-2", {})
+    await registry.commit_checkpoint(mine, Spent(20))
     for _ in range(times):
         await registry.finish("t3", 2, DONE, None, Spent(20))
+    buried = {"type": "tombstone", "trial_id": "t3", "path": mine.path, "reason": "not of the best"}
+    for _ in range(times):
+        await registry.upkeep([buried], "op-7")
+    for _ in range(times):
+        await registry.upkeep([{**buried, "type": "deleted"}], "op-8")
     for _ in range(times):
         await registry.amend({"more": 1}, ["train.epochs"], "op-5")
     for _ in range(times):
         await registry.set_sweep(RUNNING, "op-6", 1.5)
+
+
+def test_no_call_is_left_out() -> None:
+    calls = {name for name in vars(ControlPort) | vars(RegistryPort) if not name.startswith("_")}
+    assert {c for c in calls if f"registry.{c}(" not in getsource(every_call)} == {
+        "changes",  # reads
+        "close",
+    }
 
 
 async def test_every_call_may_be_repeated(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def test_the_files_beside_the_page(tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "out" / "leaderboard.csv").read_text().splitlines()))
     assert rows[0]["place"] == "1" and rows[0]["lora.rank"] == "8" and rows[-1]["place"] == ""
     text = (tmp_path / "out" / "report.md").read_text()
+    assert "| eval/nll (min, last step) |" in text
     assert "| 1 | 0.01 | 8 |" in text and "## Stopped early" in text and "## Failed or lost" in text
 
 

@@ -18,7 +18,7 @@ if any("default_worker.py" in a for a in sys.orig_argv):
 CANNOT_TRAIN = """
     class Refuse:
         def find_spec(self, name, path=None, target=None):
-            if name == "crucible_tinkex.training.session":
+            if name == "crucible_tinkex.training.attempt.session":
                 raise ImportError("libtrain.so.1: cannot open shared object file")
     sys.meta_path.insert(0, Refuse())
 """

@@ -7,6 +7,7 @@ import json
 import resource
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -108,6 +109,25 @@ def test_a_full_disk_of_the_service_stops_the_sweep_and_loses_no_trial(
     assert again.returncode == 0, again.stderr
     assert outcome(json.loads(again.stdout)) == outcome(finished.summary)
     assert final_weights(workspace.sweep()) == final_weights(finished.workspace.sweep())
+
+
+@pytest.mark.parametrize(("room", "size"), [("events", "64k"), ("journal", "32k")])
+def test_a_disk_of_ours_that_fills_ends_the_run_soon(
+    workspace: Workspace, finished: FinishedRun, mount: Mount, room: str, size: str
+) -> None:
+    mount(workspace.sweep() / room, f"size={size}")
+    (workspace.sweep() / "lock").touch()
+    began = time.monotonic()
+    full = workspace.here("run", "nano.toml", "--quiet", *LOCAL)
+    assert time.monotonic() - began < 60
+    assert full.returncode == 5, full.stderr
+    assert f"{workspace.sweep() / room}" in full.stderr
+    assert "No space left" in full.stderr and "Traceback" not in full.stderr
+    assert {t["state"] for t in workspace.status()["trials"]} <= {"pending", "done"}
+    mount(workspace.sweep() / room, "remount,size=50m")
+    again = workspace.here("run", "nano.toml", "--json", *LOCAL)  # this process holds nothing
+    assert again.returncode == 0, again.stderr
+    assert outcome(json.loads(again.stdout)) == outcome(finished.summary)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import CrucibleError
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.sweep.launch import Launch
-from crucible_tinkex.sweep.preparation import prepare
+from crucible_tinkex.sweep.preparing.preparation import prepare
 
 
 def main(file: str, storage: str, address: str) -> int:

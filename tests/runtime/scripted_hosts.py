@@ -9,7 +9,8 @@ from itertools import chain, repeat
 from typing import Any
 
 from crucible_tinkex.errors import CrucibleError, HostLostError, WorkerStartError
-from crucible_tinkex.runtime.pool import Packing, SessionPool
+from crucible_tinkex.runtime.pool import SessionPool
+from crucible_tinkex.runtime.ports import Packing
 from crucible_tinkex.training.outcome import Outcome, Progress, Verdict
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from crucible_tinkex.errors import ConfigError, StorageError
-from crucible_tinkex.runtime.gathering import Call, Gathering
+from crucible_tinkex.runtime.actors.gathering import Call, Gathering
 
 
 class Actor:

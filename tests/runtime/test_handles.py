@@ -14,7 +14,7 @@ from crucible_tinkex.errors import (
     StaleAttemptError,
     StorageError,
 )
-from crucible_tinkex.runtime.handles import RegistryHandle, answer, reason, repeated
+from crucible_tinkex.runtime.actors.handles import RegistryHandle, answer, reason, repeated
 
 AWAY = ActorUnavailableError("restarting", None)
 

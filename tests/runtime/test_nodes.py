@@ -17,14 +17,14 @@ from clusters import (
 
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.sweep.launch import Launch
-from crucible_tinkex.sweep.preparation import prepare
+from crucible_tinkex.sweep.preparing.preparation import prepare
 
 pytestmark = pytest.mark.ray
 STEPS = 80
 
 
 def test_sessions_run_on_every_node_and_outlive_one(tmp_path: Path) -> None:
-    with service(tmp_path) as (url, key), cluster(2) as ray_cluster:
+    with service(tmp_path) as (url, key), cluster(3) as ray_cluster:
         file = write_experiment(tmp_path, url=url, key=key, steps=STEPS)
         driver = start_driver(file, tmp_path / "runs", ray_cluster.address)
         try:

@@ -9,9 +9,9 @@ import pytest
 from crucible_tinkex.config import AxisRange, Experiment
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.search.auto_settings import OPEN, Chosen, chosen, kept, open_settings
-from crucible_tinkex.search.priors import RANK, RATE, Record, published
+from crucible_tinkex.search.learned.priors import RANK, RATE, Record, published
 from crucible_tinkex.search.rules import stopping_rule
-from crucible_tinkex.search.strategies import configurations
+from crucible_tinkex.search.strategies import configurations, warnings
 from experiments import experiment
 
 RECORDS = published()
@@ -28,8 +28,8 @@ def test_nothing_given_is_a_whole_search() -> None:
     assert isinstance(rates, AxisRange) and 1e-5 <= rates.low < rates.high <= 1e-2 and rates.log
     assert found.space[RANK] == (4, 8, 16, 32, 64)
     assert found.enqueue and all(guess.keys() == {RATE, RANK} for guess in found.enqueue)
-    assert (found.trials, found.confirm, found.confirm_top) == (16, 2, 2)
-    assert stopping_rule(found).rungs(100) == (5, 33, 100)
+    assert (found.trials, found.confirm, found.confirm_top) == (36, 2, 2)
+    assert stopping_rule(found).rungs(100) == (5, 34, 68, 100)
     assert not open_settings(found)
 
 
@@ -54,6 +54,11 @@ def test_a_space_without_rate_and_rank_has_no_guesses() -> None:
     assert auto(space={"train.batch_size": [4, 8]}).experiment.search.enqueue == ()
 
 
+def test_a_space_smaller_than_the_most_it_tries_is_nothing_to_warn_of() -> None:
+    found = auto(space={RANK: [4, 8]}).experiment
+    assert list(warnings(found, configurations(found))) == []
+
+
 def test_own_sweeps_count() -> None:
     own = [Record("nano", rate, 8, 8, 100, abs(rate - 3e-3) + 1) for rate in (1e-4, 1e-3, 3e-3)]
     assert auto(records=own).experiment.search.enqueue[0][RATE] == 3e-3
@@ -71,7 +76,7 @@ def test_a_budget_is_not_planned_beyond(budget: float) -> None:
     found = auto(budget=budget).experiment.search
     confirmations = found.confirm * found.confirm_top
     assert confirmations <= budget / 2
-    assert found.trials is not None and 1 <= found.trials <= 16
+    assert found.trials is not None and 1 <= found.trials <= 36
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 20])
@@ -90,7 +95,7 @@ def test_a_later_run_keeps_the_choices() -> None:
 
 
 def test_seeds_pass_together() -> None:
-    assert auto(seeds=[0, 1, 2]).experiment.search.stopping.keep == (18, 6)
+    assert auto(seeds=[0, 1, 2]).experiment.search.stopping.keep == 18
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from crucible_tinkex.search.bases import BaseFacts, facts
-from crucible_tinkex.search.priors import (
+from crucible_tinkex.search.learned.bases import BaseFacts, facts
+from crucible_tinkex.search.learned.priors import (
     RANK,
     RATE,
     USUAL_RATES,

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks import recorded_tasks, replay
 from benchmarks.recorded_grid import RECORDED, Ledger, Surface, surfaces
-from crucible_tinkex.search.stopping import Halving, NoStopping
+from benchmarks.recorded_sweep import declared, replay_sweep
+from crucible_tinkex.search.auto_settings import chosen
 
 RATES, RANKS = (1e-4, 1e-3, 1e-2), (2, 8, 32)
 
@@ -48,22 +49,38 @@ def test_the_best_point_counts_when_it_is_trained_to_its_end() -> None:
 
 
 def test_a_rule_that_judges_too_early_kills_the_winner() -> None:
-    early, late = Ledger(surface()), Ledger(surface())
-    replay.run_rule(early, range(9), Halving(3, 2))
-    replay.run_rule(late, range(9), Halving(3, 6))
+    found = surface()
+    early, late = Ledger(found), Ledger(found)
+    replay.stopping(found, rule="halving", first_rung=2)(early, 0)
+    replay.stopping(found, rule="halving", first_rung=6)(late, 0)
     assert early.killed and not late.killed and late.found
     assert late.at[0] == 18 and sum(at == 18 for at in late.at.values()) == 3
 
 
 def test_without_a_rule_everybody_is_trained() -> None:
     ledger = Ledger(surface())
-    replay.run_rule(ledger, range(9), NoStopping())
+    replay.stopping(surface())(ledger, 0)
     assert ledger.spent == surface().tokens.sum()
 
 
-@pytest.mark.parametrize(
-    "name", ["random", "asha, from 1/9", "hyperband", "population", "auto", "tpe"]
-)
+def test_a_search_may_end_when_it_has_found() -> None:
+    ledger = Ledger(surface())
+    replay.until_found(surface(), "random")(ledger, 3)
+    assert ledger.found and ledger.spent == ledger.reached
+
+
+def test_a_replay_is_a_sweep_whose_every_trial_has_its_reasons() -> None:
+    found = surface()
+    asked = declared(found, {"strategy": "auto"})
+    experiment = chosen(asked, steps=found.total, records=[]).experiment
+    state = replay_sweep(experiment, Ledger(found), seed=1)
+    assert state.ended and not state.open
+    reasons = [d.reason for t in state.trials.values() for d in t.decisions]
+    assert all(reasons) and any("neighbour of the one in place 1" in r for r in reasons)
+    assert len({repr(t.values) for t in state.trials.values()}) == len(state.trials)
+
+
+@pytest.mark.parametrize("name", ["random", "asha, from 1/9", "hyperband", "auto", "tpe"])
 def test_every_search_has_a_number_and_the_same_one_again(name: str) -> None:
     found = surface()
     search, _ = replay.searches(found, [found])[name]
@@ -72,12 +89,12 @@ def test_every_search_has_a_number_and_the_same_one_again(name: str) -> None:
     assert score == replay.replay(found, search, 3)
 
 
-def test_the_neighbours_make_up_for_a_leader_that_is_one_place_off() -> None:
+def test_neighbours_of_the_best_make_up_for_a_rung_that_misled() -> None:
+    """The best is last at the rung, and found because it lies beside the one that ended best."""
     found = surface()
     ledger = Ledger(found)
-    ledger.train(1, found.total)
-    replay._refine(ledger, 1, replay.auto.Recipe(9, ((6, 3),), found.total))
-    assert ledger.found
+    replay.automatic(found, [])(ledger, 0)
+    assert ledger.at[0] > 0
 
 
 def test_the_data_are_the_same_every_time(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from crucible_tinkex.config import AxisRange
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.search.dimensions import dimensions
-from crucible_tinkex.search.space import Space, trial_settings
+from crucible_tinkex.search.points.dimensions import dimensions
+from crucible_tinkex.search.points.space import Space, trial_settings
 from crucible_tinkex.search.strategies import configurations, warnings
 from experiments import RATE, RATES, experiment
 

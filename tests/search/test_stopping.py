@@ -10,6 +10,7 @@ import pytest
 
 from crucible_tinkex.search.stopping import (
     AllOf,
+    Behind,
     Divergence,
     Halving,
     Hyperband,
@@ -121,6 +122,24 @@ def test_median_stops_whom_optuna_prunes(seed: int, startup: int) -> None:
         else:
             study.tell(trial, curve[-1])
             complete.append(curve)
+
+
+@pytest.mark.parametrize(
+    ("loss", "rivals", "verdict"),
+    [
+        (1.1, [1.0, 2.0], "go"),
+        (1.2, [1.0, 2.0], "stop"),
+        (1.0, [1.1], "go"),
+        (-0.9, [-1.0], "go"),
+        (-0.8, [-1.0], "stop"),
+        (math.inf, [1.0], "stop"),
+        (math.inf, [], "stop"),
+    ],
+)
+def test_behind_stops_what_is_far_from_the_best(
+    loss: float, rivals: list[float], verdict: str
+) -> None:
+    assert Behind(margin=0.15).judge(at(loss, rivals)) == verdict
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

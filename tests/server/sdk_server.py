@@ -11,7 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ FLAGS = {"fwdbwd_max_chunk_len": 2}
 _CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 _PYTHON = f"py{sys.version_info.major}{sys.version_info.minor}"
 OLD_VERSIONS = ("0.25.0", "0.22.2")
+_COOKBOOK_BEFORE = "0.5.8"
 _CODE = """
 import json, logging, sys
 from pathlib import Path
@@ -120,17 +121,21 @@ def client_environment(server: Served) -> dict[str, str]:
 def sdk_python(version: str) -> Path:
     """The Python of an environment with this SDK, and our torch."""
     folder = _environment(f"tinker-{version}-{_PYTHON}")
-    _install(folder, f"tinker=={version}")
+    _install(folder, [f"tinker=={version}"])
     _lend(folder)
     return folder / "bin" / "python"
 
 
 def cookbook_python(version: str) -> Path:
-    """The Python of an environment with this cookbook, our SDK and our torch."""
+    """The Python of an environment with this cookbook, our SDK and our torch.
+
+    It is installed beside what an earlier version needs: the renderers that 0.6.1 asks for are not
+    on every index, and its recipes run with the earlier ones."""
     lent = hashlib.sha256(_CONSTRAINTS.read_bytes()).hexdigest()[:8]  # pip adds what these lack
     folder = _environment(f"cookbook-{version}-{_PYTHON}-{lent}")
     _lend(folder)
-    _install(folder, f"tinker-cookbook[math-rl]=={version}")
+    needs = f"tinker-cookbook[math-rl]=={_COOKBOOK_BEFORE}"
+    _install(folder, [needs], ["--no-deps", f"tinker-cookbook=={version}"])
     return folder / "bin" / "python"
 
 
@@ -151,10 +156,12 @@ def _environment(name: str) -> Path:
     return folder
 
 
-def _install(folder: Path, requirement: str) -> None:
+def _install(folder: Path, *steps: Sequence[str]) -> None:
+    """Each step is what one call of pip installs."""
     if not (folder / "installed").exists():
         python = folder / "bin" / "python"
-        _made(folder, [str(python), "-m", "pip", "install", "-q", requirement])
+        for step in steps:
+            _made(folder, [str(python), "-m", "pip", "install", "-q", *step])
         (folder / "installed").touch()
 
 

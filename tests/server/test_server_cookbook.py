@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from sdk_server import Served, client_environment, cookbook_python, served
 
 from crucible_tinkex.server.bases import nano
 
-VERSION = "0.5.8"
+VERSION = "0.6.1"
 BASE = "meta-llama/Llama-3.2-1B"
 _DOWNLOAD = """
 import sys
@@ -33,6 +35,22 @@ training = tinker.ServiceClient().create_training_client_from_state(sys.argv[1])
 path = training.save_weights_external("final").result().path
 weights.download(tinker_path=path, output_dir="downloaded")
 weights.build_lora_adapter(base_model=sys.argv[2], adapter_path="downloaded", output_path="lora")
+"""
+_MERGE = """
+import sys
+import tinker
+from tinker_cookbook import weights
+made = {"base_model": sys.argv[1], "rank": 4, "train_unembed": False}
+training = tinker.ServiceClient().create_lora_training_client(**made)
+row = tinker.Datum(
+    model_input=tinker.ModelInput.from_ints([1, 2, 3]),
+    loss_fn_inputs={"target_tokens": [2, 3, 4], "weights": [1.0, 1.0, 1.0]},
+)
+training.forward_backward([row], "cross_entropy").result()
+training.optim_step(tinker.AdamParams(learning_rate=1e-2)).result()
+path = training.save_weights_external("final").result().path
+weights.download(tinker_path=path, output_dir="downloaded-2")
+weights.build_hf_model(base_model=sys.argv[1], adapter_path="downloaded-2", output_path="merged")
 """
 
 
@@ -140,7 +158,8 @@ def test_reinforcement_learning(server: Served, folder: Path, trained: str) -> N
     """What was sampled and what is trained on are the same policy; rewards move the weights."""
     size = {"groups_per_batch": 8, "group_size": 8, "max_tokens": 16, "max_steps": 2}
     more = {"load_checkpoint_path": trained, "lora_rank": 16, "eval_every": 0, "save_every": 0}
-    steps = _recipe(server, folder, "math_rl", learning_rate=1e-4, **size, **more)[:2]
+    loss = {"loss_fn": "importance_sampling"}  # the default has no published formula
+    steps = _recipe(server, folder, "math_rl", learning_rate=1e-4, **size, **more, **loss)[:2]
     assert all(abs(step["optim/kl_sample_train_v1"]) < 1e-3 for step in steps), steps
     assert 0 < steps[0]["env/all/format"] < 1 and steps[0]["grad_norm"] > 0.01, steps
 
@@ -159,3 +178,13 @@ def test_preferences(server: Served, folder: Path, trained: str) -> None:
 def test_weights_come_back(server: Served, folder: Path, trained: str) -> None:
     _run(server, folder, "-c", _DOWNLOAD, trained, BASE)
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(os.listdir(folder / "lora"))
+
+
+@pytest.mark.timeout(600)
+def test_weights_are_merged_into_a_tied_base(server: Served, folder: Path) -> None:
+    """Without an adapter on its output layer, which is the input's too: the cookbook refuses it."""
+    _run(server, folder, "-c", _MERGE, BASE)
+    merged, base = (load_file(folder / of / "model.safetensors") for of in ("merged", BASE))
+    assert merged.keys() == base.keys() and "lm_head.weight" not in base
+    changed = {name for name in base if not torch.equal(merged[name], base[name])}
+    assert changed == {name for name in base if "_proj" in name}

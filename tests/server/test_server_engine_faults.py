@@ -11,10 +11,16 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from few_handles import without_handles
 from safetensors.torch import load_file
 from server_client import Client, make_rows, train
 
-from crucible_tinkex.errors import CrucibleError, DamagedCheckpointError, OperationFailedError
+from crucible_tinkex.errors import (
+    CrucibleError,
+    DamagedCheckpointError,
+    OperationFailedError,
+    StorageError,
+)
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server.engine import losses, sampling, scheduler
 from crucible_tinkex.server.model.base_model import BaseModel
@@ -84,6 +90,24 @@ def test_a_sampler_that_cannot_be_loaded_fails_alone(
     assert isinstance(failed, OperationFailedError) and type(fault).__name__ in str(failed)
     assert other == expected
     assert isinstance(saved.one(_sample(OWN)), SampleOutput)
+
+
+@pytest.mark.parametrize(
+    ("ask", "left"),
+    [
+        (LoadWeights("new", PATHS["weights"], True), 0),
+        (LoadWeights("new", PATHS["weights"], True), 1),  # the file is opened, its tensors are not
+        (SaveWeights("m", TinkerPath("m", "weights", "two")), 0),
+    ],
+)
+def test_too_few_handles_are_no_damage_and_the_remedy_is_named(
+    saved: Client, ask: Operation, left: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with without_handles(left):
+        (answer,) = saved.all([ask])
+    assert isinstance(answer, StorageError) and "ulimit -n" in str(answer)
+    assert not caplog.records
+    assert saved.one(ask)
 
 
 def test_an_answer_that_cannot_be_made_or_given_ends_nothing(

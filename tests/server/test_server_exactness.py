@@ -10,6 +10,7 @@ import torch
 from server_client import Client, make_rows, train
 
 from crucible_tinkex.server import bases
+from crucible_tinkex.server.model.base_model import BaseModel
 from crucible_tinkex.server.operations import (
     Adam,
     CreateModel,
@@ -71,14 +72,14 @@ def test_requests_really_share_passes(
     client = start()
     client.all([_create(n) for n in LENGTHS])
     sizes: list[int] = []
-    hidden = client.engine._model.hidden
+    hidden = BaseModel.hidden
 
-    def counted(tokens, positions, plan, stacks, *, backward):  # type: ignore[no-untyped-def]
+    def counted(self, tokens, positions, plan, stacks, *, backward):  # type: ignore[no-untyped-def]
         sizes.append(sum(s.count for s in stacks))
         assert len(stacks) < sizes[-1]
-        return hidden(tokens, positions, plan, stacks, backward=backward)
+        return hidden(self, tokens, positions, plan, stacks, backward=backward)
 
-    monkeypatch.setattr(client.engine._model, "hidden", counted)
+    monkeypatch.setattr(BaseModel, "hidden", counted)
     client.all([train(n, make_rows(0, LENGTHS[n])) for n in LENGTHS])
     assert sizes == [len(LENGTHS)]
 

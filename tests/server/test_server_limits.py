@@ -152,7 +152,7 @@ def test_a_huge_request_does_not_starve_a_small_one(start: Callable[..., AppClie
     huge = api.train(big, 1, *[[i % 250] * 60 for i in range(120)])
     little = api.train(small, 1, [1, 2, 3])
     assert "metrics" in api.ok("retrieve_future", request_id=little)
-    assert api.app.service.promises._open[huge].outcome is None
+    assert api.app.service.promises.is_open(huge)
     assert "metrics" in api.ok("retrieve_future", request_id=huge)
 
 
@@ -164,7 +164,7 @@ def test_a_long_queue_of_one_model_does_not_hold_up_another(
     queue = [api.train(busy, n, [i % 250 for i in range(60)]) for n in range(1, 121)]
     little = api.train(other, 1, [1, 2, 3])
     assert "metrics" in api.ok("retrieve_future", request_id=little)
-    assert api.app.service.promises._open[queue[-1]].outcome is None
+    assert api.app.service.promises.is_open(queue[-1])
     assert "metrics" in api.ok("retrieve_future", request_id=queue[-1])
 
 
@@ -176,7 +176,7 @@ def test_a_thousand_samples_of_one_session_do_not_hold_up_another(
     queue = [_sampling(api, busy, n, num_samples=64, max_tokens=24) for n in range(16)]
     little = _sampling(api, other, 0, num_samples=1, max_tokens=4)
     assert api.ok("retrieve_future", request_id=little)["sequences"]
-    assert api.app.service.promises._open[queue[8]].outcome is None  # two run at a time
+    assert api.app.service.promises.is_open(queue[8])  # two run at a time
     api.ok(f"sessions/{busy.partition(':')[0]}/finish")  # what has not begun never will
     assert "cancelled" in api.ok("retrieve_future", request_id=queue[-1])["error"]
 

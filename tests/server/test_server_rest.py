@@ -219,6 +219,54 @@ def test_what_there_was_is_there_after_a_restart(nano: bases.Base, tmp_path: Pat
     again.close()
 
 
+def _sample(sampler: str, number: int) -> dict[str, Any]:
+    params = {"max_tokens": 4, "seed": 1, "stop": []}
+    asked = {"sampling_session_id": sampler, "seq_id": number, "sampling_params": params}
+    return {**asked, "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1, 2, 3]}]}}
+
+
+def test_what_an_earlier_server_held_is_told_to_be_lost(nano: bases.Base, tmp_path: Path) -> None:
+    """A client that goes on with its session hears at once that it needs another one; checkpoints
+    are all that it can go on from, with the same digits."""
+    first = AppClient(nano, tmp_path)
+    session = first.session()
+    run = first.model(session)
+    path = first.result("save_weights_for_sampler", model_id=run, seq_id=1, path="s")["path"]
+    taking = {"model_id": run, "seq_id": 2, "sampling_session_seq_id": 1}
+    taken = first.result("save_weights_for_sampler", **taking)["sampling_session_id"]
+    asked = {"session_id": session, "sampling_session_seq_id": 0, "model_path": path}
+    sampler = first.ok("create_sampling_session", **asked)["sampling_session_id"]
+    promise = first.promise("asample", **_sample(sampler, 0))
+    before = first.ok("retrieve_future", request_id=promise)
+    first.close()
+
+    again = AppClient(nano, tmp_path)
+    model = {"session_id": session, "model_seq_id": 1, "lora_config": {"rank": 4}}
+    given = {"forward_backward_input": row_data([1, 2, 3])}
+    for status, call, body in (
+        (410, "session_heartbeat", {"session_id": session}),
+        (410, "create_model", {**model, "base_model": "nano"}),
+        (410, "create_sampling_session", asked),
+        (404, "get_info", {"model_id": run}),
+        (404, "forward_backward", {"model_id": run, "seq_id": 3, **given}),
+        (404, "optim_step", {"model_id": run, "seq_id": 3, "adam_params": {}}),
+        (404, "save_weights", {"model_id": run, "seq_id": 3, "path": "t"}),
+        (404, "load_weights", {"model_id": run, "seq_id": 3, "path": path, "optimizer": False}),
+        (404, "unload_model", {"model_id": run}),
+        (404, "asample", _sample(sampler, 1)),
+        (404, "asample", _sample(taken, 0)),
+        (404, "retrieve_future", {"request_id": promise}),
+    ):
+        assert again.post(call, **body).status_code == status, call
+    assert again.send("GET", f"samplers/{sampler}").status_code == 404
+    for _ in range(2):
+        again.ok(f"sessions/{session}/finish")  # what a client does at its end, in any case
+    asked = {**asked, "session_id": again.session()}
+    sampler = again.ok("create_sampling_session", **asked)["sampling_session_id"]
+    assert again.result("asample", **_sample(sampler, 0)) == before
+    again.close()
+
+
 def test_flags_for_clients(api: AppClient) -> None:
     flags = api.ok("client/config", sdk_version="0")
     assert flags == {"proto_write_fwdbwd": True}  # no tokens, no polls for many, no uploaded losses

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app_client import AppClient
+from app_client import AppClient, row_data
 
 from crucible_tinkex.errors import RequestRejectedError
 from crucible_tinkex.protocol import proto
@@ -103,6 +103,16 @@ def test_what_we_cannot_do_is_refused(api: AppClient, more: dict[str, Any]) -> N
     refused = api.post("asample", **_asked(api.sampler(), 0, **more))
     assert refused.status_code == 400 and refused.json()["category"] == "user"
     assert next(iter(more)) in refused.json()["error"]
+
+
+def test_the_cookbooks_default_loss_is_refused_with_the_setting_that_works(api: AppClient) -> None:
+    """Its recipes first sample with what `stable_reinforce` needs, then train with it."""
+    sampled = api.post("asample", **_asked(api.sampler(), 0, record_stability_info=True))
+    given = {**row_data([1, 2, 3]), "loss_fn": "stable_reinforce"}
+    body = {"model_id": api.model(), "seq_id": 1, "forward_backward_input": given}
+    for refused in (sampled, api.post("forward_backward", **body)):
+        assert refused.status_code == 400 and "stable_reinforce" in refused.json()["error"]
+        assert "loss_fn=importance_sampling" in refused.json()["error"]
 
 
 def test_the_kind_of_a_sampler(api: AppClient) -> None:

@@ -17,6 +17,7 @@ from server_client import Client, make_rows, train
 
 from crucible_tinkex.server import bases
 from crucible_tinkex.server.engine.engine import TorchEngine
+from crucible_tinkex.server.model.base_model import BaseModel
 from crucible_tinkex.server.operations import (
     Adam,
     CreateModel,
@@ -136,9 +137,11 @@ def test_only_idle_ones_go_while_there_is_room(nano: bases.Base, tmp_path: Path)
     clock.now = 120
     client.one(UnloadModel("nobody"))
     client.one(UnloadModel("nobody"))
-    assert list(engine.weights.adapters._spilled) == ["b"] and list(
-        engine.weights.adapters._live
-    ) == ["a"]
+    adapters, idle = engine.weights.adapters, tmp_path / "spill"
+    assert (len(adapters), adapters.spilled_count) == (2, 1)
+    (file,) = idle.rglob("models/*")
+    assert adapters.get("a") and file.exists()
+    assert adapters.get("b") and adapters.spilled_count == 0 and not file.exists()
     engine.close()
     assert not engine.weights.spill_folder.exists()
 
@@ -172,14 +175,14 @@ def test_a_pass_fetches_only_the_adapters_that_it_trains(pair: tuple[Client, Cli
     client.all([CreateModel(n, LoraSpec(8, 0)) for n in names])
     folder = client.engine.weights.spill_folder / "models"
     fetched: list[int] = []
-    hidden = client.engine._model.hidden
+    hidden, adapters = BaseModel.hidden, client.engine.weights.adapters
 
     def counted(*args: Any, **options: Any) -> torch.Tensor:
-        fetched.append(len(client.engine.weights.adapters._live))
+        fetched.append(len(adapters) - adapters.spilled_count)
         return hidden(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client.engine._model, "hidden", counted)
+        patch.setattr(BaseModel, "hidden", counted)
         client.all([train(n, make_rows(0, (30,))) for n in names])
     assert fetched == [1] * 4
     assert len(list(folder.iterdir())) >= 3

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+import few_handles
 import pytest
 from faulty_files import FaultyFiles
 from s3_server import BUCKET, s3_served
@@ -55,29 +55,10 @@ def without_rights() -> Iterator[Path]:
     shutil.rmtree(place)
 
 
-@contextmanager
-def _without_handles(left: int = 0) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = max(int(name) for name in os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 10, before[1]))
-    taken: list[int] = []
-    try:
-        with suppress(OSError):
-            while True:
-                taken.append(os.open(os.devnull, os.O_RDONLY))
-        for _ in range(left):
-            os.close(taken.pop())
-        yield
-    finally:
-        for fd in taken:
-            os.close(fd)
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
 @pytest.fixture
 def without_handles() -> Callable[[int], AbstractContextManager[None]]:
     """In its context the process can open only as many more files as are `left`."""
-    return _without_handles
+    return few_handles.without_handles
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -43,6 +43,19 @@ def test_a_failed_replacement_leaves_the_old_file_alone(
         disk.room_error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt if fault == "interrupt" else StorageError):
         write_atomic(path, b"new", files=disk)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file.json"]
+
+
+def test_pieces_come_whole_or_not_at_all(tmp_path: Path) -> None:
+    def cut_short() -> Iterator[bytes]:
+        yield b"ne"
+        raise StorageError("the bucket is gone")
+
+    path = tmp_path / "file.json"
+    write_atomic(path, iter([b"o", b"", b"ld"]))
+    with pytest.raises(StorageError, match="the bucket is gone"):
+        write_atomic(path, cut_short())
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["file.json"]
 

@@ -43,7 +43,10 @@ def test_what_is_put_is_got_listed_and_deleted(objects: Objects) -> None:
     assert objects.get("a/one.txt") == b"new"
     assert objects.get("c.txt") == b""
     found = objects.info("a/one.txt")
-    assert found is not None and found.modified.tzinfo is not None
+    assert found is not None and found.modified.tzinfo is not None and found.etag
+    objects.put("a/one.txt", b"newer")
+    newer = objects.info("a/one.txt")
+    assert newer is not None and newer.etag != found.etag
     objects.delete(["a/one.txt", "never/was"])
     objects.delete("a/one.txt")
     assert objects.info("a/one.txt") is None
@@ -85,7 +88,7 @@ def test_a_bucket_that_is_not_there_and_a_dead_server(
 
 @pytest.mark.parametrize("place", ["ftp://host/x", "", "s3x://b", "https://host/x"])
 def test_other_schemes_are_refused(place: str) -> None:
-    with pytest.raises(ConfigError, match=r"neither a folder nor one of file://, gs://"):
+    with pytest.raises(ConfigError, match=r"neither a folder nor one of az://, file://, gs://"):
         Objects.open(place)
 
 
@@ -98,5 +101,9 @@ def test_a_folder_that_cannot_be_is_named(tmp_path: Path, small_disk: Path) -> N
     assert not (small_disk / "x" / "big").exists()
 
 
-def test_a_google_bucket_can_be_named() -> None:
-    assert repr(Objects.open("gs://some-bucket/below")) == "Objects('gs://some-bucket/below')"
+def test_other_buckets_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"'az://some-bucket' cannot be opened: .*[Aa]ccount"):
+        Objects.open("az://some-bucket")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    for place in ("gs://some-bucket/below", "az://some-bucket/below"):
+        assert repr(Objects.open(place)) == f"Objects({place!r})"

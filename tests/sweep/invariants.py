@@ -149,6 +149,8 @@ def _spend(world: World, state: SweepState) -> None:
     spent = [t.spent for t in state.trials.values()]
     trained, scored = sum(s.train_tokens for s in spent), sum(s.prefill_tokens for s in spent)
     asked = Counter(world.backend.asked)
+    # Under a budget an operation counts before it is sent: an attempt that dies there has one more.
+    asked["forward_backward"] += sum(t.attempt for t in state.trials.values())
     assert trained <= asked["forward_backward"] * TRAINED, "I6: spent more than was asked for"
     assert scored <= asked["forward"] * SCORED, "I6: spent more than was asked for"
     if not world.disturbed:

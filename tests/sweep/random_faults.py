@@ -34,16 +34,17 @@ from crucible_tinkex.errors import (
 )
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Registry, SweepState
-from crucible_tinkex.runtime.pool import Packing, SessionPool
+from crucible_tinkex.runtime.pool import SessionPool
+from crucible_tinkex.runtime.ports import Packing
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.sweep.controller import Controller
-from crucible_tinkex.sweep.deciding.asking import trials_of
 from crucible_tinkex.sweep.deciding.budget import Budget
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy
+from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 from crucible_tinkex.sweep.orders.control import KINDS, Command, Inbox
-from crucible_tinkex.sweep.results.view import SweepView
+from crucible_tinkex.sweep.results.views.view import SweepView
 from crucible_tinkex.testing import FakeBackend, FakeService
 from crucible_tinkex.testing.clock import run_virtual
 from crucible_tinkex.testing.fake_model import FakeWeights

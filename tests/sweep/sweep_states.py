@@ -14,9 +14,9 @@ from crucible_tinkex.registry.registry import _plain
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.stopping import Halving
 from crucible_tinkex.search.strategies import configurations
-from crucible_tinkex.sweep.deciding.asking import trials_of
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy
+from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 
 
 class Journal:

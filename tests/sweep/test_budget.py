@@ -20,7 +20,7 @@ from crucible_tinkex.sweep.deciding.budget import Budget
 from crucible_tinkex.sweep.deciding.prices import Price, checked_price, price_of
 from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.testing import FakeBackend
-from crucible_tinkex.training.allowance import Allowance
+from crucible_tinkex.training.attempt.allowance import Allowance
 
 PRICE = Price(2.0, 1.0, 4.0, "a test", date.today())
 ONE = {"space": {"lora.rank": [4]}, "reference": False}
@@ -94,6 +94,17 @@ def test_what_proofs_took_counts_once(tmp_path: Path) -> None:
     first, _ = journal.pending
     spent(journal, first, train_tokens=400)
     assert "budget.tokens: 1000 of 1000" in (reached(journal.state, 0.0) or "")
+
+
+def test_a_proof_that_refused_counts_and_stays_counted() -> None:
+    journal = capped(tokens=1000)
+    before, total = journal.state.meta, vars(Spent(300, 200, seconds=9.0))
+    for _ in range(2):
+        journal._tell("proof", spent=total)
+    journal._tell("amended", meta=before, changed=["service.attest"])
+    assert journal.state.spent.tokens == journal.state.proofs.tokens == 500
+    journal._tell("amended", meta={"attested": {"spent": vars(Spent(600, 200))}}, changed=[])
+    assert journal.state.spent.tokens == 800
 
 
 @pytest.mark.parametrize("caps", [{"tokens": 999}, {"dollars": 0.0009, "prices": True}])

@@ -14,7 +14,7 @@ from crucible_tinkex.registry import DONE, FAILED, Decision, TrialRecord
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.orders.cloning import clone_plan
 from crucible_tinkex.sweep.orders.control import Command
-from crucible_tinkex.sweep.results.tables import query_tables
+from crucible_tinkex.sweep.results.views.tables import query_tables
 
 SEARCH = {"space": {"lora.rank": [4]}}
 RATE = {"optimizer.learning_rate": 1e-3}

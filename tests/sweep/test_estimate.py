@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crucible_tinkex.cli.estimates import estimate_lines
+from crucible_tinkex.cli.terminal.estimates import estimate_lines
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.registry import Spent
 from crucible_tinkex.sweep.deciding.planner import Planner
-from crucible_tinkex.sweep.estimate import Estimate, Range, Rows, estimate
-from crucible_tinkex.sweep.experience import Pace
+from crucible_tinkex.sweep.preparing.estimate import Estimate, Range, Rows, estimate
+from crucible_tinkex.sweep.preparing.experience import Pace
+from crucible_tinkex.training.attest.probing import Attestation
 from crucible_tinkex.training.data import SweepData
 
 STEPS, TRIALS = 90, 9
@@ -50,6 +52,7 @@ def estimated(
     search: dict[str, Any] | None = None,
     *,
     paces: tuple[Pace, ...] = (),
+    probe: Attestation | None = None,
     base_url: str = "embedded",
     checkpoints: dict[str, Any] | None = None,
     evaluation: dict[str, Any] | None = None,
@@ -72,7 +75,7 @@ def estimated(
     planner = Planner(experiment, rows=100, fingerprint="f")
     plans = [planner.plan({}, 0)]
     rows = Rows.of(SweepData(tokenised(30, 11), held_out, "f", None), experiment.evaluation)
-    return estimate(experiment, plans, trials=TRIALS, rows=rows, paces=paces)
+    return estimate(experiment, plans, trials=TRIALS, rows=rows, paces=paces, probe=probe)
 
 
 def stopping(**rule: Any) -> dict[str, Any]:
@@ -96,6 +99,13 @@ def stopping(**rule: Any) -> dict[str, Any]:
 )
 def test_steps_count_what_is_stopped_and_confirmed(search: dict[str, Any], steps: Range) -> None:
     assert estimated(search).steps == steps
+
+
+def test_a_climb_is_between_few_and_all_its_trials() -> None:
+    rule = {"rule": ["topk", "behind"], "first_rung": 10, "keep": 2, "every": 30}
+    climb = {"strategy": "auto", "trials": 9, "space": {"lora.rank": [2, 4]}, "stopping": rule}
+    found = estimated(climb)
+    assert found.steps == Range(3 * 10 + 80, 9 * 10 + 4 * 80)
 
 
 PLAIN = 810 * 4 * 10
@@ -156,20 +166,35 @@ def test_time_and_room_come_from_finished_sweeps_only() -> None:
     assert known.checkpoint_bytes == Range(9 * 8 * 1000, 9 * 8 * 1000 * 3)
 
 
+def test_a_probe_tells_the_time_roughly_where_no_sweep_does() -> None:
+    probe = Attestation(models=5, spent=Spent(500, 500, seconds=8.0, steps=10))
+    found = estimated(probe=probe)  # two turns of 4 s: a step took .8 to 2 s
+    assert found.probed and found.seconds is not None
+    assert found.seconds.low == pytest.approx(found.steps.low * 0.8 / 8)
+    by_token = found.tokens.high * 8 / 1000
+    assert found.seconds.high == pytest.approx(max(found.steps.high * 2, by_token))
+    assert estimated(probe=probe, hours=0.01).seconds == Range(36, 36)
+    known = estimated(probe=probe, paces=(Pace(100.0, None),))
+    assert not known.probed and known.seconds == estimated(paces=(Pace(100.0, None),)).seconds
+    assert estimated(probe=Attestation()).seconds is None, "nothing was tried"
+
+
 def test_retention_is_counted_beside_what_all_would_take() -> None:
     pace = (Pace(100.0, 1000.0),)
     whole = estimated(paces=pace)
     assert whole.kept_bytes is None
     one = 8 * 1000
-    found = estimated(paces=pace, checkpoints={"keep_best": 3})
+    found = estimated(paces=pace, checkpoints={"keep_best": 3, "keep_last": 0})
     assert found.checkpoint_bytes == whole.checkpoint_bytes
     assert found.kept_bytes == Range(one, (3 + 2) * one)
     last = estimated(paces=pace, checkpoints={"keep_last": 1})
     assert last.kept_bytes == Range(one, (9 * 2 + 2) * one)
     assert whole.checkpoint_bytes is not None
-    every = estimated(paces=pace, checkpoints={"keep_every": 1})
+    every = estimated(paces=pace, checkpoints={"keep_every": 1, "keep_last": 0})
     assert every.kept_bytes == Range(one, whole.checkpoint_bytes.high), "never more than all"
-    assert estimated(checkpoints={"keep_best": 3}).kept_bytes is None, "no ground for a size"
+    assert estimated(checkpoints={"keep_best": 3, "keep_last": 0}).kept_bytes is None, (
+        "no ground for a size"
+    )
     text = "\n".join(estimate_lines(found.summary()))
     assert "all of them" in text and "left at the end" in text
 
@@ -180,7 +205,7 @@ def test_storage_costs_what_the_table_says(tmp_path: Path) -> None:
     head = f'date = {date.today()}\nsource = "x"\n'
     pace = (Pace(100.0, 1e9 / 8),)
     table.write_text(head + "storage = 0.5\n" + rows)
-    found = estimated(paces=pace, checkpoints={"keep_best": 1}, prices=str(table))
+    found = estimated(paces=pace, checkpoints={"keep_best": 1, "keep_last": 0}, prices=str(table))
     assert found.storage_dollars == Range(0.5, 1.5)
     assert any("a month" in line for line in estimate_lines(found.summary()))
     table.write_text(head + rows)

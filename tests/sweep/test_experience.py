@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from local_sweeps import Bench
 
-from crucible_tinkex.search.priors import Question, suggest
-from crucible_tinkex.sweep.experience import finished_trials
+from crucible_tinkex.search.learned.priors import Question, suggest
+from crucible_tinkex.sweep.preparing.experience import finished_trials
 
 ASSETS = Path(__file__).parent.parent / "assets"
 

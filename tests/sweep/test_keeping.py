@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from local_sweeps import Bench, make_experiment, numbers
 
+from crucible_tinkex.config import CheckpointsSection
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import DONE, STOPPED, SweepState
 from crucible_tinkex.registry.journal import read_records
@@ -57,7 +58,9 @@ def test_without_the_section_everything_stays(tmp_path: Path) -> None:
 
 def test_the_rules_are_kept_while_it_runs_and_at_its_end(tmp_path: Path) -> None:
     whole = Bench(tmp_path / "whole", train=TRAIN).run()
-    bench = Bench(tmp_path / "s", train=TRAIN, checkpoints={"keep_best": 1, "keep_every": 8})
+    bench = Bench(
+        tmp_path / "s", train=TRAIN, checkpoints={"keep_best": 1, "keep_last": 0, "keep_every": 8}
+    )
     seen: list[int] = []
     told = bench.store.delete
 
@@ -76,15 +79,29 @@ def test_the_rules_are_kept_while_it_runs_and_at_its_end(tmp_path: Path) -> None
     assert exit_code(state) == 0 and state.deleted == state.saved - len(left(bench))
 
 
+@pytest.mark.parametrize("rules", [{"keep_best": 1}, {"keep_every": 8}])
+def test_the_last_of_every_trial_stays_unless_it_is_said(
+    tmp_path: Path, rules: dict[str, int]
+) -> None:
+    """So that more steps go on from where they were."""
+    bench = Bench(tmp_path, train=TRAIN, checkpoints=rules)
+    state = bench.run()
+    check(bench)
+    assert all(
+        t.resumable()[0].step == t.total_steps for t in state.trials.values() if not t.reference
+    )
+    assert CheckpointsSection().prunes is CheckpointsSection(keep_last=0).prunes is False
+
+
 def test_the_winner_can_be_exported_whatever_the_rules_keep(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, train=TRAIN, checkpoints={"keep_every": 1000})
+    bench = Bench(tmp_path, train=TRAIN, checkpoints={"keep_last": 0, "keep_every": 1000})
     state = bench.run()
     check(bench)
     assert left(bench) == winners(state)
 
 
 def test_nothing_that_a_rung_or_a_fork_needs_is_deleted(tmp_path: Path) -> None:
-    rules = {"keep_every": 1000}
+    rules = {"keep_last": 0, "keep_every": 1000}
     for name, search in (
         ("halving", HALVING),
         ("population", {"stopping": {"rule": "population", "every": 2}}),
@@ -101,7 +118,7 @@ def test_nothing_that_a_rung_or_a_fork_needs_is_deleted(tmp_path: Path) -> None:
 
 def test_a_pause_keeps_what_trials_go_on_from(tmp_path: Path) -> None:
     whole = Bench(tmp_path / "whole", train=TRAIN).run()
-    rules = {"keep_every": 1000}
+    rules = {"keep_last": 0, "keep_every": 1000}
     bench = Bench(tmp_path / "s", train=TRAIN, checkpoints=rules, budget={"steps": 20})
     state = bench.run()
     assert exit_code(state) == 3
@@ -121,7 +138,7 @@ def test_pins_and_models_stay(tmp_path: Path) -> None:
     model = loser.checkpoints[0].path
     bench.models = {model: ["good:1"]}
     bench.experiment = make_experiment(
-        train=TRAIN, checkpoints={"keep_every": 1000, "ttl_days": 2.0}
+        train=TRAIN, checkpoints={"keep_last": 0, "keep_every": 1000, "ttl_days": 2.0}
     )
     state = bench.run(changed=["checkpoints.keep_every"])
     check(bench)
@@ -134,7 +151,7 @@ def test_pins_and_models_stay(tmp_path: Path) -> None:
 def test_a_service_that_fails_costs_no_number_and_the_next_run_finishes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench = Bench(tmp_path, train=TRAIN, checkpoints={"keep_every": 1000})
+    bench = Bench(tmp_path, train=TRAIN, checkpoints={"keep_last": 0, "keep_every": 1000})
     bench.store.failing = 10_000
     state = bench.run()
     assert exit_code(state) == 0 and state.buried and not bench.store.deleted
@@ -151,7 +168,7 @@ def test_a_crash_between_decision_and_deletion_is_finished_by_the_next_run(
     tmp_path: Path, when: int
 ) -> None:
     """The driver dies at its n-th deletion: before, or after, the service did it."""
-    rules = {"keep_every": 1000, "ttl_days": 1.0}
+    rules = {"keep_last": 0, "keep_every": 1000, "ttl_days": 1.0}
     undisturbed = Bench(tmp_path / "undisturbed", train=TRAIN, checkpoints=rules)
     undisturbed.run()
     for late in (False, True):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,18 @@ import pytest
 from local_sweeps import Bench, numbers
 from sweep_states import Journal
 
-from crucible_tinkex.registry import DONE, FAILED, LOST, RUNNING, STOPPED, TrialRecord
-from crucible_tinkex.sweep.deciding.trying import told_of
+from crucible_tinkex.registry import (
+    DONE,
+    FAILED,
+    LOST,
+    RUNNING,
+    STOPPED,
+    Decision,
+    TrialRecord,
+)
+from crucible_tinkex.search.learned import learners
+from crucible_tinkex.sweep.deciding.policy import Policy
+from crucible_tinkex.sweep.deciding.proposing.trying import told_of
 from crucible_tinkex.sweep.results.leaderboard import Objective, best
 
 RATE = "optimizer.learning_rate"
@@ -202,7 +213,7 @@ def test_tpe_gets_nearer_than_random_draws(tmp_path: Path) -> None:
     assert near["tpe"] > 2 * near["random"]
 
 
-@pytest.mark.parametrize("strategy", ["tpe", "cmaes"])
+@pytest.mark.parametrize("strategy", ["tpe", "cmaes", "auto"])
 def test_a_crash_in_the_middle_changes_no_configuration(tmp_path: Path, strategy: str) -> None:
     whole = sweep(tmp_path / "whole", strategy, 14, slots=1, seeds=[0, 1])
     bench = Bench(
@@ -249,6 +260,25 @@ def test_a_killed_driver_changes_no_configuration(tmp_path: Path) -> None:
     bench.run()
     assert configurations(bench) == configurations(whole)
     assert numbers(bench.state) == numbers(whole.state)
+
+
+def test_a_slow_choice_is_made_beside_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is proposed does not matter here: where it is computed does, and that it is the same."""
+    chosen_in: dict[str, set[bool]] = {"gp": set(), "tpe": set()}
+    decide = Policy.decide
+
+    def watched(self: Policy, *args: Any, **kwargs: Any) -> list[Decision]:
+        strategy = self._planner.experiment.search.strategy
+        chosen_in[strategy].add(threading.current_thread() is threading.main_thread())
+        return decide(self, *args, **kwargs)
+
+    monkeypatch.setattr(Policy, "decide", watched)
+    monkeypatch.setitem(learners._LEARNERS, "gp", learners.TreeParzen)
+    slow, quick = (sweep(tmp_path / s, s, 8, slots=1) for s in ("gp", "tpe"))
+    assert chosen_in == {"gp": {False}, "tpe": {True}}
+    assert configurations(slow) == configurations(quick)
 
 
 def test_halving_stops_what_tpe_then_leaves_alone(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.config.notify import NotifySection
+from crucible_tinkex.config.sweep.notify import NotifySection
 from crucible_tinkex.errors import ConfigError, ServiceUnavailableError
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.sweep.notifying import ended, notify, trouble

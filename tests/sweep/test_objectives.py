@@ -18,8 +18,8 @@ from crucible_tinkex.datasets import Tokenizer, load_tokenizer
 from crucible_tinkex.errors import ConfigError, SweepExistsError, TrialFailedError
 from crucible_tinkex.protocol.wire import ForwardBackwardOutput, TensorData
 from crucible_tinkex.registry import FAILED
-from crucible_tinkex.sweep.manifest import write_manifest
-from crucible_tinkex.sweep.preparation import PreparedSweep, prepare
+from crucible_tinkex.sweep.preparing.manifest import write_manifest
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, prepare
 from crucible_tinkex.training.host import recipe_of
 from crucible_tinkex.training.losses.objective import Objective
 from crucible_tinkex.training.recipes.sft import SupervisedRecipe

@@ -281,3 +281,18 @@ def test_an_amended_search_confirms_its_new_leaders() -> None:
     journal.ask(search={**CONFIRM, "confirm": 3})
     journal._tell("amended", meta={"experiment": journal.experiment.model_dump(mode="json")})
     assert [(d.kind, d.trial["seed"]) for d in journal.decide()] == [("confirm", 10_002)] * 2  # type: ignore[index]
+
+
+def test_the_best_of_those_that_go_on_go_first_where_slots_are_few() -> None:
+    """The last one to come holds the slot, and three pass."""
+    stopping = {"rule": "topk", "first_rung": 2, "keep": 3}
+    losses = iter([2.0, 1.0, 5.0, 3.0])
+    journal = Journal(search={"space": {"lora.rank": [1, 2, 3, 4]}, "stopping": stopping})
+    while kinds(journal.decide(slots=1))[-1:] == ["start"]:
+        journal.train(journal.pending[0], next(losses))
+    last = list(journal.state.trials)[-1]
+    assert journal.state.trials[last].state == PAUSED
+    assert "go first" in journal.state.trials[last].decisions[-1].reason
+    journal.decide(slots=1)
+    order = [trial.results[2]["eval/nll"] for trial in journal.state.active.values()]
+    assert order == [1.0, 2.0, 3.0]

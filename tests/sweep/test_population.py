@@ -10,7 +10,7 @@ import pytest
 from local_sweeps import Bench
 from sweep_states import Journal
 
-from crucible_tinkex.config.search import StoppingSection
+from crucible_tinkex.config.sweep.search import StoppingSection
 from crucible_tinkex.registry import DONE, STOPPED, Decision
 from crucible_tinkex.search.stopping import Population, Standing, quarter
 

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from local_sweeps import Bench
+
+from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import SweepState, TrialRecord
-from crucible_tinkex.sweep.results.tables import query_tables
+from crucible_tinkex.sweep.results.views.tables import joined, query_tables
+from crucible_tinkex.weights.evaluations import query_sweeps
 
 
 def trial(number: int, **values: float) -> TrialRecord:
@@ -26,3 +34,22 @@ def test_a_column_is_named_by_the_last_part_of_its_key_where_no_other_is() -> No
 def test_a_sweep_without_trials_has_empty_tables() -> None:
     tables = query_tables(SweepState())
     assert [t.num_rows for t in tables.values()] == [0, 0]
+
+
+def test_sweeps_with_other_settings_are_one_table(tmp_path: Path) -> None:
+    spaces = [{"lora.rank": [2, 8]}, {"optimizer.schedule": ["constant"]}]
+    sweeps = []
+    for number, space in enumerate(spaces):
+        bench = Bench(tmp_path / str(number), search={"space": space})
+        bench.run()
+        sweeps.append(bench.paths)
+    rows = query_sweeps(sweeps, "select rank, schedule from trials where not reference").to_pylist()
+    assert [tuple(row.values()) for row in rows] == [(2, None), (8, None), (None, "constant")]
+    with pytest.raises(ConfigError, match="nothing"):
+        query_sweeps(sweeps, "select nothing from trials")
+
+
+def test_kinds_that_do_not_go_together_are_named() -> None:
+    tables = [{"trials": pa.table({"mine": [value]})} for value in (1.5, "text")]
+    with pytest.raises(ConfigError, match=r"trials of these sweeps.*mine"):
+        joined(["a", "b"], tables)

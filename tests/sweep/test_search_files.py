@@ -6,8 +6,8 @@ from pathlib import Path
 
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.search.strategies import configurations
-from crucible_tinkex.sweep.manifest import experiment_text
-from crucible_tinkex.sweep.preparation import prepare
+from crucible_tinkex.sweep.preparing.manifest import experiment_text
+from crucible_tinkex.sweep.preparing.preparation import prepare
 
 FILE = """
 [model]

@@ -15,14 +15,25 @@ from crucible_tinkex.registry import (
     FAILED,
     RUNNING,
     STOPPED,
+    Origin,
     Spent,
     SweepState,
     TrialRecord,
 )
-from crucible_tinkex.sweep.results.aggregates import aggregates
+from crucible_tinkex.sweep.results.batches import batches
 from crucible_tinkex.sweep.results.conclusion import comparison, conclusion
+from crucible_tinkex.sweep.results.leaderboard import configurations
+from crucible_tinkex.sweep.results.views.aggregates import aggregates
+from crucible_tinkex.sweep.results.views.tables import comparison_table, conclusion_table
 
 RNG = np.random.default_rng(2)
+BEGIN = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def own_numbers() -> None:
+    """No test depends on those before it."""
+    RNG.bit_generator.state = BEGIN
 
 
 def trial(index: int, rank: int, seed: int, nll: float | None, **more: Any) -> TrialRecord:
@@ -66,12 +77,12 @@ def test_what_it_would_cost_is_in_training_tokens() -> None:
     assert "training tokens) would settle it" in found.verdict
 
 
-def amended(found: SweepState, *, after: int) -> SweepState:
+def amended(found: SweepState, *, after: int, changed: str = "search.space") -> SweepState:
     """As if the sweep had been asked for more when it had so many trials."""
     more = SweepState(version=2, meta=found.meta)
     for place, t in enumerate(found.trials.values()):
         if place == after:
-            more.apply({"type": "amended", "meta": {}, "changed": ["search.space"], "time": 0.0})
+            more.apply({"type": "amended", "meta": {}, "changed": [changed], "time": 0.0})
         t.index = place
         more.trials[t.trial_id] = t
     return more
@@ -88,8 +99,47 @@ def test_what_was_added_to_a_sweep_spends_what_is_left_of_alpha() -> None:
 def test_a_grid_that_comes_one_by_one_is_judged_as_the_whole() -> None:
     known = state(grid({4: 1.0, 8: 1.05}, 5), 5)
     alone = conclusion(known).rivals[0].low
-    known.meta["experiment"]["search"]["space"] = {"lora.rank": [4, 8, 16, 32], "lora.x": [1, 2]}
-    assert conclusion(known).rivals[0].low < alone and conclusion(known).terms.expected == 8
+    known.meta["configurations"] = 8
+    assert conclusion(known).rivals[0].low < alone
+
+
+def batch_of(found: SweepState, *, aside: Sequence[int] = ()) -> dict[int, tuple[int, int]]:
+    """By rank."""
+    ranked = configurations(found)
+    numbers = [(b.batch, b.peers) for b in batches(found, ranked, aside=aside)]
+    ranks = (int(c.values["lora.rank"]) for c in ranked)
+    return dict(sorted(zip(ranks, numbers, strict=True)))
+
+
+def test_more_of_the_budget_is_no_new_batch() -> None:
+    found = state(grid({4: 1.0, 8: 1.1, 16: 1.2}, 2), 2)
+    found.meta["configurations"] = 5
+    for changed in ("budget.hours", "search.seeds", "train.max_steps"):
+        more = amended(found, after=4, changed=changed)
+        assert batch_of(more) == dict.fromkeys((4, 8, 16), (0, 5))
+    for changed in ("search.space.lora.rank", "search.trials"):
+        more = amended(found, after=4, changed=changed)
+        assert batch_of(more) == {4: (0, 2), 8: (0, 2), 16: (8, 3)}
+
+
+def test_a_clone_is_a_batch_by_itself_and_takes_nothing_of_the_others() -> None:
+    found = state(grid({4: 1.0, 8: 1.1}, 1), 1)
+    found.meta["configurations"] = 3
+    forked = trial(50, 4, 0, 0.9, origin=Origin("t400", 3, "tinker://4"))
+    more = amended(found, after=99)
+    more.trials["t50"] = forked
+    numbers = [(b.batch, b.peers) for b in batches(more, configurations(more))]
+    assert sorted(numbers) == [(0, 3), (0, 3), (101, 1)]
+
+
+def test_leaders_are_as_many_as_are_confirmed() -> None:
+    found = state([*grid({4: 1.0, 8: 1.1, 16: 1.2}, 1), *grid({4: 1.0, 8: 1.1}, 3, first=10)], 1)
+    found.meta["configurations"] = 12
+    found.meta["experiment"]["search"] |= {"confirm": "auto", "confirm_top": 2}
+    assert batch_of(found, aside=[0])[4] == (0, 2)
+    assert batch_of(state(grid({4: 1.0}, 1), 1), aside=[0]) == {4: (0, 1)}, "nothing is fresh yet"
+    found.trials = {i: t for i, t in found.trials.items() if t.seed < 10}
+    assert batch_of(found, aside=[0])[4] == (0, 12), "the search itself is judged"
 
 
 def test_what_was_stopped_failed_or_runs_is_left_out() -> None:
@@ -115,6 +165,20 @@ def test_fresh_seeds_judge_whom_the_asked_ones_chose() -> None:
     found = conclusion(state(trials, 1))
     assert found.kind == "winner" and found.rivals[0].seeds == 5
     assert "fresh seeds only" in found.notes[0]
+
+
+def test_conclusions_are_tables_too() -> None:
+    trials = grid({4: 1.0, 8: 1.5, 16: 2.0}, 5)
+    trials += [trial(900, 32, 0, None, state=FAILED, error="loss became nan")]
+    table = conclusion_table(conclusion(state(trials, 5)))
+    assert table["name"].to_pylist() == ["rank = 4", "rank = 8", "rank = 16", "rank = 32"]
+    assert table["seeds"].to_pylist() == [5, 5, 5, None]
+    first, second, _, last = table.to_pylist()
+    assert first["value_low"] < first["value"] < first["value_high"] and first["behind_by"] == 0
+    assert 0 < second["low"] < second["behind_by"] < second["high"] and second["separable"]
+    assert last["why"] == "failed: loss became nan"
+    assert table.to_pandas()["name"].iloc[-1] == "rank = 32"
+    assert conclusion_table(conclusion(state([], 1))).schema == table.schema
 
 
 def test_one_seed_each_says_nothing() -> None:
@@ -193,6 +257,8 @@ def test_two_trials_stand_for_their_configurations() -> None:
     found = comparison(state(trials, 2), evaluations(trials), "400", "t801")
     assert found.verdict.startswith("rank = 4 is better: rank = 4 - rank = 8 = -0.")
     assert (found.pairs, found.examples, found.seeds) == (100, 50, 2)
+    [row] = comparison_table(found).to_pylist()
+    assert row["difference"] == found.difference and row["verdict"] == found.verdict
 
 
 def test_rows_of_one_document_are_one_cluster() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from crucible_tinkex.registry import DONE, PENDING, RUNNING, TrialRecord
-from crucible_tinkex.sweep.results.view import SweepView, TrialView, harmless
+from crucible_tinkex.sweep.results.views.view import SweepView, TrialView, harmless
 
 
 def make_trial(step: int, *, state: str = RUNNING, total: int = 10, **live: Any) -> TrialView:

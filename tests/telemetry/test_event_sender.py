@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from crucible_tinkex.errors import SweepBusyError
+from crucible_tinkex.errors import StorageError, SweepBusyError
 from crucible_tinkex.events import Event, EventSink, EventWriter
 from crucible_tinkex.telemetry.sender import DROPPED, BufferedSink, EventDeliveryError
 
@@ -97,7 +97,9 @@ async def test_a_full_batch_does_not_wait() -> None:
     await sink.aclose()
 
 
-@pytest.mark.parametrize("error", [ConnectionError(), TimeoutError(), SweepBusyError("in use")])
+@pytest.mark.parametrize(
+    "error", [ConnectionError(), TimeoutError(), SweepBusyError("in use"), StorageError("full")]
+)
 async def test_the_same_batch_is_sent_until_it_is_acknowledged(error: Exception) -> None:
     receiver = Receiver(error, error, error)
     sink = sink_for(receiver, max_batch=3)
@@ -138,6 +140,24 @@ async def test_flush_gives_up_after_its_deadline_and_keeps_the_events() -> None:
     receiver.outcomes.clear()
     await sink.flush()
     assert receiver.numbers == list(range(1, 8))
+    await sink.aclose()
+
+
+async def test_a_disk_that_refuses_is_not_waited_for_as_long_as_a_process_that_restarts() -> None:
+    receiver = Receiver(*(StorageError("no space left") for _ in range(100_000)))
+    sink = sink_for(receiver, max_retry_delay_s=0.1)
+    emit(sink, 7)
+    async with asyncio.timeout(5):
+        with pytest.raises(EventDeliveryError, match=r"7 telemetry events .* no space left"):
+            await sink.flush()
+    tries = len(receiver.calls)
+    with pytest.raises(EventDeliveryError, match="no space left"):
+        await sink.flush()  # those who come later are told at once
+    assert len(receiver.calls) == tries > 3
+    receiver.outcomes.clear()
+    await until(lambda: receiver.numbers == list(range(1, 8)))
+    emit(sink, 1)
+    await sink.flush()
     await sink.aclose()
 
 

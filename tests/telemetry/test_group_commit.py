@@ -12,7 +12,7 @@ from event_trials import Trial
 from crucible_tinkex.errors import CorruptLogError
 from crucible_tinkex.events import Event
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.runtime.telemetry_actor import TelemetryActor
+from crucible_tinkex.runtime.actors.telemetry_actor import TelemetryActor
 from crucible_tinkex.telemetry.group_commit import GroupCommit
 from crucible_tinkex.telemetry.log.parts import list_parts
 from crucible_tinkex.telemetry.query import read_events

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.telemetry.log.parts import list_parts
 from crucible_tinkex.telemetry.query import read_events
-from crucible_tinkex.telemetry.recorder import Recorder
+from crucible_tinkex.telemetry.recorder import Recorder, stored_faults
 
 
 def points(paths: SweepPaths) -> list[tuple[int, float]]:
@@ -125,8 +125,11 @@ def test_a_view_that_is_behind_is_remembered(tmp_path: Path, trial: Trial) -> No
     recorder = Recorder(paths)
     recorder.record([trial.start(1, 0), trial.loss(1, 1, 1.0)])
     recorder.close()
+    (fault,) = stored_faults(paths)  # what `crucible status` shows
+    assert "behind the events" in fault and str(paths.tensorboard) in fault
     paths.tensorboard.unlink()
     recorder = Recorder(paths)
     assert recorder.faults() == ()
     recorder.close()
+    assert stored_faults(paths) == ()
     assert points(paths) == [(1, 1.0)]

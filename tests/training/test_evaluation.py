@@ -16,7 +16,7 @@ from trial_bench import Bench, counting, dataset, make_plan
 from crucible_tinkex.client import TrainingClient
 from crucible_tinkex.config import EvaluationSection
 from crucible_tinkex.datasets import TokenisedDataset
-from crucible_tinkex.errors import OperationFailedError
+from crucible_tinkex.errors import OperationFailedError, ProtocolError
 from crucible_tinkex.protocol.wire import AdamParams, LoraConfig, SamplingParams
 from crucible_tinkex.testing import FakeBackend, FakeService, FakeTraining
 from crucible_tinkex.training.data import SweepData, decoded
@@ -129,14 +129,12 @@ class Silent:
         return output
 
 
-async def test_a_service_without_logprobs_is_decoded_whole() -> None:
+async def test_a_service_without_logprobs_measures_nothing() -> None:
+    """Its own sum may be a mean, or zero: nothing is concluded from that."""
     backend = FakeBackend()
-    model = await trained(backend, 60)
-    found = await measured(Silent(model))  # type: ignore[arg-type]
-    assert backend.calls.count("sample") == len(EVAL)
-    whole = await measured(model)
-    assert found.metrics == pytest.approx(whole.metrics)
-    assert {e.nll for e in found.examples} == {None}
+    model = await trained(backend, 1)
+    with pytest.raises(ProtocolError, match="row 1 of a batch with 0 logprobs for"):
+        await measured(Silent(model))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +153,6 @@ def test_what_probabilities_tell(probabilities: tuple[float, ...], known: bool |
     before = [-50.0] * 3  # of the prompt: says nothing
     found = [math.log(p) if p else -math.inf for p in probabilities]
     assert certainty(data, 0, [*before, *found, -9.0]) is known
-    assert certainty(data, 0, None) is None
 
 
 def test_rows_that_probabilities_say_nothing_of_are_decoded() -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from crucible_tinkex.metrics import TRAIN_WINDOW_STEPS as WINDOW
-from crucible_tinkex.training.measurements import Measurements, public
+from crucible_tinkex.training.attempt.measurements import Measurements, public
 
 
 def fed(steps: int) -> Measurements:

@@ -22,8 +22,8 @@ from crucible_tinkex.registry import DONE, FAILED, PENDING, CheckpointRecord
 from crucible_tinkex.testing import FakeBackend, batch_digest
 from crucible_tinkex.testing.clock import run_virtual
 from crucible_tinkex.testing.fake_model import FakeWeights
+from crucible_tinkex.training.attempt.measurements import public
 from crucible_tinkex.training.host import HELD_S
-from crucible_tinkex.training.measurements import public
 from crucible_tinkex.training.outcome import Verdict
 from crucible_tinkex.training.recipes.datums import datum
 

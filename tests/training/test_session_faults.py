@@ -15,7 +15,7 @@ from crucible_tinkex.errors import (
     StaleAttemptError,
 )
 from crucible_tinkex.registry import DONE
-from crucible_tinkex.training.measurements import public
+from crucible_tinkex.training.attempt.measurements import public
 from crucible_tinkex.training.outcome import Verdict
 
 OPTIONS = {"checkpoint_every": 3, "eval_every": 4, "submit_ahead": 2}

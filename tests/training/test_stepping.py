@@ -8,9 +8,9 @@ from trial_bench import DATA, Bench, make_plan
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.datasets import batch_indices
 from crucible_tinkex.testing import batch_digest
+from crucible_tinkex.training.attempt.stepping import portions
 from crucible_tinkex.training.recipes.datums import datum
 from crucible_tinkex.training.recipes.sft import SupervisedRecipe
-from crucible_tinkex.training.stepping import portions
 
 
 async def test_accumulated_portions_learn_what_the_whole_batch_does() -> None:

@@ -13,7 +13,7 @@ import pytest
 from trial_bench import STEPS, Bench, make_plan
 
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.config.steps import StepsSection
+from crucible_tinkex.config.sweep.steps import StepsSection
 from crucible_tinkex.errors import ConfigError, ServiceError
 from crucible_tinkex.registry import DONE, FAILED
 from crucible_tinkex.training.harness import Hooks, StepContext
@@ -72,6 +72,9 @@ async def test_they_see_the_trained_trial_and_what_they_find_is_told(steps: Modu
     assert (ctx.session.trial_id, ctx.session.step) == (bench.plan.trial_id, STEPS)
     assert (ctx.trace_id, ctx.seed) == (f"{bench.plan.trial_id}-1", 0)
     assert ctx.dataset is bench.data
+    training = ctx.results["tinkex_training"]
+    assert (training["total_steps"], training["trace_id"]) == (STEPS, ctx.trace_id)
+    assert training["final_metrics"] == bench.trial.results[STEPS]
 
 
 async def test_they_wait_for_the_last_step_and_its_checkpoint(steps: ModuleType) -> None:
@@ -120,7 +123,8 @@ async def test_a_step_that_raises_harms_its_trial_at_most(
             raise ValueError("not yet")
         return 7
 
-    steps.flaky, steps.last = flaky, lambda ctx: sorted(ctx.results)  # type: ignore[attr-defined]
+    steps.flaky = flaky  # type: ignore[attr-defined]
+    steps.last = lambda ctx: list(ctx.results)[1:]  # type: ignore[attr-defined]
     bench = Bench()
     host, other = bench.host(), make_plan(seed=1, index=1)
     bench.plan = planned("flaky", "last", on_error=on_error)
@@ -220,8 +224,9 @@ def identity(**declared: Any) -> str:
 
 def test_steps_are_a_part_of_the_trial() -> None:
     plain = identity()
-    assert identity(steps={}) == plain
+    assert identity(steps={}) == identity(steps={"after": ["tinkex_training"]}) == plain
     one, two = identity(steps={"after": ["a:b"]}), identity(steps={"after": ["a:c"]})
+    assert identity(steps={"after": ["tinkex_training", "a:b"]}) == one
     assert len({plain, one, two}) == 3
 
 
@@ -229,6 +234,8 @@ def test_steps_are_a_part_of_the_trial() -> None:
     ("section", "message"),
     [
         ({"after": ["look"]}, "must be written module:function"),
+        ({"after": ["a:look", "tinkex_training"]}, "only stands first"),
+        ({"after": ["a:tinkex_training"]}, "only stands first"),
         ({"after": ["a:look", "b:look"]}, "two steps 'look'"),
         ({"after": ["a:_look"]}, "step name"),
         ({"hooks": "hooks"}, "must be written module:function"),

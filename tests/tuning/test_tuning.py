@@ -16,10 +16,10 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError, DataError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
-from crucible_tinkex.sweep.experience import paces, speed
-from crucible_tinkex.sweep.preparation import prepare
+from crucible_tinkex.sweep.preparing.experience import paces, speed
+from crucible_tinkex.sweep.preparing.preparation import prepare
 from crucible_tinkex.tuning.declaration import changed
-from crucible_tinkex.tuning.tuning import DEFAULT_BASE, Wish, propose, where
+from crucible_tinkex.tuning.tuning import DEFAULT_BASE, Wish, propose, told, where
 
 
 def write_rows(path: Path, count: int = 40, start: int = 0) -> Path:
@@ -188,6 +188,12 @@ def test_where_it_trains(
     assert where(base, service, environ) == found
 
 
+def test_hosted_because_of_a_key_is_said_with_the_way_out() -> None:
+    assert "--service embedded trains it on this machine" in told("Qwen/Qwen3-8B", None)
+    assert told("nano", "embedded") == "nano on the embedded server"
+    assert told("m", "https://example.org") == "m on https://example.org"
+
+
 def test_init_writes_a_file_that_is_valid_and_never_overwrites(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +211,7 @@ def test_init_writes_a_file_that_is_valid_and_never_overwrites(
 
 
 def test_what_the_template_comments_out_is_valid_too(tmp_path: Path) -> None:
-    from crucible_tinkex.cli.starting import TEMPLATE
+    from crucible_tinkex.cli.sweeps.starting import TEMPLATE
 
     lines = []
     for line in TEMPLATE.splitlines():

@@ -17,8 +17,8 @@ from crucible_tinkex.protocol.wire import LoraConfig
 from crucible_tinkex.registry.upkeep import Upkeep
 from crucible_tinkex.storage import Lock
 from crucible_tinkex.sweep.keeping.retention import Retention
-from crucible_tinkex.sweep.results.kept import checkpoint_line
-from crucible_tinkex.sweep.results.summary import read_state
+from crucible_tinkex.sweep.results.views.kept import checkpoint_line
+from crucible_tinkex.sweep.results.views.summary import read_state
 from crucible_tinkex.testing import FakeBackend, FakeService
 from crucible_tinkex.weights.copies import Copies
 
@@ -78,7 +78,7 @@ def test_pruning_deletes_on_the_service_and_keeps_what_must_stay(mine: ct.Sweep)
 
 
 def test_a_sweep_keeps_what_its_file_says(tmp_path: Path) -> None:
-    rules = {"keep_best": 1, "ttl_days": 2.0}
+    rules = {"keep_best": 1, "keep_last": 0, "ttl_days": 2.0}
     models = {"auto_register": "kept"}
     done = ct.run(make_experiment(tmp_path / "kept", checkpoints=rules, models=models))
     left = [c.path for c in done.checkpoints.list_checkpoints()]

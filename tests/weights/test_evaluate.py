@@ -173,6 +173,21 @@ def test_a_service_that_goes_away_leaves_nothing_behind(
     assert not found.cached and found.metrics["eval/nll"].value == pytest.approx(1.0)
 
 
+def test_the_antagonist_flags_what_scores_speak_against(answered: ct.Sweep, tmp_path: Path) -> None:
+    """On nano, which was trained on digits and writes no claims."""
+    storage, file = str(answered.paths.root.parent), tmp_path / "flags.jsonl"
+    command = ("evaluate", "small", "0", str(data_of(answered)), "--storage", storage)
+    asked = ("-m", "mean_entailment", "-m", "polarity_conflict", "--samples", "1")
+    done = crucible(*command, *asked, "--flags", str(file), "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["metrics"]["eval/score/mean_entailment"]["value"] == 0
+    assert found["flags"]["issues"] == {"WEAK_ENTAILMENT": 6}
+    assert len(file.read_text().splitlines()) == 6
+    shown = crucible(*command, *asked, "--flags", str(file)).stdout.splitlines()[-1]
+    assert shown == f"6 of 6 rows flagged (6 MEDIUM): {file}"
+
+
 def test_a_damaged_file_is_measured_again(
     answered: ct.Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:

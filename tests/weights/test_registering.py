@@ -13,7 +13,7 @@ from nano_sweep import make_experiment
 import crucible_tinkex as ct
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.sweep.results.registering import register_best
-from crucible_tinkex.sweep.results.summary import read_state
+from crucible_tinkex.sweep.results.views.summary import read_state
 
 
 def crucible(*arguments: str, code: int = 0) -> str:
@@ -33,6 +33,7 @@ def test_the_best_trial_is_registered_once(sweep: ct.Sweep, storage: Path) -> No
     assert model.metrics == best["metrics"]
     assert (model.base_model, model.tags, entry.service) == ("nano", ("demo",), "embedded")
     assert entry.config == best["config"] and entry.data_fingerprint
+    assert entry.lora_rank == make_experiment(storage).lora.rank
     again = register_best(read_state(sweep.paths), sweep.paths)
     assert again is not None and again.id == "digits:1"
     found = ct.ModelRegistry.open(storage).find_for_ensemble("eval/nll", tags=["demo"])

@@ -22,7 +22,7 @@ from crucible_tinkex.bench.classical import dunnett, holm, omnibus, two_sided
 from crucible_tinkex.bench.intervals import Floats, e_value
 from crucible_tinkex.bench.selection import wording
 from crucible_tinkex.bench.selection.configurations import Configuration, Table, table
-from crucible_tinkex.bench.selection.contest import Contest, Duels, contest, duels
+from crucible_tinkex.bench.selection.contest import Contest, Duels, contest, duels, level_of
 from crucible_tinkex.bench.selection.results import Conclusion, Estimate, Kind, Rival, Terms
 from crucible_tinkex.bench.selection.seeds import forecast
 from crucible_tinkex.bench.selection.winner import chosen_value
@@ -41,7 +41,6 @@ def terms(
     alpha: float = 0.05,
     looks: int = 1,
     cost_unit: str = "",
-    expected: int = 0,
 ) -> Terms:
     """With the catalogue's direction and indifference zone of the metric where none is given; of an
     unknown metric, "min" and 0. Raises `ConfigError` for what is out of range."""
@@ -56,7 +55,7 @@ def terms(
         raise ConfigError(f"alpha is {alpha}; it must be between 0 and 1, for example 0.05")
     if looks < 1:
         raise ConfigError(f"looks is {looks}; it must be at least 1")
-    return Terms(metric, direction, zone, alpha, looks, cost_unit, expected)
+    return Terms(metric, direction, zone, alpha, looks, cost_unit)
 
 
 def conclude(
@@ -73,9 +72,7 @@ def conclude(
     configurations of one name."""
     if control is not None and control not in {c.name for c in configurations}:
         raise ConfigError(f"there is no configuration {control!r} to be the control")
-    found = table(
-        configurations, direction=agreed.direction, chosen_by=chosen_by, expected=agreed.expected
-    )
+    found = table(configurations, direction=agreed.direction, chosen_by=chosen_by)
     if len(found.names) < 2:
         return _nothing(agreed, configurations, found)
     result = contest(found.values, zone=agreed.zone, alpha=agreed.level, shares=found.shares)
@@ -223,7 +220,7 @@ def _described(
     t = _t(against)
     evidence = e_value(np.nan_to_num(t), against.shared, np.maximum(against.df, 1e-9))
     shares = np.minimum(found.shares, found.shares[reference])
-    always = np.minimum(1.0, 1 / (shares * evidence))
+    always = np.minimum(1.0, 1 / (level_of(1.0, shares) * evidence))
     low, high = against.lead - against.half_width, against.lead + against.half_width
     rivals = [
         Rival(

@@ -8,6 +8,7 @@ named: what was left out is part of what is claimed.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,9 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import Direction
 
 Status = Literal["complete", "unfinished", "stopped", "failed", "lost"]
+FIRST = 0.9
+"""Of alpha, for those of a sweep's first declaration; what may be added later has the rest. Their
+intervals are 1 to 3 % wider than if nothing could come (5 to 20 seeds)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Configuration:
     batch: int = 0
     """Of those that were asked for together, before any of them was judged; what was added to a
     sweep later has a higher one."""
+    peers: int = 0
+    """How many its batch will have in all, where they come one by one; 0: those that are given."""
 
     @cached_property
     def measured(self) -> dict[int, float]:
@@ -78,12 +84,10 @@ def table(
     direction: Direction,
     chosen_by: Sequence[int] = (),
     at_least: int = 2,
-    expected: int = 0,
 ) -> Table:
     """`chosen_by`: seeds by which the competitors were chosen from more; where two others are there
     for two of them, those seeds are left aside, because they flatter whom they chose. `at_least`:
-    with fewer seeds a configuration does not compete. `expected`: how many will compete in all,
-    where they come one by one. Raises `ConfigError` for two of one name."""
+    with fewer seeds a configuration does not compete. Raises `ConfigError` for two of one name."""
     names = [c.name for c in configurations]
     twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
     if twice:
@@ -119,27 +123,28 @@ def table(
         tuple(seeds),
         -values if direction == "min" else values,
         tuple(c.cost for c in rows),
-        _shares(configurations, rows, expected),
+        shares(configurations, rows),
         left,
         tuple(notes),
     )
 
 
-def _shares(
-    configurations: Sequence[Configuration], rows: Sequence[Configuration], expected: int
-) -> Floats:
-    """Of alpha, for each of `rows`. The first batch shares 1, later ones 1/2, 1/6, 1/12, ..., which
-    add up to 1 as well (alpha investing in its simplest form: Foster and Stine 2008,
-    doi 10.1111/j.1467-9868.2007.00643.x, without returns). A share is of two-sided intervals, of
-    which one side counts (`contest`), so that all together spend alpha at most. It only falls while
-    its batch fills; `expected` keeps it the same."""
-    numbers = sorted({c.batch for c in configurations})
-    counts = {number: sum(c.batch == number for c in rows) for number in numbers}
-    if numbers:
-        last = numbers[-1]
-        counts[last] = max(counts[last], expected - sum(counts.values()) + counts[last])
-    weights = {n: 1.0 if not g else 1 / (g * (g + 1)) for g, n in enumerate(numbers)}
-    return np.array([weights[c.batch] / max(counts[c.batch], 2) for c in rows])
+def shares(configurations: Sequence[Configuration], rows: Sequence[Configuration]) -> Floats:
+    """Of alpha, for each of `rows`, which are those of `configurations` that compete. The first
+    batch has `FIRST` in all, later ones 1/2, 1/6, 1/12, ... of the rest, which add up to it (alpha
+    spending in its simplest form: Foster and Stine 2008, doi 10.1111/j.1467-9868.2007.00643.x,
+    without returns). A share only falls while its batch fills; `peers` keeps it the same."""
+    sizes = Counter(c.batch for c in rows)
+    for c in configurations:
+        sizes[c.batch] = max(sizes[c.batch], c.peers)
+    batches = sorted(sizes)
+    # Until there are two nothing can be claimed, so what follows alone spends nothing twice.
+    first = [n for i, n in enumerate(batches) if not i or sum(sizes[m] for m in batches[:i]) < 2]
+    together = sum(sizes[n] for n in first)
+    of = {n: FIRST / max(together, 2) for n in first}
+    for place, n in enumerate(batches[len(first) :], start=1):
+        of[n] = (1 - FIRST) / (place * (place + 1)) / max(sizes[n], 1)
+    return np.array([of[c.batch] for c in rows])
 
 
 def _why_not(configuration: Configuration, seeds: int) -> str:

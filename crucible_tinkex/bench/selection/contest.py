@@ -4,8 +4,12 @@ Differences are paired by seed and judged by confidence sequences with moderated
 is said here holds at every look. A winner has to beat all others (an intersection-union test:
 Berger 1982, Technometrics 24(4)), so who is declared wrongly was declared against one that is as
 good, by one side of one interval, however many others there are or come later. Each may be declared
-wrongly with its own share of alpha, and the shares of all add up to alpha at most, whatever is
-added to the sweep. Nothing here grows with the square of the configurations.
+wrongly with its own share of alpha, and the shares of all add up to 1 at most, whatever is added to
+the sweep (`configurations.shares`). So an interval of both sides has twice the level of its share:
+by symmetry each side errs half as often (but for paths that leave by both sides: where the interval
+ends, the posterior probability of the other sign is below .2 %). The same side of the same interval
+errs where one is wrongly called good enough, so winners and ties together err with alpha at most.
+Nothing here grows with the square of the configurations.
 
 Values have shape (..., configurations, seeds), *higher is better*, NaN where not measured; leading
 axes are separate sweeps, so simulations of a thousand sweeps run the same code.
@@ -18,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crucible_tinkex.bench.intervals import Bools, Floats, Indices, boundary
+from crucible_tinkex.bench.selection.configurations import FIRST
 from crucible_tinkex.bench.selection.spread import Prior, effects, prior
 
 
@@ -58,10 +63,14 @@ def leader(values: Floats) -> Indices:
 
 
 def equal_shares(values: Floats) -> Floats:
-    """Of configurations that were all there from the beginning; shape (..., 1). One side of each
-    interval counts, so these take half of alpha, and half is left for what may be added."""
+    """Of configurations that were all there from the beginning; shape (..., 1)."""
     competing = np.isfinite(values).any(axis=-1).sum(axis=-1, keepdims=True)
-    return np.asarray(1 / np.maximum(competing, 2))
+    return np.asarray(FIRST / np.maximum(competing, 2))
+
+
+def level_of(alpha: float, share: Floats) -> Floats:
+    """Of an interval of both sides, of which one counts."""
+    return np.asarray(2 * alpha * share)
 
 
 def duels(
@@ -93,9 +102,9 @@ def duels(
     df = np.minimum(total, known.most)
     itself = np.arange(values.shape[-2]) == index[..., 0]
     if shares is None:
-        level = alpha * equal_shares(values)
+        level = level_of(alpha, equal_shares(values))
     else:
-        level = alpha * np.minimum(shares, shares[np.asarray(reference)][..., None])
+        level = level_of(alpha, np.minimum(shares, shares[np.asarray(reference)][..., None]))
     sd = np.sqrt(variance)
     with np.errstate(invalid="ignore"):
         half = boundary(shared, df, level) * np.where(sd > 0, sd, np.inf) / np.sqrt(count)

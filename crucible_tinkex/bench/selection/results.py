@@ -27,8 +27,6 @@ class Terms:
     """Rungs that are concluded from; each has its share of `alpha`."""
     cost_unit: str = ""
     """Of the configurations' `cost`, for words."""
-    expected: int = 0
-    """How many configurations will compete in all, where they come one by one."""
 
     @property
     def level(self) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 
 from crucible_tinkex.bench.power import seeds_to_settle
 from crucible_tinkex.bench.selection.configurations import Configuration, Table, table
-from crucible_tinkex.bench.selection.contest import Contest, contest
+from crucible_tinkex.bench.selection.contest import Contest, contest, level_of
 from crucible_tinkex.bench.selection.results import Forecast, Terms
 from crucible_tinkex.errors import ConfigError
 
@@ -63,9 +63,7 @@ def next_seeds(
     start = offer.up_to(max(2, first))
     if start:
         return offer.made(start, None, "each gets a few seeds before any is judged")
-    found = table(
-        competing, direction=terms.direction, chosen_by=chosen_by, expected=terms.expected
-    )
+    found = table(competing, direction=terms.direction, chosen_by=chosen_by)
     if len(found.names) < 2:
         return NextSeeds((), True, "there is nothing to tell apart")
     result = contest(found.values, zone=terms.zone, alpha=terms.level, shares=found.shares)
@@ -185,7 +183,7 @@ def forecast(found: Table, result: Contest, terms: Terms) -> Forecast:
             float(duels.sd[i]),
             shared=shared,
             df=float(duels.df[i]),
-            level=terms.level * float(min(found.shares[i], found.shares[first])),
+            level=float(level_of(terms.level, np.minimum(found.shares[i], found.shares[first]))),
             zone=terms.zone,
         )
         if n is None:

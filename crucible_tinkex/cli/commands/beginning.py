@@ -40,7 +40,7 @@ def tune(
     quiet: Quiet = False,
 ) -> None:
     """Find the best settings for a data file, and keep the adapter. Called again, it goes on."""
-    from crucible_tinkex.cli.tuning import tune_data
+    from crucible_tinkex.cli.sweeps.tuning import tune_data
     from crucible_tinkex.tuning.tuning import Wish
 
     wish = Wish(data, eval, base, service, budget, prices, trials, out, name, storage)
@@ -51,6 +51,6 @@ def init(
     file: Annotated[Path, typer.Argument(help="File to write.")] = Path("experiment.toml"),
 ) -> None:
     """Write a commented experiment file. Never overwrites one."""
-    from crucible_tinkex.cli.starting import write_template
+    from crucible_tinkex.cli.sweeps.starting import write_template
 
     write_template(file)

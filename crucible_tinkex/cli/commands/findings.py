@@ -12,14 +12,14 @@ from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Json, Storage,
 
 def status(sweep: Sweep, storage: Storage = None, json: Json = False) -> None:
     """Show the state, leaderboard and best configuration of a sweep."""
-    from crucible_tinkex.cli.results import show_status
+    from crucible_tinkex.cli.findings.results import show_status
 
     show_status(sweep, storage=storage or DEFAULT_STORAGE, json=json)
 
 
 def conclude(sweep: Sweep, storage: Storage = None, json: Json = False) -> None:
     """Say which configuration is best, how sure that is, and what would settle it."""
-    from crucible_tinkex.cli.concluding import show_conclusion
+    from crucible_tinkex.cli.findings.concluding import show_conclusion
 
     show_conclusion(sweep, storage=storage or DEFAULT_STORAGE, json=json)
 
@@ -32,20 +32,20 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare two trials' configurations on every held-out row, over all their seeds."""
-    from crucible_tinkex.cli.concluding import show_comparison
+    from crucible_tinkex.cli.findings.concluding import show_comparison
 
     show_comparison(sweep, a, b, storage=storage or DEFAULT_STORAGE, json=json)
 
 
 def list_(storage: Storage = None, json: Json = False) -> None:
     """List the sweeps in the storage folder."""
-    from crucible_tinkex.cli.results import show_list
+    from crucible_tinkex.cli.findings.results import show_list
 
     show_list(storage or DEFAULT_STORAGE, json=json)
 
 
 def query(
-    sweep: Sweep,
+    sweep: Annotated[str, typer.Argument(help="Its name; several as ONE,TWO.")],
     sql: Annotated[str, typer.Argument(help='DuckDB SQL: "select * from trials"')],
     storage: Storage = None,
     json: Json = False,
@@ -65,8 +65,9 @@ def query(
     Tables: trials (settings and results), steps (one row per step), evaluations (held-out rows),
     checkpoints, requests (those that had trouble), events (all telemetry), evaluations_after (rows
     of `crucible evaluate`), and events_all, evaluations_all (also of attempts that were replaced).
+    Of several sweeps, sweep_id tells the rows apart.
     """
-    from crucible_tinkex.cli.querying import export_query, show_query
+    from crucible_tinkex.cli.findings.querying import export_query, show_query
 
     where = storage or DEFAULT_STORAGE
     if format is None and output is None:
@@ -84,7 +85,7 @@ def report(
     json: Json = False,
 ) -> None:
     """Write a page about a sweep, or several: one HTML file that needs no network."""
-    from crucible_tinkex.cli.reporting import make_report
+    from crucible_tinkex.cli.findings.reporting import make_report
 
     make_report(sweeps, storage=storage or DEFAULT_STORAGE, out=out, json=json)
 
@@ -105,11 +106,11 @@ def watch(
     ] = False,
 ) -> None:
     """Follow running sweeps on a page in the browser (loopback only), or in the terminal."""
-    from crucible_tinkex.cli.reporting import in_terminal, watch_page
+    from crucible_tinkex.cli.findings.reporting import in_terminal, watch_page
 
     where = storage or DEFAULT_STORAGE
     if once or in_terminal(terminal, port):
-        from crucible_tinkex.cli.watching import watch_in_terminal
+        from crucible_tinkex.cli.findings.watching import watch_in_terminal
 
         raise typer.Exit(watch_in_terminal(sweeps, storage=where, once=once))
     raise typer.Exit(watch_page(sweeps, storage=where, port=port))
@@ -124,7 +125,7 @@ def tb(
     ] = False,
 ) -> None:
     """Open TensorBoard on one sweep (loopback only)."""
-    from crucible_tinkex.cli.tensorboard import show_tensorboard
+    from crucible_tinkex.cli.findings.tensorboard import show_tensorboard
 
     where = storage or DEFAULT_STORAGE
     raise typer.Exit(show_tensorboard(sweep, storage=where, port=port, rebuild=rebuild))

@@ -11,14 +11,14 @@ from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Json, Set, Sto
 
 def stop(sweep: Sweep, trials: Trials = None, storage: Storage = None, json: Json = False) -> None:
     """End trials of a running sweep for good; without trials, save and end its run."""
-    from crucible_tinkex.cli.control import command_sweep
+    from crucible_tinkex.cli.sweeps.control import command_sweep
 
     command_sweep(sweep, "stop", trials or [], storage=storage or DEFAULT_STORAGE, json=json)
 
 
 def pause(sweep: Sweep, trials: Trials = None, storage: Storage = None, json: Json = False) -> None:
     """Have trials of a running sweep, or all of it, save and wait for `unpause`."""
-    from crucible_tinkex.cli.control import command_sweep
+    from crucible_tinkex.cli.sweeps.control import command_sweep
 
     command_sweep(sweep, "pause", trials or [], storage=storage or DEFAULT_STORAGE, json=json)
 
@@ -27,7 +27,7 @@ def unpause(
     sweep: Sweep, trials: Trials = None, storage: Storage = None, json: Json = False
 ) -> None:
     """Let what was paused go on."""
-    from crucible_tinkex.cli.control import command_sweep
+    from crucible_tinkex.cli.sweeps.control import command_sweep
 
     command_sweep(sweep, "unpause", trials or [], storage=storage or DEFAULT_STORAGE, json=json)
 
@@ -47,7 +47,7 @@ def clone(
     json: Json = False,
 ) -> None:
     """Add a trial like another with --set changes; it goes on from the other's checkpoint."""
-    from crucible_tinkex.cli.control import command_sweep
+    from crucible_tinkex.cli.sweeps.control import command_sweep
 
     where = storage or DEFAULT_STORAGE
     command_sweep(
@@ -72,7 +72,7 @@ def extend(
     json: Json = False,
 ) -> None:
     """Ask a sweep, running or not, for more: --set train.epochs=4, search.seeds=[0,1,2]."""
-    from crucible_tinkex.cli.control import command_sweep
+    from crucible_tinkex.cli.sweeps.control import command_sweep
 
     where, asked = storage or DEFAULT_STORAGE, set_ or []
     command_sweep(sweep, "extend", storage=where, json=json, assignments=asked, budget=budget or [])

@@ -32,7 +32,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run an experiment, or continue its sweep if it exists."""
-    from crucible_tinkex.cli.running import run_file
+    from crucible_tinkex.cli.sweeps.running import run_file
 
     asked = [*(set_ or []), *(["quality.required=true"] if require_quality else [])]
     code = run_file(
@@ -53,7 +53,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """Say what would run, and check config, data and service. Trains nothing without --probe."""
-    from crucible_tinkex.cli.planning import plan_file
+    from crucible_tinkex.cli.sweeps.planning import plan_file
 
     plan_file(file, set_ or [], name=name, storage=storage, probe=probe, json=json)
 
@@ -66,7 +66,7 @@ def resume(
     quiet: Quiet = False,
 ) -> None:
     """Continue a sweep that was interrupted."""
-    from crucible_tinkex.cli.running import resume_sweep
+    from crucible_tinkex.cli.sweeps.running import resume_sweep
 
     where = storage or DEFAULT_STORAGE
     raise typer.Exit(resume_sweep(sweep, storage=where, address=address, json=json, quiet=quiet))
@@ -84,8 +84,8 @@ def retry(
     quiet: Quiet = False,
 ) -> None:
     """Continue a sweep, and try its failed and lost trials again, also while it runs."""
-    from crucible_tinkex.cli.control import command_sweep, is_running
-    from crucible_tinkex.cli.running import retry_trials
+    from crucible_tinkex.cli.sweeps.control import command_sweep, is_running
+    from crucible_tinkex.cli.sweeps.running import retry_trials
 
     where = storage or DEFAULT_STORAGE
     if is_running(sweep, storage=where):
@@ -104,7 +104,7 @@ def submit(
     wait: Annotated[bool, typer.Option(help="Follow the job until it ends.")] = True,
 ) -> None:
     """Run an experiment as a Ray job on a cluster."""
-    from crucible_tinkex.cli.jobs import submit_file
+    from crucible_tinkex.cli.sweeps.jobs import submit_file
 
     raise typer.Exit(
         submit_file(file, set_ or [], address=address, name=name, storage=storage, wait=wait)

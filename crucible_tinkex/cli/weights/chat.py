@@ -45,8 +45,8 @@ def chat(
 
     from crucible_tinkex.errors import ConfigError
     from crucible_tinkex.protocol.wire import SamplingParams
-    from crucible_tinkex.sweep.results.summary import existing_sweep
     from crucible_tinkex.sweep.results.trained import Trained
+    from crucible_tinkex.sweep.results.views.summary import existing_sweep
     from crucible_tinkex.weights.chat import chat_with
 
     if json and prompt is None:

@@ -178,7 +178,7 @@ def _open(sweep: str, storage: str) -> CheckpointManager:
 
 
 def _summary(checkpoint: Checkpoint) -> dict[str, Any]:
-    from crucible_tinkex.sweep.results.summary import finite
+    from crucible_tinkex.sweep.results.views.summary import finite
 
     record = checkpoint.record
     return {
@@ -200,7 +200,7 @@ def _print(
     found: Sequence[Checkpoint], *, json: bool, seen: Mapping[str, Verified] | None = None
 ) -> None:
     """`seen`: what the service said of each, if it was asked."""
-    from crucible_tinkex.cli.tables import plain_table, print_table
+    from crucible_tinkex.cli.terminal.tables import plain_table, print_table
 
     if json:
         told = [_summary(c) | (_seen(seen[c.path]) if seen else {}) for c in found]

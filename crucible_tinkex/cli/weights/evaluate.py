@@ -11,6 +11,7 @@ import typer
 from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Folder, Json, Sweep
 
 if TYPE_CHECKING:
+    from crucible_tinkex.scoring.antagonist import Flags
     from crucible_tinkex.weights.evaluations import AfterEvaluation
 
 
@@ -41,6 +42,9 @@ def evaluate(
         str | None, typer.Option(help="Regular expression: what counts of an answer.")
     ] = None,
     right_by: Annotated[str | None, typer.Option(help="Which score says right.")] = None,
+    flags: Annotated[
+        str | None, typer.Option(help="Write the antagonist's flags to this file (JSONL).")
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Also if measured before.")] = False,
     storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
@@ -49,7 +53,7 @@ def evaluate(
     import json as json_module
 
     from crucible_tinkex.errors import ConfigError
-    from crucible_tinkex.sweep.results.summary import existing_sweep
+    from crucible_tinkex.sweep.results.views.summary import existing_sweep
     from crucible_tinkex.weights.evaluating import evaluate_trial
 
     if len(what) > 2:
@@ -71,10 +75,23 @@ def evaluate(
         again=again,
         tell=_progress,
     )
+    raised = _flagged(found, flags) if flags is not None else None
     if json:
-        print(json_module.dumps(found.summary()))
-    else:
-        _print(found)
+        told = {} if raised is None else {"flags": raised.summary()}
+        print(json_module.dumps({**found.summary(), **told}))
+        return
+    _print(found)
+    if raised is not None:
+        counts = ", ".join(f"{n} {name}" for name, n in raised.severities.items() if n)
+        print(f"{len(raised.flags)} of {raised.rows} rows flagged ({counts or 'none'}): {flags}")
+
+
+def _flagged(found: AfterEvaluation, file: str) -> Flags:
+    from crucible_tinkex.scoring.antagonist import flags
+
+    raised = flags(found.rows)
+    raised.write(file)
+    return raised
 
 
 def _asked(text: str, name: str | None = None) -> str | dict[str, str]:
@@ -93,7 +110,7 @@ def _progress(done: int, of: int) -> None:
 
 
 def _print(found: AfterEvaluation) -> None:
-    from crucible_tinkex.cli.tables import plain_table, print_table
+    from crucible_tinkex.cli.terminal.tables import plain_table, print_table
 
     table = plain_table(title=f"{found.trial}, step {found.step}, on {found.data}")
     for column in ("metric", "value", "at least", "at most", "rows"):

@@ -29,7 +29,7 @@ def export(
     """Write a trial's adapter as a folder that peft, transformers and vLLM load."""
     import json as json_module
 
-    from crucible_tinkex.sweep.results.summary import existing_sweep
+    from crucible_tinkex.sweep.results.views.summary import existing_sweep
     from crucible_tinkex.weights.export import export_trial
 
     paths = existing_sweep(storage, sweep)

@@ -93,8 +93,8 @@ def _register_trial(
     name: str, sweep: str, trial: str | None, tags: tuple[str, ...], storage: str
 ) -> ModelVersion:
     from crucible_tinkex.sweep.results.registering import register_trial
-    from crucible_tinkex.sweep.results.summary import existing_sweep, read_state
     from crucible_tinkex.sweep.results.trained import chosen_trial
+    from crucible_tinkex.sweep.results.views.summary import existing_sweep, read_state
 
     paths = existing_sweep(storage, sweep)
     state = read_state(paths)
@@ -189,7 +189,7 @@ def _print_one(model: ModelVersion, *, json: bool) -> None:
 
 
 def _print(models: Sequence[ModelVersion], *, json: bool, metric: str | None = None) -> None:
-    from crucible_tinkex.cli.tables import plain_table, print_table
+    from crucible_tinkex.cli.terminal.tables import plain_table, print_table
 
     if json:
         print(json_module.dumps([m.summary() for m in models]))

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
@@ -28,6 +27,7 @@ from crucible_tinkex.errors import (
     ServiceUnavailableError,
     StorageError,
 )
+from crucible_tinkex.storage import storage_errors
 
 if TYPE_CHECKING:
     from crucible_tinkex.client.http.connections import Connections
@@ -88,12 +88,12 @@ class Download:
     def _staged(self) -> tempfile.TemporaryDirectory[str]:
         if self._folder.exists():
             raise StorageError(f"{self._folder} exists; choose another folder for the download")
-        with _writing(self._folder):
+        with storage_errors(self._folder):
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             return tempfile.TemporaryDirectory(dir=self._folder.parent, prefix=".download-")
 
     def _publish(self, content: Path) -> list[Path]:
-        with _writing(self._folder):
+        with storage_errors(self._folder):
             os.replace(content, self._folder)
         return sorted(p for p in self._folder.rglob("*") if p.is_file())
 
@@ -130,12 +130,12 @@ class Download:
 
         def write(part: bytes, total: int | None) -> None:
             nonlocal written
-            with _writing(target):
+            with storage_errors(target):
                 written += file.write(part)
             if self._progress is not None:
                 self._progress(name, written, total)
 
-        with _writing(target):
+        with storage_errors(target):
             file = target.open("wb")
         with file:
             reply = await connections.exchange(
@@ -162,11 +162,3 @@ def split_url(url: str) -> tuple[Address, str]:
         raise ProtocolError("the service gave a download URL with characters that no URL has")
     path = parts.path or "/"
     return address, f"{path}?{parts.query}" if parts.query else path
-
-
-@contextmanager
-def _writing(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"cannot write {place}: {error.strerror}") from error

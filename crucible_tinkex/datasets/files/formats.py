@@ -140,13 +140,18 @@ def _text(value: Value, origin: Origin) -> Row:
     )
 
 
-def _chat(value: Value, origin: Origin) -> Row:
-    turns = value["messages"]
+def turns_of(value: Value, key: str, origin: Origin) -> list[Any]:
+    turns = value[key]
     if not isinstance(turns, list) or not turns:
         raise DataError(
-            f"{origin.where}: 'messages' must be a list of at least one turn, found "
+            f"{origin.where}: {key!r} must be a list of at least one turn, found "
             + type_name(turns)
         )
+    return turns
+
+
+def _chat(value: Value, origin: Origin) -> Row:
+    turns = turns_of(value, "messages", origin)
     messages = [_message(item, f"'messages'[{i}]", origin) for i, item in enumerate(turns)]
     return conversation(messages, origin)
 

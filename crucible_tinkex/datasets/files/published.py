@@ -30,6 +30,7 @@ from crucible_tinkex.datasets.files.formats import (
     pair,
     text,
     turn,
+    turns_of,
 )
 from crucible_tinkex.datasets.rows import Format, Row, place
 from crucible_tinkex.errors import DataError
@@ -73,14 +74,8 @@ def _alpaca(value: Value, origin: Origin) -> Row:
 
 
 def _sharegpt(value: Value, origin: Origin) -> Row:
-    turns = value["conversations"]
-    if not isinstance(turns, list) or not turns:
-        raise DataError(
-            f"{origin.where}: 'conversations' must be a list of at least one turn, found "
-            + type_name(turns)
-        )
     messages = []
-    for i, item in enumerate(turns):
+    for i, item in enumerate(turns_of(value, "conversations", origin)):
         name = f"'conversations'[{i}]"
         if not isinstance(item, dict) or "from" not in item or "value" not in item:
             raise DataError(f"{origin.where}: {name} must have the keys 'from' and 'value'")

@@ -32,6 +32,10 @@ class ModelEntry(BaseModel):
     sweep: str | None = None
     """Name of the sweep that trained it."""
     sweep_id: str | None = None
+    experiment_id: str | None = None
+    """Of the adapter's experiment that trained it."""
+    checkpoint_name: str | None = None
+    lora_rank: int | None = None
     trial_id: str | None = None
     step: int | None = None
     seed: int | None = None

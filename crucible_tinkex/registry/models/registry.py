@@ -20,8 +20,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from crucible_tinkex.errors import ConfigError, CorruptLogError
+from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import Direction
+from crucible_tinkex.registry.journal import parsed
 from crucible_tinkex.registry.models.book import Book
 from crucible_tinkex.registry.models.ensemble import Distinct, find
 from crucible_tinkex.registry.models.records import (
@@ -69,6 +70,7 @@ class ModelRegistry:
         name: str | None = None,
         *,
         sweep: str | None = None,
+        experiment_id: str | None = None,
         stage: str | None = None,
         tags: Collection[str] = (),
     ) -> list[ModelVersion]:
@@ -78,6 +80,7 @@ class ModelRegistry:
             for m in self._read().all()
             if name in (None, m.name)
             and sweep in (None, m.entry.sweep)
+            and experiment_id in (None, m.entry.experiment_id)
             and stage in (None, m.stage)
             and set(tags) <= set(m.tags)
         ]
@@ -234,7 +237,7 @@ class ModelRegistry:
             with storage_errors(path):
                 size = path.stat().st_size
             if self._sizes.get(path.name) != size:
-                self._records[path.name] = [_parsed(r, path) for r in read_segment(path)]
+                self._records[path.name] = [parsed(r, path) for r in read_segment(path)]
                 self._sizes[path.name], changed = size, True
         if changed:
             self._book = Book().fold(chain.from_iterable(self._records.values()))
@@ -286,14 +289,6 @@ def _json(name: str, entry: ModelEntry) -> dict[str, Any]:
 
 def _same(old: float | None, new: float) -> bool:
     return old == new or (old is not None and math.isnan(old) and math.isnan(new))
-
-
-def _parsed(record: bytes, path: Path) -> Mapping[str, Any]:
-    try:
-        found: Mapping[str, Any] = json.loads(record)
-    except ValueError as e:
-        raise CorruptLogError(f"{path} holds a record that is not JSON: {e}") from e
-    return found
 
 
 def _reference(name: str, version: int | None, alias: str | None) -> Reference:

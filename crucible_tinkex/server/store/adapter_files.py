@@ -7,6 +7,10 @@ same bits. `export` turns such a file into what peft and vLLM load.
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +24,7 @@ from crucible_tinkex.server.model.lora import Layout
 from crucible_tinkex.server.operations import LoraSpec, damaged
 from crucible_tinkex.server.store.residents import Kind
 from crucible_tinkex.server.store.store import ADAPTER_FILE, OPTIMIZER_FILE, Manifest, check_hash
+from crucible_tinkex.storage import storage_errors
 
 
 def write_adapter(adapter: Adapter, folder: Path, *, optimizer: bool) -> None:
@@ -46,10 +51,8 @@ def read_moments(folder: Path, manifest: Manifest, layout: Layout) -> tuple[Tens
 
 
 def _save(named: dict[str, Tensor], path: Path) -> None:
-    try:
+    with _refusals(path):
         save_file(named, path, metadata={"format": "pt"})
-    except (OSError, SafetensorError) as e:
-        raise StorageError(f"cannot write {path}: {e}") from e
 
 
 def _checked(path: Path, sha256: str) -> dict[str, Tensor]:
@@ -63,11 +66,25 @@ def _checked(path: Path, sha256: str) -> dict[str, Tensor]:
 
 
 def _load(path: Path) -> dict[str, Tensor]:
-    try:
+    with _refusals(path):
         named: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as e:
-        raise StorageError(f"cannot read {path}: {e}") from e
     return named
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Translate into `StorageError`. safetensors and torch open files themselves, and pass on what
+    the system refused in their text only: "Too many open files (24)"."""
+    try:
+        with storage_errors(path):
+            try:
+                yield
+            except (SafetensorError, RuntimeError) as e:
+                if number := re.search(r"(?<=\(os error )\d+|(?<=\()\d+(?=\)$)", str(e)):
+                    raise OSError(int(number[0]), os.strerror(int(number[0]))) from e
+                raise
+    except (SafetensorError, RuntimeError) as e:
+        raise StorageError(f"cannot use {path}: {e}") from e
 
 
 def _name(flat: Tensor, layout: Layout, rank: int) -> dict[str, Tensor]:

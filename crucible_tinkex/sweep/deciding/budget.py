@@ -1,8 +1,8 @@
 """Whether a sweep, or a trial, has used what it may: pure, from what the journal says was spent.
 
 Spends count when operations are sent, retries included. Sessions ask before each step and each
-evaluation (`training.allowance`), so the step that reaches a cap is the last one, and a cap is
-passed by that step and by the evaluations that were in flight; this module then ends the sweep.
+evaluation (`allowance`), so the step that reaches a cap is the last one, and a cap is passed by
+that step and by the evaluations that were in flight; this module then ends the sweep.
 """
 
 from __future__ import annotations

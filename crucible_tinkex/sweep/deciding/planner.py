@@ -6,12 +6,12 @@ trial's number (`index`) is its place in the order in which trials were asked fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.names import run_dir_name
-from crucible_tinkex.registry import SEARCH, Origin, TrialRecord
+from crucible_tinkex.registry import SEARCH, Origin, SweepState, TrialRecord
 from crucible_tinkex.sweep.deciding.prices import Price
 from crucible_tinkex.training.losses.registry import learning_functions
 from crucible_tinkex.training.plan import TrialPlan, trial_identity
@@ -101,3 +101,21 @@ class Planner:
     def forget(self, trial_id: str) -> None:
         """A trial has ended: its plan is made again if it is ever needed."""
         self._plans.pop(trial_id, None)
+
+
+def numbered(planner: Planner, state: SweepState, plans: Sequence[TrialPlan]) -> list[TrialPlan]:
+    """The plans, numbered on from the trials that there are."""
+    first = len(state.trials)
+    return [
+        planner.plan(p.values, p.seed, index=first + i, reference=p.reference)
+        for i, p in enumerate(plans)
+    ]
+
+
+def usual_reason(planner: Planner, plan: TrialPlan) -> str:
+    """Why a trial of the search is started where nothing more can be said."""
+    if not plan.values:
+        return "as declared"
+    if plan.values in planner.experiment.search.enqueue:
+        return "one of search.enqueue"
+    return "the next configuration of the search"

@@ -27,12 +27,15 @@ from crucible_tinkex.registry import (
 )
 from crucible_tinkex.registry.records import DecisionKind, declared
 from crucible_tinkex.search.stopping import StoppingRule, Verdict
-from crucible_tinkex.sweep.deciding.asking import Asker
 from crucible_tinkex.sweep.deciding.budget import BUDGET, Budget
-from crucible_tinkex.sweep.deciding.confirming import next_confirmations, planned_confirmations
 from crucible_tinkex.sweep.deciding.failing import failing
 from crucible_tinkex.sweep.deciding.planner import Planner
-from crucible_tinkex.sweep.deciding.population import replacements
+from crucible_tinkex.sweep.deciding.proposing.asking import Asker
+from crucible_tinkex.sweep.deciding.proposing.confirming import (
+    next_confirmations,
+    planned_confirmations,
+)
+from crucible_tinkex.sweep.deciding.proposing.population import replacements
 from crucible_tinkex.sweep.deciding.rungs import Rung
 from crucible_tinkex.training.plan import TrialPlan
 
@@ -59,6 +62,11 @@ class Policy:
         self.budget = budget or Budget()
         self._state: SweepState | None = None
         self._rungs: dict[tuple[int, int], Rung] = {}
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether `decide` may take up to a second, and should not hold up an event loop."""
+        return self._asker.is_slow
 
     @property
     def planned(self) -> int:
@@ -139,7 +147,8 @@ class Policy:
                 return self._end_by_budget(state, f"budget.trials: {len(state.trials)} are started")
             more = False
         crowded = more or free < 0
-        judged = list(self._judged(state, answering, more=more, crowded=crowded))
+        full = free <= 0
+        judged = list(self._judged(state, answering, more=more, crowded=crowded, full=full))
         room = free + sum(_room(state.trials.get(d.trial_id), d) for d in judged)
         room = room if left is None else min(room, left)
         started = [self._start(p) for p in self._asker.ask(state, max(0, room))]
@@ -207,12 +216,7 @@ class Policy:
         return math.inf if math.isnan(value) else value
 
     def _start(self, plan: TrialPlan) -> Decision:
-        search = self._planner.experiment.search
-        reason = "the next configuration of the search" if plan.values else "as declared"
-        if plan.values and plan.values in search.enqueue:
-            of_prior = ", suggested by earlier sweeps" if search.strategy == "auto" else ""
-            reason = f"one of search.enqueue{of_prior}"
-        return self._begin("start", plan, reason)
+        return self._begin("start", plan, self._asker.why(plan))
 
     def fork(self, plan: TrialPlan) -> Decision:
         """A clone of another trial; it waits for a slot like one that was promoted."""
@@ -240,12 +244,21 @@ class Policy:
     # --- rungs --------------------------------------------------------------------------------
 
     def _judged(
-        self, state: SweepState, answering: Collection[str], *, more: bool, crowded: bool
+        self,
+        state: SweepState,
+        answering: Collection[str],
+        *,
+        more: bool,
+        crowded: bool,
+        full: bool,
     ) -> Iterator[Decision]:
         """Decisions on the trials that stand at a rung; one that must wait keeps its slot unless
-        another trial needs it (`crowded`)."""
+        another trial needs it (`crowded`), and where there is none left (`full`) the best of those
+        that may go on go first."""
         for bracket in range(self._rule.brackets):
-            yield from self._judged_in(bracket, state, answering, more=more, crowded=crowded)
+            yield from self._judged_in(
+                bracket, state, answering, more=more, crowded=crowded, full=full
+            )
 
     def _bracket(self, index: int) -> int:
         return index % self._rule.brackets
@@ -258,6 +271,7 @@ class Policy:
         *,
         more: bool,
         crowded: bool,
+        full: bool,
     ) -> Iterator[Decision]:
         """A rung is final, so that its best goes on whatever its share, once nobody can come to it
         any more."""
@@ -277,7 +291,9 @@ class Policy:
             for trial in standing.get(step, ()):
                 lowest = min(lowest, step)
                 verdict, reason = self._verdict(rung, trial, final=final)
-                if verdict == "wait" and crowded:
+                is_passed = verdict == "go" and full and rung.has_better_paused(state, trial)
+                if is_passed or (verdict == "wait" and crowded):
+                    reason += ": those before it go first" if is_passed else ""
                     yield Decision("pause", trial.trial_id, reason=reason)
                 elif verdict != "wait":
                     yield from self._judgement(state, rung, trial, verdict, reason)

@@ -88,6 +88,14 @@ class Rung:
         trials = (state.trials[trial_id] for trial_id in self._losses)
         return sorted(trials, key=lambda t: (self._loss(t), t.index))
 
+    def has_better_paused(self, state: SweepState, trial: TrialRecord) -> bool:
+        """Whether one that is paused here was better."""
+        best = self.take_paused(state)
+        if best is None:
+            return False
+        self.give_back(best)
+        return self._loss(best) < self._loss(trial)
+
     def take_paused(self, state: SweepState) -> TrialRecord | None:
         """The best of those that are paused here; it is `give_back`'s to keep."""
         while self._paused:

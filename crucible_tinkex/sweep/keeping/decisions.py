@@ -37,7 +37,7 @@ def decided(state: SweepState, models: Models, *, now: float) -> list[Record]:
     kept = found = checkpoints(state, models)
     records: list[Record] = []
     if section.prunes:
-        rules = Retention(section.keep_best, section.keep_last, section.keep_every)
+        rules = Retention(section.keep_best, section.last, section.keep_every)
         objective = Objective.of(state)
         kept, dropped = plan(found, rules, metric=objective.metric, direction=objective.direction)
         records += [tombstone(c.record.trial_id, c.path, f"not kept by {rules}") for c in dropped]

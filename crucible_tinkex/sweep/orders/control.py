@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Decision, SweepState
+from crucible_tinkex.registry.journal import JournalReader
 from crucible_tinkex.registry.records import known
 from crucible_tinkex.storage import is_locked, storage_errors, write_atomic
 
@@ -109,9 +110,12 @@ def send(paths: SweepPaths, command: Command, *, wait_s: float = 10.0) -> str:
         raise _ended(paths, command)
     inbox.put(command)
     deadline = time.monotonic() + wait_s
+    journal, state = JournalReader(paths.journal), SweepState()
     while time.monotonic() < deadline:
         running = is_locked(paths.lock)
-        answer = SweepState.read(paths).commands.get(command.command_id)
+        records, is_all = journal.read()
+        state = (SweepState() if is_all else state).fold(records)
+        answer = state.commands.get(command.command_id)
         if answer is not None and answer.startswith(REFUSED):
             raise ConfigError(answer.removeprefix(REFUSED))
         if answer is not None:

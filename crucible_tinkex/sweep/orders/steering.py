@@ -11,8 +11,8 @@ from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.storage import is_locked
 from crucible_tinkex.sweep.orders.control import LASTING, Command, Inbox, send
 from crucible_tinkex.sweep.orders.obeying import obey
-from crucible_tinkex.sweep.preparation import PreparedSweep, extended, load_sweep, prepare
-from crucible_tinkex.sweep.results.summary import read_state
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, extended, load_sweep, prepare
+from crucible_tinkex.sweep.results.views.summary import read_state
 
 
 def steer(paths: SweepPaths, command: Command) -> str:

@@ -7,19 +7,20 @@ untrained base) is one measurement and does not compete. The cost of a seed is i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from math import prod
 from statistics import fmean
 
 import pyarrow as pa
 
 import crucible_tinkex.bench as bench
 from crucible_tinkex.bench import Comparison, Conclusion, Scores
-from crucible_tinkex.config.evaluation import asked_for
+from crucible_tinkex.config.trial.evaluation import asked_for
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import Direction
 from crucible_tinkex.names import short_keys
 from crucible_tinkex.registry import FAILED, LOST, STOPPED, SweepState, TrialRecord
+from crucible_tinkex.sweep.results.batches import Batch, batches
 from crucible_tinkex.sweep.results.leaderboard import Configuration, Objective, configurations
 
 _COLUMNS = {"eval/nll": "nll", "eval/accuracy": "correct"}
@@ -43,8 +44,8 @@ def conclusion(state: SweepState) -> Conclusion:
     chosen_by = asked if pruned or fresh else ()
     names = configuration_names(found)
     numbers = [
-        _numbers(c, name, _batch(state, c, aside=chosen_by))
-        for c, name in zip(found, names, strict=True)
+        _numbers(c, name, batch)
+        for c, name, batch in zip(found, names, batches(state, found, aside=chosen_by), strict=True)
     ]
     return bench.conclude(numbers, terms(state), chosen_by=chosen_by)
 
@@ -59,25 +60,7 @@ def terms(state: SweepState) -> bench.Terms:
         direction,
         search.get("indifference"),
         cost_unit="training tokens",
-        expected=_expected(state),
     )
-
-
-def _expected(state: SweepState) -> int:
-    """How many configurations will be judged together, as far as it was said; fewer may come."""
-    search = state.meta["experiment"]["search"]
-    asked = search.get("trials") or 0
-    if search.get("strategy", "grid") in ("grid", "list"):
-        sizes = [len(v) if isinstance(v, list) else 1 for v in search.get("space", {}).values()]
-        asked = prod(sizes) if sizes else 0
-    return min(asked, search.get("confirm_top", asked)) if search.get("confirm") else asked
-
-
-def _batch(state: SweepState, configuration: Configuration, *, aside: Sequence[int]) -> int:
-    """How often more was asked for before the first trial that judges it."""
-    judging = [t.index for t in configuration.trials if t.seed not in aside]
-    first = min(judging or [t.index for t in configuration.trials])
-    return sum(amendment["trials"] <= first for amendment in state.amendments)
 
 
 def configuration_names(found: Sequence[Configuration]) -> list[str]:
@@ -88,8 +71,9 @@ def configuration_names(found: Sequence[Configuration]) -> list[str]:
         ", ".join(f"{varied[k]} = {_text(v)}" for k, v in c.values.items() if k in varied)
         for c in found
     ]
+    count = Counter(names)
     return [
-        name if name and names.count(name) == 1 else f"{name} (trial {c.trials[0].index})".strip()
+        name if name and count[name] == 1 else f"{name} (trial {c.trials[0].index})".strip()
         for name, c in zip(names, found, strict=True)
     ]
 
@@ -98,7 +82,7 @@ def _text(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _numbers(configuration: Configuration, name: str, batch: int) -> bench.Configuration:
+def _numbers(configuration: Configuration, name: str, batch: Batch) -> bench.Configuration:
     done = configuration.done
     measured = {t.seed: configuration.objective.value(t) for t in done}
     status, reason = _status(configuration)
@@ -109,7 +93,7 @@ def _numbers(configuration: Configuration, name: str, batch: int) -> bench.Confi
         status=status,
         missing_seeds=tuple(t.seed for t in configuration.trials if t.state == FAILED),
         reason=reason,
-        batch=batch,
+        **batch._asdict(),
     )
 
 

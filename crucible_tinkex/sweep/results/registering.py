@@ -50,6 +50,7 @@ def _entry(
     return {
         "checkpoint_path": checkpoint.path,
         "base_model": meta["experiment"]["model"]["base"],
+        "lora_rank": trial.values.get("lora.rank", meta["experiment"].get("lora", {}).get("rank")),
         "metrics": dict(trial.results.get(checkpoint.step) or objective.metrics(trial)),
         "sweep": meta["sweep"],
         "sweep_id": meta.get("sweep_id"),

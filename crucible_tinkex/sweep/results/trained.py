@@ -10,7 +10,7 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import CheckpointRecord, SweepState, TrialRecord
 from crucible_tinkex.sweep.results.leaderboard import Objective, best
-from crucible_tinkex.sweep.results.summary import read_state
+from crucible_tinkex.sweep.results.views.summary import read_state
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 from crucible_tinkex.telemetry.bridge.bridge import Bridge
 from crucible_tinkex.telemetry.bridge.catalogue import BridgeEvent, Handler, stored_kinds
-from crucible_tinkex.telemetry.bridge.clients import BridgedSampling, BridgedTraining
+from crucible_tinkex.telemetry.bridge.teller import Teller
 
 __all__ = [
     "Bridge",
     "BridgeEvent",
-    "BridgedSampling",
-    "BridgedTraining",
     "Handler",
+    "Teller",
     "stored_kinds",
 ]

@@ -25,6 +25,8 @@ CATALOGUE: tuple[str, ...] = (
     *(f"{operation}_{end}" for operation in OPERATIONS for end in _ENDS),
     "checkpoint_saved",
     "checkpoint_loaded",
+    "checkpoint_pruned",
+    "checkpoint_deleted",
     "sampler_created",
     "evaluation_complete",
     "epoch_complete",

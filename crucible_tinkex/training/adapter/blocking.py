@@ -5,28 +5,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import wait
-from pathlib import Path
-from typing import Any, TypeVar
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from crucible_tinkex.datasets import Tokenizer
 from crucible_tinkex.errors import SessionStateError
+from crucible_tinkex.metrics import Direction
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.telemetry.bridge import Bridge
-from crucible_tinkex.training.adapter.experiment import LoraExperiment
+from crucible_tinkex.training.adapter.experiment import AdapterConfig, LoraExperiment
 from crucible_tinkex.training.adapter.protocol import LoraAdapter
-from crucible_tinkex.training.tinkex.evaluating import Scorer
-from crucible_tinkex.training.tinkex.results import (
-    Checkpoint,
-    Completion,
-    EvaluationResult,
-    StepRow,
-    TrainResult,
-)
-from crucible_tinkex.training.tinkex.samplers import Prompt
+from crucible_tinkex.training.tinkex.keeping import SessionCheckpoints
+from crucible_tinkex.training.tinkex.results import Checkpoint, StepRow
 from crucible_tinkex.training.tinkex.session import TinkexSession
 from crucible_tinkex.training.tinkex.states import State
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -74,16 +70,71 @@ class LoopThread:
         self._loop.close()
 
 
+def _blocking(
+    operation: Callable[Concatenate[TinkexSession, P], Coroutine[Any, Any, T]],
+    on_interrupt: Callable[[TinkexSession], object] | None = None,
+) -> Callable[Concatenate[BlockingSession, P], T]:
+    """The operation with its signature and words, returning when it is done."""
+
+    @wraps(operation)
+    def blocking(session: BlockingSession, /, *args: P.args, **how: P.kwargs) -> T:
+        interrupted = None if on_interrupt is None else partial(on_interrupt, session.live)
+        return session.loop.run(operation(session.live, *args, **how), on_interrupt=interrupted)
+
+    return blocking
+
+
+class BlockingCheckpoints:
+    """See `SessionCheckpoints`. To sample, give a checkpoint to `infer`."""
+
+    def __init__(self, live: SessionCheckpoints, loop: LoopThread) -> None:
+        self._live = live
+        self._loop = loop
+
+    def list_checkpoints(self) -> list[Checkpoint]:
+        return self._live.list_checkpoints()
+
+    def get_best_checkpoint(self, metric: str, direction: Direction | None = None) -> Checkpoint:
+        return self._live.get_best_checkpoint(metric, direction)
+
+    def prune_checkpoints(
+        self,
+        keep_count: int,
+        metric: str,
+        direction: Direction | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> list[Checkpoint]:
+        return self._loop.run(
+            self._live.prune_checkpoints(keep_count, metric, direction, dry_run=dry_run)
+        )
+
+    def delete(self, checkpoint: str | Checkpoint) -> None:
+        self._loop.run(self._live.delete(checkpoint))
+
+
 class BlockingSession:
     """A `TinkexSession` whose operations return when they are done; `live` is that session."""
 
     def __init__(self, live: TinkexSession, loop: LoopThread) -> None:
         self.live = live
-        self._loop = loop
+        self.loop = loop
 
     @property
     def experiment(self) -> LoraExperiment:
         return self.live.experiment
+
+    @property
+    def checkpoint_manager(self) -> BlockingCheckpoints:
+        return BlockingCheckpoints(self.live.checkpoint_manager, self.loop)
+
+    @property
+    def experiment_id(self) -> str:
+        return self.live.experiment_id
+
+    @property
+    def config(self) -> AdapterConfig:
+        return self.live.config
 
     @property
     def adapter(self) -> LoraAdapter:
@@ -110,6 +161,10 @@ class BlockingSession:
         return self.live.spent
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        return self.live.tokenizer
+
+    @property
     def telemetry(self) -> Bridge:
         """`attach` and `detach` handlers here; they are called in the loop's thread."""
         return self.live.bridge
@@ -118,83 +173,23 @@ class BlockingSession:
     def model_registry(self) -> Any:
         return self.live.model_registry
 
-    def train(
-        self,
-        dataset: str | Path | Sequence[Any],
-        *,
-        eval_dataset: str | Path | Sequence[Any] | None = None,
-        start_step: int = 0,
-        **options: Any,
-    ) -> TrainResult:
-        """See `TinkexSession.train`. Ctrl-C finishes what was sent and saves, then raises."""
-        return self._loop.run(
-            self.live.train(dataset, eval_dataset=eval_dataset, start_step=start_step, **options),
-            on_interrupt=self.live.stop,
-        )
+    train = _blocking(TinkexSession.train, on_interrupt=TinkexSession.stop)
+    """Ctrl-C finishes what was sent and saves, then raises."""
+    evaluate = _blocking(TinkexSession.evaluate)
+    infer = _blocking(TinkexSession.infer)
+    forward_backward = _blocking(TinkexSession.forward_backward)
+    optim_step = _blocking(TinkexSession.optim_step)
+    save_checkpoint = _blocking(TinkexSession.save_checkpoint)
+    load_checkpoint = _blocking(TinkexSession.load_checkpoint)
+    recover = _blocking(TinkexSession.recover)
+    close = _blocking(TinkexSession.close)
 
-    def evaluate(
-        self,
-        dataset: str | Path | Sequence[Any],
-        *,
-        checkpoint: str | Checkpoint | None = None,
-        adapter_name: str = "default",
-        generate: bool = True,
-        max_rows: int | None = None,
-        scorers: Mapping[str, Scorer] | None = None,
-        **sampling: Any,
-    ) -> EvaluationResult:
-        return self._loop.run(
-            self.live.evaluate(
-                dataset,
-                checkpoint=checkpoint,
-                adapter_name=adapter_name,
-                generate=generate,
-                max_rows=max_rows,
-                scorers=scorers,
-                **sampling,
-            )
-        )
-
-    def infer(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        *,
-        checkpoint: str | Checkpoint | None = None,
-        num_samples: int = 1,
-        **sampling: Any,
-    ) -> list[Completion]:
-        return self._loop.run(
-            self.live.infer(prompts, checkpoint=checkpoint, num_samples=num_samples, **sampling)
-        )
-
-    def forward_backward(self, data: Sequence[Any], **options: Any) -> dict[str, Any]:
-        return self._loop.run(self.live.forward_backward(data, **options))
-
-    def optim_step(self, adam: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        return self._loop.run(self.live.optim_step(adam))
-
-    def save_checkpoint(
-        self, step: int | None = None, *, metrics: Mapping[str, float] | None = None
-    ) -> Checkpoint:
-        return self._loop.run(self.live.save_checkpoint(step, metrics=metrics))
-
-    def load_checkpoint(
-        self,
-        checkpoint: str | Checkpoint | Mapping[str, Any],
-        *,
-        optimizer: bool = True,
-        step: int | None = None,
-    ) -> None:
-        self._loop.run(self.live.load_checkpoint(checkpoint, optimizer=optimizer, step=step))
-
-    def recover(self) -> None:
-        self._loop.run(self.live.recover())
-
-    def close(self) -> None:
-        self._loop.run(self.live.close())
+    def stop(self) -> None:
+        """From another thread, or from a callback of `train`: see `TinkexSession.stop`."""
+        self.live.stop()
 
     def __enter__(self) -> BlockingSession:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._loop.run(self.live.__aexit__(kind, error, trace))
+        self.loop.run(self.live.__aexit__(kind, error, trace))

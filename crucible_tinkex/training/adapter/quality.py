@@ -10,10 +10,10 @@ neither met nor missed.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
-from crucible_tinkex.config.quality import SEED_TARGETS
+from crucible_tinkex.config.sweep.quality import SEED_TARGETS
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import direction_of
 from crucible_tinkex.scoring.quality import (
@@ -72,6 +72,36 @@ def validate_quality(
         "assessments": [_told(a) for a in found],
         "summary": summary,
     }
+
+
+Verdict = Literal["ok", "warn", "fail"]
+Found = Callable[[Mapping[str, Any]], object]
+
+
+def monitor_callback(
+    targets: Mapping[str, Any] | None = None,
+    *,
+    warn_threshold: float = 0.1,
+    on_warning: Found | None = None,
+    on_failure: Found | None = None,
+) -> Callable[[int, Mapping[str, Any]], Verdict]:
+    """For `on_evaluation` of `train`, which ends on `fail`: `ok` where no target is missed, `warn`
+    where all that are missed are so by at most `warn_threshold` of the target, else `fail`.
+
+    The callbacks get the assessment of each target that is missed. The original said `warn` as soon
+    as one miss was near, however far another was."""
+
+    def monitor(step: int, results: Mapping[str, Any]) -> Verdict:
+        found = validate_quality(results, targets)["assessments"]
+        missed = [a for a in found if a["status"] == MISSED]
+        far = [a for a in missed if abs(a["delta"]) > warn_threshold * abs(a["target"])]
+        for assessment in missed:
+            heard = on_failure if assessment in far else on_warning
+            if heard is not None:
+                heard({**assessment, "step": step})
+        return "fail" if far else "warn" if missed else "ok"
+
+    return monitor
 
 
 _UNMET = {MISSED: "missed", UNMEASURED: "not measured", NOT_SETTLED: "not settled"}

@@ -32,16 +32,16 @@ from crucible_tinkex.training.adapter.experiment import AdapterConfig, LoraExper
 from crucible_tinkex.training.adapter.protocol import LoraAdapter
 from crucible_tinkex.training.adapter.rows import datums
 from crucible_tinkex.training.losses.registry import LossRegistry, default_losses
-from crucible_tinkex.training.tinkex.connecting import Source, connector
 from crucible_tinkex.training.tinkex.results import (
     Checkpoint,
     Completion,
     EvaluationResult,
     TrainResult,
 )
-from crucible_tinkex.training.tinkex.samplers import Prompt
+from crucible_tinkex.training.tinkex.service.connecting import Source, connector
+from crucible_tinkex.training.tinkex.service.samplers import Prompt
+from crucible_tinkex.training.tinkex.service.storing import sink_of
 from crucible_tinkex.training.tinkex.session import TinkexSession
-from crucible_tinkex.training.tinkex.storing import sink_of
 
 _CITATIONS = "citation_validity_weight"
 

@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from crucible_tinkex.client.interface import TrainingClient, TrainingService
-from crucible_tinkex.client.model.loss import cross_entropy
+from crucible_tinkex.client.model.loss import target_logprobs
+from crucible_tinkex.client.model.witnessed import WitnessedTraining
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import OperationFailedError, RequestRejectedError, ServiceError
 from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput
 from crucible_tinkex.registry import Spent
+from crucible_tinkex.training.attempt.meter import Meter
 from crucible_tinkex.training.attest.contrasts import Contrast, Settings, base_of, settings_of
 from crucible_tinkex.training.attest.judging import (
     Finding,
@@ -28,7 +30,6 @@ from crucible_tinkex.training.attest.judging import (
     judge,
     noise_of,
 )
-from crucible_tinkex.training.meter import Meter, MeteredTraining
 from crucible_tinkex.training.recipes.datums import datum
 
 FIRST_ROWS, SECOND_ROWS = 1, 4
@@ -48,6 +49,13 @@ class Attestation:
     """Nats between models with equal settings."""
     models: int = 0
     spent: Spent = field(default_factory=Spent)
+
+    @property
+    def step_s(self) -> tuple[float, float]:
+        """From the least to the most that one small step took: a model's two were followed by two
+        passes, and came after it was made."""
+        turns = 1 + math.ceil((self.models - 1) / AT_ONCE)
+        return self.spent.seconds / turns / 5, self.spent.seconds / turns / 2
 
     @property
     def record(self) -> dict[str, Any]:
@@ -145,7 +153,7 @@ class _Prober:
                     lora=settings.lora,
                     user_metadata={"purpose": "attest"},
                 )
-                return await self._read(MeteredTraining(training, self._meter), settings)
+                return await self._read(WitnessedTraining(training, self._meter), settings)
             finally:
                 await service.close()
 
@@ -169,13 +177,10 @@ class _Prober:
 
 
 def _numbers(output: ForwardBackwardOutput, batch: Sequence[Datum]) -> tuple[float, ...]:
-    """The logprobs of the tokens that are learnt; of a service that gives none, the loss."""
+    """The logprobs of the tokens that are learnt."""
     found: list[float] = []
-    for row, given in zip(output.loss_fn_outputs, batch, strict=True):
+    for logprobs, given in zip(target_logprobs(output, batch), batch, strict=True):
         weights = given.loss_fn_inputs["weights"].data
-        logprobs = row["logprobs"].data if "logprobs" in row else []
-        if len(logprobs) != len(weights):
-            return (cross_entropy(output, batch),)
         found += [float(p) for p, w in zip(logprobs, weights, strict=True) if w]
     return tuple(p if math.isfinite(p) else math.nan for p in found)
 

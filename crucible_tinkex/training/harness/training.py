@@ -11,12 +11,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from crucible_tinkex.config.sweep.steps import TRAINING
 from crucible_tinkex.training.harness.context import StepContext
 from crucible_tinkex.training.harness.plan import Plan
 from crucible_tinkex.training.tinkex.options import TrainOptions
 from crucible_tinkex.training.tinkex.results import Checkpoint, StepRow, TrainResult
 
-NAME = "tinkex_training"
+NAME = TRAINING
 
 
 def register_training_step(plan: Plan, *, name: str = NAME, **options: Any) -> Plan:

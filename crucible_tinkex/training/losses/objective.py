@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from crucible_tinkex.client.model.loss import cross_entropy, loss_of
 from crucible_tinkex.config import TrainSection
 from crucible_tinkex.datasets import TokenisedDataset
-from crucible_tinkex.datasets.tokenised import RowText
+from crucible_tinkex.datasets.tokens.tokenised import RowText
 from crucible_tinkex.errors import ConfigError, DataError
 from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput
 from crucible_tinkex.training.losses.registry import Loss, LossRegistry, default_losses

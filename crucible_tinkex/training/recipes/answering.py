@@ -6,7 +6,6 @@ same weights give the same answers whatever else runs.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 
 from crucible_tinkex.client.interface import SamplingClient
@@ -37,25 +36,15 @@ async def answer(
     return [sequence.tokens for sequence in response.sequences]
 
 
-async def scored(
+def scored(
     tokenizer: str | None,
     data: TokenisedDataset,
     rows: Sequence[int],
     written: Callable[[int], list[list[int]]],
     section: EvaluationSection,
 ) -> tuple[list[Scored], dict[str, float]]:
-    """Each row with its scores, in order, and the metrics of all. Raises `ConfigError` where the
-    tokenizer cannot be had, or a function fails."""
-    return await asyncio.to_thread(_scored, tokenizer, data, rows, written, section)
-
-
-def _scored(
-    tokenizer: str | None,
-    data: TokenisedDataset,
-    rows: Sequence[int],
-    written: Callable[[int], list[list[int]]],
-    section: EvaluationSection,
-) -> tuple[list[Scored], dict[str, float]]:
+    """Each row with its scores, in order, and the metrics of all. Runs the user's functions: call
+    it in a thread. Raises `ConfigError` where the tokenizer cannot be had, or a function fails."""
     text = text_of(tokenizer)
     scoring = Scoring(section)
     found = []

@@ -25,10 +25,10 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from crucible_tinkex.client.interface import SamplingClient
-from crucible_tinkex.client.model.loss import cross_entropy
+from crucible_tinkex.client.model.loss import cross_entropy, target_logprobs
 from crucible_tinkex.config import EvaluationSection
 from crucible_tinkex.datasets import TokenisedDataset
-from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput, SamplingParams, TensorData
+from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput, SamplingParams
 from crucible_tinkex.scoring import Scored, bits_per_byte, perplexity
 from crucible_tinkex.training.data import decoded
 from crucible_tinkex.training.recipes.answering import answer, check_answerable, scored
@@ -77,7 +77,8 @@ async def evaluate(
     examples = [_example(data, i, work.logprobs[i], work.right[i], texts.get(i)) for i in rows]
     if config.metrics:
         await work.answer()
-        found, scores = await scored(tokenizer, data, rows, work.answers.__getitem__, config)
+        written = work.answers.__getitem__
+        found, scores = await asyncio.to_thread(scored, tokenizer, data, rows, written, config)
         examples = [_answered(e, row) for e, row in zip(examples, found, strict=True)]
         metrics |= scores
     return Evaluation(metrics, examples)
@@ -115,7 +116,7 @@ class _Work:
         self.generates = config.generate and data.has_prompts
         self.answers: dict[int, list[list[int]]] = {}
         """The tokens of every sample."""
-        self.logprobs: dict[int, list[float] | None] = {}
+        self.logprobs: dict[int, Sequence[float]] = {}
         """Of the row's targets, where the service tells them."""
         self.right: dict[int, bool | None] = {}
         self.written: dict[int, list[int]] = {}
@@ -140,7 +141,7 @@ class _Work:
     async def _score(self, rows: Sequence[int]) -> tuple[float, float]:
         batch = [datum(self._data, i) for i in rows]
         output = await self._client.forward(batch)
-        self.logprobs |= zip(rows, _logprobs(batch, output), strict=True)
+        self.logprobs |= zip(rows, target_logprobs(output, batch), strict=True)
         for i in rows:
             known = certainty(self._data, i, self.logprobs[i]) if self.generates else None
             self.right[i] = known
@@ -178,18 +179,6 @@ class _Work:
         self._finish(1)
 
 
-def _logprobs(batch: Sequence[Datum], output: ForwardBackwardOutput) -> list[list[float] | None]:
-    found = [row.get("logprobs") for row in output.loss_fn_outputs]
-    wanted = [len(d.loss_fn_inputs["target_tokens"].data) for d in batch]
-    return [_whole(tensor, n) for tensor, n in zip(found, wanted, strict=True)]
-
-
-def _whole(tensor: TensorData | None, length: int) -> list[float] | None:
-    if tensor is None or len(tensor.data) != length or tensor.sparse_crow_indices is not None:
-        return None
-    return list(tensor.data)
-
-
 async def bounded(calls: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
     """The results in order, of at most `IN_FLIGHT` calls at once. The first failure cancels the
     others, and is raised when they have ended."""
@@ -207,7 +196,7 @@ async def bounded(calls: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-def certainty(data: TokenisedDataset, row: int, logprobs: Sequence[float] | None) -> bool | None:
+def certainty(data: TokenisedDataset, row: int, logprobs: Sequence[float]) -> bool | None:
     """Whether greedy decoding would write the completion; None where only decoding tells.
 
     `logprobs` are those of the row's targets, its tokens from the second on.
@@ -216,7 +205,7 @@ def certainty(data: TokenisedDataset, row: int, logprobs: Sequence[float] | None
     start = int(data.prompt_lengths[row])
     tokens, _ = data.example(row)
     follows = tokens[start : start + len(expected)] == expected
-    if logprobs is None or start == 0 or not follows or data.eos_id in expected:
+    if start == 0 or not follows or data.eos_id in expected:
         return None
     found = logprobs[start - 1 : start - 1 + len(expected)]
     if all(logprob > CERTAIN for logprob in found):
@@ -234,14 +223,14 @@ async def _texts(tokenizer: str | None, written: Mapping[int, list[int]]) -> dic
 def _example(
     data: TokenisedDataset,
     row: int,
-    logprobs: Sequence[float] | None,
+    logprobs: Sequence[float],
     right: bool | None,
     text: str | None,
 ) -> Example:
     weights = data.inputs(row).weights
     weight = math.fsum(weights)
     nll = None
-    if logprobs is not None and weight:
+    if weight:
         pairs = zip(weights, logprobs, strict=True)
         nll = -math.fsum(w * logprob for w, logprob in pairs if w) / weight
     return Example(data.example_id(row), nll, round(weight), right, text, data.group(row))

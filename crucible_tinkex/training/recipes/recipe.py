@@ -54,7 +54,7 @@ class Example:
 
     example_id: str
     nll: float | None
-    """Mean, in nats per token that is learnt; None where the service tells no logprobs."""
+    """Mean, in nats per token that is learnt; None where none is."""
     tokens: int
     """Tokens that are learnt."""
     correct: bool | None = None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from crucible_tinkex.errors import CrucibleError
 from crucible_tinkex.telemetry.bridge import Bridge
 from crucible_tinkex.training.outcome import Verdict, judge
-from crucible_tinkex.training.tinkex.live import LiveModel
 from crucible_tinkex.training.tinkex.options import RecoveryPolicy
 from crucible_tinkex.training.tinkex.running import TrainingRun
+from crucible_tinkex.training.tinkex.service.live import LiveModel
 
 
 async def drive(live: LiveModel, run: TrainingRun, policy: RecoveryPolicy, bridge: Bridge) -> None:

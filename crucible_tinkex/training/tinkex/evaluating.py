@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from pydantic import ValidationError
+
 from crucible_tinkex.client.interface import SamplingClient, TrainingClient
 from crucible_tinkex.config import EvaluationSection
+from crucible_tinkex.config.problems import explain
 from crucible_tinkex.datasets import Tokenizer
+from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.protocol.wire import SamplingParams
 from crucible_tinkex.training.adapter.rows import as_mapping, tokenised
+from crucible_tinkex.training.attempt.reporter import Reporter
 from crucible_tinkex.training.recipes.evaluation import evaluate
 from crucible_tinkex.training.recipes.recipe import Evaluation
-from crucible_tinkex.training.reporter import Reporter
 from crucible_tinkex.training.tinkex.results import Checkpoint
-from crucible_tinkex.training.tinkex.samplers import complete
+from crucible_tinkex.training.tinkex.service.samplers import complete
 
 
 class Weights(Protocol):
@@ -35,12 +39,33 @@ Scorer = Callable[[Mapping[str, Any], str], float]
 """Takes a row and what the model wrote."""
 
 
+_ASKED = ("metrics", "samples", "answer", "right_by")
+"""Keys of `[evaluation]`, besides those that say how to sample."""
+_SAMPLED = ("temperature", "max_tokens", "stop", "seed")
+
+
+def asked(generate: bool, options: Mapping[str, Any]) -> tuple[EvaluationSection, dict[str, Any]]:
+    """What is measured, and how scorers sample: of the options of `evaluate`, which has the keys
+    of `[evaluation]` and those of `sampling_params`. Raises `ConfigError`."""
+    sampling = {key: value for key, value in options.items() if key not in _ASKED}
+    given = {key: value for key, value in options.items() if key in _ASKED}
+    if given:
+        given |= {key: sampling[key] for key in _SAMPLED if sampling.get(key) is not None}
+    if isinstance(given.get("stop"), str):
+        given["stop"] = (given["stop"],)
+    try:
+        section = EvaluationSection.model_validate({"generate": generate, **given})
+    except ValidationError as error:
+        raise ConfigError(explain(error, source="evaluate", model=EvaluationSection)) from None
+    return section, {"temperature": 0.0, **sampling}
+
+
 async def measured(
     live: Weights,
     rows: Sequence[Any],
     checkpoint: Checkpoint | None,
+    section: EvaluationSection,
     *,
-    generate: bool,
     max_length: int,
     scorers: Mapping[str, Scorer],
     params: SamplingParams,
@@ -51,7 +76,7 @@ async def measured(
     found = await evaluate(
         client,
         data,
-        EvaluationSection(generate=generate),
+        section,
         tokenizer=live.tokenizer.name,
         tell=live.report.evaluating,
     )

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from crucible_tinkex.config import OptimizerSection
 from crucible_tinkex.config.problems import explain
-from crucible_tinkex.config.train import DEFAULT_EPOCHS, asked_steps
+from crucible_tinkex.config.trial.train import DEFAULT_EPOCHS, asked_steps
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.training.losses.gradient_hooks import Hook
 from crucible_tinkex.training.recipes.recipe import CustomLossMaker
@@ -78,6 +78,9 @@ class TrainOptions:
     on_step_end: Callable[[dict[str, Any]], object] | None = None
     on_epoch_end: Callable[[int], object] | None = None
     on_checkpoint: Callable[[Any], object] | None = None
+    on_evaluation: Callable[[int, Mapping[str, float]], object] | None = None
+    """Gets the session's step and its held-out metrics; where it gives "fail", the training ends
+    there, saved."""
     recovery: RecoveryPolicy = RecoveryPolicy()
 
     @classmethod

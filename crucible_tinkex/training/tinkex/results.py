@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from crucible_tinkex.metrics import known as known_metric
+from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.metrics import Direction, direction_of
 from crucible_tinkex.training.recipes.recipe import Example
 
 StepRow = dict[str, Any]
@@ -79,8 +81,17 @@ class Completion:
 
 
 def best(checkpoints: Sequence[Checkpoint], metric: str) -> Checkpoint | None:
-    """The best by `metric`, in its direction; of equals the first. One that lacks it never wins."""
-    measured = [c for c in checkpoints if metric in c.metrics]
-    known = known_metric(metric)
-    sign = -1.0 if known is not None and known.direction == "max" else 1.0
-    return min(measured, key=lambda c: sign * c.metrics[metric], default=None)
+    """The best by `metric`; see `best_first`."""
+    return next(iter(best_first(checkpoints, metric)), None)
+
+
+def best_first(
+    checkpoints: Sequence[Checkpoint], metric: str, direction: Direction | None = None
+) -> list[Checkpoint]:
+    """Those with a finite value of `metric`, of equals the older first; by default in the metric's
+    own direction. Raises `ConfigError` for a direction that is none."""
+    if direction not in (None, "min", "max"):
+        raise ConfigError(f"direction {direction!r} must be 'min' or 'max'")
+    sign = -1.0 if (direction or direction_of(metric)) == "max" else 1.0
+    measured = [c for c in checkpoints if math.isfinite(c.metrics.get(metric, math.nan))]
+    return sorted(measured, key=lambda c: sign * c.metrics[metric])

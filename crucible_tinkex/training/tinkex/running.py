@@ -16,10 +16,10 @@ from typing import Any
 from crucible_tinkex.client.interface import TrainingClient
 from crucible_tinkex.errors import TrialFailedError
 from crucible_tinkex.telemetry.bridge import Bridge
+from crucible_tinkex.training.attempt.measurements import Measurements
+from crucible_tinkex.training.attempt.reporter import Reporter
+from crucible_tinkex.training.attempt.stepping import StepResult, next_milestone, stepped
 from crucible_tinkex.training.losses.gradient_hooks import GradientHooks, grad_norm, seen
-from crucible_tinkex.training.measurements import Measurements
-from crucible_tinkex.training.reporter import Reporter
-from crucible_tinkex.training.stepping import StepResult, next_milestone, stepped
 from crucible_tinkex.training.tinkex.options import TrainOptions
 from crucible_tinkex.training.tinkex.recipe import AdapterRecipe
 from crucible_tinkex.training.tinkex.results import Checkpoint, StepRow
@@ -176,6 +176,9 @@ class TrainingRun:
             {**found.metrics, "duration_s": seconds},
             step=self.session_step,
         )
+        heard = self._options.on_evaluation
+        if heard is not None and heard(self.session_step, found.metrics) == "fail":
+            self.is_stopping = True
 
     def saved(self, checkpoint: Checkpoint) -> None:
         self.checkpoints.append(checkpoint)

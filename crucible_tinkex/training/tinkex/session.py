@@ -25,18 +25,15 @@ from crucible_tinkex.telemetry.bridge import Bridge
 from crucible_tinkex.training.adapter.experiment import LoraExperiment
 from crucible_tinkex.training.adapter.protocol import LoraAdapter
 from crucible_tinkex.training.adapter.rows import load, tokenised
-from crucible_tinkex.training.losses.gradient_hooks import grad_norm
-from crucible_tinkex.training.losses.objective import mean_loss
 from crucible_tinkex.training.losses.registry import LossRegistry, default_losses
 from crucible_tinkex.training.outcome import speaks_of_checkpoint
 from crucible_tinkex.training.recipes.datums import total_weight
 from crucible_tinkex.training.recipes.recipe import Update
 from crucible_tinkex.training.recipes.schedule import adam_params
-from crucible_tinkex.training.stepping import send
-from crucible_tinkex.training.tinkex.connecting import Connect
 from crucible_tinkex.training.tinkex.driving import drive
-from crucible_tinkex.training.tinkex.evaluating import Scorer, measured
-from crucible_tinkex.training.tinkex.live import LiveModel
+from crucible_tinkex.training.tinkex.evaluating import Scorer, asked, measured
+from crucible_tinkex.training.tinkex.gradient import Gradient
+from crucible_tinkex.training.tinkex.keeping import SessionCheckpoints
 from crucible_tinkex.training.tinkex.options import RecoveryPolicy, TrainOptions, optimizer
 from crucible_tinkex.training.tinkex.recipe import AdapterRecipe, resolved, scheme_of
 from crucible_tinkex.training.tinkex.results import (
@@ -47,9 +44,11 @@ from crucible_tinkex.training.tinkex.results import (
     TrainResult,
 )
 from crucible_tinkex.training.tinkex.running import TrainingRun
-from crucible_tinkex.training.tinkex.samplers import Prompt, as_prompts, complete
+from crucible_tinkex.training.tinkex.service.connecting import Connect
+from crucible_tinkex.training.tinkex.service.live import LiveModel
+from crucible_tinkex.training.tinkex.service.samplers import Prompt, as_prompts, complete
+from crucible_tinkex.training.tinkex.service.storing import NoSink, Sink
 from crucible_tinkex.training.tinkex.states import State, States, told
-from crucible_tinkex.training.tinkex.storing import NoSink, Sink
 
 
 class TinkexSession:
@@ -69,6 +68,7 @@ class TinkexSession:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.experiment = experiment
+        self.experiment_id, self.config = experiment.id, experiment.config
         self.adapter = adapter
         self.bridge = bridge or Bridge(experiment.id)
         self.losses = losses or default_losses()
@@ -86,8 +86,11 @@ class TinkexSession:
             sink=sink or NoSink(),
             clock=clock,
         )
+        self.checkpoint_manager = SessionCheckpoints(
+            experiment.checkpoints, self._live, self.bridge, self._states.check_open
+        )
         self._run: TrainingRun | None = None
-        self._gradient: list[tuple[float, float]] = []
+        self._gradient = Gradient(self._live)
 
     # --- what it is ----------------------------------------------------------------------------
 
@@ -153,6 +156,7 @@ class TinkexSession:
 
     async def train(
         self,
+        /,
         dataset: str | Path | Sequence[Any],
         *,
         eval_dataset: str | Path | Sequence[Any] | None = None,
@@ -218,6 +222,7 @@ class TinkexSession:
 
     async def forward_backward(
         self,
+        /,
         data: Sequence[Any],
         *,
         loss_fn: Any = "cross_entropy",
@@ -233,15 +238,7 @@ class TinkexSession:
             batch, adam, total_weight(batch), loss.service, loss_fn_config, custom=loss.custom
         )
         with self._working("training", "forward_backward", changes_weights=True):
-            output = await send(self._live.client, update, batch)
-        mean = mean_loss(update, output)
-        self._gradient.append((mean * update.weight, update.weight))
-        return {
-            "loss": mean,
-            "loss_sum": mean * update.weight,
-            "metrics": dict(output.metrics),
-            "timestamp": datetime.now(UTC).isoformat(),
-        }
+            return await self._gradient.add(update)
 
     def _datums(self, data: Sequence[Any], options: TrainOptions) -> list[Datum]:
         self._states.check()
@@ -260,21 +257,8 @@ class TinkexSession:
     async def optim_step(self, adam: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Apply the gradient. `adam` has the seed's names or ours."""
         settings = optimizer(self.experiment.config.optimizer, adam)
-        params = adam_params(settings, step=settings.warmup_steps + 1, total_steps=1)
         with self._working("training", "optim_step", changes_weights=True):
-            answer = await self._live.client.optim_step(params)
-        self._live.step += 1
-        row = {
-            "step": self._live.step,
-            "grad_norm": grad_norm(answer),
-            "metrics": dict(answer.metrics or {}),
-            "timestamp": datetime.now(UTC).isoformat(),
-        }
-        loss = sum(part for part, _ in self._gradient)
-        weight = sum(part for _, part in self._gradient)
-        self._gradient.clear()
-        self._live.stepped(row, params, loss / weight if weight else None)
-        return row
+            return await self._gradient.apply(settings)
 
     # --- checkpoints and samplers --------------------------------------------------------------
 
@@ -310,7 +294,7 @@ class TinkexSession:
             raise SessionStateError(f"the session is {self.status}; nothing is to be recovered")
         with self._placed("recover"):
             await self._live.reopen(policy or RecoveryPolicy(), None)
-        self._gradient.clear()
+        self._gradient.forget()
         self._states.recovered()
 
     async def create_sampler(self, checkpoint: str | Checkpoint) -> SamplingClient:
@@ -321,6 +305,7 @@ class TinkexSession:
 
     async def infer(
         self,
+        /,
         prompts: Prompt | Sequence[Prompt],
         *,
         checkpoint: str | Checkpoint | None = None,
@@ -343,6 +328,7 @@ class TinkexSession:
 
     async def evaluate(
         self,
+        /,
         dataset: str | Path | Sequence[Any],
         *,
         checkpoint: str | Checkpoint | None = None,
@@ -350,13 +336,15 @@ class TinkexSession:
         generate: bool = True,
         max_rows: int | None = None,
         scorers: Mapping[str, Scorer] | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> EvaluationResult:
         """Held-out metrics of the weights as they are, or of a checkpoint: those of sweeps, and the
-        mean of each scorer over greedy completions (or as `sampling` says). Every row is kept.
+        mean of each scorer over greedy completions. `options`: `metrics`, `samples`, `answer` and
+        `right_by` of `[evaluation]`, and those of `sampling_params`. Every row is kept.
 
         The original reported numbers that stood in its source.
         """
+        section, sampling = asked(generate, options)
         rows = load(dataset)[:max_rows]
         chosen = None if checkpoint is None else self._live.find(checkpoint, None)
         with self._working("evaluating", "evaluate"):
@@ -364,19 +352,17 @@ class TinkexSession:
                 self._live,
                 rows,
                 chosen,
-                generate=generate,
+                section,
                 max_length=self.experiment.config.max_length,
                 scorers=scorers or {},
-                params=self.adapter.sampling_params(**{"temperature": 0.0, **sampling}),
+                params=self.adapter.sampling_params(**sampling),
             )
         if chosen is None:
             self._live.report.measure("evaluation", found.metrics)
             self._live.report.examples(found.examples)
         self.bridge.execute("evaluation_complete", found.metrics, step=self.step)
-        name = None if chosen is None else chosen.name
-        return EvaluationResult(
-            self.experiment.id, adapter_name, found.metrics, found.examples, name
-        )
+        own, name = self.experiment_id, None if chosen is None else chosen.name
+        return EvaluationResult(own, adapter_name, found.metrics, found.examples, name)
 
     @contextlib.contextmanager
     def _working(

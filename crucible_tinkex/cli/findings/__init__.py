@@ -1,0 +1,1 @@
+"""Behind the commands that look at what sweeps found."""

@@ -1,0 +1,59 @@
+"""`crucible conclude` and `compare`: what a sweep's numbers support, in words or as JSON."""
+
+from __future__ import annotations
+
+import json as json_module
+
+from crucible_tinkex.api import Sweep
+from crucible_tinkex.cli.terminal.tables import plain_table, print_table
+from crucible_tinkex.registry import SweepState
+from crucible_tinkex.sweep.results.leaderboard import Objective, configurations
+from crucible_tinkex.sweep.results.quality import quality_lines, quality_summary
+from crucible_tinkex.sweep.results.views.summary import existing_sweep, read_state
+
+SHOWN_ROWS = 40
+
+
+def conclusion_lines(state: SweepState) -> list[str]:
+    """The verdict and its conditions; nothing where there is only one configuration."""
+    if sum(not c.reference for c in configurations(state)) < 2:
+        return []
+    from crucible_tinkex.sweep.results.conclusion import conclusion
+
+    found = conclusion(state)
+    return [found.verdict, *(f"- {note}" for note in found.notes)]
+
+
+def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:
+    paths = existing_sweep(storage, sweep)
+    found, state = Sweep(paths).conclusion(), read_state(paths)
+    if json:
+        print(json_module.dumps({**found.to_dict(), "quality": quality_summary(state, paths)}))
+        return
+    print(found.verdict)
+    if found.rivals:
+        table = plain_table(title=f"behind {found.leader}, by {Objective.of(state)}")
+        for column in ("configuration", "seeds", "mean", "behind by", "at least", "at most"):
+            left = column == "configuration"
+            table.add_column(column, justify="left" if left else "right", overflow="fold")
+        for rival in found.rivals[:SHOWN_ROWS]:
+            numbers = (rival.mean, rival.behind_by, rival.low, rival.high)
+            table.add_row(rival.name, str(rival.shared), *(f"{v:.4g}" for v in numbers))
+        print_table(table)
+    for note in found.notes:
+        print(f"- {note}")
+    for one in found.left_out[:SHOWN_ROWS]:
+        print(f"left out: {one.name}: {one.reason}")
+    for line in quality_lines(state, paths):
+        print(line)
+
+
+def show_comparison(sweep: str, a: str, b: str, *, storage: str, json: bool) -> None:
+    found = Sweep(existing_sweep(storage, sweep)).compare(a, b)
+    if json:
+        print(json_module.dumps(found.to_dict()))
+        return
+    print(found.verdict)
+    print(f"{found.pairs} pairs of {found.examples} examples, {found.seeds} shared seeds")
+    for note in found.notes:
+        print(f"- {note}")

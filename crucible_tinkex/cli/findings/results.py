@@ -1,0 +1,83 @@
+"""Commands that look at sweeps: `status`, `list`."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+
+from crucible_tinkex.cli.findings.concluding import conclusion_lines
+from crucible_tinkex.cli.terminal.tables import (
+    plain_table,
+    print_leaderboard,
+    print_table,
+    verdict,
+    wait_lines,
+)
+from crucible_tinkex.errors import ConfigError, StorageError
+from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.registry import TERMINAL
+from crucible_tinkex.storage import storage_errors
+from crucible_tinkex.sweep.results.quality import quality_lines
+from crucible_tinkex.sweep.results.views.kept import checkpoint_line
+from crucible_tinkex.sweep.results.views.summary import (
+    existing_sweep,
+    faults,
+    read_state,
+    summary,
+    sweep_state,
+    waits,
+)
+
+
+def show_status(sweep: str, *, storage: str, json: bool) -> None:
+    paths = existing_sweep(storage, sweep)
+    state = read_state(paths)
+    if json:
+        print(json_module.dumps(summary(state, paths)))
+        return
+    why = f", by {state.ended}" if state.ended_by else ", paused" if state.held else ""
+    print(f"{sweep}: {sweep_state(state, paths)}{why}")
+    if state.trials:
+        print_leaderboard(state)
+    print(verdict(state))
+    for line in (*conclusion_lines(state), *quality_lines(state, paths)):
+        print(line)
+    if kept := checkpoint_line(state):
+        print(kept)
+    for line in (*wait_lines(waits(state, paths).values()), *faults(paths)):
+        print(line)
+
+
+def show_list(storage: str, *, json: bool) -> None:
+    folder = Path(storage).expanduser()
+    with storage_errors(folder):
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file, not a storage folder")
+        roots = {p.parent for p in (*folder.glob("*/journal"), *folder.glob("*/resolved.json"))}
+    rows = [_listed(root) for root in sorted(roots)]
+    if json:
+        print(json_module.dumps(rows))
+        return
+    if not rows:
+        print(f"no sweeps in {folder}")
+        return
+    table = plain_table()
+    for column in ("sweep", "state", "trials", "done"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(str(row[c]) for c in ("sweep", "state", "trials", "done")))
+    print_table(table)
+
+
+def _listed(root: Path) -> dict[str, str | int]:
+    paths = SweepPaths(root)
+    try:
+        state = read_state(paths)
+    except StorageError:
+        return {"sweep": root.name, "state": "corrupt", "trials": 0, "done": 0}
+    return {
+        "sweep": root.name,
+        "state": sweep_state(state, paths),
+        "trials": len(state.trials),
+        "done": sum(t.state in TERMINAL for t in state.trials.values()),
+    }

@@ -1,0 +1,171 @@
+"""`crucible watch` in the terminal: best so far, ranking, spend and what waits, drawn again and
+again from the sweeps' folders. The tables are those of `status` and `run`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from crucible_tinkex.cli.findings.concluding import conclusion_lines
+from crucible_tinkex.cli.terminal.hints import sweep_arguments
+from crucible_tinkex.cli.terminal.live import duration, trials_table
+from crucible_tinkex.cli.terminal.tables import (
+    STYLES,
+    leaderboard_table,
+    plain_console,
+    verdict,
+    wait_lines,
+)
+from crucible_tinkex.config import Experiment
+from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.registry import DONE, TERMINAL, SweepState
+from crucible_tinkex.sweep.deciding.prices import price_of
+from crucible_tinkex.sweep.results.leaderboard import Objective
+from crucible_tinkex.sweep.results.quality import quality_lines
+from crucible_tinkex.sweep.results.views.following import Followed, open_trials
+from crucible_tinkex.sweep.results.views.summary import existing_sweep, faults, sweep_state
+from crucible_tinkex.sweep.results.views.view import TrialView
+
+REFRESH_S = 2.0
+PATIENCE = 4
+"""Times as long as a look took, until the next: a long sweep is not read without a pause."""
+MOST_OPEN = 8
+MOST_LINES = 4
+"""Of what is said of the best, of the targets, and of why trials wait."""
+FEWEST_ROWS = 3
+_AROUND_RANKING, _AROUND_OPEN = 6, 5
+"""Lines of a table that are no rows."""
+INTERRUPTED = "interrupted"
+
+
+def watch_in_terminal(sweeps: Sequence[str], *, storage: str, once: bool) -> int:
+    """Draws on stdout until Ctrl-C, or until all sweeps are done; the last frame stays. `once`, or
+    where stdout is no terminal: one frame. Returns the exit code."""
+    found = [Watched.of(existing_sweep(storage, name)) for name in dict.fromkeys(sweeps)]
+    console = plain_console()
+    if not once and console.is_terminal:
+        try:
+            _follow(found, console)
+        except KeyboardInterrupt:
+            print("no longer watched; the sweep itself goes on", file=sys.stderr)
+            return 0
+    frame, _ = _frame(found, console, height=None)
+    console.print(frame)
+    return 0
+
+
+class Watched(NamedTuple):
+    """A sweep that is looked at again and again."""
+
+    paths: SweepPaths
+    followed: Followed
+
+    @classmethod
+    def of(cls, paths: SweepPaths) -> Watched:
+        return cls(paths, Followed(paths))
+
+
+def _follow(sweeps: Sequence[Watched], console: Console) -> None:
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            began = time.monotonic()
+            frame, is_over = _frame(sweeps, console, height=console.height)
+            live.update(frame, refresh=True)
+            if is_over:
+                return
+            time.sleep(max(REFRESH_S, PATIENCE * (time.monotonic() - began)))
+
+
+def _frame(
+    sweeps: Sequence[Watched], console: Console, *, height: int | None
+) -> tuple[Group, bool]:
+    """What is to be seen now, in about so many lines (None: as many as it needs), and whether
+    nothing will change any more."""
+    parts: list[RenderableType] = []
+    states = []
+    for place, (paths, followed) in enumerate(sweeps):
+        state = followed.read()
+        states.append(sweep_state(state, paths))
+        parts += [""] if place else []
+        parts += _sweep(state, paths, console, None if height is None else height // len(sweeps))
+    return Group(*parts), all(state == DONE for state in states)
+
+
+def _sweep(
+    state: SweepState, paths: SweepPaths, console: Console, height: int | None
+) -> list[RenderableType]:
+    views = open_trials(state, paths)
+    head = [_head(state, paths), _progress(state, views, console.width)]
+    head += [*_told(state, paths), *_waits(state, paths, views)]
+    if not state.trials:
+        return head
+    taken = len(console.render_lines(Group(*head)))
+    room = None if height is None else height - taken - _AROUND_RANKING
+    shown = views[: MOST_OPEN if room is None else max(1, min(MOST_OPEN, room // 3))]
+    below = len(shown) + _AROUND_OPEN if shown else 0
+    rows = None if room is None else max(FEWEST_ROWS, room - below)
+    ranking = leaderboard_table(state, width=console.width, rows=rows)
+    if not shown:
+        return [*head, ranking]
+    table = trials_table(shown, Objective.of(state), width=console.width)
+    table.caption = f"and {len(views) - len(shown)} more" if len(views) > len(shown) else None
+    return [*head, ranking, table]
+
+
+def _head(state: SweepState, paths: SweepPaths) -> Text:
+    name = sweep_state(state, paths)
+    why = f", by {state.ended}" if state.ended_by else ", paused" if state.held else ""
+    ended = sum(t.state in TERMINAL for t in state.trials.values())
+    parts = [f"{ended} of {len(state.trials)} trials ended", *_spent(state, paths)]
+    head = Text.assemble((f"{paths.root.name}: ", "bold"), (name, STYLES.get(name, "bold")))
+    return head.append(" | ".join([why, *parts]))
+
+
+def _spent(state: SweepState, paths: SweepPaths) -> list[str]:
+    spent = state.spent
+    said = [f"{spent.tokens:,} tokens", f"{duration(spent.seconds)} of sessions"]
+    try:
+        price = price_of(Experiment.loaded(state.meta["experiment"], folder=paths.root))
+    except ConfigError:  # its price table is gone, or too old: what it cost is not known
+        return said
+    dollars = price.of(spent) if price else 0.0
+    return [*said, f"${dollars:,.2f}"] if dollars else said
+
+
+def _progress(state: SweepState, views: Sequence[TrialView], width: int) -> RenderableType:
+    """Steps of all trials there are; those that ended count as the rest of theirs."""
+    steps = {view.record.trial_id: view.step for view in views}
+    total = sum(t.total_steps for t in state.trials.values())
+    done = sum(steps.get(t.trial_id, t.total_steps) for t in state.trials.values())
+    row = Table.grid(padding=(0, 1))
+    bar = ProgressBar(total=max(1, total), completed=done, width=width // 2)
+    row.add_row(bar, f"{done:,} of {total:,} steps")
+    return row
+
+
+def _told(state: SweepState, paths: SweepPaths) -> list[RenderableType]:
+    """The best so far, the verdict with its interval, the targets."""
+    lines = verdict(state).splitlines()
+    shown = lines[:MOST_LINES]
+    shown += [f"and {len(lines) - len(shown)} more"] if len(lines) > len(shown) else []
+    said = [*shown, *conclusion_lines(state)[:1], *quality_lines(state, paths)[:MOST_LINES]]
+    return [Text(line, overflow="fold") for line in said]
+
+
+def _waits(
+    state: SweepState, paths: SweepPaths, views: Sequence[TrialView]
+) -> list[RenderableType]:
+    lines = wait_lines(view.waiting for view in views if view.waiting)[:MOST_LINES]
+    lines += faults(paths)
+    if sweep_state(state, paths) == INTERRUPTED:
+        lines.append(f"nobody trains it now; continue: crucible resume {sweep_arguments(paths)}")
+    return [Text(line, style="yellow", overflow="fold") for line in lines]

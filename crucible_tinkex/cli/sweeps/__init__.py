@@ -1,0 +1,1 @@
+"""Behind the commands that begin, run and steer sweeps."""

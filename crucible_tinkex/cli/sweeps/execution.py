@@ -1,0 +1,75 @@
+"""Runs a prepared sweep with progress on stderr, and prints what came out."""
+
+from __future__ import annotations
+
+import contextlib
+import json as json_module
+import sys
+from collections.abc import Sequence
+
+from crucible_tinkex.cli.findings.concluding import conclusion_lines
+from crucible_tinkex.cli.terminal.hints import sweep_arguments
+from crucible_tinkex.cli.terminal.live import LiveTable, PlainProgress
+from crucible_tinkex.cli.terminal.tables import print_leaderboard, verdict
+from crucible_tinkex.registry import FAIL_FAST, SweepState
+from crucible_tinkex.sweep.launch import Launch, SweepResult
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
+from crucible_tinkex.sweep.results.leaderboard import Objective
+from crucible_tinkex.sweep.results.quality import quality_lines
+from crucible_tinkex.sweep.results.views.summary import summary
+
+
+def execute(
+    prepared: PreparedSweep,
+    *,
+    address: str | None,
+    json: bool,
+    quiet: bool,
+    retry: Sequence[str] = (),
+) -> int:
+    """Run it, with the failed trials `retry` taken up again. Returns the exit code."""
+    result = run_prepared(prepared, address=address, quiet=quiet, retry=retry)
+    if json:
+        print(json_module.dumps(summary(result.state, prepared.paths)))
+    else:
+        _print_result(result.state, prepared)
+    return result.exit_code
+
+
+def run_prepared(
+    prepared: PreparedSweep, *, address: str | None, quiet: bool, retry: Sequence[str] = ()
+) -> SweepResult:
+    """Run it with progress on stderr, and nothing on stdout."""
+    for note in prepared.notes:
+        print(f"auto: {note}", file=sys.stderr)
+    for warning in prepared.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
+    if prepared.amendments:
+        print(f"amends {prepared.name}: {', '.join(prepared.amendments)}", file=sys.stderr)
+    with (
+        LiveTable(Objective.asked(prepared.experiment))
+        if _is_live(quiet)
+        else PlainProgress(quiet=quiet) as progress,
+        contextlib.redirect_stdout(sys.stderr),  # where Ray's own messages belong
+    ):
+        return Launch(prepared, address=address, observer=progress.show, retry=retry).run()
+
+
+def _is_live(quiet: bool) -> bool:
+    return sys.stderr.isatty() and not quiet
+
+
+def _print_result(state: SweepState, prepared: PreparedSweep) -> None:
+    print_leaderboard(state)
+    print(verdict(state))
+    for line in (*conclusion_lines(state), *quality_lines(state, prepared.paths)):
+        print(line)
+    where = sweep_arguments(prepared.paths)
+    left = prepared.policy().planned - (len(state.trials) - len(state.open))
+    if state.ended_by == "budget":
+        print(f"\nended by {state.ended}; more: crucible extend {where} --budget 2h")
+    elif state.ended_by == FAIL_FAST:
+        print(f"\nended by {state.ended}\nonce it is mended: crucible retry {where}")
+    elif state.open or state.ended is None:
+        print(f"\ninterrupted with {left} trials to go; continue: crucible resume {where}")
+    print(f"\nresults: {prepared.paths.root}\nlook:    crucible tb {where}")

@@ -1,0 +1,58 @@
+"""`crucible tune`: says what it chose, runs it, prints the verdict, keeps the adapter."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from typing import Any
+
+from crucible_tinkex.cli.terminal.hints import sweep_arguments
+from crucible_tinkex.sweep.launch import INTERRUPTED_CODE
+from crucible_tinkex.sweep.results.views.summary import read_state, summary
+from crucible_tinkex.tuning.tuning import Tuning, Wish, propose
+from crucible_tinkex.weights.export import Exported
+
+
+def tune_data(wish: Wish, *, address: str | None, json: bool, quiet: bool) -> int:
+    """Returns the exit code."""
+    tuning = propose(wish)
+    _explain(tuning)
+    from crucible_tinkex.cli.sweeps.execution import execute, run_prepared
+
+    prepared = tuning.prepared
+    if json:
+        code = run_prepared(prepared, address=address, quiet=quiet).exit_code
+    else:
+        code = execute(prepared, address=address, json=False, quiet=quiet)
+    exported = None if code == INTERRUPTED_CODE else tuning.export()
+    if json:
+        print(json_module.dumps(_found(tuning, exported)))
+    else:
+        _print_adapter(tuning, exported)
+    return code
+
+
+def _explain(tuning: Tuning) -> None:
+    print("what I chose, and why:", file=sys.stderr)
+    for reason in tuning.reasons:
+        print(f"- {reason}", file=sys.stderr)
+    print(f"- the file that does the same: {tuning.file}", file=sys.stderr)
+
+
+def _found(tuning: Tuning, exported: Exported | None) -> dict[str, Any]:
+    """Stable: keys are only ever added."""
+    paths = tuning.prepared.paths
+    return {
+        **summary(read_state(paths), paths),
+        "chosen": list(tuning.reasons),
+        "experiment_file": str(tuning.file),
+        "adapter": None if exported is None else exported.summary(),
+    }
+
+
+def _print_adapter(tuning: Tuning, exported: Exported | None) -> None:
+    if exported is None:
+        print("adapter: none yet; the same command goes on, --budget gives it more")
+        return
+    print(f"adapter: {exported.folder} (trial {exported.trial_id}, step {exported.step})")
+    print(f"chat:    crucible chat {sweep_arguments(tuning.prepared.paths)}")

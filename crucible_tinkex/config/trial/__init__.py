@@ -1,0 +1,1 @@
+"""What a trial is: sections whose settings decide its numbers."""

@@ -1,0 +1,1 @@
+"""From text to token ids: the tokenizer, and data sets in its tokens."""

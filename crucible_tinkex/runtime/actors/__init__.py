@@ -1,0 +1,1 @@
+"""The actors on Ray, and the handles through which others call them."""

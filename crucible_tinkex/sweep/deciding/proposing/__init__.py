@@ -1,0 +1,1 @@
+"""Where new trials come from, and what was tried."""

@@ -1,0 +1,144 @@
+"""Which trials confirm the leaders of a search that is over: the same settings with fresh seeds.
+
+The best of many noisy values is too good: its luck helped it to win. Seeds that took no part in the
+choice have no such luck, so the winner's value is read from them alone. All leaders get the same
+seeds, so that they can be compared in pairs. A pure function of the state.
+
+`confirm = "auto"` asks for seeds until the best is told from the others, or is proved to be as good
+as they are (`bench.next_seeds`). Those that are on their way are waited for, but for the first few
+that each gets: so what is asked does not depend on who happens to be faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crucible_tinkex.config import SearchSection
+from crucible_tinkex.registry import CONFIRM, DONE, SEARCH, TERMINAL, SweepState
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.results.batches import Batch, batches
+from crucible_tinkex.sweep.results.leaderboard import Configuration, configurations
+from crucible_tinkex.training.plan import TrialPlan
+
+if TYPE_CHECKING:
+    from crucible_tinkex import bench
+
+FIRST_SEED = 10_000
+"""Far from the seeds that people write, so that seeds added later are not used up."""
+FIRST_SEEDS = 3
+"""`auto`: what each leader gets before any is judged."""
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What is to be started; empty when all has been, or what runs must end first."""
+
+    plans: Sequence[TrialPlan] = ()
+    reason: str = "a leader of the search, with a fresh seed"
+    ends: str = "no trial is left to ask for or to train"
+    """Why there is nothing more, once nothing runs."""
+
+
+def planned_confirmations(search: SearchSection, leaders: int) -> int:
+    """How many trials; with `auto` the fewest."""
+    seeds = FIRST_SEEDS if search.confirm == AUTO else len(confirmation_seeds(search))
+    return seeds * min(search.confirm_top, leaders)
+
+
+def confirmation_seeds(search: SearchSection) -> tuple[int, ...]:
+    """The same for every configuration, and none of the search's; with `auto` they follow from what
+    the ones before them gave."""
+    return tuple(_unused(search))
+
+
+def _unused(search: SearchSection) -> Iterator[int]:
+    seed = FIRST_SEED
+    for _ in range(0 if isinstance(search.confirm, str) else search.confirm):
+        while seed in search.seeds:
+            seed += 1
+        yield seed
+        seed += 1
+
+
+def next_confirmations(state: SweepState, planner: Planner) -> Confirmation:
+    """Trials that are to be started once the search is over. Forks have no seed but their parent's,
+    and are not confirmed."""
+    search = planner.experiment.search
+    if not search.confirm:
+        return Confirmation()
+    if search.confirm == AUTO and _is_on_its_way(state, search):
+        return Confirmation()
+    ranked = configurations(state, confirmed=False)
+    able = [c for c in ranked if c.complete and not c.reference and not c.forked]
+    leaders = able[: search.confirm_top]
+    if search.confirm == AUTO:
+        return _until_told(state, planner, leaders)
+    pairs = [(leader, seed) for seed in confirmation_seeds(search) for leader in leaders]
+    return Confirmation(_lacking(state, planner, pairs))
+
+
+def _is_on_its_way(state: SweepState, search: SearchSection) -> bool:
+    """Whether all have begun that need not be waited for; cheap, as it is asked at every event."""
+    if not any(t.phase == CONFIRM for t in state.open.values()):
+        return False
+    begun = sum(t.phase == CONFIRM for t in state.trials.values())
+    return begun >= FIRST_SEEDS * search.confirm_top
+
+
+def _lacking(
+    state: SweepState, planner: Planner, pairs: Sequence[tuple[Configuration, int]]
+) -> list[TrialPlan]:
+    plans = [planner.plan(leader.values, seed, phase=CONFIRM) for leader, seed in pairs]
+    return [plan for plan in plans if plan.trial_id not in state.trials]
+
+
+def _until_told(
+    state: SweepState, planner: Planner, leaders: Sequence[Configuration]
+) -> Confirmation:
+    from crucible_tinkex import bench  # SciPy takes half a second
+    from crucible_tinkex.sweep.results.conclusion import configuration_names, terms
+
+    search = planner.experiment.search
+    names = configuration_names(leaders)
+    named = dict(zip(names, leaders, strict=True))
+    explored = {t.seed for c in leaders for t in c.trials if t.phase == SEARCH}
+    chosen_by = sorted(explored | set(search.seeds))
+    found = bench.next_seeds(
+        [
+            _measured(c, name, batch)
+            for (name, c), batch in zip(
+                named.items(), batches(state, leaders, aside=chosen_by), strict=True
+            )
+        ],
+        terms(state),
+        chosen_by=chosen_by,
+        first=FIRST_SEEDS,
+        most_seeds=search.confirm_max_seeds,
+        fresh_from=FIRST_SEED,
+    )
+    ends = f"confirmation: {found.reason}"
+    begun = found.leader is not None
+    if begun and any(t.phase == CONFIRM for t in state.open.values()):
+        return Confirmation(ends=ends)
+    pairs = [(named[name], seed) for name, seed in found.runs]
+    return Confirmation(_lacking(state, planner, pairs), f"confirmation: {found.reason}", ends)
+
+
+def _measured(configuration: Configuration, name: str, batch: Batch) -> bench.Configuration:
+    """A seed that runs is asked for and not measured; one that ended without a value never is."""
+    from crucible_tinkex import bench
+
+    values, missing = {}, []
+    for trial in configuration.trials:
+        value = configuration.objective.value(trial) if trial.state == DONE else None
+        if value is not None and math.isfinite(value):
+            values[trial.seed] = value
+        elif trial.state in TERMINAL:
+            missing.append(trial.seed)
+        else:
+            values[trial.seed] = math.nan
+    return bench.Configuration(name, values, missing_seeds=tuple(missing), **batch._asdict())

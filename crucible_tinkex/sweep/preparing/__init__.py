@@ -1,0 +1,1 @@
+"""What is known, checked and written down before a sweep runs."""

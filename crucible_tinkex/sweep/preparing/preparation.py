@@ -1,0 +1,368 @@
+"""What is known of a sweep before any service is asked: rows, trials, folder, amendments.
+
+`prepare` refuses bad input and changes nothing on disk. A folder that holds the sweep already is
+compared with what is asked now: what only asks for more amends it, what would make its numbers
+incomparable is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from crucible_tinkex.client.http.address import Address
+from crucible_tinkex.config import EMBEDDED, DataSection, Experiment, ServiceSection
+from crucible_tinkex.config.section import set_dotted
+from crucible_tinkex.datasets import (
+    Rows,
+    TokenisedDataset,
+    Tokenizer,
+    files_hash,
+    fingerprint,
+    open_rows,
+    reading,
+    split,
+    tokenise,
+)
+from crucible_tinkex.errors import ConfigError, CorruptLogError, SweepExistsError
+from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.registry import ATTESTED, Spent, SweepState
+from crucible_tinkex.scoring import Scoring
+from crucible_tinkex.search import strategies
+from crucible_tinkex.search.auto_settings import chosen, kept, open_settings
+from crucible_tinkex.search.learned.priors import published
+from crucible_tinkex.search.points.space import Values
+from crucible_tinkex.search.rules import stopping_rule
+from crucible_tinkex.storage import storage_errors
+from crucible_tinkex.sweep.deciding.budget import Budget
+from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.policy import Policy
+from crucible_tinkex.sweep.deciding.prices import checked_price
+from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
+from crucible_tinkex.sweep.orders.control import Inbox
+from crucible_tinkex.sweep.preparing.experience import finished_trials
+from crucible_tinkex.sweep.preparing.objectives import Objectives, changed_code
+from crucible_tinkex.training.data import SweepData
+from crucible_tinkex.training.recipes.answering import check_answerable
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedSweep:
+    """An experiment that could be run, and where its sweep lives."""
+
+    experiment: Experiment
+    paths: SweepPaths
+    train_rows: Rows
+    eval_rows: Rows | None
+    epoch_rows: int
+    """Training rows that an epoch shows; without those too long for it once they are `measured`."""
+    fingerprint: str
+    """Of the data: its content, and how it is read."""
+    service: str
+    """`embedded`, or the address that sessions will be given."""
+    configurations: Sequence[Values]
+    """Those known beforehand: all, or the first of a search that learns."""
+    objectives: Objectives
+    source: str | None
+    """Text of the experiment file, if there was one."""
+    existing: Existing | None
+    """The sweep that the folder holds already."""
+    spent: Spent = field(default_factory=Spent)
+    """What the sweep has used already."""
+    proofs: Spent = field(default_factory=Spent)
+    """Of that, by the proofs of what the service applies; also by those that refused it before it
+    was."""
+    notes: Sequence[str] = ()
+    """What strategy `auto` chose, and why; nothing where all of it was said."""
+
+    @property
+    def name(self) -> str:
+        return self.paths.root.name
+
+    @property
+    def amendments(self) -> list[str]:
+        """Keys by which this run asks for something else than the sweep did; how wide it runs is
+        nobody's business but its own."""
+        if self.existing is None:
+            return []
+        changed = self.experiment.amendments(self.existing.experiment)
+        return [key for key in changed if not key.startswith(("run.", "notify."))]
+
+    @cached_property
+    def planner(self) -> Planner:
+        return Planner(
+            self.experiment,
+            rows=self.epoch_rows,
+            fingerprint=self.fingerprint,
+            code=self.objectives.code,
+            price=checked_price(self.experiment),
+        )
+
+    @property
+    def asked(self) -> int:
+        """How many configurations the search asks for in all."""
+        trials = trials_of(self.planner, self.configurations).planned - self.planner.has_reference
+        return trials // len(self.experiment.search.seeds)
+
+    def policy(self) -> Policy:
+        search = self.experiment.search
+        return Policy(
+            self.planner,
+            trials_of(self.planner, self.configurations),
+            stopping_rule(search),
+            metric=search.metric,
+            sign=1.0 if search.objective_direction == "min" else -1.0,
+            budget=Budget(self.experiment.budget, checked_price(self.experiment)),
+        )
+
+    def tokenised(self, tokenizer: Tokenizer, name: str) -> SweepData:
+        """The rows as tokens. Raises `DataError` for a row that does not fit."""
+        train = self._tokenised(self.train_rows, tokenizer, keep_text=self.objectives.reads_text)
+        self.objectives.try_on(train, tokenizer)
+        held_out = None if self.eval_rows is None else self._tokenised(self.eval_rows, tokenizer)
+        check_answerable(self.experiment.evaluation, held_out)
+        return SweepData(train, held_out, self.fingerprint, name)
+
+    def measured(self, data: SweepData) -> PreparedSweep:
+        """Planned for the rows that `tokenised` left of it."""
+        return replace(self, epoch_rows=data.train.epoch_rows)
+
+    def _tokenised(
+        self, rows: Rows, tokenizer: Tokenizer, *, keep_text: bool = False
+    ) -> TokenisedDataset:
+        experiment = self.experiment
+        data = tokenise(
+            rows,
+            tokenizer,
+            max_length=experiment.train.max_length,
+            train_on=experiment.data.train_on,
+            too_long=experiment.data.too_long,
+            keep_text=keep_text,
+        )
+        if data.truncated or data.dropped:
+            log.warning(
+                "of %d rows over train.max_length = %d, %d were cut and %d left out",
+                data.truncated + data.dropped,
+                experiment.train.max_length,
+                data.truncated,
+                data.dropped,
+            )
+        return data
+
+    def warnings(self) -> list[str]:
+        """What a careful colleague would mention before the run."""
+        found = self.experiment.warnings(rows=self.epoch_rows)
+        found += strategies.warnings(self.experiment, self.configurations)
+        shared = self.train_rows.shared_with(self.eval_rows) if self.eval_rows else 0
+        if shared:
+            found.append(f"{shared} eval rows also stand in the training file")
+        for file in self.train_rows.files:
+            if file.passed_over:
+                found.append(
+                    f"{file.declared.path}: {file.passed_over} claims have no evidence and are "
+                    "passed over"
+                )
+        return found
+
+
+def read_resolved(paths: SweepPaths) -> dict[str, Any]:
+    """What `manifest` wrote. Raises `CorruptLogError` if it is no longer that."""
+    with storage_errors(paths.resolved):
+        text = paths.resolved.read_bytes()
+    try:
+        found: dict[str, Any] = json.loads(text)
+        return {
+            **found,
+            "experiment": dict(found["experiment"]),
+            "fingerprint": found["fingerprint"],
+        }
+    except (ValueError, TypeError, KeyError) as e:
+        raise CorruptLogError(f"{paths.resolved} is damaged: {e!r}; restore it") from e
+
+
+@dataclass(frozen=True)
+class Existing:
+    """What a sweep was asked for until now: as its journal has it, or its folder before there is a
+    journal."""
+
+    experiment: Experiment
+    fingerprint: str
+    service: str
+    sweep_id: str | None
+    """None: version 0.1.0 made it, which had none."""
+    attested: Mapping[str, Any] = field(default_factory=dict)
+    """What the service was proved to apply (`attesting`)."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """The user's functions, with the hashes of their source."""
+
+    @classmethod
+    def of(cls, state: SweepState, paths: SweepPaths) -> Existing:
+        found = state.meta or read_resolved(paths)
+        experiment = Experiment.loaded(found["experiment"], folder=paths.root)
+        service = found.get("service", EMBEDDED)
+        return cls(
+            experiment,
+            found["fingerprint"],
+            service,
+            found.get("sweep_id"),
+            attested=found.get(ATTESTED, {}),
+            code=found.get("code", {}),
+        )
+
+
+def prepare(
+    experiment: Experiment,
+    *,
+    storage: str | None = None,
+    name: str | None = None,
+    source: str | None = None,
+) -> PreparedSweep:
+    """Check everything that can be checked here. Raises `ConfigError`, `DataError`."""
+    paths = SweepPaths.of(storage or experiment.run.storage, name or experiment.name)
+    train_rows, eval_rows = _rows(experiment.data)
+    if eval_rows is None and experiment.search.metric.startswith("eval/"):
+        raise ConfigError(
+            f"search.metric is {experiment.search.metric!r} but data.eval names no file; "
+            'add held-out rows, set data.eval_fraction, or use metric = "train/nll"'
+        )
+    state = _state(paths)
+    existing = None if state is None or _only_refused(state) else Existing.of(state, paths)
+    experiment, notes = _decided(experiment, train_rows.epoch_rows, existing, paths)
+    configurations = strategies.configurations(experiment)
+    prepared = PreparedSweep(
+        experiment=experiment,
+        paths=paths,
+        train_rows=train_rows,
+        eval_rows=eval_rows,
+        epoch_rows=train_rows.epoch_rows,
+        fingerprint=_fingerprint(experiment, train_rows, eval_rows),
+        service=_address(experiment.service),
+        configurations=configurations,
+        objectives=Objectives(experiment, configurations),
+        source=source,
+        existing=existing,
+        spent=state.spent if state else Spent(),
+        proofs=state.proofs if state else Spent(),
+        notes=notes,
+    )
+    checked_price(experiment)
+    Scoring(experiment.evaluation)  # refuses a function or schema that is none
+    if experiment.steps.after:
+        from crucible_tinkex.training.trial_steps import check_steps
+
+        check_steps(experiment.steps)
+    if prepared.existing:
+        _refuse_other(prepared, prepared.existing)
+    return prepared
+
+
+def _decided(
+    experiment: Experiment, rows: int, existing: Existing | None, paths: SweepPaths
+) -> tuple[Experiment, Sequence[str]]:
+    """What strategy `auto` leaves open, chosen once: a sweep that exists keeps its choices."""
+    if experiment.search.strategy != "auto":
+        return experiment, ()
+    if existing is not None and existing.experiment.search.strategy == "auto":
+        return kept(experiment, existing.experiment), ()
+    if not open_settings(experiment.search):
+        return experiment, ()
+    records, unread = finished_trials(paths.root.parent)
+    steps = experiment.train.steps(rows)
+    found = chosen(experiment, steps=steps, records=[*published(), *records])
+    skipped = [f"the prior passes over sweeps that cannot be read: {', '.join(unread)}"]
+    return found.experiment, (*found.notes, *(skipped if unread else ()))
+
+
+def _rows(data: DataSection) -> tuple[Rows, Rows | None]:
+    train = open_rows(data.files, format=data.format, corpus=data.corpus)
+    if data.splits:
+        return split(train, fraction=data.eval_fraction, count=data.eval_rows, seed=data.eval_seed)
+    if data.eval is None:
+        return train, None
+    return train, open_rows([data.eval], format=data.format, corpus=data.corpus)
+
+
+def _fingerprint(experiment: Experiment, train: Rows, evaluation: Rows | None) -> str:
+    data = experiment.data
+    formats = train.formats
+    held_out = {"fraction": data.eval_fraction, "rows": data.eval_rows, "seed": data.eval_seed}
+    read = reading(
+        format=formats[0] if len(formats) == 1 else formats,
+        max_length=experiment.train.max_length,
+        tokenizer=experiment.model.tokenizer,
+        train_on=None if data.train_on == "all_assistant" else data.train_on,
+        too_long=data.too_long,
+        held_out=held_out if data.splits else None,
+    )
+    own_file = evaluation if data.eval is not None else None
+    return fingerprint(files_hash(train), own_file and files_hash(own_file), read)
+
+
+def _address(service: ServiceSection) -> str:
+    if service.embedded:
+        return EMBEDDED
+    return str(Address.parse(service.base_url, allow_http=service.allow_http))
+
+
+def _only_refused(state: SweepState) -> bool:
+    """Whether its service was asked for a proof, and no run ever began: it may become anything."""
+    return not state.runs and state.proofs != Spent()
+
+
+def _state(paths: SweepPaths) -> SweepState | None:
+    """The sweep in the folder; raises `SweepExistsError` if it holds something else."""
+    root = paths.root
+    if paths.resolved.exists() and paths.journal.is_dir():
+        return SweepState.read(paths)
+    if root.is_dir() and any(root.iterdir()) and not paths.lock.exists():
+        raise SweepExistsError(f"{root} exists and is not a sweep; choose another --name")
+    return None
+
+
+def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
+    """Raise `SweepExistsError` where the numbers could not be compared any more."""
+    if existing.sweep_id is None:
+        raise SweepExistsError(
+            f"sweep {prepared.name!r} was made by version 0.1.0: it can be looked at, not "
+            "continued; choose another --name"
+        )
+    changed = prepared.experiment.contradictions(existing.experiment)
+    if existing.service != prepared.service and "service.base_url" not in changed:
+        changed.append(f"the service, {existing.service} until now")
+    if existing.fingerprint != prepared.fingerprint:
+        changed.append("the content of the data files, or how they are read")
+    other = changed_code(prepared.objectives.code, existing.code)
+    changed += [f"the source of {name}" for name in other]
+    if changed:
+        raise SweepExistsError(
+            f"sweep {prepared.name!r} exists with a different experiment "
+            f"(changed: {', '.join(changed)}); its numbers could not be compared with new ones. "
+            "Nothing was touched. Choose another --name, or undo the change to continue it"
+        )
+
+
+def load_sweep(storage: str | Path, name: str) -> Experiment:
+    """The experiment of an existing sweep, to resume it, with the extensions that wait there."""
+    paths = SweepPaths.of(storage, name)
+    if not paths.resolved.exists():
+        raise ConfigError(f"no sweep {name!r} in {paths.root.parent}; `crucible list` shows them")
+    experiment = Experiment.loaded(read_resolved(paths)["experiment"], folder=paths.root)
+    for command in Inbox(paths).waiting():
+        if command.kind == "extend":
+            experiment = extended(experiment, command.settings, paths)
+    return experiment
+
+
+def extended(experiment: Experiment, settings: Mapping[str, Any], paths: SweepPaths) -> Experiment:
+    """The experiment of a sweep with dotted keys changed. Raises `ConfigError`."""
+    raw = experiment.stored(paths.root)
+    for key, value in settings.items():
+        set_dotted(raw, key, value)
+    return Experiment.loaded(raw, folder=paths.root, source="--set")

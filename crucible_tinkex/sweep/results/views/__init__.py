@@ -1,0 +1,1 @@
+"""A sweep's state as people, pages and SQL see it."""

@@ -1,0 +1,311 @@
+"""One trial's live training session: its whole loop, rung by rung, without the driver.
+
+Guarantees: the numbers of a trial are a function of (experiment, seed, step), so an attempt that
+resumes from a checkpoint repeats the lost steps exactly; a checkpoint is announced before it is
+saved, and committed only after the service acknowledged it and after all telemetry up to it is
+durable; the last step of a rung is always evaluated and checkpointed, that of the trial also for
+sampling. A checkpoint that the service cannot load any more costs the steps after the one before
+it, never the trial (`beginning`). Knows nothing of Ray, datasets or losses (`recipe`), and owns the
+service it is given only until `leave`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+
+from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
+from crucible_tinkex.errors import (
+    CrucibleError,
+    StaleAttemptError,
+    StaleEpochError,
+    TrialFailedError,
+)
+from crucible_tinkex.names import TinkerPath, checkpoint_name
+from crucible_tinkex.registry import (
+    DONE,
+    FAILED,
+    PENDING,
+    STOPPED,
+    CheckpointRecord,
+    RegistryPort,
+)
+from crucible_tinkex.training.attempt.allowance import Purse
+from crucible_tinkex.training.attempt.beginning import Beginning
+from crucible_tinkex.training.attempt.drain import DrainedError, unless_drained
+from crucible_tinkex.training.attempt.measurements import Measurements
+from crucible_tinkex.training.attempt.meter import Meter
+from crucible_tinkex.training.attempt.reporter import Reporter
+from crucible_tinkex.training.attempt.sampler_checkpoint import save_for_sampling
+from crucible_tinkex.training.attempt.stepping import StepResult, next_milestone, stepped
+from crucible_tinkex.training.outcome import After, Progress
+from crucible_tinkex.training.plan import TrialPlan
+from crucible_tinkex.training.recipes.recipe import Recipe
+
+DELETE_TRIES = 5
+_END_REASONS: dict[str, EndReason] = {DONE: "success", STOPPED: "success", FAILED: "errored"}
+
+
+class Session:
+    """Trains one `TrialPlan`. Use: `open`, `advance` once per rung, `close` or `leave`."""
+
+    def __init__(
+        self,
+        plan: TrialPlan,
+        recipe: Recipe,
+        *,
+        service: TrainingService,
+        registry: RegistryPort,
+        reporter: Reporter,
+        clock: Callable[[], float],
+        after: After | None = None,
+    ) -> None:
+        """`after` is called on the weights of the trial's last step, when they are saved."""
+        self._plan = plan
+        self._recipe = recipe
+        self._service = service
+        self._registry = registry
+        self._report = reporter
+        self.drain = asyncio.Event()
+        """Set to have it finish its step, save, and stop."""
+        self._clock = clock
+        self._after = after
+        self._meter = Meter(clock)
+        self._beginning = Beginning(plan, recipe, service, registry, self._meter)
+        self._purse = Purse(plan, registry, self._meter, self.drain)
+        self._found = Measurements()
+        self._training: TrainingClient | None = None
+        self._saved_step = 0
+        self._kept_step = 0
+        self._last_time = 0.0
+
+    @property
+    def trial_id(self) -> str:
+        return self._plan.trial_id
+
+    @property
+    def attempt(self) -> int:
+        """0 before the registry granted one."""
+        return self._report.attempt
+
+    @property
+    def step(self) -> int:
+        """Steps whose results are known."""
+        return self._report.step
+
+    @property
+    def is_held(self) -> bool:
+        """The service keeps it waiting."""
+        return self._report.is_held
+
+    # --- its beginning -------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Claim the next attempt; start fresh or from the newest checkpoint that can be loaded."""
+        grant = await self._registry.start_attempt(self._plan.trial_id)
+        self._report.attempt = grant.attempt
+        begun = await self._beginning.begin(grant)
+        self._training = begun.training
+        self._saved_step = self._report.step = begun.step
+        if begun.metrics is not None:
+            self._found.restore(begun.metrics)
+        elif begun.step:
+            self._found.evaluated(begun.step, {})  # the parent did
+        self._report.emit(
+            "session_start",
+            extra={
+                "run_name": self._plan.run_name,
+                "hparams": {**self._plan.values, "seed": self._plan.seed},
+                "config": self._plan.experiment.model_dump(mode="json", exclude_none=True),
+                "resumed_step": self.step,
+                "model_id": begun.training.model_id,
+            },
+        )
+
+    async def _fingerprint(self) -> float | None:
+        if not self._plan.experiment.run.verify_resume:
+            return None
+        return await self._recipe.fingerprint(self._client)
+
+    # --- a rung --------------------------------------------------------------------------------
+
+    async def advance(self, to_step: int) -> Progress:
+        """Train up to `to_step` (a rung), or until asked to drain; ends in a milestone.
+
+        A rung that was reached before is answered from memory.
+        """
+        self._last_time = self._clock()
+        await self._milestone(to_step)  # what an earlier attempt did not get to
+        while self.step < to_step and not self.drain.is_set():
+            await self._train(self._next_milestone(to_step))
+            await self._milestone(to_step)
+        is_drained = self.step < to_step or self._owes_evaluation(to_step)
+        if not is_drained and self.step >= self._plan.total_steps:
+            await self._keep()
+            if self._after is not None:
+                await self._after(self._client, self._report, dict(self._found.metrics))
+        return self.progress(drained=is_drained)
+
+    def progress(self, *, drained: bool) -> Progress:
+        metrics = dict(self._found.metrics)
+        return Progress(self._plan.trial_id, self.attempt, self.step, metrics, drained)
+
+    async def _train(self, until: int) -> None:
+        results = stepped(
+            self._recipe,
+            self._client,
+            range(self.step + 1, until + 1),
+            ahead=self._plan.experiment.train.submit_ahead,
+            is_over=self.drain.is_set,
+            may_send=lambda update: self._purse.may_step(self.attempt, update),
+        )
+        async with contextlib.aclosing(results):
+            async for step in results:
+                await self._complete(step)
+
+    async def _complete(self, step: StepResult) -> None:
+        now = self._clock()
+        seconds, self._last_time = now - self._last_time, now
+        measured = self._recipe.measure(step.update, step.backward)
+        self._report.step = step.number
+        self._report.measure("training_step", measured)
+        tokens_per_s = step.update.tokens / max(seconds, 1e-9)
+        self._report.measure(
+            "training_step", {"perf/step_s": seconds, "perf/tokens_per_s": tokens_per_s}
+        )
+        self._report.measure("optimizer_step", {"optim/lr": step.update.adam.learning_rate})
+        told = {f"optim/{k.replace(':', '_')}": v for k, v in (step.optim.metrics or {}).items()}
+        self._report.measure("optimizer_step", told)
+        self._found.stepped(measured, step.update.weight)
+        self._check_finite(measured)
+
+    def _check_finite(self, measured: Mapping[str, float]) -> None:
+        for name, value in measured.items():
+            if not math.isfinite(value):
+                raise TrialFailedError(
+                    f"{name} became {value} at step {self.step}; try a lower learning rate"
+                )
+
+    # --- milestones ----------------------------------------------------------------------------
+
+    def _next_milestone(self, to_step: int) -> int:
+        train = self._plan.experiment.train
+        return next_milestone(self.step, to_step, train.eval_every, train.checkpoint_every)
+
+    def _owes_evaluation(self, to_step: int) -> bool:
+        every = self._plan.experiment.train.eval_every
+        is_due = every > 0 and self.step > 0 and self.step % every == 0
+        is_missing = is_due and self._found.evaluated_step != self.step
+        return is_missing or self.step >= to_step > self._found.evaluated_step
+
+    def _is_checkpoint_due(self, to_step: int) -> bool:
+        every = self._plan.experiment.train.checkpoint_every
+        is_end = self.step == to_step or self.drain.is_set()
+        return is_end or (every > 0 and self.step % every == 0)
+
+    async def _milestone(self, to_step: int) -> None:
+        """Evaluate if due and not done yet; then save, so that the checkpoint has the metrics."""
+        owes = self._owes_evaluation(to_step) and not self.drain.is_set()
+        if owes and await self._purse.may_send(self.attempt):
+            with contextlib.suppress(DrainedError):
+                await unless_drained(self._evaluate(), self.drain)
+        if self.step > self._saved_step and self._is_checkpoint_due(to_step):
+            await self._save()
+        self._last_time = self._clock()
+
+    async def _evaluate(self) -> None:
+        """Record the step's result: means over the newest steps, and all held-out metrics."""
+        started = self._clock()
+        found = await self._recipe.evaluate(self._client, self._report.evaluating)
+        if found.metrics:
+            self._report.measure("evaluation", found.metrics)
+            self._report.measure("evaluation", {"perf/eval_s": self._clock() - started})
+            self._report.examples(found.examples)
+            self._report.training()
+        self._check_finite(found.metrics)
+        await self._registry.record_result(
+            self._plan.trial_id,
+            self.attempt,
+            self.step,
+            {**self._found.means(), **found.metrics},
+            self._meter.spent(),
+        )
+        # Known only now: an evaluation that a drain cuts off before is done again.
+        self._found.evaluated(self.step, found.metrics)
+
+    async def _save(self) -> None:
+        trial_id, attempt, step = self._plan.trial_id, self.attempt, self.step
+        name = checkpoint_name(trial_id, attempt, step)
+        intended = TinkerPath(self._client.model_id, "weights", name)
+        await self._registry.intend_checkpoint(trial_id, attempt, str(intended))
+        path, fingerprint = await asyncio.gather(self._client.save_state(name), self._fingerprint())
+        self._report.emit("checkpoint_saved", name=name, extra={"path": path})
+        await self._report.flush()
+        checkpoint = CheckpointRecord(
+            trial_id, attempt, step, path, self._found.carried(), fingerprint
+        )
+        try:
+            await self._registry.commit_checkpoint(checkpoint, self._meter.spent())
+        except (StaleAttemptError, StaleEpochError):
+            await self._take_back(path)
+            raise
+        self._saved_step = step
+
+    async def _take_back(self, path: str) -> None:
+        """Delete what was saved for an attempt that was replaced meanwhile: who replaced it may
+        have looked too early, and nobody else will."""
+        for _ in range(DELETE_TRIES):
+            with contextlib.suppress(CrucibleError):
+                await self._service.delete_checkpoint(path)
+                return
+
+    async def _keep(self) -> None:
+        """Save the trained weights for sampling, once."""
+        is_asked = self._plan.experiment.train.sampler_checkpoint
+        if is_asked and self.step > self._kept_step:
+            kept = CheckpointRecord(
+                *(self._plan.trial_id, self.attempt, self.step, "", self._found.carried()),
+                kind="sampler",
+            )
+            await save_for_sampling(
+                kept, self._meter.spent(), self._client, self._service, self._registry
+            )
+            self._kept_step = self.step
+
+    # --- its end -------------------------------------------------------------------------------
+
+    async def close(self, state: str, error: str | None = None) -> None:
+        """Tell telemetry, then the registry, how the attempt ended; leave the service anyway."""
+        try:
+            await self._end(state, error, is_durable=True)
+        finally:
+            await self.leave(state)
+
+    async def give_up(self, error: str) -> None:
+        """The infrastructure failed: as `close`, without waiting for telemetry."""
+        try:
+            await self._end(PENDING, error, is_durable=False)
+        finally:
+            await self.leave(PENDING)
+
+    async def _end(self, state: str, error: str | None, *, is_durable: bool) -> None:
+        if not self.attempt:
+            return
+        self._report.emit("session_end", extra={"state": state, "error": error})
+        if is_durable:
+            await self._report.flush()
+        await self._registry.finish(
+            self._plan.trial_id, self.attempt, state, error, self._meter.spent()
+        )
+
+    async def leave(self, state: str) -> None:
+        """Finish the service's session without a word to anybody else."""
+        await self._service.close(reason=_END_REASONS.get(state, "interrupted"))
+
+    @property
+    def _client(self) -> TrainingClient:
+        if self._training is None:
+            raise RuntimeError("open the session first")
+        return self._training

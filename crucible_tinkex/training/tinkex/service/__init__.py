@@ -1,0 +1,1 @@
+"""What an adapter's session holds on the service, and where its events go."""

@@ -1,0 +1,69 @@
+"""What a sweep cannot be asked for: a clear message, exit code 2, and not one byte is changed."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+from in_process import crucible
+from nano_experiment import make_experiment
+
+import crucible_tinkex as ct
+
+RUN = ("run", "runs/small/experiment.toml", "--set")
+EXTEND = ("extend", "small", "--set")
+TABLE = 'date = {date}\nsource = "a page"\n[models.nano]\ntrain = 1\nprefill = 1\nsample = {sample}'
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder around a sweep that has ended."""
+    folder = tmp_path_factory.mktemp("ended")
+    assert ct.run(make_experiment(folder, steps=2)).exit_code == 0
+    old = date.today() - timedelta(days=400)
+    (folder / "old.toml").write_text(TABLE.format(date=old, sample=1))
+    (folder / "malformed.toml").write_text(TABLE.format(date=date.today(), sample='"free"'))
+    return folder
+
+
+def prices(file: str) -> str:
+    return f"budget={{dollars = 5, prices = '{file}'}}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((*RUN, "search.space.lora.alpha=[1.0, 2.0]"), "the Tinker API does not apply it"),
+        ((*RUN, "search.space.lora.rank=[]"), "no values"),
+        ((*RUN, "search.where=['lora.rank > 99']"), "excludes every point"),
+        ((*EXTEND, "search.where=['lora.rank > 99']"), "excludes every point"),
+        ((*RUN, "budget.steps=0"), "budget.steps"),
+        ((*EXTEND, "budget.steps=0"), "budget.steps"),
+        (("extend", "small", "--budget", "0usd"), "budget.dollars"),
+        ((*RUN, prices("../../malformed.toml")), "needs sample"),
+        ((*RUN, prices("../../old.toml")), "more than a year old"),
+        ((*EXTEND, prices("old.toml")), "more than a year old"),
+        (("clone", "small", "99", "--set", "optimizer.learning_rate=1e-4"), "no trial '99'"),
+        (("clone", "small", "1"), "nothing is changed"),
+        ((*EXTEND, "model.base=smollm2-135m-instruct"), "changed: model.base"),
+        ((*RUN, "train.max_length=64"), "changed: train.max_length"),
+        ((*EXTEND, "search.space.lora.rnk=[1]"), "unknown axis"),
+        (("extend", "small"), "say what to ask for"),
+        (("retry", "small", "1"), "did not fail"),
+        (("stop", "small"), "nothing was changed"),
+        (("stop", "small", "1"), "nothing was changed"),
+        (("pause", "small"), "nothing was changed"),
+        (("unpause", "small", "1"), "nothing was changed"),
+        (("stop", "other"), "no sweep 'other'"),
+    ],
+)
+def test_it_is_refused_and_nothing_is_changed(
+    ended: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    before = {p: p.read_bytes() for p in ended.rglob("*") if p.is_file()}
+    storage = () if arguments[0] == "run" else ("--storage", "runs")
+    result = crucible(*arguments, *storage, folder=ended)
+    assert result.returncode == 2, (result.stdout, result.stderr)
+    assert result.stderr.startswith("error: ") and said in result.stderr
+    assert {p: p.read_bytes() for p in ended.rglob("*") if p.is_file()} == before
