@@ -47,7 +47,7 @@ max_concurrent = 5
 SOON_LOST = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
-    "RAY_health_check_failure_threshold": "2",
+    "RAY_health_check_failure_threshold": "10",
 }
 """A node that is dead is so within seconds; Ray takes a quarter of a minute by itself."""
 

@@ -138,7 +138,7 @@ def test_what_is_damaged_or_gone_is_told_and_leaves_nothing(
 
 def test_a_base_that_does_not_fit_is_refused(sweep: ct.Sweep, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither known"):
-        export_trial(sweep.paths, None, tmp_path / "x", merged=True, base="org/unknown")
+        export_trial(sweep.paths, None, tmp_path / "x", merged=True, base="unknown")
     assert list(tmp_path.iterdir()) == []
 
 

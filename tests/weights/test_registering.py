@@ -33,7 +33,7 @@ def test_the_best_trial_is_registered_once(sweep: ct.Sweep, storage: Path) -> No
     assert model.metrics == best["metrics"]
     assert (model.base_model, model.tags, entry.service) == ("nano", ("demo",), "embedded")
     assert entry.config == best["config"] and entry.data_fingerprint
-    assert entry.lora_rank == make_experiment(storage).lora.rank
+    assert entry.lora_rank == 4, "its own, not the experiment's default"
     again = register_best(read_state(sweep.paths), sweep.paths)
     assert again is not None and again.id == "digits:1"
     found = ct.ModelRegistry.open(storage).find_for_ensemble("eval/nll", tags=["demo"])
