@@ -101,7 +101,8 @@ def test_guesses_come_first_and_count() -> None:
             "search.where excludes all of 20,000 points",
         ),
         ({"space": {"lora.rank": [1]}, "where": ["lora.rnk > 2"]}, "did you mean 'lora.rank'"),
-        ({"space": {"lora.rank": [1]}, "where": ["data.eval > 2"]}, "cannot be answered for"),
+        ({"space": {"lora.rank": [1]}, "where": ["model.base > 2"]}, "'model.base' cannot vary"),
+        ({"space": {"lora.rank": [1]}, "where": ["data.train > 2"]}, "data.train = None: "),
         (
             {"space": {"lora.rank": [1]}, "where": ["lora.rank >"]},
             "where: .*is no condition",
@@ -130,7 +131,10 @@ def test_guesses_come_first_and_count() -> None:
             "stands there twice",
         ),
         ({"space": {"data.eval": ["a", "b"]}}, "'data.eval' cannot vary: trials that answer"),
-        ({"space": {"data": {"train_on": ["everything"]}}}, "'data.train_on' cannot vary: all rows"),
+        (
+            {"space": {"data": {"train_on": ["everything"]}}},
+            "'data.train_on' cannot vary: all rows",
+        ),
         ({"space": {"data.train": []}}, "'data.train' has no values"),
         ({"space": {"service.dtype": ["a"]}}, "'service.dtype' cannot vary: trials that answer"),
         ({"space": {}, "enqueue": [{"lora.rnk": 1}]}, "search.enqueue: unknown axis 'lora.rnk'"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -41,15 +40,6 @@ Files = Annotated[
     Annotated[AnchoredPath, Tag("file")] | Annotated[tuple[File, ...], Tag("files")],
     Discriminator(_many),
 ]
-
-
-def files_of(declared: str | Sequence[str | TrainFile]) -> tuple[DataFile, ...]:
-    """The files of a value of `data.train`, with their weights."""
-    files = (declared,) if isinstance(declared, str) else declared
-    return tuple(
-        DataFile(file) if isinstance(file, str) else DataFile(file.path, file.weight)
-        for file in files
-    )
 
 
 class DataSection(Section):
@@ -106,7 +96,11 @@ class DataSection(Section):
     @property
     def files(self) -> tuple[DataFile, ...]:
         """Of `train`, with their weights."""
-        return files_of(self.train)
+        declared = (self.train,) if isinstance(self.train, str) else self.train
+        return tuple(
+            DataFile(file) if isinstance(file, str) else DataFile(file.path, file.weight)
+            for file in declared
+        )
 
     @property
     def name(self) -> str | None:

@@ -54,8 +54,8 @@ def write_manifest(prepared: PreparedSweep) -> dict[str, Any]:
 def _fingerprints(prepared: PreparedSweep) -> dict[str, dict[str, str]]:
     """Of the training data among which the search chooses; nothing where it does not."""
     former = prepared.existing.fingerprints if prepared.existing else {}
-    found = {name: data.fingerprint for name, data in prepared.sets.items()}
-    return {"fingerprints": {**former, **found}} if former or found else {}
+    found = {**former, **prepared.fingerprints}
+    return {"fingerprints": found} if found else {}
 
 
 def experiment_text(prepared: PreparedSweep, stored: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible_tinkex.client.http.address import Address
-from crucible_tinkex.config import EMBEDDED, Experiment, ServiceSection
+from crucible_tinkex.config import EMBEDDED, DataSection, Experiment, ServiceSection
 from crucible_tinkex.config.section import set_dotted
 from crucible_tinkex.config.sweep.search import TRAINING_DATA
 from crucible_tinkex.datasets import (
@@ -46,8 +46,8 @@ from crucible_tinkex.sweep.preparing.objectives import Objectives, changed_code
 from crucible_tinkex.sweep.preparing.training_sets import (
     Training,
     TrainingSet,
-    named_sets,
     opened,
+    sections_of,
     warnings_on,
     with_former,
     with_sets,
@@ -98,9 +98,14 @@ class PreparedSweep:
         return self.declared.fingerprint
 
     @property
-    def sets(self) -> dict[str, TrainingSet]:
-        """Where trials differ in their training data: all of it, by name."""
-        return named_sets(self.experiment, self.training)
+    def data_of(self) -> dict[str, DataSection]:
+        """Where trials differ in their training data: `[data]` of those with each, by its name."""
+        return sections_of(self.experiment, self.training)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Where trials differ in their training data: that of each, by its name."""
+        return {name: self.training[d.files].fingerprint for name, d in self.data_of.items()}
 
     @property
     def amendments(self) -> list[str]:
@@ -194,6 +199,10 @@ class PreparedSweep:
     def warnings(self) -> list[str]:
         """What a careful colleague would mention before the run."""
         found = self.experiment.warnings(rows=self.declared.epoch_rows)
+        for name, section in self.data_of.items():
+            rows = self.training[section.files].epoch_rows
+            more = [w for w in self.experiment.warnings(rows=rows) if w not in found]
+            found += [f"data.train = {name!r}: {warning}" for warning in more]
         found += strategies.warnings(self.experiment, self.configurations)
         return [*found, *warnings_on(self.training, self.eval_rows)]
 
@@ -352,8 +361,8 @@ def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
         changed.append("data.train, where the search leaves it" if former else content)
     changed += [
         f"the content of data.train = {name!r}, or how it is read"
-        for name, found in prepared.sets.items()
-        if existing.fingerprints.get(name, found.fingerprint) != found.fingerprint
+        for name, found in prepared.fingerprints.items()
+        if existing.fingerprints.get(name, found) != found
     ]
     other = changed_code(prepared.objectives.code, existing.code)
     changed += [f"the source of {name}" for name in other]

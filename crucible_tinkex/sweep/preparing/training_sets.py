@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from crucible_tinkex.config import DataSection, Experiment
 from crucible_tinkex.config.sweep.search import TRAINING_DATA
-from crucible_tinkex.config.trial.data import files_of
 from crucible_tinkex.datasets import (
     DataFile,
     Rows,
@@ -76,12 +75,13 @@ def with_former(
     return experiment.model_copy(update={"data": data})
 
 
-def named_sets(experiment: Experiment, training: Training) -> dict[str, TrainingSet]:
-    """`training` by the names in `data.sets`; nothing where trials do not differ in it."""
+def sections_of(experiment: Experiment, training: Training) -> dict[str, DataSection]:
+    """`[data]` with each of `training`, by its name; nothing where trials do not differ in it."""
     if len(training) == 1:
         return {}
-    files = {name: files_of(declared) for name, declared in experiment.data.sets.items()}
-    return {name: training[f] for name, f in files.items() if f in training}
+    names = experiment.data.sets
+    found = {name: experiment.configured({TRAINING_DATA: name}).data for name in names}
+    return {name: data for name, data in found.items() if data.files in training}
 
 
 def _opened(data: DataSection, name: str | None) -> Rows:
