@@ -30,6 +30,8 @@ def named(raw: Mapping[str, Any]) -> Mapping[str, Any]:
             axis = space[TRAINING_DATA]
             if not isinstance(axis, list | tuple):
                 raise ValueError(f"search.space.{TRAINING_DATA}: it must be a list of files")
+            if not axis:
+                raise ValueError(f"search.space: {TRAINING_DATA!r} has no values")
             names = [_name(value, sets, f"search.space.{TRAINING_DATA}") for value in axis]
             search["space"] = {**space, TRAINING_DATA: names}
     for key in _CONFIGURATIONS:

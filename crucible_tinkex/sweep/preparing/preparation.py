@@ -277,7 +277,7 @@ def prepare(
     experiment, notes = _decided(experiment, rows, existing, paths)
     if state is not None and existing is not None:
         used = {trial.values.get(TRAINING_DATA) for trial in state.trials.values()}
-        used |= set(experiment.search.training_data)
+        used |= {*experiment.search.training_data, existing.experiment.data.name}
         experiment = with_former(experiment, existing.experiment, used)
         names = [name for name in experiment.data.sets if name in used]
         training = with_sets(experiment, training, eval_rows, names)
@@ -356,9 +356,7 @@ def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
     if existing.service != prepared.service and "service.base_url" not in changed:
         changed.append(f"the service, {existing.service} until now")
     if prepared.fingerprint != existing.fingerprint:
-        former = prepared.fingerprint in existing.fingerprints.values()
-        content = "the content of the data files, or how they are read"
-        changed.append("data.train, where the search leaves it" if former else content)
+        changed.append("the content of the data files, or how they are read")
     changed += [
         f"the content of data.train = {name!r}, or how it is read"
         for name, found in prepared.fingerprints.items()

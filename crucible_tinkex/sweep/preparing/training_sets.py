@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from crucible_tinkex.config import DataSection, Experiment
 from crucible_tinkex.config.sweep.search import TRAINING_DATA
@@ -68,11 +69,15 @@ def with_sets(
 def with_former(
     experiment: Experiment, earlier: Experiment, used: Collection[object]
 ) -> Experiment:
-    """Knowing also the training data of trials that the sweep has already, by their names."""
+    """Knowing also the training data of trials that the sweep has already, by their names. Where
+    `data.train` is but the first of those that the search chooses among, it stays what it was."""
     known = earlier.data.sets.items()
     former = {name: files for name, files in known if name in used}
-    data = experiment.data.model_copy(update={"sets": {**former, **experiment.data.sets}})
-    return experiment.model_copy(update={"data": data})
+    data, names = experiment.data, experiment.search.training_data
+    changes: dict[str, Any] = {"sets": {**former, **data.sets}}
+    if names and earlier.data.name and data.train == changes["sets"][names[0]]:
+        changes["train"] = changes["sets"][earlier.data.name]
+    return experiment.model_copy(update={"data": data.model_copy(update=changes)})
 
 
 def sections_of(experiment: Experiment, training: Training) -> dict[str, DataSection]:
