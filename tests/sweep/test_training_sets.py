@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,9 +13,13 @@ from typing import Any
 import pytest
 
 from crucible_tinkex.config import Experiment
+from crucible_tinkex.datasets import load_tokenizer
 from crucible_tinkex.errors import ConfigError, DataError, SweepExistsError
+from crucible_tinkex.server.bases.nano import write_tokenizer
+from crucible_tinkex.sweep.preparing.estimate import row_tokens
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, load_sweep, prepare
+from crucible_tinkex.training.data import SweepData
 
 FILES = {"a": 12, "b": 6, "c": 3, "eval": 4}
 AXIS = ["data/a.jsonl", "data/b.jsonl"]
@@ -59,6 +64,11 @@ def ids(prepared: PreparedSweep) -> list[str]:
     return [prepared.planner.plan(values, 0).trial_id for values in prepared.configurations]
 
 
+def tokenised(prepared: PreparedSweep, folder: Path) -> SweepData:
+    write_tokenizer(folder / "tokenizer")
+    return prepared.tokenised(load_tokenizer(folder / "tokenizer"), "nano")
+
+
 # --- a trial has its own rows ---------------------------------------------------------------------
 
 
@@ -72,6 +82,22 @@ def test_a_trial_is_as_long_as_its_rows(make: Make, tmp_path: Path) -> None:
     assert [plan.total_steps for plan in plans] == [6, 3]
     assert plans[1].experiment.data.train == str(tmp_path / "data/b.jsonl")
     assert prepared.planner.steps == 6, "as declared: the first of the axis"
+
+
+def test_a_session_is_given_the_rows_of_its_trial(make: Make, tmp_path: Path) -> None:
+    prepared = prepare(make([*AXIS, ["data/b.jsonl", "data/c.jsonl"]]))
+    data = tokenised(prepared, tmp_path)
+    plans = [prepared.planner.plan(values, 0) for values in prepared.configurations]
+    own = [pickle.loads(pickle.dumps(data)).of(plan.experiment.data) for plan in plans]
+    assert [len(found.train) for found in own] == [12, 6, 9]
+    assert {len(found.eval) for found in own if found.eval} == {4}
+    steps = [6, 3, 5]
+    row = sum(
+        found.train.epoch_positions / len(found.train) * count
+        for found, count in zip(own, steps, strict=True)
+    )
+    assert row_tokens(data, plans) == pytest.approx(row / sum(steps))
+    assert not own[0].sets, "a session holds no other trial's rows"
 
 
 @pytest.mark.parametrize("file", ["a", "b"])
@@ -139,14 +165,12 @@ def test_another_value_amends_the_sweep_and_keeps_what_was_declared(make: Make) 
 def test_an_axis_amends_a_sweep_that_had_none(make: Make) -> None:
     first = begun(make(None, data={"train": "data/a.jsonl"}))
     again = prepare(make())
-    assert again.amendments == ["search.space.data.train"]
+    assert "search.space.data.train" in again.amendments
     assert ids(again)[0] == ids(first)[0]
 
 
-def test_a_running_sweep_has_not_read_a_new_file(make: Make) -> None:
-    from crucible_tinkex.datasets import load_tokenizer
-
-    data = prepare(make()).tokenised(load_tokenizer("nano"), "nano")
+def test_a_running_sweep_has_not_read_a_new_file(make: Make, tmp_path: Path) -> None:
+    data = tokenised(prepare(make()), tmp_path)
     assert prepare(make(AXIS[::-1])).measured(data)
     with pytest.raises(ConfigError, match=r"has not read .*c\.jsonl; stop it and resume"):
         prepare(make([*AXIS, "data/c.jsonl"])).measured(data)

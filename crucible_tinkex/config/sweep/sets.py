@@ -60,6 +60,8 @@ def _configuration(given: Any, sets: dict[str, Any], where: str) -> Any:
 
 def _name(value: Any, sets: dict[str, Any], where: str) -> str:
     """Of the training data that `value` is, which is put into `sets` if it is new there."""
+    if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], str):
+        value = value[0]
     files = value if isinstance(value, list | tuple) else (value,)
     parts = [_file(file) if file is not value else file for file in files]
     if not parts or not all(isinstance(part, str) and part for part in parts):
