@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import pickle
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,7 @@ def test_a_session_is_given_the_rows_of_its_trial(make: Make, tmp_path: Path) ->
     prepared = prepare(make([*AXIS, ["data/b.jsonl", "data/c.jsonl"]]))
     data = tokenised(prepared, tmp_path)
     plans = [prepared.planner.plan(values, 0) for values in prepared.configurations]
-    own = [pickle.loads(pickle.dumps(data)).of(plan.experiment.data) for plan in plans]
+    own = [copy.deepcopy(data).of(plan.experiment.data) for plan in plans]
     assert [len(found.train) for found in own] == [12, 6, 9]
     assert {len(found.eval) for found in own if found.eval} == {4}
     steps = [6, 3, 5]

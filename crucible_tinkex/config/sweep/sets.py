@@ -37,7 +37,8 @@ def named(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     for key in _CONFIGURATIONS:
         if isinstance(search.get(key), list | tuple):
             search[key] = [_configuration(c, sets, f"search.{key}") for c in search[key]]
-            names += [c[TRAINING_DATA] for c in search[key] if TRAINING_DATA in c]
+            tables = [c for c in search[key] if isinstance(c, Mapping)]
+            names += [c[TRAINING_DATA] for c in tables if TRAINING_DATA in c]
     if not names:
         return raw
     return {**raw, "search": search, "data": {"train": sets[names[0]], **data, "sets": sets}}
