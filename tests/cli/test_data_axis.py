@@ -9,6 +9,9 @@ import pytest
 from in_process import crucible
 
 import crucible_tinkex as ct
+from crucible_tinkex.sweep.launch import Launch
+from crucible_tinkex.sweep.orders.control import Command, Inbox
+from crucible_tinkex.sweep.preparing.preparation import prepare
 
 EXPERIMENT = """
 [service]
@@ -102,6 +105,19 @@ def test_it_is_refused_and_nothing_is_changed(folder: Path, assignment: str, sai
     assert refused.returncode == 2, (refused.stdout, refused.stderr)
     assert refused.stderr.startswith("error: ") and said in refused.stderr
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_running_sweep_refuses_a_file_that_it_has_not_read(folder: Path) -> None:
+    experiment = ct.Experiment.from_toml(folder / "small.toml", overrides={"train.max_steps": 1})
+    prepared = prepare(experiment, storage=str(folder / "runs"), name="asked")
+    new = {"search.space.data.train": ["data/true.jsonl", str(folder / "eval.jsonl")]}
+    Inbox(prepared.paths).put(Command("extend", settings=new))
+    result = Launch(prepared).run()
+    assert result.exit_code == 0 and len(result.state.trials) == 4
+    (answer,) = result.state.commands.values()
+    assert answer.startswith("refused: ") and "stop it and resume the sweep" in answer
+    kept = json.loads(prepared.paths.resolved.read_text())["experiment"]
+    assert list(kept["data"]["sets"]) == ["data/true.jsonl", "data/false.jsonl"]
 
 
 def test_a_file_is_added_to_a_sweep_that_has_ended(folder: Path) -> None:
