@@ -207,6 +207,7 @@ def test_warnings_name_the_file_they_are_about(make: Make, tmp_path: Path) -> No
         (["data/a.jsonl", []], {}, r"search\.space\.data\.train: \[\] names no file"),
         (["data/a.jsonl", 3], {}, r"search\.space\.data\.train: 3 names no file"),
         ([[{"weight": 2}]], {}, r"names no file"),
+        ([[{"path": "x", "wieght": 2}]], {}, r"did you mean 'weight'. legal here: path, weight$"),
         ([], {}, r"'data\.train' has no values"),
         ({"low": 1, "high": 2}, {}, r"search\.space\.data\.train: it must be a list of files"),
         (AXIS, {"data": {"eval": None, "eval_fraction": 0.5}}, "name a file in data.eval instead"),
