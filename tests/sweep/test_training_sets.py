@@ -107,6 +107,14 @@ def test_it_is_the_trial_that_a_sweep_of_its_file_has(make: Make, file: str) -> 
     assert alone.fingerprints == {}
 
 
+def test_trials_of_sweeps_that_there_are_keep_their_identities(make: Make) -> None:
+    """As they were before the training files could vary."""
+    prepared = prepare(make(None, data={"train": "data/a.jsonl"}))
+    assert prepared.fingerprint == "0c05634f345472326b4103de0b99f8d9"
+    assert prepared.planner.plan({}, 0).trial_id == "85eaf21a390b"
+    assert prepared.planner.plan({}, 0, reference=True).trial_id == "09837b4e1c95"
+
+
 def test_lists_weights_and_names_are_values(make: Make, tmp_path: Path) -> None:
     mixed = ["data/b.jsonl", {"path": "data/a.jsonl", "weight": 0.5}]
     sets = {"small": "data/c.jsonl"}
