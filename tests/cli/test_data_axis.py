@@ -9,9 +9,11 @@ import pytest
 from in_process import crucible
 
 import crucible_tinkex as ct
+from crucible_tinkex.registry import SweepState
 from crucible_tinkex.sweep.launch import Launch
 from crucible_tinkex.sweep.orders.control import Command, Inbox
 from crucible_tinkex.sweep.preparing.preparation import prepare
+from crucible_tinkex.sweep.results.registering import register_trial
 
 EXPERIMENT = """
 [service]
@@ -79,6 +81,17 @@ def test_each_trial_learns_from_its_own_file(folder: Path) -> None:
     )
     assert alone.returncode == 0, alone.stderr
     assert results(folder, "alone")[3e-3, None] == found[3e-3, "data/false.jsonl"]
+
+
+def test_a_registered_model_knows_its_own_rows(folder: Path) -> None:
+    sweep = ct.open_sweep("small", storage=str(folder / "runs"))
+    state = SweepState.read(sweep.paths)
+    trials = {str(trial.values["data.train"]): trial for trial in state.trials.values()}
+    entries = [
+        register_trial(state, sweep.paths, trials[name], "digits").entry
+        for name in ("data/true.jsonl", "data/false.jsonl")
+    ]
+    assert [e.data_fingerprint for e in entries] == list(state.meta["fingerprints"].values())
 
 
 def test_plan_shows_the_rows_of_each_file(folder: Path) -> None:
