@@ -202,7 +202,7 @@ def empty(path: Path) -> None:
 
 
 BAD_FILES: list[tuple[str, Callable[[Path], object], str]] = [
-    ("missing.jsonl", lambda path: None, "no such file; a path in an experiment file"),
+    ("missing.jsonl", lambda path: None, "no such file; paths in an experiment file"),
     ("folder.jsonl", Path.mkdir, "this is a folder"),
     ("empty.jsonl", empty, "the file has no rows"),
     ("empty.json", empty, "the file has no rows"),

@@ -42,9 +42,17 @@ def split(
     if not held_out.any() or held_out.all():
         side = "no evaluation rows" if not held_out.any() else "no training rows"
         raise ConfigError(
-            f"{asked} leaves {side} of {len(rows)}; choose another, or name a file in data.eval"
+            f"{asked} leaves {side} of {len(rows)}{_copies(mixed)}; choose another, or name a file "
+            "in data.eval"
         )
     return rows.where(~held_out), rows.where(held_out)
+
+
+def _copies(keys: npt.NDArray[np.uint64]) -> str:
+    different = len(np.unique(keys))
+    one = different == 1
+    told = "all are copies of one" if one else f"{different} different ones: copies stay together"
+    return f" ({told})" if different < len(keys) else ""
 
 
 def stratified(labels: Sequence[Hashable], count: int, *, seed: int = 0) -> list[int]:

@@ -13,6 +13,7 @@ from crucible_tinkex.registry.records import (
     LOST,
     PAUSED,
     PENDING,
+    PERSON,
     RUNNING,
     SEARCH,
     STOPPED,
@@ -43,6 +44,8 @@ __all__ = [  # noqa: RUF022  (in groups)
     "CONFIRM",
     # ends of a sweep
     "FAIL_FAST",
+    # who pauses and stops
+    "PERSON",
     # keys of the metadata
     "ATTESTED",
     # records

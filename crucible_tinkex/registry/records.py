@@ -23,6 +23,8 @@ SEARCH, CONFIRM = "search", "confirm"
 
 FAIL_FAST = "fail_fast"
 """By which a sweep ends whose trials all fail."""
+PERSON = "person"
+"""By whom a trial is paused or stopped that a command names."""
 
 DecisionKind: TypeAlias = Literal[
     "start", "fork", "confirm", "advance", "pause", "stop", "retry", "command", "end"

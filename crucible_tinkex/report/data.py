@@ -6,7 +6,9 @@ Keys are only ever added: `summary.json` beside the page is this object.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from crucible_tinkex.config import Experiment
@@ -124,7 +126,7 @@ def _reproduce(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
     experiment = Experiment.loaded(state.meta["experiment"], folder=paths.root)
     text = paths.experiment.read_text() if paths.experiment.exists() else ""
     return {
-        "command": f"crucible run {paths.root.name}/{paths.experiment.name}",
+        "command": f"crucible run {_from_here(paths.experiment)}",
         "experiment": text,
         "versions": state.meta.get("versions", {}),
         "data": state.meta.get("fingerprint"),
@@ -132,6 +134,12 @@ def _reproduce(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
         "not_applied": experiment.not_applied(),
         "amendments": [list(a.get("changed", ())) for a in state.amendments],
     }
+
+
+def _from_here(file: Path) -> str:
+    """As a shell in this folder takes it."""
+    here = Path.cwd()
+    return shlex.quote(str(file.relative_to(here) if file.is_relative_to(here) else file))
 
 
 def _number(value: float | None) -> float | None:

@@ -191,7 +191,8 @@ def _notes(settings: Mapping[str, Any], prior: Prior, steps: int) -> Iterable[st
         )
     if settings.get("confirm"):
         top, seeds = settings.get("confirm_top", CONFIRM_TOP), settings["confirm"]
-        yield f"the best {top} are trained again with {seeds} fresh seeds"
+        fresh = "1 fresh seed" if seeds == 1 else f"{seeds} fresh seeds"
+        yield f"the best {top} are trained again with {fresh}"
 
 
 def _told(guess: Mapping[str, Any]) -> str:

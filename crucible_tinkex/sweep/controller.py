@@ -291,7 +291,7 @@ class Controller:
         await self._registry.amend(amendment.meta, amendment.changed, f"{command.op}:amend")
         self._policy, self._planner = amendment.policy, amendment.planner
         await self._sync()
-        taken_up = self._policy.resume(self._state, answering=self._answering)
+        taken_up = self._policy.amended(self._state, answering=self._answering)
         return taken_up, f"extend: {', '.join(amendment.changed)}"
 
     def _submit(self) -> None:

@@ -148,6 +148,8 @@ def test_seeds_that_chose_the_leaders_do_not_judge_them() -> None:
     assert found.rivals[0].seeds == 6 and "fresh seeds only" in found.notes[0]
     assert found.value is not None and found.value.value > 0.9
     assert "flatter" in bench.conclude(lucky, LOSS, chosen_by=range(7)).notes[0]
+    single = [bench.Configuration(name, {0: 1.0}) for name in "ab"]
+    assert not bench.conclude(single, LOSS, chosen_by=[0]).notes, "nobody was judged"
 
 
 def shares(sizes: Sequence[int], *, peers: int = 0) -> list[float]:

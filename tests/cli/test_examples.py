@@ -17,6 +17,7 @@ def test_learnt_parts_stand_in_brackets_where_there_is_no_colour(
 ) -> None:
     print_examples(EXAMPLES)
     assert capsys.readouterr().out == (
+        "\nrows as the model sees them, with what is learnt marked\n"
         "\n00001, 9 tokens\nIs [red] a colour?\n[[ yes<eos>]]\n\nq:7, 3 tokens\n[[all]]\n"
     )
 

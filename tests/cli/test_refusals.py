@@ -40,7 +40,7 @@ def prices(file: str) -> str:
         ((*EXTEND, "search.where=['lora.rank > 99']"), "excludes every point"),
         ((*RUN, "budget.steps=0"), "budget.steps"),
         ((*EXTEND, "budget.steps=0"), "budget.steps"),
-        (("extend", "small", "--budget", "0usd"), "budget.dollars"),
+        (("extend", "small", "--budget", "0usd"), "must be more than 0"),
         ((*RUN, prices("../../malformed.toml")), "needs sample"),
         ((*RUN, prices("../../old.toml")), "more than a year old"),
         ((*EXTEND, prices("old.toml")), "more than a year old"),
@@ -67,3 +67,9 @@ def test_it_is_refused_and_nothing_is_changed(
     assert result.returncode == 2, (result.stdout, result.stderr)
     assert result.stderr.startswith("error: ") and said in result.stderr
     assert {p: p.read_bytes() for p in ended.rglob("*") if p.is_file()} == before
+
+
+def test_where_nothing_is_that_is_said(tmp_path: Path) -> None:
+    assert crucible("list", folder=tmp_path).stdout == "no sweeps in runs\n"
+    assert crucible("list", "--json", folder=tmp_path).stdout == "[]\n"
+    assert crucible("models", "list", folder=tmp_path).stdout == "no such models are registered\n"

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from crucible_tinkex.cli.terminal.tables import leaderboard_table, plain_console, verdict
-from crucible_tinkex.registry import DONE, FAILED, RUNNING, STOPPED, SweepState, TrialRecord
+from crucible_tinkex.registry import DONE, FAILED, PERSON, RUNNING, STOPPED, SweepState, TrialRecord
 
 AXES = {"lora.rank": 16, "optimizer.learning_rate": 0.0003}
 
@@ -84,6 +84,9 @@ def test_stopped_is_amber() -> None:
     styles = {str(cell): cell.style for cell in table.columns[-1]._cells}  # type: ignore[union-attr]
     assert styles == {"done": "green", "stopped": "yellow"}
     assert "stopped early: 1 of 1" in verdict(make_state([make_trial(20, 2.0, state=STOPPED)]))
+    by_hand = make_trial(30, 2.0, state=STOPPED, hold=PERSON)
+    both = verdict(make_state([by_hand, make_trial(20, 2.0, state=STOPPED)]))
+    assert "stopped early: 2 of 2 trials, 1 by hand" in both
 
 
 def test_the_step_that_counts_is_the_one_that_is_shown() -> None:

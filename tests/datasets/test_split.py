@@ -92,6 +92,15 @@ def test_a_split_without_rows_is_refused(tmp_path: Path) -> None:
         split(rows)
 
 
+def test_a_split_that_fails_because_of_copies_says_so(tmp_path: Path) -> None:
+    twice = written(tmp_path / "twice.jsonl", *MANY[:2] * 20)
+    with pytest.raises(ConfigError, match=r"of 40 \(2 different ones: copies stay together\)"):
+        split(twice, count=2)
+    same = written(tmp_path / "same.jsonl", *MANY[:1] * 3)
+    with pytest.raises(ConfigError, match=r"of 3 \(all are copies of one\)"):
+        split(same, fraction=0.5)
+
+
 def test_a_split_goes_over_several_files(tmp_path: Path) -> None:
     written(tmp_path / "a.jsonl", *MANY[:200])
     written(tmp_path / "b.jsonl", *MANY[200:])

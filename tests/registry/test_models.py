@@ -234,3 +234,10 @@ def test_records_of_a_later_version_are_passed_over(models: ModelRegistry, tmp_p
     with SegmentLog(tmp_path / "runs" / ".models") as log:
         log.append([json.dumps(r).encode() for r in (later, newer, gone)])
     assert [m.id for m in models.list_models()] == ["x:1", "x:2"]
+
+
+def test_a_metric_that_nobody_knows_is_named_with_the_one_that_is_meant(
+    models: ModelRegistry,
+) -> None:
+    with pytest.raises(ConfigError, match=r"which way 'eval/nil' .*did you mean 'eval/nll'\?"):
+        models.find_for_ensemble(metric="eval/nil", top_n=1)

@@ -95,6 +95,17 @@ def test_it_lies_on_the_right_side_where_more_is_better(tmp_path: Path) -> None:
     assert found[2]["low"] < found[2]["mean"] < found[2]["high"] < found[8]["mean"]
 
 
+def test_a_reader_can_paste_the_command_that_runs_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = swept(tmp_path / "runs", clear, seeds=[0])
+    assert data["reproduce"]["command"] == "crucible run runs/s/experiment.toml"
+    monkeypatch.chdir(tmp_path / "..")
+    far = swept(tmp_path / "a b", clear, seeds=[0])["reproduce"]["command"]
+    assert far == f"crucible run '{tmp_path.name}/a b/s/experiment.toml'"
+
+
 def test_fresh_seeds_are_told_from_those_of_the_search(tmp_path: Path) -> None:
     data = swept(tmp_path, clear, seeds=[0], fresh=range(10_000, 10_006))
     assert by_rank(data)[8]["fresh_seeds"] == list(range(10_000, 10_006))

@@ -253,7 +253,7 @@ def test_budgets_are_written_with_their_unit(text: str, settings: dict[str, Any]
     assert parse_budget(text) == settings
 
 
-@pytest.mark.parametrize("text", ["", "5", "usd", "5 apples", "-5usd", "1..2h"])
+@pytest.mark.parametrize("text", ["", "5", "usd", "5 apples", "-5usd", "1..2h", "0min", "0usd"])
 def test_a_budget_without_a_meaning_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--budget"):
         parse_budget(text)

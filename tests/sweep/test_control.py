@@ -106,7 +106,26 @@ def test_a_whole_sweep_is_stopped_and_can_be_resumed(tmp_path: Path) -> None:
 
     state = bench.run(meanwhile=stop)
     assert (state.state, exit_code(state)) == ("interrupted", 130)
+    assert answers(bench) == ["stop: the sweep; it can be resumed"]
     assert numbers(bench.run()) == numbers(Bench(tmp_path / "whole").run())
+
+
+def test_what_a_person_paused_waits_though_the_sweep_is_extended(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, search=ONE)
+
+    async def ask(bench: Bench) -> None:
+        await asyncio.sleep(1.6)
+        bench.inbox.put(Command("pause", ("0",)))
+        await until(lambda: trial(bench).state == PAUSED)
+        bench.inbox.put(Command("extend", settings={"train.max_steps": 12}))
+        await until(lambda: not bench.inbox.waiting())
+        await asyncio.sleep(5)
+        assert trial(bench).state == PAUSED
+        bench.inbox.put(Command("unpause"))
+        await asyncio.Event().wait()
+
+    state = bench.run(meanwhile=ask)
+    assert [(t.state, t.step) for t in state.trials.values()] == [(DONE, 12)]
 
 
 def test_a_running_trial_is_cloned_from_its_newest_checkpoint(tmp_path: Path) -> None:

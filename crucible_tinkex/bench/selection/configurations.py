@@ -109,7 +109,7 @@ def table(
     if aside:
         listed = ", ".join(str(s) for s in sorted(chosen_by))
         notes.append(f"judged on fresh seeds only; the competitors were chosen by seed {listed}")
-    elif chosen_by:
+    elif chosen_by and len(rows) > 1:
         notes.append("judged on the seeds that also chose the competitors: values flatter")
     seeds = sorted({s for c in rows for s in measured[c.name]})
     values = _aligned([measured[c.name] for c in rows], seeds)

@@ -58,6 +58,9 @@ def show_list(storage: str, *, json: bool) -> None:
     if json:
         print(json_module.dumps(rows))
         return
+    if not rows:
+        print(f"no sweeps in {folder}")
+        return
     table = plain_table()
     for column in ("sweep", "state", "trials", "done"):
         table.add_column(column)

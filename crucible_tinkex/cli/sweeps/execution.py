@@ -72,4 +72,4 @@ def _print_result(state: SweepState, prepared: PreparedSweep) -> None:
         print(f"\nended by {state.ended}\nonce it is mended: crucible retry {where}")
     elif state.open or state.ended is None:
         print(f"\ninterrupted with {left} trials to go; continue: crucible resume {where}")
-    print(f"\nresults: {prepared.paths.root}\nlook:    crucible tb {where}")
+    print(f"\nresults: {prepared.paths.root}\nlook:    crucible report {where}, or tb {where}")

@@ -29,6 +29,8 @@ def print_lengths(row_tokens: Mapping[str, Any]) -> None:
 def print_examples(examples: Sequence[Mapping[str, Any]]) -> None:
     """`examples`: the fields of `ShownRow`, for each row."""
     console = Console(highlight=False, soft_wrap=True)
+    if examples:
+        console.print("\nrows as the model sees them, with what is learnt marked", style="dim")
     for example in examples:
         console.print(f"\n{example['id']}, {example['tokens']} tokens", style="bold", markup=False)
         console.print(_marked(example["parts"], colour=console.color_system is not None))

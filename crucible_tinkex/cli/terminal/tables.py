@@ -19,6 +19,7 @@ from crucible_tinkex.registry import (
     FAILED,
     LOST,
     PAUSED,
+    PERSON,
     RUNNING,
     STOPPED,
     SweepState,
@@ -202,9 +203,11 @@ def verdict(state: SweepState) -> str:
     if winner:
         lines += [f"tied with it: {_values(c)}" for c in tied(state, winner)]
     trials = state.trials.values()
-    stopped = sum(t.state == STOPPED for t in trials)
+    stopped = [t for t in trials if t.state == STOPPED]
+    by_hand = sum(t.hold == PERSON for t in stopped)
     if stopped:
-        lines.append(f"stopped early: {stopped} of {len(trials)} trials")
+        whose = f", {by_hand} by hand" if by_hand else ""
+        lines.append(f"stopped early: {len(stopped)} of {len(trials)} trials{whose}")
     for label in (FAILED, LOST):
         lines += [f"{label}: {t.run_name}: {t.error}" for t in trials if t.state == label]
     return "\n".join(lines) or "no configuration is complete yet"
@@ -215,7 +218,7 @@ def _best_line(state: SweepState, winner: Configuration) -> str:
     value = _measured(winner, objective.metric)
     seeds = len(winner.done)
     fresh = "fresh " if winner.phase == CONFIRM else ""
-    over = f" over {seeds} {fresh}seeds" if seeds > 1 or fresh else ""
+    over = f" over {seeds} {fresh}{'seed' if seeds == 1 else 'seeds'}" if seeds > 1 or fresh else ""
     base = next((t for t in state.trials.values() if t.reference), None)
     untrained = objective.value(base) if base else None
     against = "" if untrained is None else f", untrained {untrained:.4f}"

@@ -194,6 +194,9 @@ def _print(models: Sequence[ModelVersion], *, json: bool, metric: str | None = N
     if json:
         print(json_module.dumps([m.summary() for m in models]))
         return
+    if not models:
+        print("no such models are registered")
+        return
     metrics = [metric] if metric else sorted({name for m in models for name in m.metrics})[:3]
     table = plain_table()
     for head in ("model", "stage", "aliases", "tags", "base", *metrics, "from", "registered"):

@@ -76,5 +76,7 @@ def parse_budget(text: str) -> dict[str, Any]:
         )
     key, factor = unit
     amount = float(found[1]) * factor
+    if amount <= 0:
+        raise ConfigError(f"--budget {text!r} must be more than 0; without it there is no cap")
     whole = key in ("tokens", "steps", "trials")
     return {f"budget.{key}": round(amount) if whole else amount}

@@ -211,9 +211,7 @@ def _local(name: str) -> Path:
     if file.is_dir():
         raise DataError(f"{name}: this is a folder; name a file in it")
     if not file.exists():
-        raise DataError(
-            f"{name}: no such file; a path in an experiment file is relative to that file"
-        )
+        raise DataError(f"{name}: no such file; paths in an experiment file start from its folder")
     kind_of(name)
     return file
 

@@ -10,10 +10,11 @@ import math
 import operator
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Literal
 
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.metrics import Direction
+from crucible_tinkex.metrics import CATALOGUE, Direction
 from crucible_tinkex.metrics import known as known_metric
 from crucible_tinkex.names import base_name
 from crucible_tinkex.registry.models.records import ModelVersion
@@ -64,7 +65,9 @@ def better(metric: str, direction: Direction | None) -> Direction:
     found = known_metric(metric)
     known = found.direction if found else None
     if direction is None and known is None:
-        raise ConfigError(f"say which way {metric!r} is better: direction 'min' or 'max'")
+        close = get_close_matches(metric, CATALOGUE, n=1)
+        hint = f", or did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"say which way {metric!r} is better: direction 'min' or 'max'{hint}")
     return direction or known or "min"
 
 

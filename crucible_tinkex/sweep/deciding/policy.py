@@ -17,6 +17,7 @@ from crucible_tinkex.registry import (
     LOST,
     PAUSED,
     PENDING,
+    PERSON,
     RUNNING,
     SEARCH,
     STOPPED,
@@ -87,9 +88,20 @@ class Policy:
         trials = [t for t in state.trials.values() if t.trial_id not in answering]
         return [d for t in trials for d in self._taken_up(t, retry)]
 
+    def amended(self, state: SweepState, *, answering: Collection[str] = ()) -> list[Decision]:
+        """What an amendment of a running sweep takes up: as a new run does, but what a person
+        paused waits for that person."""
+        held = {t.trial_id for t in state.trials.values() if t.hold == PERSON}
+        return self.resume(state, answering=held.union(answering))
+
     def further(self, trial: TrialRecord) -> list[Decision]:
         """A trial is done. If it was asked to go further while it trained, it does."""
         return list(self._taken_up(trial, ()))
+
+    def unpaused(self, trial: TrialRecord, reason: str) -> Decision:
+        """To the rung that it was on its way to, of the steps that are asked for now."""
+        goal = self._planner.of(trial).total_steps
+        return Decision("advance", trial.trial_id, min(trial.target, goal), goal, reason)
 
     def _taken_up(self, trial: TrialRecord, retry: Collection[str]) -> Iterator[Decision]:
         if trial.state == FAILED and trial.trial_id in retry:
@@ -97,10 +109,8 @@ class Policy:
         elif trial.state == LOST:
             yield Decision("retry", trial.trial_id, reason="a new run tries what was lost again")
         if trial.state == PAUSED and trial.hold:
-            goal = self._planner.of(trial).total_steps
-            rung = min(trial.target, goal)
             reason = f"it was paused by {_WHO[trial.hold]}, and a new run goes on"
-            yield Decision("advance", trial.trial_id, rung, goal, reason)
+            yield self.unpaused(trial, reason)
             return
         if trial.reference or not (trial.state in (DONE, LOST) or is_waiting(trial)):
             return
@@ -349,7 +359,7 @@ class Policy:
         return self._rungs[key]
 
 
-_WHO = {"person": "a person", BUDGET: "a budget", FAIL_FAST: "run.fail_fast"}
+_WHO = {PERSON: "a person", BUDGET: "a budget", FAIL_FAST: "run.fail_fast"}
 
 
 def _room(trial: TrialRecord | None, decision: Decision) -> int:

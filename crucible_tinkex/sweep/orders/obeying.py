@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.registry import FAILED, LOST, PAUSED, TERMINAL, Decision, SweepState
+from crucible_tinkex.registry import FAILED, LOST, PAUSED, PERSON, TERMINAL, Decision, SweepState
 from crucible_tinkex.registry import TrialRecord as Trial
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy
 from crucible_tinkex.sweep.orders.cloning import clone_plan
 from crucible_tinkex.sweep.orders.control import Command
-
-PERSON = "person"
 
 
 def obey(
@@ -26,11 +24,14 @@ def obey(
     if command.kind == "retry":
         return _told("retry", _retry(trials, state))
     if command.kind == "stop":
-        return _told("stop", _stop(trials))
+        # without trials the controller drains its run: they may go on with the next one
+        return (
+            _told("stop", _stop(trials)) if trials else ([], "stop: the sweep; it can be resumed")
+        )
     if command.kind == "pause":
         return _told("pause", _pause(trials or _open(state)), whole=not trials)
     if command.kind == "unpause":
-        return _told("unpause", _unpause(trials or _open(state)), whole=not trials)
+        return _told("unpause", _unpause(trials or _open(state), policy), whole=not trials)
     raise ConfigError(f"{command.kind} is nothing that a policy decides")
 
 
@@ -98,17 +99,13 @@ def _pause(trials: list[Trial]) -> list[Decision]:
     return [Decision("pause", t.trial_id, reason=reason, by=PERSON) for t in trials if not t.hold]
 
 
-def _unpause(trials: list[Trial]) -> list[Decision]:
+def _unpause(trials: list[Trial], policy: Policy) -> list[Decision]:
     _refuse_ended(trials, "taken up again")
-    return [go_on(t, "a person let it go on") for t in trials if t.hold and t.state == PAUSED]
+    held = [t for t in trials if t.hold and t.state == PAUSED]
+    return [policy.unpaused(trial, "a person let it go on") for trial in held]
 
 
 def _refuse_ended(trials: list[Trial], what: str) -> None:
     for trial in trials:
         if trial.state in TERMINAL:
             raise ConfigError(f"trial {trial.run_name} is {trial.state} and cannot be {what}")
-
-
-def go_on(trial: Trial, reason: str) -> Decision:
-    """To the rung that it was on its way to."""
-    return Decision("advance", trial.trial_id, trial.target, trial.total_steps, reason)
