@@ -62,6 +62,7 @@ PLACES: dict[str, list[Any]] = {
     "data.train": ["moved.jsonl"],
     "data.eval": ["moved.jsonl"],
     "data.corpus": ["corpus.jsonl"],
+    "data.sets": [{"clean": "moved.jsonl"}],
     "model.tokenizer": ["org/name"],
 }
 RECIPE: dict[str, list[Any]] = {

@@ -40,6 +40,11 @@ def _on_search(search: SearchSection) -> Iterator[str]:
             f"search.direction = {search.direction!r} calls the worst {search.metric} the best; "
             f"leave it out for {best!r}"
         )
+    if search.training_data and search.metric.startswith("train/"):
+        yield (
+            f"search.metric: {search.metric} is measured on each trial's own rows, and data.train "
+            "varies; eval/nll compares on the same rows (data.eval)"
+        )
     if search.strategy not in SAMPLED and search.trials is not None:
         yield f"search.trials has no effect on strategy {search.strategy!r}"
     if search.configs and search.strategy != "list":

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from crucible_tinkex.config.section import Section
+from crucible_tinkex.config.trial.data import DataSection
 from crucible_tinkex.config.trial.evaluation import EvaluationSection
 from crucible_tinkex.config.trial.model import NOT_APPLIED, LoraSection
 from crucible_tinkex.config.trial.train import OptimizerSection, TrainSection
@@ -24,19 +25,24 @@ AXIS_SECTIONS: Mapping[str, type[Section]] = {
     "lora": LoraSection,
     "optimizer": OptimizerSection,
     "train": TrainSection,
+    "data": DataSection,
 }
-_ONE_DATA_SET = (
-    "the rows are read and tokenised once and handed to every session, and a trial's number of "
-    "steps and identity come from them; run one sweep for each"
+_ONE_READING = (
+    "all rows, those held out too, are read and tokenised one way, or trials could not be ranked; "
+    "run one sweep for each"
 )
 _ONE_QUESTION = "trials that answer different questions cannot be ranked; run one sweep for each"
 FIXED: Mapping[str, str] = {
     **dict.fromkeys(NOT_APPLIED, "the Tinker API does not apply it"),
     "train.max_length": "the rows are tokenised once, for all trials",
-    **dict.fromkeys(("data.train", "data.format", "model.tokenizer"), _ONE_DATA_SET),
+    **dict.fromkeys(
+        ("data.format", "data.corpus", "data.train_on", "data.too_long", "model.tokenizer"),
+        _ONE_READING,
+    ),
+    "data.sets": "it names what `data.train` may be",
     **dict.fromkeys(
         (
-            "data.eval",
+            *("data.eval", "data.eval_fraction", "data.eval_rows", "data.eval_seed"),
             "model.base",
             *(f"evaluation.{name}" for name in EvaluationSection.model_fields),
         ),

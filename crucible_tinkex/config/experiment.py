@@ -29,7 +29,8 @@ from crucible_tinkex.config.sweep.models import ModelsSection
 from crucible_tinkex.config.sweep.notify import NotifySection
 from crucible_tinkex.config.sweep.quality import QualitySection
 from crucible_tinkex.config.sweep.run import RunSection
-from crucible_tinkex.config.sweep.search import DEFAULT_METRIC, SearchSection
+from crucible_tinkex.config.sweep.search import DEFAULT_METRIC, TRAINING_DATA, SearchSection
+from crucible_tinkex.config.sweep.sets import named
 from crucible_tinkex.config.sweep.steps import StepsSection
 from crucible_tinkex.config.trial.data import DataSection
 from crucible_tinkex.config.trial.evaluation import EvaluationSection
@@ -61,6 +62,11 @@ class Experiment(Section):
     notify: NotifySection = NotifySection()
     run: RunSection = Field(default_factory=RunSection)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_named_data(cls, raw: Any) -> Any:
+        return named(raw) if isinstance(raw, Mapping) else raw
+
     @field_validator("name")
     @classmethod
     def _safe_name(cls, name: str) -> str:
@@ -88,6 +94,15 @@ class Experiment(Section):
             raise ValueError(
                 f"search.metric {self.search.metric!r} is not measured; evaluation.metrics gives "
                 f"{', '.join(self.evaluation.tags) or 'nothing'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _measures_on_the_same_rows(self) -> Experiment:
+        if self.search.training_data and self.data.splits:
+            raise ValueError(
+                "the search varies data.train, and data.eval_fraction and data.eval_rows would "
+                "hold other rows out of each training file: name a file in data.eval instead"
             )
         return self
 
@@ -127,6 +142,8 @@ class Experiment(Section):
         what ranks. Raises `ConfigError`."""
         changes: dict[str, dict[str, Any]] = {}
         for key, value in values.items():
+            if key == TRAINING_DATA:
+                value = self._training_data(value)
             section, _, name = key.partition(".")
             table, _, inner = name.partition(".")
             fields = changes.setdefault(section, {})
@@ -139,6 +156,15 @@ class Experiment(Section):
         search = self.search
         ranks = SearchSection(metric=search.metric, direction=search.direction, at=search.at)
         return self.model_copy(update={**sections, "search": ranks})
+
+    def _training_data(self, name: object) -> Any:
+        if name in self.data.sets:
+            return self.data.sets[str(name)]
+        known = ", ".join(map(repr, self.data.sets)) or "none"
+        raise ConfigError(
+            f"{TRAINING_DATA}: the search has no training data {name!r} (it has {known}); put it "
+            f"into the axis {TRAINING_DATA} of search.space"
+        )
 
     def _changed(self, name: str, fields: Mapping[str, Any]) -> Section:
         section = getattr(self, name, None)

@@ -101,8 +101,12 @@ def _contradicts(key: str) -> bool:
 def _differences(new: Experiment, old: Experiment) -> Iterator[str]:
     before, after = _settings(old), _settings(new)
     for key in dict.fromkeys([*before, *after]):
-        if before.get(key, _ABSENT) != after.get(key, _ABSENT) and key not in _PLACES:
+        if before.get(key, _ABSENT) != after.get(key, _ABSENT) and not _is_place(key):
             yield key
+
+
+def _is_place(key: str) -> bool:
+    return key in _PLACES or key.startswith("data.sets")
 
 
 _ABSENT = object()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-
-from crucible_tinkex.config.axes import AxisRange
 
 _MEMBERS = {
     "range",
@@ -70,14 +68,17 @@ def _message(detail: Mapping[str, Any]) -> str:
 
 
 def _legal_keys(model: Any, location: Sequence[str]) -> list[str]:
-    inside_space = list(location[:2]) == ["search", "space"]
+    is_table = False
     for part in location:
         if part.isdecimal():
             continue
+        if is_table:  # `part` is a name of the user's
+            is_table = False
+            continue
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:
-            return sorted(AxisRange.model_fields) if inside_space else []
-        model = _model_of(field.annotation)
+            return []
+        model, is_table = _model_of(field.annotation), get_origin(field.annotation) is dict
     return sorted(getattr(model, "model_fields", {}))
 
 

@@ -30,6 +30,8 @@ def stored(experiment: Experiment, folder: Path) -> dict[str, Any]:
     if home != Path(home.anchor):
         for key in _PATHS:
             set_dotted(raw, key, _each(get_dotted(raw, key), lambda p: _kept(p, folder, home)))
+        sets = raw["data"]["sets"]
+        sets |= {name: _each(v, lambda p: _kept(p, folder, home)) for name, v in sets.items()}
     del raw["run"]["storage"]
     return {**raw, STORED_IN: str(folder)}
 
@@ -48,6 +50,9 @@ def unstored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
             places = _Places((folder, former), optional=key == "model.tokenizer")
             found = _each(value, places.find)
             raw[section] = {**raw[section], name: found}
+    if sets := raw["data"].get("sets"):
+        find = _Places((folder, former), optional=False).find
+        raw["data"] = {**raw["data"], "sets": {n: _each(v, find) for n, v in sets.items()}}
     return raw
 
 

@@ -255,6 +255,7 @@ class Launch:
                 "train.token_weights, train.adapter: this run has not kept the texts of the rows; "
                 "stop it and resume the sweep"
             )
+        prepared = prepared.measured(connection.data)
         proof: dict[str, Any] = {}
         try:
             await self._attest(proof, prepared, connection, registry)
@@ -262,7 +263,7 @@ class Launch:
             raise ConfigError(f"it could not be proved what the service applies: {error}") from None
         meta = await asyncio.to_thread(write_manifest, prepared)
         changed = prepared.amendments
-        prepared = self._prepared = prepared.measured(connection.data)
+        self._prepared = prepared
         return Amendment(prepared.policy(), prepared.planner, {**meta, **proof}, changed)
 
     async def _served(self, meta: dict[str, Any], stack: AsyncExitStack) -> Connection:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,8 @@ import crucible_tinkex.datasets as datasets
 from crucible_tinkex.errors import ConfigError, CrucibleError
 
 if TYPE_CHECKING:
-    from crucible_tinkex.datasets import TokenisedDataset, Tokenizer
+    from crucible_tinkex.config import DataSection
+    from crucible_tinkex.datasets import DataFile, TokenisedDataset, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,12 @@ class SweepData:
     """Of the content and of how it was read."""
     tokenizer: str | None
     """What `load_tokenizer` takes; loaded only when text must be decoded."""
+    sets: Mapping[tuple[DataFile, ...], TokenisedDataset] = field(default_factory=dict)
+    """Where the search varies `data.train`: the rows of each of its values."""
+
+    def of(self, data: DataSection) -> SweepData:
+        """What one trial is trained on, whose `[data]` this is."""
+        return replace(self, train=self.sets[data.files], sets={}) if self.sets else self
 
 
 def decoded(tokenizer: str, sequences: Sequence[Sequence[int]]) -> list[str | None]:

@@ -151,7 +151,7 @@ class SessionHost:
             await self._registry.finish(plan.trial_id, grant.attempt, FAILED, error, Spent())
 
     def _new_session(self, plan: TrialPlan) -> Session:
-        recipe = self._recipe(plan, self._data)
+        recipe = self._recipe(plan, self._data.of(plan.experiment.data))
         reporter = Reporter(self._sink, plan.trial_id, recipe.epoch, self._clock)
         return Session(
             plan,

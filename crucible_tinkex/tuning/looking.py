@@ -64,7 +64,7 @@ async def _looked(experiment: Experiment, folder: Path) -> Facts:
     async with connected(prepared, data_dir=folder / "service") as connection:
         return Facts(
             lengths=LengthStatistics.of(connection.data.train, batch_size=1),
-            format=", ".join(dict.fromkeys(prepared.train_rows.formats)),
+            format=", ".join(dict.fromkeys(prepared.declared.rows.formats)),
             has_eval=experiment.data.evaluates,
             embedded=experiment.service.embedded,
             context=connection.model.max_context_length,

@@ -74,7 +74,7 @@ def estimated(
     )
     planner = Planner(experiment, rows=100, fingerprint="f")
     plans = [planner.plan({}, 0)]
-    rows = Rows.of(SweepData(tokenised(30, 11), held_out, "f", None), experiment.evaluation)
+    rows = Rows.of(SweepData(tokenised(30, 11), held_out, "f", None), experiment.evaluation, plans)
     return estimate(experiment, plans, trials=TRIALS, rows=rows, paces=paces, probe=probe)
 
 

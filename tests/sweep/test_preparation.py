@@ -187,7 +187,7 @@ def test_other_reading_is_refused(make: Make, data: dict[str, Any], changed: str
 def test_rows_are_held_out_of_the_training_file(make: Make) -> None:
     prepared = prepare(make(data={"eval": None, "eval_rows": 4}))
     assert prepared.eval_rows is not None
-    assert (len(prepared.train_rows), len(prepared.eval_rows)) == (8, 4)
+    assert (len(prepared.declared.rows), len(prepared.eval_rows)) == (8, 4)
     assert not [w for w in prepared.warnings() if "eval rows" in w]
     assert prepared.planner.has_reference
     seeded = prepare(make(data={"eval": None, "eval_rows": 4, "eval_seed": 1}))
@@ -200,8 +200,8 @@ def test_weights_decide_the_steps_of_an_epoch(make: Make) -> None:
     files = ["train.jsonl", {"path": "eval.jsonl", "weight": 0.5}]
     sections = {"train": {"batch_size": 3, "epochs": 1}}
     prepared = prepare(make(data={"train": files, "eval": None, "eval_rows": 6}, **sections))
-    assert prepared.train_rows.epoch_rows < len(prepared.train_rows) == 18
-    assert prepared.planner.steps == -(-prepared.train_rows.epoch_rows // 3)
+    assert prepared.declared.rows.epoch_rows < len(prepared.declared.rows) == 18
+    assert prepared.planner.steps == -(-prepared.declared.rows.epoch_rows // 3)
 
 
 def test_rows_that_are_left_out_are_no_part_of_an_epoch(

@@ -16,14 +16,20 @@ from crucible_tinkex.cli.sweeps.running import read_experiment
 from crucible_tinkex.cli.terminal.attested import described, print_attested
 from crucible_tinkex.cli.terminal.estimates import estimate_lines
 from crucible_tinkex.cli.terminal.examples import print_examples, print_lengths
-from crucible_tinkex.datasets import LengthStatistics, load_tokenizer, shown, typical
+from crucible_tinkex.datasets import (
+    LengthStatistics,
+    TokenisedDataset,
+    load_tokenizer,
+    shown,
+    typical,
+)
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.sweep.attesting import check_affordable, proof_of, proved, refuse
 from crucible_tinkex.sweep.connection import connected
 from crucible_tinkex.sweep.deciding.prices import checked_price
 from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
-from crucible_tinkex.sweep.preparing.estimate import Estimate, Rows, estimate
+from crucible_tinkex.sweep.preparing.estimate import Estimate, Rows, estimate, row_tokens
 from crucible_tinkex.sweep.preparing.experience import paces
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, prepare
 from crucible_tinkex.training.attest.probing import Attestation
@@ -62,6 +68,8 @@ def show(found: Mapping[str, Any]) -> None:
     for key, value in found.items():
         if key != "chosen_later" and isinstance(value, str | int):
             print(f"{key.replace('_', ' '):<16}{value}")
+    for name, rows in found.get("train_sets", {}).items():
+        print(f"{'':<16}{rows} rows of data.train = {name}")
     for line in estimate_lines(found["estimate"]):
         print(line)
     print_lengths(found["row_tokens"])
@@ -96,8 +104,8 @@ def describe(
     experiment, planner = prepared.experiment, prepared.planner
     seeds = experiment.search.seeds
     plans = [planner.plan(values, seeds[0]) for values in prepared.configurations]
-    row_tokens = data.train.epoch_positions / data.train.epoch_rows
     batch_size = experiment.train.batch_size
+    sets = {name: data.of(found).train for name, found in prepared.data_of.items()}
     planned = prepared.policy().planned
     trials = planned - planner.has_reference
     each = trials / len(plans)
@@ -108,13 +116,14 @@ def describe(
         "state": _state(prepared),
         "base_model": experiment.model.base,
         "train_rows": len(data.train),
+        **({"train_sets": {name: len(rows) for name, rows in sets.items()}} if sets else {}),
         "eval_rows": len(data.eval) if data.eval else 0,
         "trials": planned,
         "steps": round(each * sum(p.total_steps for p in plans)),
-        "train_tokens": round(each * batch_rows * row_tokens),
+        "train_tokens": round(each * batch_rows * row_tokens(data, plans)),
         "estimate": _estimate(prepared, data, probe).summary(),
         "row_tokens": asdict(LengthStatistics.of(data.train, batch_size=batch_size)),
-        "examples": _examples(data),
+        "examples": _examples(data, sets),
         "configurations": [dict(values) for values in prepared.configurations],
         "chosen_later": trials // len(seeds) - len(plans),
         "auto": list(prepared.notes),
@@ -125,8 +134,8 @@ def describe(
 def _estimate(prepared: PreparedSweep, data: SweepData, probe: Attestation | None) -> Estimate:
     search, planner = prepared.experiment.search, prepared.planner
     trials = trials_of(planner, prepared.configurations).planned - planner.has_reference
-    rows = Rows.of(data, prepared.experiment.evaluation)
     plans = [planner.plan(values, search.seeds[0]) for values in prepared.configurations]
+    rows = Rows.of(data, prepared.experiment.evaluation, plans)
     found = paces(prepared.paths.root.parent, prepared.experiment.model.base)
     proof = _coming_proof(prepared, data)
     return estimate(
@@ -149,12 +158,15 @@ def _coming_proof(prepared: PreparedSweep, data: SweepData) -> Spent:
     return proof
 
 
-def _examples(data: SweepData) -> list[dict[str, Any]]:
-    """Three rows as they are trained on."""
+def _examples(data: SweepData, sets: Mapping[str, TokenisedDataset]) -> list[dict[str, Any]]:
+    """Three rows as they are trained on; where trials differ in their rows, one of each set."""
     if data.tokenizer is None:
         return []
     tokenizer = load_tokenizer(data.tokenizer)
-    return [shown(data.train, tokenizer, row)._asdict() for row in typical(data.train)]
+    if not sets:
+        return [shown(data.train, tokenizer, row)._asdict() for row in typical(data.train)]
+    first = {name: shown(rows, tokenizer, 0)._asdict() for name, rows in sets.items()}
+    return [{**row, "id": f"{name}: {row['id']}"} for name, row in first.items()]
 
 
 def _state(prepared: PreparedSweep) -> str:

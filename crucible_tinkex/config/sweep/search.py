@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from crucible_tinkex.config.axes import NUMBERS, SECTIONS, Axis, AxisValue
+from crucible_tinkex.config.axes import NUMBERS, SECTIONS, Axis, AxisRange, AxisValue
 from crucible_tinkex.config.expression import Expression
 from crucible_tinkex.config.section import Section
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import Direction, objective
 
 DEFAULT_METRIC = "eval/nll"
+TRAINING_DATA = "data.train"
+"""An axis whose values are names in `data.sets` (`sets`)."""
 DRAWN = ("random", "qmc")
 """Strategies that draw points without looking at results."""
 LEARNING = ("tpe", "gp", "cmaes", "auto")
@@ -184,14 +186,23 @@ class SearchSection(Section):
     @field_validator("space", "when", mode="before")
     @classmethod
     def _dotted_space(cls, space: Any) -> Any:
-        return _flat(space) if isinstance(space, Mapping) else space
+        return flat(space) if isinstance(space, Mapping) else space
 
     @field_validator("configs", "enqueue", mode="before")
     @classmethod
     def _dotted_configs(cls, configs: Any) -> Any:
         if not isinstance(configs, list | tuple):
             return configs
-        return [_flat(c) if isinstance(c, Mapping) else c for c in configs]
+        return [flat(c) if isinstance(c, Mapping) else c for c in configs]
+
+    @property
+    def training_data(self) -> list[str]:
+        """Names of the training data among which the search chooses, each once."""
+        axis = self.space.get(TRAINING_DATA, ()) if self.strategy != "list" else ()
+        listed = self.configs if self.strategy == "list" else ()
+        chosen = [c[TRAINING_DATA] for c in (*self.enqueue, *listed) if TRAINING_DATA in c]
+        names = [*(() if isinstance(axis, AxisRange) else axis), *chosen]
+        return [str(name) for name in dict.fromkeys(names)]
 
     @property
     def objective_direction(self) -> Direction:
@@ -206,7 +217,7 @@ def _check_condition(text: str) -> None:
         raise ValueError(e.message) from None
 
 
-def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
+def flat(tables: Mapping[str, Any]) -> dict[str, Any]:
     """TOML reads an unquoted `lora.rank = [8]` as nested tables; so does `--set`. The later wins,
     and a table goes into the table of that key."""
     flat: dict[str, Any] = {}

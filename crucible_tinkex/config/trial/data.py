@@ -36,16 +36,23 @@ File = Annotated[
 ]
 
 
+Files = Annotated[
+    Annotated[AnchoredPath, Tag("file")] | Annotated[tuple[File, ...], Tag("files")],
+    Discriminator(_many),
+]
+
+
 class DataSection(Section):
     """The rows."""
 
-    train: Annotated[
-        Annotated[AnchoredPath, Tag("file")] | Annotated[tuple[File, ...], Tag("files")],
-        Discriminator(_many),
-    ]
+    train: Files
     """A JSONL, JSON, CSV, TSV or Parquet file, relative to the experiment file, or at an address
     (`hf://datasets/ORG/NAME/FILE`, `s3://BUCKET/FILE`). Several: a list of them, in which
     `{ path = .., weight = .. }` shows a file's rows more or less often than once an epoch."""
+    sets: dict[Annotated[str, Field(min_length=1)], Files] = Field(default_factory=dict)
+    """Short names for training data that an axis `data.train` of `search.space` takes, such as
+    `clean = "a.jsonl"`; a path or list that stands in the axis itself needs none. Where the search
+    varies `data.train`, that key may be left out: it is the first of them."""
     eval: AnchoredPath | None = None
     """Held-out rows for the `eval/*` metrics."""
     eval_fraction: float | None = Field(default=None, gt=0, lt=1)
@@ -68,12 +75,15 @@ class DataSection(Section):
     other refused; `"truncate"` cuts all from the right and leaves out those with nothing to learn
     after it."""
 
-    @field_validator("train")
+    @field_validator("train", "sets")
     @classmethod
-    def _names_a_file(cls, train: Any) -> Any:
-        if not train:
+    def _names_a_file(cls, value: Any) -> Any:
+        if not value and not isinstance(value, dict):
             raise ValueError("it must name at least one file")
-        return train
+        for name, files in value.items() if isinstance(value, dict) else ():
+            if not files:
+                raise ValueError(f"{name!r} must name at least one file")
+        return value
 
     @model_validator(mode="after")
     def _one_way_to_hold_out(self) -> DataSection:
@@ -84,13 +94,18 @@ class DataSection(Section):
         return self
 
     @property
-    def files(self) -> list[DataFile]:
+    def files(self) -> tuple[DataFile, ...]:
         """Of `train`, with their weights."""
         declared = (self.train,) if isinstance(self.train, str) else self.train
-        return [
+        return tuple(
             DataFile(file) if isinstance(file, str) else DataFile(file.path, file.weight)
             for file in declared
-        ]
+        )
+
+    @property
+    def name(self) -> str | None:
+        """Of `train` among the `sets`."""
+        return next((name for name, files in self.sets.items() if files == self.train), None)
 
     @property
     def splits(self) -> bool:

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from crucible_tinkex.config import AXIS_SECTIONS, Experiment, check_axes
 from crucible_tinkex.config.axes import NUMBERS
 from crucible_tinkex.config.expression import Expression
+from crucible_tinkex.config.sweep.search import TRAINING_DATA
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.search.points.dimensions import Dimension, Row, dimensions
 
@@ -147,7 +148,8 @@ def _declared(experiment: Experiment) -> dict[str, Any]:
         for field, value in getattr(experiment, name)
     }
     numbers = {f"{NUMBERS}.{name}": n for name, n in experiment.train.weight_config.items()}
-    return {**dict.fromkeys(experiment.search.space), **declared, **numbers}
+    data = {TRAINING_DATA: experiment.data.name}
+    return {**dict.fromkeys(experiment.search.space), **declared, **numbers, **data}
 
 
 def distinct(experiment: Experiment, points: Iterable[Values]) -> Iterator[Values]:

@@ -7,9 +7,10 @@ trial's number (`index`) is its place in the order in which trials were asked fo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from crucible_tinkex.config import Experiment
+from crucible_tinkex.datasets import DataFile
 from crucible_tinkex.names import run_dir_name
 from crucible_tinkex.registry import SEARCH, Origin, SweepState, TrialRecord
 from crucible_tinkex.sweep.deciding.prices import Price
@@ -17,9 +18,18 @@ from crucible_tinkex.training.losses.registry import learning_functions
 from crucible_tinkex.training.plan import TrialPlan, trial_identity
 
 
+class TrainingData(NamedTuple):
+    """What a trial's length and identity need of its rows."""
+
+    rows: int
+    """That an epoch shows."""
+    fingerprint: str
+
+
 class Planner:
-    """Plans the trials of `experiment` over `rows` training rows. `code`: the user's functions that
-    any of them names, with the hashes of their source."""
+    """Plans the trials of `experiment` over `rows` training rows. `sets`: where the search varies
+    `data.train`, those of each of its values. `code`: the user's functions that any of them names,
+    with the hashes of their source."""
 
     def __init__(
         self,
@@ -27,12 +37,13 @@ class Planner:
         *,
         rows: int,
         fingerprint: str,
+        sets: Mapping[tuple[DataFile, ...], TrainingData] | None = None,
         code: Mapping[str, str] | None = None,
         price: Price | None = None,
     ) -> None:
         self.experiment = experiment
-        self._rows = rows
-        self._fingerprint = fingerprint
+        self._declared = TrainingData(rows, fingerprint)
+        self._sets = sets or {}
         self._per_million = price.per_million if price else None
         self.code = code or {}
         self._plans: dict[str, TrialPlan] = {}
@@ -45,7 +56,7 @@ class Planner:
     @property
     def steps(self) -> int:
         """Of a trial of the experiment as declared."""
-        return self.experiment.train.steps(self._rows)
+        return self.experiment.train.steps(self._declared.rows)
 
     def plan(
         self,
@@ -59,14 +70,15 @@ class Planner:
     ) -> TrialPlan:
         """One configuration with one seed. `reference`: the untrained base model."""
         configured = self.experiment.configured(values)
-        steps = 0 if reference else configured.train.steps(self._rows)
+        data = self._sets[configured.data.files] if self._sets else self._declared
+        steps = 0 if reference else configured.train.steps(data.rows)
         learnt_by = () if reference else learning_functions(configured.train)
         code = {name: self.code[name] for name in learnt_by if name in self.code}
         return TrialPlan(
             trial_id=trial_identity(
                 configured,
                 seed,
-                self._fingerprint,
+                data.fingerprint,
                 total_steps=steps,
                 reference=reference,
                 origin=origin,

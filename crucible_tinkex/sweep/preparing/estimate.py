@@ -60,11 +60,11 @@ class Rows(NamedTuple):
     written: Range
 
     @classmethod
-    def of(cls, data: SweepData, section: EvaluationSection) -> Rows:
-        """Each held-out row is read once. Where `generate` asks for it, some prompts are read again
-        and their completions written, at most all; where `metrics` do, every prompt is, and each
-        answer has `max_tokens` at most."""
-        train, held_out = data.train, data.eval
+    def of(cls, data: SweepData, section: EvaluationSection, plans: Sequence[TrialPlan]) -> Rows:
+        """Of trials like `plans`. Each held-out row is read once. Where `generate` asks for it,
+        some prompts are read again and their completions written, at most all; where `metrics` do,
+        every prompt is, and each answer has `max_tokens` at most."""
+        held_out = data.eval
         read = written = Range(0, 0)
         if held_out is not None:
             count = min(len(held_out), section.max_rows or len(held_out))
@@ -77,7 +77,23 @@ class Rows(NamedTuple):
             if section.metrics:
                 read = read.plus(Range(prompts, prompts))
                 written = written.plus(Range(0, count * section.samples * section.max_tokens))
-        return cls(train.epoch_positions / train.epoch_rows, read, written)
+        return cls(row_tokens(data, plans), read, written)
+
+
+def row_tokens(data: SweepData, plans: Sequence[TrialPlan]) -> float:
+    """Of a training row on average; where `plans` differ in their rows, over all of their steps."""
+    if not data.sets:
+        return data.train.epoch_positions / data.train.epoch_rows
+    shown = tokens = 0.0
+    for plan in plans:
+        train, count = data.of(plan.experiment.data).train, _shown(plan)
+        shown += count
+        tokens += count * train.epoch_positions / train.epoch_rows
+    return tokens / shown
+
+
+def _shown(plan: TrialPlan) -> int:
+    return plan.total_steps * plan.experiment.train.step_rows
 
 
 @dataclass(frozen=True)

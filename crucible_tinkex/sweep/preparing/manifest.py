@@ -36,6 +36,7 @@ def write_manifest(prepared: PreparedSweep) -> dict[str, Any]:
         "sweep": prepared.name,
         "sweep_id": (existing and existing.sweep_id) or f"{prepared.name}-{uuid.uuid4().hex[:8]}",
         "fingerprint": prepared.fingerprint,
+        **_fingerprints(prepared),
         "service": prepared.service,
         "experiment": prepared.experiment.stored(prepared.paths.root),
         ASKED: prepared.asked,
@@ -48,6 +49,13 @@ def write_manifest(prepared: PreparedSweep) -> dict[str, Any]:
         write_atomic(prepared.paths.experiment, text.encode())
         write_atomic(prepared.paths.resolved, json.dumps(meta, indent=2).encode())
     return meta
+
+
+def _fingerprints(prepared: PreparedSweep) -> dict[str, dict[str, str]]:
+    """Of the training data among which the search chooses; nothing where it does not."""
+    former = prepared.existing.fingerprints if prepared.existing else {}
+    found = {**former, **prepared.fingerprints}
+    return {"fingerprints": found} if found else {}
 
 
 def experiment_text(prepared: PreparedSweep, stored: Mapping[str, Any]) -> str:

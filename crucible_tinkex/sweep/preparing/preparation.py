@@ -18,15 +18,11 @@ from typing import Any
 from crucible_tinkex.client.http.address import Address
 from crucible_tinkex.config import EMBEDDED, DataSection, Experiment, ServiceSection
 from crucible_tinkex.config.section import set_dotted
+from crucible_tinkex.config.sweep.search import TRAINING_DATA
 from crucible_tinkex.datasets import (
     Rows,
     TokenisedDataset,
     Tokenizer,
-    files_hash,
-    fingerprint,
-    open_rows,
-    reading,
-    split,
     tokenise,
 )
 from crucible_tinkex.errors import ConfigError, CorruptLogError, SweepExistsError
@@ -40,13 +36,22 @@ from crucible_tinkex.search.points.space import Values
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.storage import storage_errors
 from crucible_tinkex.sweep.deciding.budget import Budget
-from crucible_tinkex.sweep.deciding.planner import Planner
+from crucible_tinkex.sweep.deciding.planner import Planner, TrainingData
 from crucible_tinkex.sweep.deciding.policy import Policy
 from crucible_tinkex.sweep.deciding.prices import checked_price
 from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 from crucible_tinkex.sweep.orders.control import Inbox
 from crucible_tinkex.sweep.preparing.experience import finished_trials
 from crucible_tinkex.sweep.preparing.objectives import Objectives, changed_code
+from crucible_tinkex.sweep.preparing.training_sets import (
+    Training,
+    TrainingSet,
+    opened,
+    sections_of,
+    warnings_on,
+    with_former,
+    with_sets,
+)
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.recipes.answering import check_answerable
 
@@ -59,12 +64,8 @@ class PreparedSweep:
 
     experiment: Experiment
     paths: SweepPaths
-    train_rows: Rows
+    training: Training
     eval_rows: Rows | None
-    epoch_rows: int
-    """Training rows that an epoch shows; without those too long for it once they are `measured`."""
-    fingerprint: str
-    """Of the data: its content, and how it is read."""
     service: str
     """`embedded`, or the address that sessions will be given."""
     configurations: Sequence[Values]
@@ -87,6 +88,26 @@ class PreparedSweep:
         return self.paths.root.name
 
     @property
+    def declared(self) -> TrainingSet:
+        """The training data of the experiment as declared."""
+        return self.training[self.experiment.data.files]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data as declared."""
+        return self.declared.fingerprint
+
+    @property
+    def data_of(self) -> dict[str, DataSection]:
+        """Where trials differ in their training data: `[data]` of those with each, by its name."""
+        return sections_of(self.experiment, self.training)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Where trials differ in their training data: that of each, by its name."""
+        return {name: self.training[d.files].fingerprint for name, d in self.data_of.items()}
+
+    @property
     def amendments(self) -> list[str]:
         """Keys by which this run asks for something else than the sweep did; how wide it runs is
         nobody's business but its own."""
@@ -99,8 +120,12 @@ class PreparedSweep:
     def planner(self) -> Planner:
         return Planner(
             self.experiment,
-            rows=self.epoch_rows,
+            rows=self.declared.epoch_rows,
             fingerprint=self.fingerprint,
+            sets={
+                files: TrainingData(found.epoch_rows, found.fingerprint)
+                for files, found in self.training.items()
+            },
             code=self.objectives.code,
             price=checked_price(self.experiment),
         )
@@ -124,15 +149,30 @@ class PreparedSweep:
 
     def tokenised(self, tokenizer: Tokenizer, name: str) -> SweepData:
         """The rows as tokens. Raises `DataError` for a row that does not fit."""
-        train = self._tokenised(self.train_rows, tokenizer, keep_text=self.objectives.reads_text)
-        self.objectives.try_on(train, tokenizer)
+        trains, keep_text = {}, self.objectives.reads_text
+        for files, found in self.training.items():
+            train = self._tokenised(found.rows, tokenizer, keep_text=keep_text)
+            self.objectives.try_on(train, tokenizer)
+            trains[files] = train
+        declared = trains[self.experiment.data.files]
         held_out = None if self.eval_rows is None else self._tokenised(self.eval_rows, tokenizer)
         check_answerable(self.experiment.evaluation, held_out)
-        return SweepData(train, held_out, self.fingerprint, name)
+        sets = trains if len(trains) > 1 else {}
+        return SweepData(declared, held_out, self.fingerprint, name, sets)
 
     def measured(self, data: SweepData) -> PreparedSweep:
-        """Planned for the rows that `tokenised` left of it."""
-        return replace(self, epoch_rows=data.train.epoch_rows)
+        """Planned for the rows that `tokenised` left of it. Raises `ConfigError` for training data
+        that are not there."""
+        training = {}
+        known = data.sets or {self.experiment.data.files: data.train}
+        for files, found in self.training.items():
+            if files not in known:
+                raise ConfigError(
+                    f"data.train: this run has not read {files[0].path}; stop it and resume the "
+                    "sweep"
+                )
+            training[files] = replace(found, epoch_rows=known[files].epoch_rows)
+        return replace(self, training=training)
 
     def _tokenised(
         self, rows: Rows, tokenizer: Tokenizer, *, keep_text: bool = False
@@ -158,18 +198,13 @@ class PreparedSweep:
 
     def warnings(self) -> list[str]:
         """What a careful colleague would mention before the run."""
-        found = self.experiment.warnings(rows=self.epoch_rows)
+        found = self.experiment.warnings(rows=self.declared.epoch_rows)
+        for name, section in self.data_of.items():
+            rows = self.training[section.files].epoch_rows
+            more = [w for w in self.experiment.warnings(rows=rows) if w not in found]
+            found += [f"data.train = {name!r}: {warning}" for warning in more]
         found += strategies.warnings(self.experiment, self.configurations)
-        shared = self.train_rows.shared_with(self.eval_rows) if self.eval_rows else 0
-        if shared:
-            found.append(f"{shared} eval rows also stand in the training file")
-        for file in self.train_rows.files:
-            if file.passed_over:
-                found.append(
-                    f"{file.declared.path}: {file.passed_over} claims have no evidence and are "
-                    "passed over"
-                )
-        return found
+        return [*found, *warnings_on(self.training, self.eval_rows)]
 
 
 def read_resolved(paths: SweepPaths) -> dict[str, Any]:
@@ -194,6 +229,7 @@ class Existing:
 
     experiment: Experiment
     fingerprint: str
+    """Of the data as declared."""
     service: str
     sweep_id: str | None
     """None: version 0.1.0 made it, which had none."""
@@ -201,6 +237,8 @@ class Existing:
     """What the service was proved to apply (`attesting`)."""
     code: Mapping[str, str] = field(default_factory=dict)
     """The user's functions, with the hashes of their source."""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Of the training data among which the search chooses, by name."""
 
     @classmethod
     def of(cls, state: SweepState, paths: SweepPaths) -> Existing:
@@ -214,6 +252,7 @@ class Existing:
             found.get("sweep_id"),
             attested=found.get(ATTESTED, {}),
             code=found.get("code", {}),
+            fingerprints=found.get("fingerprints", {}),
         )
 
 
@@ -226,7 +265,8 @@ def prepare(
 ) -> PreparedSweep:
     """Check everything that can be checked here. Raises `ConfigError`, `DataError`."""
     paths = SweepPaths.of(storage or experiment.run.storage, name or experiment.name)
-    train_rows, eval_rows = _rows(experiment.data)
+    training, eval_rows = opened(experiment)
+    rows = training[experiment.data.files].epoch_rows
     if eval_rows is None and experiment.search.metric.startswith("eval/"):
         raise ConfigError(
             f"search.metric is {experiment.search.metric!r} but data.eval names no file; "
@@ -234,15 +274,19 @@ def prepare(
         )
     state = _state(paths)
     existing = None if state is None or _only_refused(state) else Existing.of(state, paths)
-    experiment, notes = _decided(experiment, train_rows.epoch_rows, existing, paths)
+    experiment, notes = _decided(experiment, rows, existing, paths)
+    if state is not None and existing is not None:
+        used = {trial.values.get(TRAINING_DATA) for trial in state.trials.values()}
+        used |= {*experiment.search.training_data, existing.experiment.data.name}
+        experiment = with_former(experiment, existing.experiment, used)
+        names = [name for name in experiment.data.sets if name in used]
+        training = with_sets(experiment, training, eval_rows, names)
     configurations = strategies.configurations(experiment)
     prepared = PreparedSweep(
         experiment=experiment,
         paths=paths,
-        train_rows=train_rows,
+        training=training,
         eval_rows=eval_rows,
-        epoch_rows=train_rows.epoch_rows,
-        fingerprint=_fingerprint(experiment, train_rows, eval_rows),
         service=_address(experiment.service),
         configurations=configurations,
         objectives=Objectives(experiment, configurations),
@@ -280,31 +324,6 @@ def _decided(
     return found.experiment, (*found.notes, *(skipped if unread else ()))
 
 
-def _rows(data: DataSection) -> tuple[Rows, Rows | None]:
-    train = open_rows(data.files, format=data.format, corpus=data.corpus)
-    if data.splits:
-        return split(train, fraction=data.eval_fraction, count=data.eval_rows, seed=data.eval_seed)
-    if data.eval is None:
-        return train, None
-    return train, open_rows([data.eval], format=data.format, corpus=data.corpus)
-
-
-def _fingerprint(experiment: Experiment, train: Rows, evaluation: Rows | None) -> str:
-    data = experiment.data
-    formats = train.formats
-    held_out = {"fraction": data.eval_fraction, "rows": data.eval_rows, "seed": data.eval_seed}
-    read = reading(
-        format=formats[0] if len(formats) == 1 else formats,
-        max_length=experiment.train.max_length,
-        tokenizer=experiment.model.tokenizer,
-        train_on=None if data.train_on == "all_assistant" else data.train_on,
-        too_long=data.too_long,
-        held_out=held_out if data.splits else None,
-    )
-    own_file = evaluation if data.eval is not None else None
-    return fingerprint(files_hash(train), own_file and files_hash(own_file), read)
-
-
 def _address(service: ServiceSection) -> str:
     if service.embedded:
         return EMBEDDED
@@ -336,8 +355,13 @@ def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
     changed = prepared.experiment.contradictions(existing.experiment)
     if existing.service != prepared.service and "service.base_url" not in changed:
         changed.append(f"the service, {existing.service} until now")
-    if existing.fingerprint != prepared.fingerprint:
+    if prepared.fingerprint != existing.fingerprint:
         changed.append("the content of the data files, or how they are read")
+    changed += [
+        f"the content of data.train = {name!r}, or how it is read"
+        for name, found in prepared.fingerprints.items()
+        if existing.fingerprints.get(name, found) != found
+    ]
     other = changed_code(prepared.objectives.code, existing.code)
     changed += [f"the source of {name}" for name in other]
     if changed:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from crucible_tinkex.config.sweep.search import TRAINING_DATA
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import CheckpointRecord, SweepState, TrialRecord
 from crucible_tinkex.registry.models import ModelRegistry, ModelVersion
@@ -58,7 +59,14 @@ def _entry(
         "step": checkpoint.step,
         "seed": trial.seed,
         "config": dict(trial.values),
-        "data_fingerprint": meta["fingerprint"],
+        "data_fingerprint": _fingerprint(meta, trial),
         "service": meta.get("service"),
         "metadata": {"versions": meta.get("versions", {})},
     }
+
+
+def _fingerprint(meta: Mapping[str, Any], trial: TrialRecord) -> str:
+    """Of the rows that the trial was trained on."""
+    sets: Mapping[str, str] = meta.get("fingerprints", {})
+    found: str = sets.get(str(trial.values.get(TRAINING_DATA)), meta["fingerprint"])
+    return found
