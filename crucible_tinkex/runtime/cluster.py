@@ -30,7 +30,7 @@ from crucible_tinkex.runtime.actors.handles import answer
 from crucible_tinkex.runtime.actors.registry_actor import RegistryActor
 from crucible_tinkex.runtime.actors.session_actor import SessionActor
 from crucible_tinkex.runtime.actors.telemetry_actor import TelemetryActor
-from crucible_tinkex.runtime.placement import driver_node, session_cores, session_nodes
+from crucible_tinkex.runtime.placement import Turns, driver_node, session_cores
 from crucible_tinkex.runtime.ports import Packing
 
 T = TypeVar("T")
@@ -70,6 +70,7 @@ class Runtime:
         connect(address)
         self._closed = threading.Event()
         self._lost = False
+        self._turns = Turns()
         self._idle: dict[bool, list[ActorHandle[Any]]] = {True: [], False: []}
         self.registry = _actor(RegistryActor, driver_node(), max_restarts=-1)
         self.telemetry = _actor(TelemetryActor, driver_node(), max_restarts=-1)
@@ -143,10 +144,10 @@ class Runtime:
         while len(idle) < min(packing.actors, self.starting_at_once(reachable=reachable)):
             idle.append(self._new_actor(reachable))
 
-    @staticmethod
-    def _new_actor(reachable: bool) -> ActorHandle[Any]:
-        """Not restarted by Ray: the pool replaces it, and its trials become new attempts."""
-        nodes = session_nodes(reachable=reachable)
+    def _new_actor(self, reachable: bool) -> ActorHandle[Any]:
+        """Not restarted by Ray: the pool replaces it, and its trials become new attempts. Where the
+        service does not answer on other nodes, it stays on the driver's."""
+        nodes = self._turns.next() if reachable else driver_node()
         return _actor(SessionActor, nodes, max_restarts=0, max_concurrency=CALLS_AT_ONCE)
 
     def keep(self, actor: ActorHandle[Any], *, reachable: bool) -> None:

@@ -18,7 +18,7 @@ import pytest
 from crucible_tinkex.errors import ConfigError, RayStartError
 from crucible_tinkex.runtime import cluster
 from crucible_tinkex.runtime.cluster import HEAD_PORT, connect
-from crucible_tinkex.runtime.placement import local_cores
+from crucible_tinkex.runtime.placement import Turns, local_cores
 
 HERE = Path(__file__).parent
 
@@ -127,3 +127,13 @@ def test_cores_are_those_of_the_control_group(tmp_path: Path) -> None:
     assert local_cores(limit) == 1
     limit.write_text("50000 100000\n")
     assert local_cores(limit) == 1
+
+
+def test_session_actors_take_nodes_in_turn_by_their_cores() -> None:
+    turns = Turns()
+    assert [turns.chosen({"a": 2, "b": 2, "c": 0}) for _ in range(4)] == ["a", "b", "a", "b"]
+    small_and_large = Turns()
+    taken = [small_and_large.chosen({"head": 1, "large": 3}) for _ in range(8)]
+    assert (taken.count("head"), taken.count("large")) == (2, 6)
+    assert turns.chosen({"a": 2, "new": 2}) == "new", "a node that joins gets what it lacks"
+    assert Turns().chosen({"only": 0}) == "only"
