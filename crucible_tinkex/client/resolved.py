@@ -60,18 +60,26 @@ class ResolvedService:
         `observer` hears of our own client only: the SDK keeps its waits to itself and its log.
         Raises `ConfigError` for a wrong URL, and for `sdk` where the SDK is not installed.
         """
-        file, allow = self.api_key_file, self.allow_http
         if self.transport == "http":
-            return TinkexService(
-                self.base_url, api_key_file=file, allow_http=allow, observer=observer
-            )
+            return self.over_http(observer)
         if find_spec("tinker") is None:
             raise ConfigError(
                 "service.transport 'sdk' needs the official SDK: pip install 'crucible-tinkex[sdk]'"
             )
         sdk = import_module("crucible_tinkex.client.sdk.sdk_service")
-        made: TrainingService = sdk.SdkService(self.base_url, api_key_file=file, allow_http=allow)
+        made: TrainingService = sdk.SdkService(
+            self.base_url, api_key_file=self.api_key_file, allow_http=self.allow_http
+        )
         return made
+
+    def over_http(self, observer: Observer | None = None) -> TinkexService:
+        """The same by our own client, whatever the transport of the training."""
+        return TinkexService(
+            self.base_url,
+            api_key_file=self.api_key_file,
+            allow_http=self.allow_http,
+            observer=observer,
+        )
 
     def hold_back(self, until: float) -> None:
         """Let all sessions of this process send nothing before `until` (Unix seconds)."""

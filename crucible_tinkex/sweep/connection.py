@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from crucible_tinkex.client.resolved import ResolvedService
@@ -70,7 +70,7 @@ async def connected(
 async def _check(prepared: PreparedSweep, service: ResolvedService) -> Connection:
     """Ask what the service has, and tokenise for it."""
     experiment = prepared.experiment
-    client = replace(service, transport="http").connect()
+    client = service.over_http()
     try:
         models = (await client.capabilities()).supported_models
     finally:

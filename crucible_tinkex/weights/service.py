@@ -52,9 +52,7 @@ async def service_of(
             stack.callback(server.stop)
             endpoint = await server.start()
             found = ResolvedService(endpoint.base_url, endpoint.api_key_file)
-        service = TinkexService(
-            found.base_url, api_key_file=found.api_key_file, allow_http=found.allow_http
-        )
+        service = found.over_http()
         stack.push_async_exit(service)
         yield service
 

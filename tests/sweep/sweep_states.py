@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from local_sweeps import make_experiment
 
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.registry import DONE, PENDING, RUNNING, Decision, SweepState
+from crucible_tinkex.registry import DONE, FAILED, LOST, PENDING, RUNNING, Decision, SweepState
 from crucible_tinkex.registry.registry import _plain
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.stopping import Halving
@@ -82,6 +83,27 @@ class Journal:
 
     def finish(self, trial_id: str, state: str, error: str | None = None) -> None:
         self._tell("finished", trial_id=trial_id, state=state, error=error)
+
+    def live(self, loss: Callable[[Mapping[str, Any]], float], *, slots: int) -> None:
+        """To the end of the sweep, of which `loss` of a trial's values is measured; some trials
+        fail, are lost, diverge, and end in another order than they began."""
+        turn = 0
+        while not self.state.ended:
+            while self.decide(slots=slots):
+                pass
+            pending = self.pending
+            if not pending:
+                assert self.state.ended
+                break
+            turn += 1
+            trial_id = pending[turn * 7 % len(pending)]
+            if turn % 11 == 3:
+                self.finish(trial_id, FAILED, "bad")
+            elif turn % 13 == 5:
+                self.finish(trial_id, LOST, "gone")
+            else:
+                value = loss(self.state.trials[trial_id].values)
+                self.train(trial_id, math.nan if turn % 17 == 0 else value)
 
     @property
     def pending(self) -> list[str]:

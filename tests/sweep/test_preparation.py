@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prepared_sweeps import Make, begun, built
 
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError, SweepExistsError
 from crucible_tinkex.registry import Registry
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
-from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, load_sweep, prepare
+from crucible_tinkex.sweep.preparing.preparation import load_sweep, prepare
 
 ASSET = Path(__file__).parent.parent / "assets" / "sweep-0.1.0"
-Make = Callable[..., Experiment]
 
 
 @pytest.fixture
@@ -28,27 +27,13 @@ def make(tmp_path: Path) -> Make:
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
 
     def build(**sections: Any) -> Experiment:
-        declared: dict[str, Any] = {
-            "name": "s",
-            "service": {"base_url": "embedded"},
-            "model": {"base": "nano"},
+        declared = {
             "data": {"train": "train.jsonl", "eval": "eval.jsonl"},
             "search": {"space": {"lora.rank": [2, 4]}},
-            "run": {"storage": "runs"},
         }
-        for section, values in sections.items():
-            declared[section] = {**declared.get(section, {}), **values}
-        return Experiment.build(declared, folder=tmp_path)
+        return built(tmp_path, declared, sections)
 
     return build
-
-
-def begun(experiment: Experiment) -> PreparedSweep:
-    """As if its first run had written the folder."""
-    prepared = prepare(experiment)
-    write_manifest(prepared)
-    prepared.paths.journal.mkdir()
-    return prepared
 
 
 def test_preparing_changes_nothing_on_disk(make: Make, tmp_path: Path) -> None:

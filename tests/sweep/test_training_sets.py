@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prepared_sweeps import Make, begun, built
 
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.datasets import load_tokenizer
@@ -22,7 +22,6 @@ from crucible_tinkex.training.data import SweepData
 
 FILES = {"a": 12, "b": 6, "c": 3, "eval": 4}
 AXIS = ["data/a.jsonl", "data/b.jsonl"]
-Make = Callable[..., Experiment]
 
 
 @pytest.fixture
@@ -35,28 +34,14 @@ def make(tmp_path: Path) -> Make:
 
     def build(axis: Any = AXIS, **sections: Any) -> Experiment:
         space = {} if axis is None else {"data.train": axis}
-        declared: dict[str, Any] = {
-            "name": "s",
-            "service": {"base_url": "embedded"},
-            "model": {"base": "nano"},
+        declared = {
             "data": {"eval": "data/eval.jsonl"},
             "train": {"batch_size": 2, "epochs": 1},
             "search": {"space": space},
-            "run": {"storage": "runs"},
         }
-        for section, values in sections.items():
-            declared[section] = {**declared.get(section, {}), **values}
-        return Experiment.build(declared, folder=tmp_path)
+        return built(tmp_path, declared, sections)
 
     return build
-
-
-def begun(experiment: Experiment) -> PreparedSweep:
-    """As if its first run had written the folder."""
-    prepared = prepare(experiment)
-    write_manifest(prepared)
-    prepared.paths.journal.mkdir()
-    return prepared
 
 
 def ids(prepared: PreparedSweep) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crucible_tinkex.config import Experiment, parse_assignment
-from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, load_sweep, prepare
+from crucible_tinkex.sweep.preparing.preparation import prepare, reopened
 from crucible_tinkex.sweep.results.views.summary import existing_sweep, failed_trials, read_state
 
 
@@ -34,13 +34,17 @@ def run_file(
     """Returns the exit code."""
     experiment, source = read_experiment(file, assignments)
     prepared = prepare(experiment, storage=storage, name=name, source=source)
-    return _execute(prepared, address=address, json=json, quiet=quiet)
+    from crucible_tinkex.cli.sweeps.execution import execute
+
+    return execute(prepared, address=address, json=json, quiet=quiet)
 
 
 def resume_sweep(name: str, *, storage: str, address: str | None, json: bool, quiet: bool) -> int:
     """Returns the exit code."""
-    prepared = prepare(load_sweep(storage, name), storage=storage, name=name)
-    return _execute(prepared, address=address, json=json, quiet=quiet)
+    prepared = reopened(storage, name)
+    from crucible_tinkex.cli.sweeps.execution import execute
+
+    return execute(prepared, address=address, json=json, quiet=quiet)
 
 
 def retry_trials(
@@ -57,18 +61,7 @@ def retry_trials(
     if not again:
         print("no trial failed or was lost", file=sys.stderr)
     retry = [trial.trial_id for trial in again]
-    prepared = prepare(load_sweep(storage, name), storage=storage, name=name)
-    return _execute(prepared, address=address, json=json, quiet=quiet, retry=retry)
-
-
-def _execute(
-    prepared: PreparedSweep,
-    *,
-    address: str | None,
-    json: bool,
-    quiet: bool,
-    retry: Sequence[str] = (),
-) -> int:
+    prepared = reopened(storage, name)
     from crucible_tinkex.cli.sweeps.execution import execute
 
     return execute(prepared, address=address, json=json, quiet=quiet, retry=retry)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from crucible_tinkex.client.resolved import ResolvedService
@@ -15,7 +14,7 @@ class ServiceCheckpoints:
     """A `CheckpointStore` on the sweep's service; connects when it is first needed."""
 
     def __init__(self, service: ResolvedService) -> None:
-        self._service = replace(service, transport="http")
+        self._service = service
         self._client: TinkexService | None = None
 
     async def delete(self, path: str) -> None:
@@ -30,10 +29,7 @@ class ServiceCheckpoints:
 
     def _connected(self) -> TinkexService:
         if self._client is None:
-            of = self._service
-            self._client = TinkexService(
-                of.base_url, api_key_file=of.api_key_file, allow_http=of.allow_http
-            )
+            self._client = self._service.over_http()
         return self._client
 
 

@@ -11,7 +11,7 @@ from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.storage import is_locked
 from crucible_tinkex.sweep.orders.control import LASTING, Command, Inbox, send
 from crucible_tinkex.sweep.orders.obeying import obey
-from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, extended, load_sweep, prepare
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, extended, prepare, reopened
 from crucible_tinkex.sweep.results.views.summary import read_state
 
 
@@ -19,7 +19,7 @@ def steer(paths: SweepPaths, command: Command) -> str:
     """What became of it, in words. Raises `ConfigError` where it cannot be: nothing is changed."""
     if is_locked(paths.lock) or command.kind not in LASTING:
         return send(paths, command)
-    prepared = _prepared(paths)
+    prepared = reopened(paths.root.parent, paths.root.name)
     if command.kind == "extend":
         answer, is_new = _extension(prepared, command)
     else:
@@ -30,11 +30,6 @@ def steer(paths: SweepPaths, command: Command) -> str:
         return answer
     Inbox(paths).put(command)
     return f"{answer}; it begins with the next `crucible resume {paths.root.name}`"
-
-
-def _prepared(paths: SweepPaths) -> PreparedSweep:
-    storage, name = str(paths.root.parent), paths.root.name
-    return prepare(load_sweep(storage, name), storage=storage, name=name)
 
 
 def _extension(prepared: PreparedSweep, command: Command) -> tuple[str, bool]:

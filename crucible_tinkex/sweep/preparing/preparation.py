@@ -372,6 +372,11 @@ def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
         )
 
 
+def reopened(storage: str | Path, name: str) -> PreparedSweep:
+    """An existing sweep, prepared as its folder says. Raises as `prepare` and `load_sweep`."""
+    return prepare(load_sweep(storage, name), storage=str(storage), name=name)
+
+
 def load_sweep(storage: str | Path, name: str) -> Experiment:
     """The experiment of an existing sweep, to resume it, with the extensions that wait there."""
     paths = SweepPaths.of(storage, name)
