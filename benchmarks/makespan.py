@@ -104,7 +104,6 @@ class _Script:
     """What somebody writes who has peft and no runner; the rows are tokenised as ours are."""
 
     def __init__(self, folder: Path) -> None:
-        import torch
 
         from crucible_tinkex.datasets import load_tokenizer
         from crucible_tinkex.server import bases
