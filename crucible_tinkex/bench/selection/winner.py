@@ -94,12 +94,10 @@ def _moments(values: Floats) -> tuple[Floats, Floats, Floats]:
 def unseen(values: Floats) -> Floats:
     """What each seed says of the configuration that the other seeds would choose: shape (..., n).
     NaN where that one was not measured with this seed, or where no other seed is left."""
-    found = np.full((*values.shape[:-2], values.shape[-1]), np.nan)
-    for seed in range(values.shape[-1]):
-        others = np.delete(values, seed, axis=-1)
-        if not others.shape[-1]:
-            break
-        chosen = leader(others)[..., None]
-        read = np.take_along_axis(values[..., seed], chosen, axis=-1)[..., 0]
-        found[..., seed] = np.where(np.isfinite(others).any(axis=(-2, -1)), read, np.nan)
-    return found
+    n = values.shape[-1]
+    if n < 2:
+        return np.full((*values.shape[:-2], n), np.nan)
+    others = np.where(np.eye(n, dtype=bool)[:, None, :], np.nan, values[..., None, :, :])
+    chosen = leader(others)  # by all seeds but one: (..., n)
+    read = np.take_along_axis(values, chosen[..., None, :], axis=-2)[..., 0, :]
+    return np.asarray(np.where(np.isfinite(others).any(axis=(-2, -1)), read, np.nan))
