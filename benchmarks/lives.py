@@ -92,7 +92,8 @@ def lived(life: str, sweeps: int, *, first: int = 0, processes: int = 1) -> Live
 
 
 def _life(life: str, number: int) -> tuple[bool, int, float, bool]:
-    """Whether a winner was declared, trials, the last value's error, whether its interval covers."""
+    """Whether a winner was declared; trials; of the last value, its error, and whether its interval
+    covers."""
     first, *amendments = _declared(life)
     noise = _Noise(np.random.default_rng([number, *life.encode()]))
     sweep = PlayedSweep(first, noise, slots=1000)
@@ -107,7 +108,7 @@ def _life(life: str, number: int) -> tuple[bool, int, float, bool]:
 
 def _judged(sweep: PlayedSweep) -> bool:
     """Whether a look ever finds a winner."""
-    return any([conclusion(state).kind == "winner" for state in sweep.run()])
+    return "winner" in {conclusion(state).kind for state in sweep.run()}
 
 
 @cache

@@ -1,4 +1,4 @@
-"""A sweep whose sessions are played: the sweep's own policy decides, the caller says what is measured.
+"""A sweep whose sessions are played: its own policy decides, the caller says what is measured.
 
 What a user's controller does, without files, clocks and services: every decision is folded into the
 state of a journal, and a trial that trains has its result at once. So what is counted over a

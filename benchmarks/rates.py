@@ -15,9 +15,7 @@ PROCESSES = os.cpu_count() or 1
 T = TypeVar("T")
 
 
-def in_processes(
-    processes: int, simulate: Callable[..., T], *arguments: Iterable[Any]
-) -> list[T]:
+def in_processes(processes: int, simulate: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
     """`map`; what is simulated must not depend on where."""
     if processes < 2:
         return list(map(simulate, *arguments))

@@ -9,7 +9,8 @@ winner with alpha at most:
 
 - what is declared first has `FIRST` of alpha, and what amendments ask for instead 1/2, 1/6, 1/12,
   ... of the rest, in their order; those before anything could be judged cost nothing;
-- where a search has several seeds, so that it can be judged, and is confirmed, both have half.
+- where a search has several seeds, so that it can be judged, and is to be confirmed, `FIRST` is the
+  confirmation's, for which the search was only to find the leaders.
 
 Simulated in `benchmarks.lives`.
 """
@@ -22,7 +23,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from crucible_tinkex.bench.selection.configurations import FIRST
-from crucible_tinkex.registry import CONFIRM, SEARCH, SweepState
+from crucible_tinkex.registry import CONFIRM, DONE, SEARCH, SweepState
 
 _OTHER_VALUES = frozenset(
     ("train.max_steps", "train.epochs", "search.metric", "search.direction", "search.at")
@@ -30,7 +31,8 @@ _OTHER_VALUES = frozenset(
 
 
 def judgement_share(state: SweepState) -> float:
-    """Of alpha, for a verdict on the values that judge now."""
+    """Of alpha, for a verdict on the values that judge now: fresh ones as soon as two
+    configurations have two (`bench.conclude`)."""
     search = state.meta["experiment"]["search"]
     later = [a for a in state.amendments if _begins_another(state, a)]
     confirms = bool(search.get("confirm")) or _is_confirmed(state)
@@ -38,7 +40,9 @@ def judgement_share(state: SweepState) -> float:
     if later:
         searches = searches and bool(_OTHER_VALUES.intersection(later[-1]["changed"]))
     part = (1 - FIRST) / (len(later) * (len(later) + 1)) if later else FIRST
-    return part / 2 if confirms and searches else part
+    if not (confirms and searches):
+        return part
+    return part * (FIRST if _is_judged(state, phases=(CONFIRM,), states=(DONE,)) else 1 - FIRST)
 
 
 def _begins_another(state: SweepState, amendment: Mapping[str, Any]) -> bool:
@@ -50,11 +54,17 @@ def _begins_another(state: SweepState, amendment: Mapping[str, Any]) -> bool:
 
 
 def _is_judged(
-    state: SweepState, before: float = math.inf, *, phases: Collection[str] = (SEARCH, CONFIRM)
+    state: SweepState,
+    before: float = math.inf,
+    *,
+    phases: Collection[str] = (SEARCH, CONFIRM),
+    states: Collection[str] = (),
 ) -> bool:
-    """Whether, of the first so many trials, two configurations have two seeds each."""
+    """Whether, of the first so many trials, two configurations have two seeds each; of any states,
+    if none are given."""
     trials = (t for t in state.trials.values() if t.index < before and t.phase in phases)
-    seeds = Counter(tuple(sorted(t.values.items())) for t in trials if not t.reference)
+    counted = (t for t in trials if not t.reference and (not states or t.state in states))
+    seeds = Counter(tuple(sorted(t.values.items())) for t in counted)
     return sum(n > 1 for n in seeds.values()) > 1
 
 
