@@ -1,7 +1,7 @@
 """Are the conclusions honest? Simulated sweeps whose truth is known, judged by the real code.
 
 Seeds' effects are shared by all configurations of a sweep (sd 1), and each value has noise of its
-own (sd 1, the unit of everything here). The tests run a tenth or less of what `make bench` does.
+own (sd 1, the unit of everything here). Tests run a tenth of it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from benchmarks.lives import LIVES, WHOLE, lived
+from benchmarks.rates import PROCESSES, Rate, in_processes
 from crucible_tinkex import bench
 from crucible_tinkex.bench.comparison import standard_error
 from crucible_tinkex.bench.intervals import Floats
@@ -22,30 +24,8 @@ from crucible_tinkex.bench.selection.contest import contest
 from crucible_tinkex.bench.selection.winner import chosen_value
 
 SWEEPS = 10_000
-CONFIRMED = 1_000
-"""Sweeps that are confirmed seed by seed: each asks the real rule some ten times."""
 RUNGS = 3
 ALPHA = 0.05
-
-
-@dataclass(frozen=True)
-class Rate:
-    """How often something happened."""
-
-    count: int
-    of: int
-
-    @property
-    def share(self) -> float:
-        return self.count / self.of
-
-    @property
-    def upper(self) -> float:
-        """95 % upper bound (Clopper and Pearson 1934)."""
-        return float(special.betaincinv(self.count + 1, max(self.of - self.count, 1e-9), 0.95))
-
-    def __str__(self) -> str:
-        return f"{100 * self.share:.2f} % (below {100 * self.upper:.2f} %)"
 
 
 def drawn(
@@ -148,25 +128,43 @@ class Confirmed:
 
 
 def confirmed(
-    rng: np.random.Generator, sweeps: int, means: Mapping[str, float], agreed: bench.Terms
+    rng: np.random.Generator,
+    sweeps: int,
+    means: Mapping[str, float],
+    agreed: bench.Terms,
+    *,
+    processes: int = 1,
 ) -> Confirmed:
     """`means`: lower is better. Every seed that the rule asks for is run, until it asks no more."""
+    found = in_processes(
+        processes, _confirmed, rng.spawn(sweeps), [means] * sweeps, [agreed] * sweeps
+    )
+    right, winners, runs, errors, covered = zip(*found, strict=True)
+    return Confirmed(
+        Rate(sum(right), sweeps),
+        Rate(sum(winners), sweeps),
+        float(np.mean(runs)),
+        float(np.mean(errors)) / math.sqrt(2),
+        Rate(sum(covered), sweeps),
+    )
+
+
+def _confirmed(
+    rng: np.random.Generator, means: Mapping[str, float], agreed: bench.Terms
+) -> tuple[bool, bool, int, float, bool]:
+    """Of one sweep: right, a winner declared, runs, the value's error, covered."""
     best = min(means.values())
-    right = winners = covered = runs = 0
-    errors = []
-    for _ in range(sweeps):
-        values = _obeyed(rng, means, agreed)
-        found = bench.conclude([bench.Configuration(n, v) for n, v in values.items()], agreed)
-        assert found.leader is not None and found.value is not None
-        true = means[found.leader]
-        right += true == best or true - best < agreed.zone
-        winners += found.kind == "winner"
-        covered += found.value.low <= true <= found.value.high
-        runs += sum(map(len, values.values()))
-        errors.append(true - found.value.value)
-    bias = float(np.mean(errors)) / math.sqrt(2)
-    rates = [Rate(int(n), sweeps) for n in (right, winners, covered)]
-    return Confirmed(rates[0], rates[1], runs / sweeps, bias, rates[2])
+    values = _obeyed(rng, means, agreed)
+    found = bench.conclude([bench.Configuration(n, v) for n, v in values.items()], agreed)
+    assert found.leader is not None and found.value is not None
+    true = means[found.leader]
+    return (
+        true == best or true - best < agreed.zone,
+        found.kind == "winner",
+        sum(map(len, values.values())),
+        true - found.value.value,
+        found.value.low <= true <= found.value.high,
+    )
 
 
 def _obeyed(
@@ -238,7 +236,7 @@ two are left to be confused, again and again."""
 EQUAL = {f"c{i}": 0.0 for i in range(5)}
 
 
-def run(sweeps: int = SWEEPS, confirmations: int = CONFIRMED) -> str:
+def run(sweeps: int = SWEEPS) -> str:
     rng = np.random.default_rng(20_26)
     rows = ["| equal configurations | winner declared |", "|---|---|"]
     for k, seeds, spread in ((2, 5, 1), (2, 20, 1), (12, 3, 1), (12, 5, 5), (60, 5, 1)):
@@ -279,10 +277,20 @@ def run(sweeps: int = SWEEPS, confirmations: int = CONFIRMED) -> str:
     rows += ["", "| confirmed seed by seed | right | winner | runs | bias, sd | covers |"]
     rows += ["|---|---|---|---|---|---|"]
     for label, means in (("spread out", SPREAD_OUT), ("alike", ALIKE), ("equal", EQUAL)):
-        found = confirmed(rng, confirmations, means, bench.terms(zone=1.0))
+        found = confirmed(rng, sweeps, means, bench.terms(zone=1.0), processes=PROCESSES)
         rows.append(
             f"| {len(means)}, {label} | {100 * found.right.share:.1f} % | "
             f"{100 * found.winners.share:.1f} % | {found.runs:.0f} | {found.bias:+.3f} | "
             f"{100 * found.covered.share:.1f} % |"
         )
-    return "\n".join([*rows, "", f"Equal repeats of 12 need {fixed} runs for 95 % right."])
+    rows += ["", f"Equal repeats of 12 need {fixed} runs for 95 % right."]
+    rows += ["", "| whole lives of equal ones | ever a winner | trials | bias, sd | covers |"]
+    rows += ["|---|---|---|---|---|"]
+    for life in LIVES:
+        few = sweeps if life == WHOLE else sweeps // 5
+        ended = lived(life, few, processes=PROCESSES)
+        share = f"{100 * ended.covered.share:.1f} %"
+        rows.append(
+            f"| {life} | {ended.winners} | {ended.trials:.0f} | {ended.bias:+.3f} | {share} |"
+        )
+    return "\n".join(rows)

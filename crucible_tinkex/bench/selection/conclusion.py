@@ -41,6 +41,7 @@ def terms(
     alpha: float = 0.05,
     looks: int = 1,
     cost_unit: str = "",
+    share: float = 1.0,
 ) -> Terms:
     """With the catalogue's direction and indifference zone of the metric where none is given; of an
     unknown metric, "min" and 0. Raises `ConfigError` for what is out of range."""
@@ -53,9 +54,11 @@ def terms(
         raise ConfigError(f"zone is {zone}; it must be zero or a positive difference of the metric")
     if not 0 < alpha < 1:
         raise ConfigError(f"alpha is {alpha}; it must be between 0 and 1, for example 0.05")
+    if not 0 < share <= 1:
+        raise ConfigError(f"share is {share}; it must be above 0, and 1 at most")
     if looks < 1:
         raise ConfigError(f"looks is {looks}; it must be at least 1")
-    return Terms(metric, direction, zone, alpha, looks, cost_unit)
+    return Terms(metric, direction, zone, alpha, looks, cost_unit, share)
 
 
 def conclude(

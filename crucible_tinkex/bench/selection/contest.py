@@ -58,7 +58,10 @@ class Duels:
 
 def leader(values: Floats) -> Indices:
     """The index of the best configuration by its mean, seeds' effects taken out; shape (...)."""
-    means = effects(values)[0][..., 0]
+    return _best(effects(values)[0][..., 0])
+
+
+def _best(means: Floats) -> Indices:
     return np.asarray(np.argmax(np.where(np.isfinite(means), means, -np.inf), axis=-1))
 
 
@@ -134,8 +137,9 @@ def contest(values: Floats, *, zone: float, alpha: float, shares: Floats | None 
     counts for nothing here, so that it can tell that one's value without optimism."""
     together = np.isfinite(values).sum(axis=-2, keepdims=True) > 1
     values = np.where(together, values, np.nan)
-    known = prior(values)
-    first = leader(values)
+    fitted = effects(values)
+    known = prior(values, fitted)
+    first = _best(fitted[0][..., 0])
     found = duels(values, first, alpha=alpha, known=known, shares=shares)
     competing = np.isfinite(values).any(axis=-1)
     return Contest(first, found, np.asarray(competing & (found.may_lead_by > zone)), known)

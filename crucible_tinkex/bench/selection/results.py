@@ -27,10 +27,12 @@ class Terms:
     """Rungs that are concluded from; each has its share of `alpha`."""
     cost_unit: str = ""
     """Of the configurations' `cost`, for words."""
+    share: float = 1.0
+    """Of `alpha`, for this conclusion; the rest is for others, on other values."""
 
     @property
     def level(self) -> float:
-        return self.alpha / self.looks
+        return self.alpha * self.share / self.looks
 
     @property
     def sign(self) -> float:

@@ -21,6 +21,7 @@ from crucible_tinkex.metrics import Direction
 from crucible_tinkex.names import short_keys
 from crucible_tinkex.registry import FAILED, LOST, STOPPED, SweepState, TrialRecord
 from crucible_tinkex.sweep.results.batches import Batch, batches
+from crucible_tinkex.sweep.results.judgements import judgement_share
 from crucible_tinkex.sweep.results.leaderboard import Configuration, Objective, configurations
 
 _COLUMNS = {"eval/nll": "nll", "eval/accuracy": "correct"}
@@ -60,6 +61,7 @@ def terms(state: SweepState) -> bench.Terms:
         direction,
         search.get("indifference"),
         cost_unit="training tokens",
+        share=judgement_share(state),
     )
 
 

@@ -33,9 +33,6 @@ from crucible_tinkex.registry import (
     TrialRecord,
 )
 
-ALTERNATIONS = 50
-"""Between configurations and seeds; with a few of each they converge far sooner."""
-
 
 @dataclass(frozen=True)
 class Objective:
@@ -188,22 +185,20 @@ def _confirming_seeds(search: Mapping[str, Any]) -> int:
 
 def _paired_keys(confirmed: Sequence[Configuration]) -> dict[int, float]:
     """By identity, what sorts the best first: means less what the seeds of each add to all that
-    have run them (least squares of configuration + seed, by turns). Plain means where all have run
-    the same seeds."""
+    have run them (least squares of configuration + seed). None where all have run the same."""
     cells = {
         id(c): {t.seed: c.objective.key(c.objective.value(t)) for t in c.done} for c in confirmed
     }
     cells = {i: values for i, values in cells.items() if all(map(math.isfinite, values.values()))}
     if len({frozenset(values) for values in cells.values()}) < 2:
         return {}
-    seeds = {seed: 0.0 for values in cells.values() for seed in values}
-    means: dict[int, float] = {}
-    for _ in range(ALTERNATIONS):
-        means = {i: fmean(v - seeds[s] for s, v in values.items()) for i, values in cells.items()}
-        for seed in seeds:
-            rests = [values[seed] - means[i] for i, values in cells.items() if seed in values]
-            seeds[seed] = fmean(rests)
-    return means
+    import numpy as np
+
+    from crucible_tinkex.bench.selection.spread import effects  # SciPy takes half a second
+
+    seeds = sorted({seed for values in cells.values() for seed in values})
+    means, _ = effects(np.array([[v.get(s, math.nan) for s in seeds] for v in cells.values()]))
+    return dict(zip(cells, means[:, 0].tolist(), strict=True))
 
 
 def _key(state: SweepState, trial: TrialRecord) -> tuple[object, ...]:
