@@ -110,6 +110,8 @@ class Contest:
     open: Bools
     """Rivals that more seeds could still show to be better than the leader by more than the zone;
     none: with 1 - alpha at least the leader is the best, if any is by more than the zone."""
+    pressing: Bools
+    """Those of the open ones that another seed is best spent on."""
     spread: Prior
 
     @property
@@ -134,4 +136,6 @@ def contest(values: Floats, *, zone: float, alpha: float, shares: Floats | None 
     found = duels(values, run.leader, alpha=alpha, known=known, shares=shares)
     may_win = np.isfinite(means) & (found.may_lead_by > zone)
     is_open = may_win & ~run.out & ~run.settled[..., None]
-    return Contest(run.leader, found, np.asarray(is_open), known)
+    pressing = is_open & run.pressing
+    pressing = np.where(pressing.any(axis=-1, keepdims=True), pressing, is_open)
+    return Contest(run.leader, found, np.asarray(is_open), np.asarray(pressing), known)

@@ -37,6 +37,9 @@ class Race:
     """The best by its mean of those that are in: shape (...)."""
     settled: Bools
     """Whether the leader is the best, if any is by more than the zone: shape (...)."""
+    pressing: Bools
+    """Who has more than an equal part of the odds that may be left: another seed of the others
+    would hardly help to settle it. Shape (..., configurations)."""
 
 
 def race(
@@ -48,7 +51,8 @@ def race(
     nobody is ever out."""
     competing = np.isfinite(means)
     if not zone > 0:
-        return Race(np.zeros_like(competing), _best(means), np.zeros_like(competing.any(axis=-1)))
+        nobody = np.zeros_like(competing)
+        return Race(nobody, _best(means), nobody.any(axis=-1), competing)
     heard = np.argsort(-means, axis=-1)[..., :HEARD]
     nats = _nats(values, heard, zone, known)
     shares = np.broadcast_to(shares, means.shape)
@@ -63,8 +67,20 @@ def race(
     odds = np.where(out, np.minimum(odds, 1 / np.maximum(ratios.sum(axis=-2), 1.0)), odds)
     odds = odds * np.maximum(1.0, shares / np.take_along_axis(shares, first, axis=-1))
     others = competing & (np.arange(means.shape[-1]) != first)
-    settled = np.where(others, odds, 0.0).sum(axis=-1) <= alpha / (1 - alpha)
-    return Race(out, first[..., 0], np.asarray(settled))
+    odds = np.where(others, odds, 0.0)
+    enough = alpha / (1 - alpha)
+    settled = np.asarray(odds.sum(axis=-1) <= enough)
+    return Race(out, first[..., 0], settled, others & (odds > _part(odds, enough)))
+
+
+def _part(odds: Floats, enough: float) -> Floats:
+    """Of what may be left of all odds together, those that are below an equal part take only what
+    they have, and the rest is shared equally again: what each of these may have, shape (..., 1)."""
+    rising = np.sort(odds, axis=-1)
+    left = enough - (np.cumsum(rising, axis=-1) - rising)
+    part = left / np.arange(odds.shape[-1], 0, -1)
+    above = np.argmax(rising > part, axis=-1)[..., None]
+    return np.asarray(np.take_along_axis(part, above, axis=-1))
 
 
 def nats_of(lead: Floats, variance: Floats, shared: Floats, df: Floats, zone: float) -> Floats:
