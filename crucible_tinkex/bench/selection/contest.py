@@ -11,6 +11,9 @@ ends, the posterior probability of the other sign is below .2 %). The same side 
 errs where one is wrongly called good enough, so winners and ties together err with alpha at most.
 Nothing here grows with the square of the configurations.
 
+The `race` answers another question, which of all would be taken, with alpha of its own: it says
+when seeds suffice, and never that somebody is worse.
+
 Values have shape (..., configurations, seeds), *higher is better*, NaN where not measured; leading
 axes are separate sweeps, so simulations of a thousand sweeps run the same code.
 """

@@ -17,14 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crucible_tinkex.bench.intervals import Bools, Floats, Indices
+from crucible_tinkex.bench.intervals import Bools, Floats, Indices, log_ratio
 from crucible_tinkex.bench.selection.spread import Prior, paired
 
 HEARD = 64
 """Only what so many say, the best by their means, is set against each: work does not grow with the
 square of the configurations. Evidence not heard may keep one in, and never puts one out."""
-_MOST = 50.0
-"""Nats of one pair; more is certain, and would overflow."""
 
 
 @dataclass(frozen=True)
@@ -83,22 +81,12 @@ def _part(odds: Floats, enough: float) -> Floats:
     return np.asarray(np.take_along_axis(part, above, axis=-1))
 
 
-def nats_of(lead: Floats, variance: Floats, shared: Floats, df: Floats, zone: float) -> Floats:
-    """What a mean difference is worth: the log of the ratio of two means of +-`zone`, shrunk as
-    Student's tail is beside the normal one. 0 where nothing is known of the variance."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        plain = 2 * zone * shared * np.abs(lead) / variance
-        worth = df / 2 * np.log1p(2 * plain / df)
-    worth = np.where((variance > 0) & (df > 0), worth, 0.0)
-    return np.asarray(np.sign(lead) * np.minimum(worth, _MOST))
-
-
 def _nats(values: Floats, chosen: Indices, zone: float, known: Prior) -> Floats:
     """For each of `chosen`, of shape (..., m), rather than each of all: shape (..., m, k)."""
     rows = np.take_along_axis(values, chosen[..., None], axis=-2)
     each = Prior(*(x[..., None] for x in (known.variance, known.df, known.pooled, known.most)))
     found = paired(rows[..., :, None, :], values[..., None, :, :], each)
-    return nats_of(found.lead, found.variance, found.shared, found.df, zone)
+    return log_ratio(found.lead, found.variance, found.shared, found.df, zone)
 
 
 def _best(means: Floats) -> Indices:

@@ -1,13 +1,15 @@
 """Which seeds to run next, and how many it will take: pure functions of the values so far.
 
-`next_seeds` is a selection with an indifference zone that needs no variance beforehand (`race`). The
-leader and the rivals that press it most get the next seed with the same number, so that differences
-stay paired; nobody else. It ends when no rival is open any more. A configuration that is the best by
-more than the zone is then the leader with probability 1 - alpha at least.
+`next_seeds` is a selection with an indifference zone that needs no variance beforehand (`race`).
+The leader and the rivals that press it most get the next seed with the same number, so that
+differences stay paired; nobody else. It ends when no rival is open any more. A configuration that
+is the best by more than the zone is then the leader with probability 1 - alpha at least, where the
+seeds do about as much to all (docs/statistics.md: what they may differ).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -177,13 +179,15 @@ def forecast(found: Table, result: Contest, terms: Terms) -> Forecast:
     needed: dict[int, int] = {}
     for i in np.flatnonzero(result.open):
         shared = int(duels.shared[i])
+        share = min(float(found.shares[i]), float(found.shares[first]))
         n = seeds_to_settle(
             float(duels.lead[i]),
             float(duels.sd[i]),
             shared=shared,
             df=float(duels.df[i]),
-            level=float(level_of(terms.level, np.minimum(found.shares[i], found.shares[first]))),
+            level=float(level_of(terms.level, np.array(share))),
             zone=terms.zone,
+            nats=math.log((1 - share) / (terms.level * share)),
         )
         if n is None:
             return Forecast(None, None, None)
