@@ -68,7 +68,8 @@ def race(
     odds = np.where(others, odds, 0.0)
     enough = alpha / (1 - alpha)
     settled = np.asarray(odds.sum(axis=-1) <= enough)
-    return Race(out, first[..., 0], settled, others & (odds > _part(odds, enough)))
+    pressing = np.asarray(others & (odds > _part(odds, enough)))
+    return Race(out, first[..., 0], settled, pressing)
 
 
 def _part(odds: Floats, enough: float) -> Floats:
