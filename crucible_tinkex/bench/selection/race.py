@@ -50,7 +50,7 @@ def race(
     competing = np.isfinite(means)
     if not zone > 0:
         nobody = np.zeros_like(competing)
-        return Race(nobody, _best(means), nobody.any(axis=-1), competing)
+        return Race(nobody, _best(means), np.asarray(nobody.any(axis=-1)), competing)
     heard = np.argsort(-means, axis=-1)[..., :HEARD]
     nats = _nats(values, heard, zone, known)
     shares = np.broadcast_to(shares, means.shape)
