@@ -1,7 +1,7 @@
 """`make bench`: all benchmarks but `sessions` (six minutes, 8 GB), `telemetry` (five minutes),
 `replay` (hours) and `makespan` (ten minutes), or those named: `python -m benchmarks engine
-sampling server sessions client data telemetry overhead throughput scale honesty priors replay
-makespan`."""
+sampling server sessions client data telemetry overhead throughput scale honesty selection priors
+replay makespan`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from benchmarks import (
     replay,
     sampling_speed,
     scale,
+    selection,
     server_cost,
     sessions,
     telemetry,
@@ -66,6 +67,7 @@ BENCHMARKS: Mapping[str, Callable[[], Iterator[str]]] = {
     "throughput": _one(lambda: throughput.table(throughput.run())),
     "scale": _scale,
     "honesty": _one(honesty.run),
+    "selection": _one(selection.run),
     "priors": _one(priors.run),
     "replay": _replay,
     "makespan": _one(makespan.run),
