@@ -3,9 +3,11 @@
 What earlier sweeps suggest and a few evenly spread points are trained up to one early rung, where a
 trial costs a twentieth. There the search climbs: the neighbours of those that would go on, one
 setting changed by one step, are trained up to the rung, too, until all are known. Then the best few
-go on to their ends, the best first. Early rungs mislead in one direction, as a rate that is too
-high looks good early and one that is a little lower wins late; so all neighbours of the one that
-ended best are looked at in the same way, until none is better, and ranges at half the step.
+go on to their ends, one after the other as sessions get free, the most promising first. Early rungs
+mislead in one direction, as a rate that is too high looks good early and one that is a little lower
+wins late; so what is promising is learnt from those that have ended (`expected`), and all
+neighbours of the one that ended best are looked at in the same way, until none is better, and
+ranges at half the step.
 
 A step that lost elsewhere (rank 8 to 2, say) is not tried again from the next point: settings
 mostly act alike wherever they are changed. Only around the one that ended best nothing is left out.
@@ -38,6 +40,8 @@ FEWEST = 4
 """Configurations below which nothing is stopped: there is nothing to save."""
 DIGITS = 6
 """Of places that are compared."""
+LIKENESS = 1 / 4
+"""How much less one that ended counts for another with every step between them."""
 FINER = 0.5
 """Share of a step at which the ranges around the best are looked at last."""
 
@@ -131,6 +135,20 @@ def next_places(looks: Sequence[Look], around: Neighbourhood, *, keep: int = KEE
     if any(look.open for look in looks):
         return Next()
     return _around_the_best(looks, around)
+
+
+def expected(places: Places, early: float, looks: Sequence[Look], around: Neighbourhood) -> float:
+    """The loss at the end of one that stands at the rung: what those that have ended lost from the
+    rung on is added to its own loss there, the mean weighted by how alike they are (Nadaraya and
+    Watson's). So after one `constant` and one `cosine` that are alike in all else have ended, the
+    better of both is what is waited for. Before anybody has ended it is the loss at the rung."""
+    ended = [
+        (LIKENESS ** around.distance(places, look.places), look.final - look.early)
+        for look in looks
+        if look.early is not None and look.final is not None and math.isfinite(look.final)
+    ]
+    weight = sum(w for w, _ in ended)
+    return early + sum(w * later for w, later in ended) / weight if weight else early
 
 
 def _around_the_best(looks: Sequence[Look], around: Neighbourhood) -> Next:

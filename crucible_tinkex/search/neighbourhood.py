@@ -57,6 +57,11 @@ class Neighbourhood:
             return (end for end in (place - size, place + size) if 0 < end < 1)
         return ((row + 0.5) * size for row in range(len(dimension.rows)))
 
+    def distance(self, one: Places, other: Places) -> float:
+        """In steps, over all dimensions; of lists without an order, how many differ."""
+        apart = zip(one, other, self._dimensions, self._steps, strict=True)
+        return sum(abs(a - b) / size if d.ordered else abs(a - b) > SAME for a, b, d, size in apart)
+
     def same(self, one: Places, other: Places, *, share: float = 1.0) -> bool:
         """Whether two points are nearer than half a step in every range, and equal elsewhere."""
         return all(

@@ -106,7 +106,8 @@ def test_the_data_are_the_same_every_time(tmp_path: Path) -> None:
 
 def test_the_recorded_grids_are_whole_and_small() -> None:
     found = list(surfaces())
-    assert {s.task for s in found} == set(recorded_tasks.TASKS) and len(found) == 8
+    tuned = set(recorded_tasks.TASKS) - set(recorded_tasks.HELD_OUT)
+    assert {s.task for s in found} == tuned and len(found) == 8
     for of_task in found:
         assert len(of_task.points) >= 60 and np.isfinite(of_task.losses).all()
         assert of_task.losses[:, -1].max() > 1.5 * of_task.losses[:, -1].min()
