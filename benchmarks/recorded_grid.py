@@ -16,6 +16,8 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 RECORDED = Path(__file__).parent / "recorded" / "curves.parquet"
+HELD_OUT = RECORDED.with_name("held_out.parquet")
+"""Recorded when the numbers of `auto` stood: to judge, not to choose."""
 KEYS = {
     "learning_rate": "optimizer.learning_rate",
     "rank": "lora.rank",

@@ -12,20 +12,26 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import astuple, dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.recorded_grid import RECORDED, Ledger, Surface, surfaces
-from benchmarks.recorded_sweep import declared, replay_sweep
+from benchmarks.recorded_grid import HELD_OUT, RECORDED, Ledger, Surface, surfaces
+from benchmarks.recorded_sweep import Plans, declared, replay_sweep
+from crucible_tinkex.config import Experiment
 from crucible_tinkex.search.auto_settings import chosen
 from crucible_tinkex.search.learned.priors import RANK, RATE, Record
 
 Search = Callable[[Ledger, int], object]
 """Trains points of the ledger's surface until it has its answer. The number seeds it."""
+PIECE = 50
+"""Orders that a process replays before it answers."""
 BATCH, SCHEDULE = "train.batch_size", "optimizer.schedule"
 
 
@@ -40,23 +46,27 @@ def until_found(surface: Surface, strategy: str) -> Search:
     """One that stops nobody and would try everything."""
     asked = {"strategy": strategy, "trials": len(surface.points)}
     experiment = declared(surface, asked)
+    plans: Plans = {}
     return lambda ledger, seed: replay_sweep(
-        experiment, ledger, seed=seed, enough=lambda: ledger.found
+        experiment, ledger, seed=seed, enough=lambda: ledger.found, plans=plans
     )
 
 
 def stopping(surface: Surface, **rule: Any) -> Search:
     """Everybody in a random order, under a rule."""
     asked = {"strategy": "random", "trials": len(surface.points), "stopping": rule}
-    experiment = declared(surface, asked)
-    return lambda ledger, seed: replay_sweep(experiment, ledger, seed=seed)
+    return _sweep(declared(surface, asked))
 
 
 def automatic(surface: Surface, records: Sequence[Record]) -> Search:
     """What a user gets whose storage holds these finished trials, and who gives only the space."""
     asked = declared(surface, {"strategy": "auto"})
-    experiment = chosen(asked, steps=surface.total, records=records).experiment
-    return lambda ledger, seed: replay_sweep(experiment, ledger, seed=seed)
+    return _sweep(chosen(asked, steps=surface.total, records=records).experiment)
+
+
+def _sweep(experiment: Experiment) -> Search:
+    plans: Plans = {}
+    return lambda ledger, seed: replay_sweep(experiment, ledger, seed=seed, plans=plans)
 
 
 # --- what the prior knows ---------------------------------------------------------------------
@@ -123,10 +133,10 @@ class Score:
     regret: float
 
 
-def replay(surface: Surface, search: Search, orders: int) -> Score:
-    whole = surface.tokens.sum()
-    scores = []
-    for order in range(orders):
+def replay(surface: Surface, search: Search, orders: Iterable[int]) -> list[Score]:
+    """Of every order."""
+    whole, scores = surface.tokens.sum(), []
+    for order in orders:
         ledger = Ledger(surface)
         search(ledger, order)
         trained, found, killed = ledger.spent, ledger.found, ledger.killed
@@ -135,8 +145,8 @@ def replay(surface: Surface, search: Search, orders: int) -> Score:
         _finish(ledger)
         assert ledger.reached is not None
         regret = answer / surface.losses[:, -1].min() - 1
-        scores.append((ledger.reached / whole, trained / whole, found, killed, regret))
-    return Score(*(fmean(column) for column in zip(*scores, strict=True)))
+        scores.append(Score(ledger.reached / whole, trained / whole, found, killed, regret))
+    return scores
 
 
 def _finish(ledger: Ledger) -> None:
@@ -151,8 +161,44 @@ def _finish(ledger: Ledger) -> None:
         ledger.train(point, surface.total)
 
 
+def mean(scores: Sequence[Score]) -> Score:
+    return Score(*(fmean(column) for column in zip(*map(astuple, scores), strict=True)))
+
+
+# --- all of them ------------------------------------------------------------------------------
+
+
+@cache
+def _prepared(path: Path) -> list[tuple[Surface, dict[str, tuple[Search, float]]]]:
+    """Every surface of a file with its searches; what is known beforehand is of other tasks."""
+    known = [s for s in surfaces(RECORDED) if s.seed == "mean"]
+    found = list(surfaces(path))
+    others = [[k for k in known if k.task != surface.task] for surface in found]
+    return [(s, searches(s, o)) for s, o in zip(found, others, strict=True)]
+
+
+def _part(path: Path, surface: int, name: str, orders: range) -> list[Score]:
+    found, its_searches = _prepared(path)[surface]
+    return replay(found, its_searches[name][0], orders)
+
+
+def _parts(
+    pool: ProcessPoolExecutor, path: Path, surface: int, orders: int, only: Sequence[str]
+) -> dict[str, list[Future[list[Score]]]]:
+    """By search, in pieces, so that no process waits long for another."""
+    found: dict[str, list[Future[list[Score]]]] = {}
+    for name, (_, share) in _prepared(path)[surface][1].items():
+        if only and name not in only:
+            continue
+        wanted = range(max(1, round(orders * share)))
+        pieces = [wanted[i : i + PIECE] for i in range(0, len(wanted), PIECE)]
+        found[name] = [pool.submit(_part, path, surface, name, piece) for piece in pieces]
+    return found
+
+
 COLUMNS = (
     "search",
+    "orders",
     "fewer tokens than the grid",
     "all it trains, of the grid",
     "found",
@@ -160,52 +206,58 @@ COLUMNS = (
     "answer worse by",
 )
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+NOT_REPLAYED = (
+    "Population based training is not among them: it trains on with other settings from another's "
+    "weights, and recorded curves have no forks. `python -m benchmarks.population` runs it live."
+)
 
 
-def _row(name: str, score: Score) -> str:
+def _row(name: str, orders: int, score: Score) -> str:
     return (
-        f"| {name} | {1 / score.tokens:.1f} x | {score.trained:.3f} | {score.found:.1%} | "
-        f"{score.killed:.1%} | {score.regret:.2%} |"
+        f"| {name} | {orders} | {1 / score.tokens:.1f} x | {score.trained:.3f} | "
+        f"{score.found:.1%} | {score.killed:.1%} | {score.regret:.2%} |"
     )
 
 
-def tables(orders: int, path: Path = RECORDED, only: Sequence[str] = ()) -> Iterator[str]:
+def tables(
+    orders: int, path: Path = RECORDED, only: Sequence[str] = (), *, processes: int | None = None
+) -> Iterator[str]:
     """One for every surface, then the mean over them."""
-    found = list(surfaces(path))
-    scores: dict[str, list[Score]] = {}
-    for surface in found:
-        others = [s for s in found if s.task != surface.task and s.seed == "mean"]
-        lines = [
-            f"{surface.task}, seed {surface.seed}: {len(surface.points)} points x {surface.total} "
-            f"steps, {surface.good.sum()} within 0.5 % of the best",
-            "",
-            HEAD,
-        ]
-        for name, (search, share) in searches(surface, others).items():
-            if only and name not in only:
-                continue
-            score = replay(surface, search, max(1, round(orders * share)))
-            scores.setdefault(name, []).append(score)
-            lines.append(_row(name, score))
-        yield "\n".join(lines)
-    means = [_row(name, mean(of_all)) for name, of_all in scores.items()]
-    yield "\n".join([f"Mean of the {len(found)}", "", HEAD, *means])
-
-
-def mean(scores: Sequence[Score]) -> Score:
-    return Score(*(fmean(column) for column in zip(*map(astuple, scores), strict=True)))
+    found = _prepared(path)
+    of_all: dict[str, list[Score]] = {}
+    counts: dict[str, int] = {}
+    with ProcessPoolExecutor(processes or os.cpu_count()) as pool:
+        parts = [_parts(pool, path, i, orders, only) for i in range(len(found))]
+        for (surface, _), of_surface in zip(found, parts, strict=True):
+            lines = [
+                f"{surface.task}, seed {surface.seed}: {len(surface.points)} points x "
+                f"{surface.total} steps, {surface.good.sum()} within 0.5 % of the best",
+                "",
+                HEAD,
+            ]
+            for name, futures in of_surface.items():
+                scores = [score for future in futures for score in future.result()]
+                counts[name] = len(scores)
+                of_all.setdefault(name, []).append(mean(scores))
+                lines.append(_row(name, len(scores), of_all[name][-1]))
+            yield "\n".join(lines)
+    means = [_row(name, counts[name], mean(scores)) for name, scores in of_all.items()]
+    yield "\n".join([f"Mean of the {len(found)}", "", HEAD, *means, "", NOT_REPLAYED])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--orders", type=int, default=1000)
     parser.add_argument("--curves", type=Path, default=RECORDED)
+    parser.add_argument("--held-out", action="store_true", help="the held-out tasks instead")
     parser.add_argument("--only", nargs="*", default=())
+    parser.add_argument("--processes", type=int, help="by default one a core")
     options = parser.parse_args()
+    path = HELD_OUT if options.held_out else options.curves
     began = time.monotonic()
-    for table in tables(options.orders, options.curves, options.only):
+    for table in tables(options.orders, path, options.only, processes=options.processes):
         print(table, flush=True)
-        print(f"({time.monotonic() - began:.0f} s)\n")
+        print(f"({time.monotonic() - began:.0f} s)\n", flush=True)
 
 
 if __name__ == "__main__":

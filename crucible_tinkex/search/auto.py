@@ -125,11 +125,11 @@ def next_places(looks: Sequence[Look], around: Neighbourhood, *, keep: int = KEE
     if any(look.open and look.early is None for look in looks):
         return Next(waits=True)
     early = {look.places: look.early for look in looks if look.early is not None}
-    losses = {_rounded(places): loss for places, loss in early.items()}
+    losses = _Losses(early)
     finite = [places for places, loss in early.items() if math.isfinite(loss)]
     leaders = sorted(finite, key=lambda places: early[places])[:keep]
     for place, leader in enumerate(leaders, start=1):
-        steps = (s for s in around.steps(leader) if not _lost(s, losses))
+        steps = (s for s in around.steps(leader) if not losses.lost(s))
         if found := _unknown(leader, steps, looks, around):
             return Next(found, reason=f"a neighbour of the one in place {place} at the first rung")
     if any(look.open for look in looks):
@@ -177,15 +177,28 @@ def _unknown(
     )
 
 
-def _lost(step: Step, losses: Mapping[Places, float]) -> bool:
-    """Whether this step was taken elsewhere, and made it worse by more than a margin each time."""
-    pairs = [
-        (losses[end], loss)
-        for start, loss in losses.items()
-        if abs(start[step.dimension] - step.start) < SAME
-        and (end := _rounded(step.of(start))) in losses
-    ]
-    return bool(pairs) and all(new > old + MARGIN * abs(old) for new, old in pairs)
+class _Losses:
+    """At the rung, by place; asked about one step at a time."""
+
+    def __init__(self, early: Mapping[Places, float]) -> None:
+        self._losses = {_rounded(places): loss for places, loss in early.items()}
+        self._lost: dict[Step, bool] = {}
+
+    def lost(self, step: Step) -> bool:
+        """Whether this step was taken elsewhere, and made it worse by more than a margin each
+        time."""
+        if step not in self._lost:
+            pairs = list(self._pairs(step))
+            self._lost[step] = bool(pairs) and all(n > o + MARGIN * abs(o) for o, n in pairs)
+        return self._lost[step]
+
+    def _pairs(self, step: Step) -> Iterator[tuple[float, float]]:
+        """Before and after, wherever both ends were measured."""
+        for start, loss in self._losses.items():
+            if abs(start[step.dimension] - step.start) < SAME:
+                end = self._losses.get(_rounded(step.of(start)))
+                if end is not None:
+                    yield loss, end
 
 
 def _rounded(places: Places) -> Places:

@@ -40,7 +40,6 @@ from crucible_tinkex.sweep.deciding.proposing.population import replacements
 from crucible_tinkex.sweep.deciding.rungs import Rung
 from crucible_tinkex.training.plan import TrialPlan
 
-
 _Judged: TypeAlias = tuple[TrialRecord, Verdict, str]
 """A trial at a rung, what becomes of it, and the reason."""
 
