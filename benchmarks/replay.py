@@ -26,7 +26,7 @@ from benchmarks.recorded_grid import HELD_OUT, RECORDED, Ledger, Surface, surfac
 from benchmarks.recorded_sweep import Plans, declared, replay_sweep
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.search.auto_settings import chosen
-from crucible_tinkex.search.learned.priors import RANK, RATE, Record
+from crucible_tinkex.search.learned.records import RANK, RATE, Record
 
 Search = Callable[[Ledger, int], object]
 """Trains points of the ledger's surface until it has its answer. The number seeds it."""

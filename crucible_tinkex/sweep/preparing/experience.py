@@ -15,7 +15,7 @@ from typing import Any
 from crucible_tinkex.errors import ConfigError, StorageError
 from crucible_tinkex.names import SweepPaths, canonical_json
 from crucible_tinkex.registry import DONE, SweepState
-from crucible_tinkex.search.learned.priors import RANK, RATE, Record
+from crucible_tinkex.search.learned.records import RANK, RATE, USUAL_WAY, Record, way_of
 
 BATCH = "train.batch_size"
 METRICS = ("eval/nll", "train/nll")
@@ -99,6 +99,7 @@ def _records(state: SweepState) -> Iterator[Record]:
             steps=trial.total_steps,
             metric=trial.metrics[metric],
             sweep=f"{sweep} {canonical_json(others)}",
+            way=way_of({**_usual_way(declared), **trial.values}),
         )
 
 
@@ -106,3 +107,12 @@ def _defaults(declared: dict[str, Any]) -> dict[str, Any]:
     """What a trial has where nothing of it varies; `declared` is an experiment with all keys."""
     dotted = {key: key.split(".") for key in (RATE, RANK, BATCH)}
     return {key: declared[section][name] for key, (section, name) in dotted.items()}
+
+
+def _usual_way(declared: dict[str, Any]) -> dict[str, Any]:
+    """How it learns, as declared; an old sweep may not have all of it."""
+    found = {}
+    for key, usual in USUAL_WAY.items():
+        section, _, name = key.partition(".")
+        found[key] = declared.get(section, {}).get(name, usual)
+    return found
