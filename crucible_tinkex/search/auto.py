@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from crucible_tinkex.search.neighbourhood import SAME, Neighbourhood, Step
 from crucible_tinkex.search.points.dimensions import Places
@@ -129,8 +130,8 @@ def next_places(looks: Sequence[Look], around: Neighbourhood, *, keep: int = KEE
     finite = [places for places, loss in early.items() if math.isfinite(loss)]
     leaders = sorted(finite, key=lambda places: early[places])[:keep]
     for place, leader in enumerate(leaders, start=1):
-        steps = (s for s in around.steps(leader) if not losses.lost(s))
-        if found := _unknown(leader, steps, looks, around):
+        steps = _unknown(leader, looks, around)
+        if found := tuple(end for step, end in steps if not losses.lost(step)):
             return Next(found, reason=f"a neighbour of the one in place {place} at the first rung")
     if any(look.open for look in looks):
         return Next()
@@ -157,24 +158,22 @@ def _around_the_best(looks: Sequence[Look], around: Neighbourhood) -> Next:
         return Next()
     best = min(ended, key=lambda places: ended[places])
     for share in (1.0, FINER):
-        steps = around.steps(best, share=share)
-        if found := _unknown(best, steps, looks, around, share):
+        if found := tuple(end for _, end in _unknown(best, looks, around, share)):
             return Next(found, reason="a neighbour of the best that was trained to its end")
     return Next()
 
 
 def _unknown(
-    leader: Places,
-    steps: Iterator[Step],
-    looks: Sequence[Look],
-    around: Neighbourhood,
-    share: float = 1.0,
-) -> tuple[Places, ...]:
-    """Where the steps lead, without what was tried already."""
-    ends = (step.of(leader) for step in steps)
-    return tuple(
-        end for end in ends if not any(around.same(end, k.places, share=share) for k in looks)
-    )
+    leader: Places, looks: Sequence[Look], around: Neighbourhood, share: float = 1.0
+) -> Iterator[tuple[Step, Places]]:
+    """The steps from there that lead to what was not tried already, and where they lead."""
+    tried = {_rounded(look.places) for look in looks}
+    for step in around.steps(leader, share=share):
+        end = step.of(leader)
+        if _rounded(end) not in tried and not any(
+            around.same(end, look.places, share=share) for look in looks
+        ):
+            yield step, end
 
 
 class _Losses:
@@ -201,5 +200,6 @@ class _Losses:
                     yield loss, end
 
 
+@lru_cache(maxsize=4096)
 def _rounded(places: Places) -> Places:
     return tuple(round(place, DIGITS) for place in places)

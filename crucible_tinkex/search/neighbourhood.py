@@ -38,10 +38,19 @@ class Neighbourhood:
         self._dimensions = dimensions
         self._steps = [step_size(d) for d in dimensions]
         self._ordered = [d.ordered for d in dimensions]
+        halves = zip(dimensions, self._steps, strict=True)
+        self._halves = [0.0 if d.span is None else size / 2 for d, size in halves]
+        self._known: dict[tuple[Places, float], tuple[Step, ...]] = {}
 
-    def steps(self, places: Places, *, share: float = 1.0) -> Iterator[Step]:
+    def steps(self, places: Places, *, share: float = 1.0) -> tuple[Step, ...]:
         """Those that lead from a point to its neighbours. `share`: of a step, in ranges; below 1
         the values of lists stay as they are."""
+        key = places, share
+        if key not in self._known:
+            self._known[key] = tuple(self._from(places, share))
+        return self._known[key]
+
+    def _from(self, places: Places, share: float) -> Iterator[Step]:
         for i, dimension in enumerate(self._dimensions):
             if dimension.span is None:
                 ends = self._rows(i, places[i]) if share == 1 else iter(())
@@ -65,9 +74,9 @@ class Neighbourhood:
 
     def same(self, one: Places, other: Places, *, share: float = 1.0) -> bool:
         """Whether two points are nearer than half a step in every range, and equal elsewhere."""
-        for a, b, dimension, size in zip(one, other, self._dimensions, self._steps, strict=True):
+        for a, b, size in zip(one, other, self._halves, strict=True):
             apart = abs(a - b)
-            if apart >= SAME and (dimension.span is None or apart >= size * share / 2):
+            if apart >= SAME and apart >= size * share:
                 return False
         return True
 
