@@ -104,8 +104,8 @@ def _record(surface: Surface, point: Mapping[str, Any], loss: float) -> Record:
 
 
 def searches(surface: Surface, others: Sequence[Surface]) -> dict[str, tuple[Search, float]]:
-    """Name to the search and the share of the orders that it is replayed with (a sampler's second
-    is dear)."""
+    """Name to the search and the share of the orders that it is replayed with: a sampler's second
+    is dear, and where all are trained up to the one rung the order makes no difference."""
     early, rung = round(surface.total / 18), surface.total // 9
     return {
         "grid": (grid, 0.001),
@@ -115,9 +115,9 @@ def searches(surface: Surface, others: Sequence[Surface]) -> dict[str, tuple[Sea
         "asha, from 1/9": (stopping(surface, rule="halving", first_rung=rung), 1),
         "asha, from 1/18": (stopping(surface, rule="halving", first_rung=early), 1),
         "hyperband": (stopping(surface, rule="hyperband", first_rung=rung), 1),
-        "top 4 after 1/9": (stopping(surface, rule="topk", first_rung=rung, keep=4), 1),
-        "top 6 after 1/18": (stopping(surface, rule="topk", first_rung=early, keep=6), 1),
-        "top 8 after 1/9": (stopping(surface, rule="topk", first_rung=rung, keep=8), 1),
+        "top 4 after 1/9": (stopping(surface, rule="topk", first_rung=rung, keep=4), 0.01),
+        "top 6 after 1/18": (stopping(surface, rule="topk", first_rung=early, keep=6), 0.01),
+        "top 8 after 1/9": (stopping(surface, rule="topk", first_rung=rung, keep=8), 0.01),
         "auto, no prior": (automatic(surface, []), 1),
         "auto, wrong prior": (automatic(surface, misleading(surface)), 1),
         "auto": (automatic(surface, experience(others)), 1),

@@ -168,10 +168,11 @@ def _unknown(
 ) -> Iterator[tuple[Step, Places]]:
     """The steps from there that lead to what was not tried already, and where they lead."""
     tried = {_rounded(look.places) for look in looks}
+    near = looks if around.has_ranges else ()  # else only what is equal is the same
     for step in around.steps(leader, share=share):
         end = step.of(leader)
         if _rounded(end) not in tried and not any(
-            around.same(end, look.places, share=share) for look in looks
+            around.same(end, look.places, share=share) for look in near
         ):
             yield step, end
 

@@ -40,6 +40,7 @@ class Neighbourhood:
         self._ordered = [d.ordered for d in dimensions]
         halves = zip(dimensions, self._steps, strict=True)
         self._halves = [0.0 if d.span is None else size / 2 for d, size in halves]
+        self.has_ranges = any(d.span is not None for d in dimensions)
         self._known: dict[tuple[Places, float], tuple[Step, ...]] = {}
 
     def steps(self, places: Places, *, share: float = 1.0) -> tuple[Step, ...]:
