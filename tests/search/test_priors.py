@@ -76,6 +76,7 @@ def test_own_sweeps_of_the_base_are_asked_alone_whatever_else_is_known() -> None
     ]
     prior = suggest([*published(), *own], replace(LLAMA, batch_size=64, steps=400))
     assert prior.suggestions[0].values == {RATE: 7.8e-3, RANK: 4} and prior.in_range
+    assert rates(prior)[1] == 3e-3, "1e-2 would be nearly the same again"
     assert "in this storage" in prior.suggestions[0].reason
 
 

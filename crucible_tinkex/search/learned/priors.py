@@ -39,6 +39,8 @@ _WIDTH = {"rank": 1.0, "billions": 4.0, "batch_size": 2.0, "steps": 2.0}
 """Doublings at which a curve of another rank, size, ... weighs half. A rate depends on the rank
 more than on the size: among the published grids the best one moves with the rank within a base."""
 _SAME_BASE, _SAME_FAMILY = 4.0, 1.5
+_SAME_RATE = math.log2(10) / 4
+"""Doublings within which two rates are one guess: half a step of the search."""
 _FAR = 2.0
 """Doublings beyond the records from which on a question is called out of range."""
 
@@ -252,8 +254,7 @@ def _losses(
     there is none, those that any has."""
     found: dict[float, list[float | None]] = {}
     covered: dict[float, float] = {}
-    best = {_rounded(c.best_rate / 2 ** _carried(c, question)) for c in curves if c.own}
-    for rate in question.rates or sorted({*USUAL_RATES, *best}):
+    for rate in question.rates or _usual_rates(curves, question):
         row = [c.loss(math.log2(rate) + _carried(c, question)) for c in curves]
         found[rate] = row
         covered[rate] = sum(w for w, loss in zip(weights, row, strict=True) if loss is not None)
@@ -262,8 +263,12 @@ def _losses(
     return most or {rate: row for rate, row in found.items() if covered[rate] > 0}
 
 
-def _rounded(rate: float) -> float:
-    return float(f"{rate:.3g}")
+def _usual_rates(curves: Sequence[_Curve], question: Question) -> list[float]:
+    """Also those that were best in own sweeps, and then nothing that is nearly the same."""
+    carried = {c.best_rate / 2 ** _carried(c, question) for c in curves if c.own}
+    best = {float(f"{rate:.3g}") for rate in carried}
+    others = [r for r in USUAL_RATES if all(_doublings(r, b) > _SAME_RATE for b in best)]
+    return sorted([*best, *others])
 
 
 def _carried(curve: _Curve, question: Question) -> float:
