@@ -286,9 +286,7 @@ class Player:
 
     def __init__(self, experiment: Experiment, surface: Surface, drawn: Drawn) -> None:
         self._experiment, self._drawn = experiment, drawn
-        self._key = experiment.search.model_copy(update={"stopping": None}).model_dump_json(
-            exclude={"stopping"}
-        )
+        self._key = experiment.search.model_dump_json(exclude={"stopping"})
         self._rule = stopping_rule(experiment.search)
         space = Space(experiment)
         self._around = Neighbourhood(space.dimensions)
@@ -297,11 +295,12 @@ class Player:
         self._places = [p for p in places if p is not None]
         assert len(self._places) == len(surface.points)
         self._rung = self._rule.rungs(surface.total)[0]
+        self._first = first(len(experiment.search.enqueue))
 
     def __call__(
         self, ledger: Ledger, seed: int, enough: Callable[[], bool] = lambda: False
     ) -> None:
-        key = self._key, seed
+        key = self._key, self._first, seed
         if key not in self._drawn:
             self._drawn[key] = self._draw(seed)
         Play(self._rule, self._source(self._drawn[key]), ledger).run(enough)
@@ -321,7 +320,7 @@ class Player:
             return Listed(drawn)
         keep, most = search.stopping.keep, search.trials
         assert isinstance(keep, int) and most is not None
-        begin = drawn[: min(most, first(len(search.enqueue)))]
+        begin = drawn[: min(most, self._first)]
         return Climbing(begin, self._places, self._around, rung=self._rung, keep=keep, most=most)
 
 
