@@ -20,7 +20,7 @@ from crucible_tinkex.config.sweep.run import DEFAULT_STORAGE
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths, base_name, check_segment
 from crucible_tinkex.search.auto_settings import chosen
-from crucible_tinkex.search.learned.priors import published
+from crucible_tinkex.search.learned.records import published
 from crucible_tinkex.storage import storage_errors
 from crucible_tinkex.sweep.preparing.experience import finished_trials, speed
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, load_sweep, prepare

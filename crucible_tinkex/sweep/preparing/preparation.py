@@ -31,7 +31,7 @@ from crucible_tinkex.registry import ATTESTED, Spent, SweepState
 from crucible_tinkex.scoring import Scoring
 from crucible_tinkex.search import strategies
 from crucible_tinkex.search.auto_settings import chosen, kept, open_settings
-from crucible_tinkex.search.learned.priors import published
+from crucible_tinkex.search.learned.records import published
 from crucible_tinkex.search.points.space import Values
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.storage import storage_errors
