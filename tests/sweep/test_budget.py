@@ -180,7 +180,7 @@ def test_a_sweep_ends_within_what_was_in_flight_and_goes_on_when_extended(tmp_pa
 
 @pytest.mark.parametrize("concurrent", [1, 6])
 @pytest.mark.parametrize("ahead", [0, 3])
-def test_tokens_pass_a_cap_by_one_step_and_what_was_in_flight(
+def test_tokens_pass_a_cap_by_one_step_and_one_evaluation(
     tmp_path: Path, concurrent: int, ahead: int
 ) -> None:
     """The driver looks every half second; here a step takes a hundredth of one."""
@@ -194,9 +194,39 @@ def test_tokens_pass_a_cap_by_one_step_and_what_was_in_flight(
     )
     state = bench.run()
     assert (exit_code(state), state.ended_by) == (3, "budget")
-    assert cap <= state.spent.tokens < cap + step + concurrent * evaluation
+    assert cap <= state.spent.tokens < cap + step + evaluation
     trained = bench.backend.calls.count("forward_backward") * step
     assert trained <= state.spent.train_tokens <= trained + concurrent * step, "never too few"
+
+
+@pytest.mark.parametrize("generate", [False, True])
+@pytest.mark.parametrize("room", [1, 31, 101])
+def test_evaluations_are_decided_on_before_they_begin(
+    tmp_path: Path, room: int, generate: bool
+) -> None:
+    """Six trials come to their first evaluation at once, when the cap leaves `room` tokens. One
+    reads 30, and where it is to write completions, at most 20 more, and writes 15."""
+    steps, evaluation = 6 * 4 * 6, 65 if generate else 30
+    bench = Bench(
+        tmp_path,
+        backend=FakeBackend(delays={"forward": 0.05, "sample": 0.05}),
+        budget={"tokens": steps + room},
+        train={"eval_every": 1, "submit_ahead": 0},
+        evaluation={"generate": generate},
+        search={"space": {"lora.rank": [1, 2, 3, 4, 5, 6]}, "reference": False},
+        run={"max_concurrent": 6, "verify_resume": False},
+    )
+    state = bench.run(per_actor=6)
+    assert (exit_code(state), state.ended_by) == (3, "budget")
+    assert bench.backend.calls.count("forward") <= 1 + room // 30, "one more than there is room for"
+    assert steps + room <= state.spent.tokens < steps + room + evaluation
+
+
+def test_what_an_evaluation_may_write_keeps_others_waiting_and_no_longer() -> None:
+    allowance = Allowance(BudgetSection(tokens=100), None)
+    used = Used(Spent(train_tokens=60), Spent(), Spent(prefill_tokens=10, sample_tokens=30))
+    assert allowance.postpones(used) and not allowance.refuses(Spent(), used)
+    assert not allowance.postpones(used._replace(announced=Spent(prefill_tokens=10)))
 
 
 def test_a_trial_ends_at_its_own_cap_exactly(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ losses that are the same in numbers (`cross_entropy` and `nll`) accuse nobody.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from crucible_tinkex.config import Experiment
@@ -160,10 +160,8 @@ def _base(
 def _contrast(key: str, asked: tuple[Any, ...], base: Settings, *, varies: bool) -> Contrast:
     field, (a, b) = PAIRS.get(_kind(key)) or _numbers(key, asked, base)
     if key == CLIP:
-        base = replace(base, eps=CLIP_EPS)
-    return Contrast(
-        key, asked, field, replace(base, **{field: a}), replace(base, **{field: b}), varies
-    )
+        base = base.having(eps=CLIP_EPS)
+    return Contrast(key, asked, field, base.having(**{field: a}), base.having(**{field: b}), varies)
 
 
 def _numbers(key: str, asked: tuple[Any, ...], base: Settings) -> tuple[str, tuple[int, int]]:

@@ -8,7 +8,6 @@ rows that are off policy, on which all of them differ from the first step on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from crucible_tinkex.errors import ConfigError
@@ -42,17 +41,17 @@ def loss_contrasts(names: Sequence[str], base: Settings) -> list[Contrast]:
 
 
 def _of(name: str, base: Settings) -> Iterator[Contrast]:
-    model = replace(base, loss=name)
+    model = base.having(loss=name)
     if name == PLAIN:
         yield _contrast(name, "advantages", model, advantages=OTHER_ADVANTAGES)
         yield _contrast(f"{name}: logprobs", "drifts", model, drifts=(0.0,))
     else:
-        yield Contrast(f"{LOSSES}{name}", (name,), "loss", replace(base, loss=PLAIN), model)
+        yield Contrast(f"{LOSSES}{name}", (name,), "loss", base.having(loss=PLAIN), model)
     for number, (a, b) in NUMBERS[name].items():
-        given = replace(model, loss_config=((number, a),))
+        given = model.having(loss_config=((number, a),))
         yield _contrast(f"{name}: {number}", "loss_config", given, loss_config=((number, b),))
 
 
 def _contrast(what: str, field: str, a: Settings, **changed: Any) -> Contrast:
-    b = replace(a, **changed)
+    b = a.having(**changed)
     return Contrast(f"{LOSSES}{what}", (getattr(a, field), getattr(b, field)), field, a, b)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from crucible_tinkex.client.interface import CROSS_ENTROPY
 from crucible_tinkex.protocol.wire import AdamParams, LoraConfig
@@ -57,6 +58,10 @@ class Settings:
     def is_policy(self) -> bool:
         """Whether its loss needs samples' logprobs and advantages."""
         return self.loss != CROSS_ENTROPY
+
+    def having(self, **changed: Any) -> Settings:
+        """With other values."""
+        return replace(self, **changed)
 
     def adam(self, step: int) -> AdamParams:
         """Of step 0 or 1."""
