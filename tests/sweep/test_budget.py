@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tomllib
 from collections import Counter
 from datetime import date, timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from crucible_tinkex.errors import ConfigError, SessionLostError
 from crucible_tinkex.registry import DONE, PAUSED, RUNNING, STOPPED, Spent, Used
 from crucible_tinkex.sweep.attesting import check_affordable
 from crucible_tinkex.sweep.deciding.budget import Budget
+from crucible_tinkex.sweep.deciding.prices import TABLE as TABLE_OF_OURS
 from crucible_tinkex.sweep.deciding.prices import Price, checked_price, price_of
 from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.testing import FakeBackend
@@ -325,6 +327,10 @@ def test_dollars_follow_the_users_table(tmp_path: Path) -> None:
         ("x", "not valid TOML"),
         (TABLE.replace("2.0", "-2.0"), "needs train"),
         (TABLE.replace("sample = 1", ""), "needs sample"),
+        (TABLE.replace("2.0", "nan"), "needs train"),
+        (TABLE.replace("2.0", "inf"), "needs train"),
+        (TABLE.replace("{date}", "{date}T10:00:00"), "'date' is missing or wrong"),
+        (TABLE.replace("{date}", "2999-01-01"), "which is yet to come"),
         (TABLE.replace("nano", "other"), "no price is known for 'nano'"),
     ],
 )
@@ -341,6 +347,9 @@ def test_our_table_is_of_hosted_tinker_alone_and_grows_old(
     found = checked_price(hosted)
     assert found and found.source.startswith("https://") and found.storage
     assert min(found.per_million) > 0
+    for base in tomllib.loads(TABLE_OF_OURS.read_text(encoding="utf-8"))["models"]:
+        price = price_of(make_experiment(model={"base": base}), today=found.dated)
+        assert price and 0 < price.prefill < price.train and price.prefill < price.sample, base
     assert price_of(hosted, today=found.dated + timedelta(days=400)) is None
     elsewhere = {"base_url": "https://example.org"}
     assert price_of(make_experiment(model={"base": "Qwen/Qwen3-8B"}, service=elsewhere)) is None
