@@ -231,6 +231,21 @@ def test_what_an_evaluation_may_write_keeps_others_waiting_and_no_longer() -> No
     assert not allowance.postpones(used._replace(announced=Spent(prefill_tokens=10)))
 
 
+def test_a_trials_own_cap_counts_its_evaluations(tmp_path: Path) -> None:
+    step, evaluation = 4 * 6, 5 * 6
+    bench = Bench(
+        tmp_path,
+        budget={"trial": {"tokens": 100}},
+        train={"eval_every": 1},
+        run={"verify_resume": False},
+        search={"reference": False},
+    )
+    state = bench.run()
+    assert {t.state for t in state.trials.values()} == {STOPPED}
+    spent = [t.spent.tokens for t in state.trials.values()]
+    assert min(spent) >= 100 and max(spent) < 100 + step + evaluation
+
+
 def test_a_trial_ends_at_its_own_cap_exactly(tmp_path: Path) -> None:
     bench = Bench(tmp_path, backend=FakeBackend(delay_s=0.001), budget={"trial": {"steps": 5}})
     state = bench.run()

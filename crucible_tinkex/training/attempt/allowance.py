@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from crucible_tinkex.client.http.watch import ACTIVE, QueueState
 from crucible_tinkex.config import BudgetSection
 from crucible_tinkex.registry import RegistryPort, Spent, Used
 from crucible_tinkex.training.attempt.meter import Meter, cost_of
@@ -21,6 +22,7 @@ from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.recipe import Update
 
 POLL_S = 0.5
+WAITS = QueueState("paused_budget", "evaluations under way may use up the budget")
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,20 @@ class Purse:
     used up. Without a budget that needs it, it asks nobody."""
 
     def __init__(
-        self, plan: TrialPlan, registry: RegistryPort, meter: Meter, drain: asyncio.Event
+        self,
+        plan: TrialPlan,
+        registry: RegistryPort,
+        meter: Meter,
+        drain: asyncio.Event,
+        tell: Callable[[QueueState], None],
     ) -> None:
+        """`tell` hears that an evaluation waits, and that it does no longer."""
         self._trial_id = plan.trial_id
         self._allowance = Allowance(plan.experiment.budget, plan.per_million)
         self._registry = registry
         self._meter = meter
         self._drain = drain
+        self._tell = tell
         self._sampled_before = 0
         self._written: int | None = None
         """The most tokens that an evaluation wrote."""
@@ -80,18 +89,25 @@ class Purse:
         self._sampled_before = self._meter.sampled
         if self._written is not None:
             most = replace(most, sample_tokens=min(most.sample_tokens, self._written))
+        waits = False
         while not self._drain.is_set():
-            used = await self._registry.record_spend(
-                self._trial_id, attempt, self._meter.spent(), most
-            )
+            used = await self._announce(attempt, most)
             if self._allowance.refuses(Spent(), used):
                 self._drain.set()
             elif not self._allowance.postpones(used):
-                return True
-            await self._registry.record_spend(self._trial_id, attempt, self._meter.spent())
+                break
+            await self._announce(attempt, None)
+            if not waits and not self._drain.is_set():
+                waits = True
+                self._tell(WAITS)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._drain.wait(), POLL_S)
-        return False
+        if waits:
+            self._tell(ACTIVE)
+        return not self._drain.is_set()
+
+    async def _announce(self, attempt: int, most: Spent | None) -> Used:
+        return await self._registry.record_spend(self._trial_id, attempt, self._meter.spent(), most)
 
     def evaluated(self) -> None:
         """An evaluation is over; what it wrote is what the next one is taken to write."""

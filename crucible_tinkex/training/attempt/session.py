@@ -74,7 +74,7 @@ class Session:
         self._after = after
         self._meter = Meter(clock)
         self._beginning = Beginning(plan, recipe, service, registry, self._meter)
-        self._purse = Purse(plan, registry, self._meter, self.drain)
+        self._purse = Purse(plan, registry, self._meter, self.drain, reporter.waiting)
         self._found = Measurements()
         self._training: TrainingClient | None = None
         self._saved_step = 0
