@@ -131,9 +131,12 @@ async def test_a_planted_fault_is_found(ready: dict[str, str], key: str) -> None
 
 
 async def learnt(
-    ready: dict[str, str], names: list[str], hear: Callable[[list[Datum], dict[str, Any]], Any]
+    ready: dict[str, str],
+    names: list[str],
+    hear: Callable[[list[Datum], dict[str, Any]], Any],
+    space: Mapping[str, list[Any]] | None = None,
 ) -> dict[str, str]:
-    """Verdicts on losses of a service that hears something else than it is asked."""
+    """What is refused of a service that hears something else than it is asked."""
 
     class Service:
         def __init__(self) -> None:
@@ -153,8 +156,8 @@ async def learnt(
             model.forward_backward = heard  # type: ignore[method-assign]
             return model
 
-    base = base_of(contrasts_of(experiment(space={RANK: [2, 4]}, where=[])))
-    asked = [*loss_contrasts(names, base), *contrasts_of(experiment(space={RANK: [2]}, where=[]))]
+    usual = contrasts_of(experiment(space=space or {RANK: [2]}, where=[]))
+    asked = [*loss_contrasts(names, base_of(usual)), *usual]
     found = await attest(cast(Any, Service), asked, await rows(ready), base_model="nano")
     return {f.key: f.verdict for f in found.findings if f.refused}
 
@@ -173,6 +176,12 @@ def as_cross_entropy(rows: list[Datum], loss: dict[str, Any]) -> tuple[list[Datu
 async def test_a_service_that_always_computes_cross_entropy_is_found(ready: dict[str, str]) -> None:
     found = await learnt(ready, LOSSES, as_cross_entropy)
     assert {f"loss {name}" for name in LOSSES} < set(found)
+
+
+async def test_a_service_that_takes_weights_for_a_mask_is_found(ready: dict[str, str]) -> None:
+    keys = ("train.loss", "train.token_weights", "train.accumulate", "optimizer.schedule")
+    found = await learnt(ready, [], as_cross_entropy, {key: AXES[key] for key in keys})
+    assert set(found) == {"train.loss", "train.token_weights"}
 
 
 async def test_a_service_with_one_loss_on_samples_is_found(ready: dict[str, str]) -> None:
