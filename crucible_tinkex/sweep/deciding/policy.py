@@ -207,11 +207,13 @@ class Policy:
             yield Decision("end", reason=found.ends)
 
     def _best_stopped(self, state: SweepState) -> TrialRecord | None:
-        """The best of those that were stopped furthest on, if no trial of the search is done."""
+        """The best of those that were stopped furthest on, if no trial of the search is done; not
+        of those that have used what one trial may."""
         trials = [t for t in state.trials.values() if not t.reference and t.phase == SEARCH]
         if any(t.state == DONE for t in trials):
             return None
         stopped = [t for t in trials if t.state == STOPPED and t.results]
+        stopped = [t for t in stopped if not self.budget.reached_by(t)]
         return min(stopped, key=lambda t: (-t.metrics_step, self._loss(t), t.index), default=None)
 
     def _loss(self, trial: TrialRecord) -> float:

@@ -74,7 +74,7 @@ class Session:
         self._after = after
         self._meter = Meter(clock)
         self._beginning = Beginning(plan, recipe, service, registry, self._meter)
-        self._purse = Purse(plan, registry, self._meter, self.drain)
+        self._purse = Purse(plan, registry, self._meter, self.drain, reporter.waiting)
         self._found = Measurements()
         self._training: TrainingClient | None = None
         self._saved_step = 0
@@ -208,7 +208,7 @@ class Session:
     async def _milestone(self, to_step: int) -> None:
         """Evaluate if due and not done yet; then save, so that the checkpoint has the metrics."""
         owes = self._owes_evaluation(to_step) and not self.drain.is_set()
-        if owes and await self._purse.may_send(self.attempt):
+        if owes and await self._purse.may_evaluate(self.attempt, self._recipe.evaluation_cost()):
             with contextlib.suppress(DrainedError):
                 await unless_drained(self._evaluate(), self.drain)
         if self.step > self._saved_step and self._is_checkpoint_due(to_step):
@@ -219,6 +219,7 @@ class Session:
         """Record the step's result: means over the newest steps, and all held-out metrics."""
         started = self._clock()
         found = await self._recipe.evaluate(self._client, self._report.evaluating)
+        self._purse.evaluated()
         if found.metrics:
             self._report.measure("evaluation", found.metrics)
             self._report.measure("evaluation", {"perf/eval_s": self._clock() - started})

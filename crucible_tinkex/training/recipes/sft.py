@@ -8,11 +8,12 @@ from crucible_tinkex.client.interface import TrainingClient
 from crucible_tinkex.client.model.loss import cross_entropy
 from crucible_tinkex.datasets import epoch_of
 from crucible_tinkex.protocol.wire import AdamParams, Datum, ForwardBackwardOutput
+from crucible_tinkex.registry import Spent
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.losses.objective import Objective, measured
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.datums import datum, total_weight
-from crucible_tinkex.training.recipes.evaluation import evaluate
+from crucible_tinkex.training.recipes.evaluation import cost, evaluate
 from crucible_tinkex.training.recipes.recipe import Evaluation, Tell, Update
 from crucible_tinkex.training.recipes.schedule import adam_params
 from crucible_tinkex.user_code import check_code
@@ -58,6 +59,11 @@ class SupervisedRecipe:
         return await evaluate(
             client, self._data.eval, section, tokenizer=self._data.tokenizer, tell=tell
         )
+
+    def evaluation_cost(self) -> Spent:
+        if self._data.eval is None:
+            return Spent()
+        return cost(self._data.eval, self._plan.experiment.evaluation)
 
     async def fingerprint(self, client: TrainingClient) -> float:
         """The loss of the first training rows, in nats per token that is learnt."""
