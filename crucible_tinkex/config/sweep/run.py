@@ -26,6 +26,9 @@ class RunSection(Section):
     fail_fast: int | Literal[False] = False
     """End the sweep once so many trials failed by their own fault in this run and none got as far
     as a result; a new run goes on."""
+    step_timeout_s: float = Field(default=3600.0, gt=0)
+    """How long one function of `[steps]` may take; then its trial fails by name. Each call of
+    another function of yours has 600 seconds."""
     verify_resume: bool = True
     """Compare the loss of two rows before a save and after it is loaded: some services load other
     weights than were saved, without a word."""

@@ -168,7 +168,7 @@ class Session:
     async def _complete(self, step: StepResult) -> None:
         now = self._clock()
         seconds, self._last_time = now - self._last_time, now
-        measured = self._recipe.measure(step.update, step.backward)
+        measured = await self._recipe.measure(step.update, step.backward)
         self._report.step = step.number
         self._report.measure("training_step", measured)
         tokens_per_s = step.update.tokens / max(seconds, 1e-9)
