@@ -29,6 +29,7 @@ from crucible_tinkex.registry.upkeep import Upkeep
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.executor import RayExecutor
 from crucible_tinkex.runtime.pool import SessionPool
+from crucible_tinkex.runtime.pulse import Pulse
 from crucible_tinkex.storage import Lock, check_writable
 from crucible_tinkex.sweep.attesting import NotAppliedError, attested
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
@@ -331,9 +332,9 @@ async def local_executor(
         telemetry = LocalTelemetry(Recorder(prepared.paths))
         sink = BufferedSink(writer, telemetry.record)
 
-        def sessions() -> SessionHost:
+        def sessions(pulse: Pulse) -> SessionHost:
             return SessionHost(
-                connect=connection.service.connect,
+                connect=pulse.watching(connection.service.connect),
                 registry=registry,
                 sink=sink,
                 data=connection.data,

@@ -76,6 +76,8 @@ class SessionHost:
         self._drain_s = drain_s
         self._drain = asyncio.Event()
         self._sessions: dict[str, Session] = {}
+        self.tokens = 0
+        """Trained here so far."""
 
     async def advance(self, plan: TrialPlan, to_step: int) -> Outcome:
         """Train a trial up to `to_step`; open its session first if it has none here.
@@ -166,7 +168,11 @@ class SessionHost:
             reporter=reporter,
             clock=self._clock,
             after=self._steps(plan),
+            trained=self._trained,
         )
+
+    def _trained(self, tokens: int) -> None:
+        self.tokens += tokens
 
     def _steps(self, plan: TrialPlan) -> After | None:
         if plan.reference or not plan.experiment.steps.after:
