@@ -40,6 +40,7 @@ from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
 from crucible_tinkex.sweep.notifying import ended, notify, trouble
 from crucible_tinkex.sweep.orders.control import LASTING, Inbox
 from crucible_tinkex.sweep.ports import Amendment, Executor
+from crucible_tinkex.sweep.preparing.existing import COUNTS
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, extended, prepare
 from crucible_tinkex.sweep.results.leaderboard import exit_code
@@ -171,6 +172,7 @@ class Launch:
         if self._proved and prepared.existing:
             changed = [*changed, ATTESTED]
         executor = await stack.enter_async_context(self._executor(meta, connection, runtime))
+        meta[COUNTS] = prepared.counts
         await executor.registry.create(meta)
         await executor.telemetry.changes(0)  # opens the event log: damage shows before spending
         policy = prepared.policy()
@@ -265,7 +267,8 @@ class Launch:
         meta = await asyncio.to_thread(write_manifest, prepared)
         changed = prepared.amendments
         self._prepared = prepared
-        return Amendment(prepared.policy(), prepared.planner, {**meta, **proof}, changed)
+        noted = {**meta, **proof, COUNTS: prepared.counts}
+        return Amendment(prepared.policy(), prepared.planner, noted, changed)
 
     async def _served(self, meta: dict[str, Any], stack: AsyncExitStack) -> Connection:
         """The service, connected and proved. Beside the start of Ray: what it refuses shows at
