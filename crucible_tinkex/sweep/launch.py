@@ -21,7 +21,13 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
-from crucible_tinkex.errors import ConfigError, CrucibleError, InterruptedSweepError, ServiceError
+from crucible_tinkex.errors import (
+    ConfigError,
+    CrucibleError,
+    InterruptedSweepError,
+    ServiceError,
+    SweepBusyError,
+)
 from crucible_tinkex.events import EventWriter
 from crucible_tinkex.registry import ATTESTED, LOST, ControlPort, Registry, SweepState
 from crucible_tinkex.registry.records import read_spent
@@ -98,7 +104,7 @@ class Launch:
         """Run or continue the sweep. Raises `CrucibleError`; see its `exit_code`."""
         paths = self._prepared.paths
         check_writable(paths.root, need_bytes=NEED_BYTES)
-        lock = Lock(paths.lock)
+        lock = self._owned()
         try:
             meta = write_manifest(self._prepared)
             finished = self._finished()
@@ -109,6 +115,17 @@ class Launch:
             return result
         finally:
             lock.close()
+
+    def _owned(self) -> Lock:
+        """Raises `SweepBusyError` that says how to get at a sweep that runs."""
+        name = self._prepared.name
+        try:
+            return Lock(self._prepared.paths.lock)
+        except SweepBusyError as busy:
+            raise SweepBusyError(
+                f"{busy.message}: `crucible watch {name}` follows it, `crucible extend {name}` "
+                f"asks it for more, `crucible stop {name}` ends it; or choose another --name"
+            ) from None
 
     def _told(self, work: Callable[[], SweepResult]) -> SweepResult:
         """Do the work, and tell whom `notify` names how it ended."""
