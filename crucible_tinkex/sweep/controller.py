@@ -352,6 +352,8 @@ class Controller:
 
     async def _refresh(self) -> None:
         self._view.planned, self._view.slots = self._policy.planned, self._pool.capacity
+        if not self._draining.is_set():
+            self._view.phase = PAUSED if self._state.held else "training"
         await self._shown.refresh(self._state)
 
     # --- small things -------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def test_a_running_trial_is_stopped_and_the_others_go_on(tmp_path: Path) -> None
     assert {t.state for t in state.trials.values() if t is not state.trials[stopped.trial_id]} == {
         DONE
     }
-    assert answers(bench) == ["stop: 1 trial", "stop: 0 trials"]
+    assert answers(bench) == ["stop: 1 trial", "stop: nothing to do, they have ended"]
     assert exit_code(state) == 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as json_module
 
-from crucible_tinkex.api import Sweep
 from crucible_tinkex.cli.terminal.tables import plain_table, print_table
 from crucible_tinkex.registry import TERMINAL, SweepState
 from crucible_tinkex.sweep.results.leaderboard import Objective, configurations
@@ -27,6 +26,8 @@ def conclusion_lines(state: SweepState) -> list[str]:
 
 
 def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:
+    from crucible_tinkex.api import Sweep  # brings Ray along, which `status` can do without
+
     paths = existing_sweep(storage, sweep)
     found, state = Sweep(paths).conclusion(), read_state(paths)
     if json:
@@ -51,6 +52,8 @@ def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:
 
 
 def show_comparison(sweep: str, a: str, b: str, *, storage: str, json: bool) -> None:
+    from crucible_tinkex.api import Sweep
+
     found = Sweep(existing_sweep(storage, sweep)).compare(a, b)
     if json:
         print(json_module.dumps(found.to_dict()))
