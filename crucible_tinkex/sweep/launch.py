@@ -17,7 +17,7 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -29,20 +29,19 @@ from crucible_tinkex.errors import (
     SweepBusyError,
 )
 from crucible_tinkex.events import EventWriter
-from crucible_tinkex.registry import ATTESTED, LOST, ControlPort, Registry, SweepState
+from crucible_tinkex.registry import ATTESTED, LOST, ControlPort, SweepState
 from crucible_tinkex.registry.records import read_spent
 from crucible_tinkex.registry.upkeep import Upkeep
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.executor import RayExecutor
 from crucible_tinkex.runtime.pool import SessionPool
-from crucible_tinkex.runtime.pulse import Pulse
 from crucible_tinkex.storage import Lock, check_writable
 from crucible_tinkex.sweep.attesting import NotAppliedError, attested
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
 from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.keeping.store import ServiceCheckpoints, registered
-from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
+from crucible_tinkex.sweep.local import local_executor
 from crucible_tinkex.sweep.notifying import ended, notify, trouble
 from crucible_tinkex.sweep.orders.control import LASTING, Inbox
 from crucible_tinkex.sweep.ports import Amendment, Executor
@@ -53,9 +52,6 @@ from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.sweep.results.quality import misses_required
 from crucible_tinkex.sweep.results.registering import register_best
 from crucible_tinkex.sweep.results.views.view import Observer, SweepView, harmless, ignore
-from crucible_tinkex.telemetry.recorder import Recorder
-from crucible_tinkex.telemetry.sender import BufferedSink
-from crucible_tinkex.training.host import SessionHost
 
 INTERRUPTED_CODE = 130
 MISSED_CODE = 1
@@ -69,6 +65,8 @@ class SweepResult:
 
     state: SweepState
     exit_code: int
+    left: int = 0
+    """Trials that are still to be trained, of all that the sweep asks for by now."""
 
 
 class Launch:
@@ -111,7 +109,7 @@ class Launch:
             result = finished or self._told(lambda: asyncio.run(self._start(meta)))
             register_best(result.state, paths)
             if result.exit_code == 0 and misses_required(result.state, paths):
-                return SweepResult(result.state, MISSED_CODE)
+                return replace(result, exit_code=MISSED_CODE)
             return result
         finally:
             lock.close()
@@ -171,7 +169,9 @@ class Launch:
             raise InterruptedSweepError(
                 "interrupted while starting; run the same command to continue"
             ) from None
-        return SweepResult(state, exit_code(state))
+        ended = len(state.trials) - len(state.open)
+        left = max(0, self._prepared.policy().planned - ended)
+        return SweepResult(state, exit_code(state), left)
 
     async def _run(
         self, meta: dict[str, Any], stack: AsyncExitStack, signals: _Signals
@@ -340,36 +340,6 @@ class Launch:
     def _show(self, phase: str) -> None:
         self.view.phase = phase
         self._observer(self.view)
-
-
-@asynccontextmanager
-async def local_executor(
-    prepared: PreparedSweep, connection: Connection, writer: EventWriter
-) -> AsyncIterator[LocalExecutor]:
-    """All of it in this process."""
-    registry = Registry(prepared.paths, writer.run_id)
-    try:
-        telemetry = LocalTelemetry(Recorder(prepared.paths))
-        sink = BufferedSink(writer, telemetry.record)
-
-        def sessions(pulse: Pulse) -> SessionHost:
-            return SessionHost(
-                connect=pulse.watching(connection.service.connect),
-                registry=registry,
-                sink=sink,
-                data=connection.data,
-                sweep=prepared.name,
-            )
-
-        try:
-            yield LocalExecutor(registry, telemetry, sessions)
-        finally:
-            try:
-                await sink.aclose()
-            finally:  # also of a log that takes nothing more: its lock must not stay with us
-                await telemetry.close()
-    finally:
-        registry.shut()
 
 
 class _Signals:

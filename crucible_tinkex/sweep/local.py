@@ -6,14 +6,18 @@ traceback is whole. Slower than Ray only where Python itself is the limit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from crucible_tinkex.config import RunSection
-from crucible_tinkex.events import Event
+from crucible_tinkex.events import Event, EventWriter
 from crucible_tinkex.registry import Registry
 from crucible_tinkex.runtime.ports import Beat, Packing
 from crucible_tinkex.runtime.pulse import Pulse
+from crucible_tinkex.sweep.connection import Connection
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
 from crucible_tinkex.telemetry.recorder import Changes, Recorder
+from crucible_tinkex.telemetry.sender import BufferedSink
 from crucible_tinkex.training.host import SessionHost
 from crucible_tinkex.training.outcome import Outcome
 from crucible_tinkex.training.plan import TrialPlan
@@ -95,3 +99,33 @@ class LocalExecutor:
         """One host holds all sessions: processes are what Ray is for."""
         slots = max(1, min(run.most_concurrent, sessions))
         return Packing(slots, slots, run.max_concurrent == "auto")
+
+
+@asynccontextmanager
+async def local_executor(
+    prepared: PreparedSweep, connection: Connection, writer: EventWriter
+) -> AsyncIterator[LocalExecutor]:
+    """All of it in this process."""
+    registry = Registry(prepared.paths, writer.run_id)
+    try:
+        telemetry = LocalTelemetry(Recorder(prepared.paths))
+        sink = BufferedSink(writer, telemetry.record)
+
+        def sessions(pulse: Pulse) -> SessionHost:
+            return SessionHost(
+                connect=pulse.watching(connection.service.connect),
+                registry=registry,
+                sink=sink,
+                data=connection.data,
+                sweep=prepared.name,
+            )
+
+        try:
+            yield LocalExecutor(registry, telemetry, sessions)
+        finally:
+            try:
+                await sink.aclose()
+            finally:  # also of a log that takes nothing more: its lock must not stay with us
+                await telemetry.close()
+    finally:
+        registry.shut()
