@@ -78,12 +78,14 @@ class Controller:
         retry: Collection[str] = (),
         drain_s: float = DRAIN_S,
         inbox: Inbox | None = None,
+        earlier: Collection[str] = (),
         amend: Amend | None = None,
         keeper: Keeper | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`retry`: failed trials to take up again. `amend`: what the sweep is with other settings;
-        without it `extend` is refused."""
+        """`retry`: failed trials to take up again. `earlier`: ids of the commands that waited when
+        this run began. `amend`: what the sweep is with other settings; without it `extend` is
+        refused."""
         self._run_id = run_id
         self._registry = registry
         self._pool = pool
@@ -94,6 +96,7 @@ class Controller:
         self._retry = retry
         self._drain_s = drain_s
         self._inbox = inbox
+        self._earlier = earlier
         self._amend = amend
         self._keeper = keeper
         self._clock = clock
@@ -240,7 +243,7 @@ class Controller:
     async def _obey_earlier(self) -> None:
         """What was sent to the run before and came too late for it."""
         for command in self._inbox.waiting() if self._inbox else ():
-            if command.kind not in LASTING:
+            if command.kind not in LASTING and command.command_id in self._earlier:
                 await self._answer(command, [], f"{REFUSED}the run that it was meant for has ended")
 
     async def _obey(self) -> None:

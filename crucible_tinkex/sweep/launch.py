@@ -96,6 +96,7 @@ class Launch:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self._proved = False
+        self._earlier: list[str] = []
         self.view = SweepView(prepared.name)
 
     def run(self) -> SweepResult:
@@ -103,6 +104,7 @@ class Launch:
         paths = self._prepared.paths
         check_writable(paths.root, need_bytes=NEED_BYTES)
         lock = self._owned()
+        self._earlier = [c.command_id for c in Inbox(paths).waiting()]
         try:
             meta = write_manifest(self._prepared)
             finished = self._finished()
@@ -214,6 +216,7 @@ class Launch:
             observer=self._observer,
             retry=self._retry,
             inbox=Inbox(prepared.paths),
+            earlier=self._earlier,
             amend=partial(self._amended, connection, executor.registry),
             keeper=self._keeper(executor, connection),
         )

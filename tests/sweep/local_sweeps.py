@@ -198,6 +198,8 @@ class Bench:
         self.view = SweepView("s")
         self.retry: Sequence[str] = ()
         self.inbox = Inbox(self.paths)
+        self.is_starting = False
+        """What waits in the inbox was sent to the next run."""
         self.clock: Callable[[], float] = time.monotonic
         self.store = FakeStore(self.backend)
         self.models: dict[str, list[str]] = {}
@@ -252,6 +254,7 @@ class Bench:
             view=self.view,
             retry=self.retry,
             inbox=self.inbox,
+            earlier=[] if self.is_starting else [c.command_id for c in self.inbox.waiting()],
             amend=self._amended,
             keeper=Keeper(
                 registry,

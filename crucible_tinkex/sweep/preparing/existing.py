@@ -53,6 +53,11 @@ class Existing:
     """Rows that an epoch shows, by the fingerprint of the training data; none before a run has
     tokenised them."""
 
+    is_trained: bool = False
+    """Something was learnt, by the code as it is known."""
+    is_measured: bool = False
+    """There are results."""
+
     @classmethod
     def of(cls, state: SweepState, paths: SweepPaths) -> Existing:
         found = state.meta or read_resolved(paths)
@@ -67,6 +72,8 @@ class Existing:
             code=found.get("code", {}),
             fingerprints=found.get("fingerprints", {}),
             counts=found.get(COUNTS, {}),
+            is_trained=state.saved > 0,
+            is_measured=bool(state.measured),
         )
 
     def counted(self, training: Training, experiment: Experiment) -> Training:

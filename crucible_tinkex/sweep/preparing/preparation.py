@@ -118,7 +118,13 @@ class PreparedSweep:
         if self.existing is None:
             return []
         changed = self.experiment.amendments(self.existing.experiment)
-        return [key for key in changed if not key.startswith(("run.", "notify."))]
+        changed = [key for key in changed if not key.startswith(("run.", "notify."))]
+        return [*changed, *(f"the source of {name}" for name in self._changed_code)]
+
+    @property
+    def _changed_code(self) -> list[str]:
+        former = self.existing.code if self.existing else {}
+        return changed_code(self.objectives.code, former)
 
     @cached_property
     def planner(self) -> Planner:
@@ -318,8 +324,12 @@ def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
         for name, found in prepared.fingerprints.items()
         if existing.fingerprints.get(name, found) != found
     ]
-    other = changed_code(prepared.objectives.code, existing.code)
-    changed += [f"the source of {name}" for name in other]
+    scorers = {table.function for table in prepared.experiment.evaluation.scores}
+    changed += [
+        f"the source of {name}"
+        for name in changed_code(prepared.objectives.code, existing.code)
+        if existing.is_measured or (existing.is_trained and name not in scorers)
+    ]
     if changed:
         raise SweepExistsError(
             f"sweep {prepared.name!r} exists with a different experiment "
