@@ -15,7 +15,7 @@ MAX_FILES = 10
 
 # Imports go down only: a module may import from its own layer and from the layers above this line.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "names", "version", "events", "metrics", "user_code", "storage"),
+    ("errors", "names", "version", "events", "metrics", "user_code", "user_calls", "storage"),
     ("protocol",),
     ("config", "datasets", "scoring"),
     ("client", "telemetry", "registry", "search", "bench"),
@@ -75,6 +75,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "rich": ("cli",),
 }
 BORDERS = {
+    "user_calls",
     "training.host",
     "sweep.results.views.view",
     "training.losses.gradient_hooks",

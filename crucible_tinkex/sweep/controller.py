@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 from crucible_tinkex.errors import (
@@ -43,7 +42,8 @@ from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.orders.control import LASTING, REFUSED, Command, Inbox
 from crucible_tinkex.sweep.orders.obeying import obey
 from crucible_tinkex.sweep.ports import Amend, TelemetryPort
-from crucible_tinkex.sweep.results.views.view import Observer, SweepView, TrialView, ignore
+from crucible_tinkex.sweep.results.views.shown import Shown
+from crucible_tinkex.sweep.results.views.view import Observer, SweepView, ignore
 from crucible_tinkex.training.outcome import Outcome, Verdict
 
 INTERRUPTED = "interrupted"
@@ -78,24 +78,25 @@ class Controller:
         retry: Collection[str] = (),
         drain_s: float = DRAIN_S,
         inbox: Inbox | None = None,
+        earlier: Collection[str] = (),
         amend: Amend | None = None,
         keeper: Keeper | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`retry`: failed trials to take up again. `amend`: what the sweep is with other settings;
-        without it `extend` is refused."""
+        """`retry`: failed trials to take up again. `earlier`: ids of the commands that waited when
+        this run began. `amend`: what the sweep is with other settings; without it `extend` is
+        refused."""
         self._run_id = run_id
         self._registry = registry
-        self._telemetry = telemetry
         self._pool = pool
         self._policy = policy
         self._planner = planner
         self._max_attempts = max_attempts
         self._view = view
-        self._observer = observer
         self._retry = retry
         self._drain_s = drain_s
         self._inbox = inbox
+        self._earlier = earlier
         self._amend = amend
         self._keeper = keeper
         self._clock = clock
@@ -111,10 +112,7 @@ class Controller:
         self._losses: dict[str, _Losses] = {}
         self._ops = 0
         self._tasks: set[asyncio.Task[object]] = set()
-        self._live: dict[str, Mapping[str, Any]] = {}
-        self._views: dict[str, TrialView] = {}
-        """Of every trial, in the state's order; only what is live is made anew."""
-        self._revision = 0
+        self._shown = Shown(view, telemetry, observer)
 
     def outcome(self, trial_id: str, outcome: Outcome) -> None:
         """A session answered: what the pool calls."""
@@ -245,7 +243,7 @@ class Controller:
     async def _obey_earlier(self) -> None:
         """What was sent to the run before and came too late for it."""
         for command in self._inbox.waiting() if self._inbox else ():
-            if command.kind not in LASTING:
+            if command.kind not in LASTING and command.command_id in self._earlier:
                 await self._answer(command, [], f"{REFUSED}the run that it was meant for has ended")
 
     async def _obey(self) -> None:
@@ -349,30 +347,17 @@ class Controller:
 
     async def _watch(self) -> None:
         while True:
+            wider = self._pool.capacity > self._view.slots
             await self._refresh()
-            if self._policy.budget.capped or (self._inbox and self._inbox.waiting()):
+            if wider or self._policy.budget.capped or (self._inbox and self._inbox.waiting()):
                 self._happened.set()
             await asyncio.sleep(REFRESH_S)
 
     async def _refresh(self) -> None:
-        changes = await self._telemetry.changes(self._revision)
-        trials = self._state.trials
-        for trial in islice(trials.values(), len(self._views), None):
-            self._views[trial.trial_id] = TrialView(trial, {})
-        if changes is not None:
-            self._revision = changes.revision
-            self._live.update(changes.trials)
-            self._view.faults = changes.faults
-        for trial_id in self._live.keys() & trials.keys():
-            trial, live = trials[trial_id], self._live[trial_id]
-            if trial.state in TERMINAL:
-                del self._live[trial_id]
-                live = {}
-            self._views[trial_id] = TrialView(trial, live)
-        self._view.trials = list(self._views.values())
         self._view.planned, self._view.slots = self._policy.planned, self._pool.capacity
-        self._view.measure([self._views[i] for i in self._live if i in self._views])
-        self._observer(self._view)
+        if not self._draining.is_set():
+            self._view.phase = PAUSED if self._state.held else "training"
+        await self._shown.refresh(self._state)
 
     # --- small things -------------------------------------------------------------------------
 

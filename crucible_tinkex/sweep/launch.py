@@ -17,13 +17,19 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from crucible_tinkex.errors import ConfigError, CrucibleError, InterruptedSweepError, ServiceError
+from crucible_tinkex.errors import (
+    ConfigError,
+    CrucibleError,
+    InterruptedSweepError,
+    ServiceError,
+    SweepBusyError,
+)
 from crucible_tinkex.events import EventWriter
-from crucible_tinkex.registry import ATTESTED, LOST, ControlPort, Registry, SweepState
+from crucible_tinkex.registry import ATTESTED, LOST, ControlPort, SweepState
 from crucible_tinkex.registry.records import read_spent
 from crucible_tinkex.registry.upkeep import Upkeep
 from crucible_tinkex.runtime.cluster import Runtime
@@ -35,19 +41,17 @@ from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
 from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.keeping.store import ServiceCheckpoints, registered
-from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
+from crucible_tinkex.sweep.local import local_executor
 from crucible_tinkex.sweep.notifying import ended, notify, trouble
 from crucible_tinkex.sweep.orders.control import LASTING, Inbox
 from crucible_tinkex.sweep.ports import Amendment, Executor
+from crucible_tinkex.sweep.preparing.existing import COUNTS
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, extended, prepare
 from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.sweep.results.quality import misses_required
 from crucible_tinkex.sweep.results.registering import register_best
 from crucible_tinkex.sweep.results.views.view import Observer, SweepView, harmless, ignore
-from crucible_tinkex.telemetry.recorder import Recorder
-from crucible_tinkex.telemetry.sender import BufferedSink
-from crucible_tinkex.training.host import SessionHost
 
 INTERRUPTED_CODE = 130
 MISSED_CODE = 1
@@ -61,6 +65,8 @@ class SweepResult:
 
     state: SweepState
     exit_code: int
+    left: int = 0
+    """Trials that are still to be trained, of all that the sweep asks for by now."""
 
 
 class Launch:
@@ -90,23 +96,36 @@ class Launch:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self._proved = False
+        self._earlier: list[str] = []
         self.view = SweepView(prepared.name)
 
     def run(self) -> SweepResult:
         """Run or continue the sweep. Raises `CrucibleError`; see its `exit_code`."""
         paths = self._prepared.paths
         check_writable(paths.root, need_bytes=NEED_BYTES)
-        lock = Lock(paths.lock)
+        lock = self._owned()
+        self._earlier = [c.command_id for c in Inbox(paths).waiting()]
         try:
             meta = write_manifest(self._prepared)
             finished = self._finished()
             result = finished or self._told(lambda: asyncio.run(self._start(meta)))
             register_best(result.state, paths)
             if result.exit_code == 0 and misses_required(result.state, paths):
-                return SweepResult(result.state, MISSED_CODE)
+                return replace(result, exit_code=MISSED_CODE)
             return result
         finally:
             lock.close()
+
+    def _owned(self) -> Lock:
+        """Raises `SweepBusyError` that says how to get at a sweep that runs."""
+        name = self._prepared.name
+        try:
+            return Lock(self._prepared.paths.lock)
+        except SweepBusyError as busy:
+            raise SweepBusyError(
+                f"{busy.message}: `crucible watch {name}` follows it, `crucible extend {name}` "
+                f"asks it for more, `crucible stop {name}` ends it; or choose another --name"
+            ) from None
 
     def _told(self, work: Callable[[], SweepResult]) -> SweepResult:
         """Do the work, and tell whom `notify` names how it ended."""
@@ -152,7 +171,9 @@ class Launch:
             raise InterruptedSweepError(
                 "interrupted while starting; run the same command to continue"
             ) from None
-        return SweepResult(state, exit_code(state))
+        ended = len(state.trials) - len(state.open)
+        left = max(0, self._prepared.policy().planned - ended)
+        return SweepResult(state, exit_code(state), left)
 
     async def _run(
         self, meta: dict[str, Any], stack: AsyncExitStack, signals: _Signals
@@ -170,6 +191,7 @@ class Launch:
         if self._proved and prepared.existing:
             changed = [*changed, ATTESTED]
         executor = await stack.enter_async_context(self._executor(meta, connection, runtime))
+        meta[COUNTS] = prepared.counts
         await executor.registry.create(meta)
         await executor.telemetry.changes(0)  # opens the event log: damage shows before spending
         policy = prepared.policy()
@@ -194,6 +216,7 @@ class Launch:
             observer=self._observer,
             retry=self._retry,
             inbox=Inbox(prepared.paths),
+            earlier=self._earlier,
             amend=partial(self._amended, connection, executor.registry),
             keeper=self._keeper(executor, connection),
         )
@@ -264,7 +287,8 @@ class Launch:
         meta = await asyncio.to_thread(write_manifest, prepared)
         changed = prepared.amendments
         self._prepared = prepared
-        return Amendment(prepared.policy(), prepared.planner, {**meta, **proof}, changed)
+        noted = {**meta, **proof, COUNTS: prepared.counts}
+        return Amendment(prepared.policy(), prepared.planner, noted, changed)
 
     async def _served(self, meta: dict[str, Any], stack: AsyncExitStack) -> Connection:
         """The service, connected and proved. Beside the start of Ray: what it refuses shows at
@@ -319,36 +343,6 @@ class Launch:
     def _show(self, phase: str) -> None:
         self.view.phase = phase
         self._observer(self.view)
-
-
-@asynccontextmanager
-async def local_executor(
-    prepared: PreparedSweep, connection: Connection, writer: EventWriter
-) -> AsyncIterator[LocalExecutor]:
-    """All of it in this process."""
-    registry = Registry(prepared.paths, writer.run_id)
-    try:
-        telemetry = LocalTelemetry(Recorder(prepared.paths))
-        sink = BufferedSink(writer, telemetry.record)
-
-        def sessions() -> SessionHost:
-            return SessionHost(
-                connect=connection.service.connect,
-                registry=registry,
-                sink=sink,
-                data=connection.data,
-                sweep=prepared.name,
-            )
-
-        try:
-            yield LocalExecutor(registry, telemetry, sessions)
-        finally:
-            try:
-                await sink.aclose()
-            finally:  # also of a log that takes nothing more: its lock must not stay with us
-                await telemetry.close()
-    finally:
-        registry.shut()
 
 
 class _Signals:

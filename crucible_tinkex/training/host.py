@@ -29,6 +29,7 @@ from crucible_tinkex.training.outcome import After, Outcome, Verdict, judge
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.recipe import Recipe, RecipeMaker
 from crucible_tinkex.training.recipes.sft import SupervisedRecipe
+from crucible_tinkex.user_calls import called
 
 HELD_S = 2.0
 """How long a draining session waits for a service that just now lets nothing through."""
@@ -75,6 +76,8 @@ class SessionHost:
         self._drain_s = drain_s
         self._drain = asyncio.Event()
         self._sessions: dict[str, Session] = {}
+        self.tokens = 0
+        """Trained here so far."""
 
     async def advance(self, plan: TrialPlan, to_step: int) -> Outcome:
         """Train a trial up to `to_step`; open its session first if it has none here.
@@ -110,7 +113,7 @@ class SessionHost:
     async def _opened(self, plan: TrialPlan) -> Session:
         session = self._sessions.get(plan.trial_id)
         if session is None:
-            session = self._sessions[plan.trial_id] = self._new_session(plan)
+            session = self._sessions[plan.trial_id] = await self._new_session(plan)
             await unless_drained(session.open(), session.drain)
         return session
 
@@ -150,8 +153,12 @@ class SessionHost:
             grant = await self._registry.start_attempt(plan.trial_id)
             await self._registry.finish(plan.trial_id, grant.attempt, FAILED, error, Spent())
 
-    def _new_session(self, plan: TrialPlan) -> Session:
-        recipe = self._recipe(plan, self._data.of(plan.experiment.data))
+    async def _new_session(self, plan: TrialPlan) -> Session:
+        data = self._data.of(plan.experiment.data)
+        if plan.code:
+            recipe = await called(self._recipe, plan, data, what=", ".join(plan.code))
+        else:
+            recipe = self._recipe(plan, data)
         reporter = Reporter(self._sink, plan.trial_id, recipe.epoch, self._clock)
         return Session(
             plan,
@@ -161,7 +168,11 @@ class SessionHost:
             reporter=reporter,
             clock=self._clock,
             after=self._steps(plan),
+            trained=self._trained,
         )
+
+    def _trained(self, tokens: int) -> None:
+        self.tokens += tokens
 
     def _steps(self, plan: TrialPlan) -> After | None:
         if plan.reference or not plan.experiment.steps.after:

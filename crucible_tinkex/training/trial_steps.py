@@ -39,6 +39,7 @@ from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.tinkex.evaluating import Scorer, asked, measured
 from crucible_tinkex.training.tinkex.results import Checkpoint, Completion, EvaluationResult
 from crucible_tinkex.training.tinkex.service.samplers import Prompt, as_prompts, complete
+from crucible_tinkex.user_calls import called, within
 
 T = TypeVar("T")
 
@@ -61,7 +62,7 @@ async def run_steps(
     section = plan.experiment.steps
     trace_id = f"{plan.trial_id}-{report.attempt}"
     trained = {"final_metrics": result, "total_steps": plan.total_steps, "trace_id": trace_id}
-    run = _Steps(section, report, trained)
+    run = _Steps(section, report, trained, plan.experiment.run.step_timeout_s)
     session = TrialSession(plan, data, client, report)
     results = await arun(
         plan.run_name,
@@ -84,8 +85,15 @@ async def run_steps(
 class _Steps:
     """The functions and hooks of a section, telling what they find."""
 
-    def __init__(self, section: StepsSection, report: Reporter, trained: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        section: StepsSection,
+        report: Reporter,
+        trained: Mapping[str, Any],
+        limit_s: float,
+    ) -> None:
         self._section = section
+        self._limit_s = limit_s
         self._trained = trained
         self._report = report
         self._given = _hooks(section)
@@ -103,10 +111,15 @@ class _Steps:
         async def step(ctx: StepContext) -> Any:
             ctx = replace(ctx, results={TRAINING: self._trained, **ctx.results})
             if inspect.iscoroutinefunction(function):
-                result = await function(ctx)
+                async with within(self._limit_s, what=f"step {name!r}"):
+                    result = await function(ctx)
             else:
                 blocking = BlockingTrialSession(session, asyncio.get_running_loop())
-                result = await asyncio.to_thread(function, replace(ctx, session=blocking))
+                result = await called(
+                    *(function, replace(ctx, session=blocking)),
+                    what=f"step {name!r}",
+                    deadline_s=self._limit_s,
+                )
             self._tell(name, ctx, result=_checked(name, result))
             numbers = result.items() if isinstance(result, Mapping) else [("value", result)]
             measures = {

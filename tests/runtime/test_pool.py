@@ -452,3 +452,34 @@ def test_the_virtual_clock_jumps() -> None:
         return now()
 
     assert run_virtual(a_day()) == pytest.approx(86_400)
+
+
+@virtually
+async def test_fewer_sessions_train_while_the_service_asks_to_slow_down() -> None:
+    scripts = [Script(step_s=20, held=(7.0, 1e9)), Script(step_s=20)]
+    launcher = ScriptedLauncher(scripts)
+    pool, answers = make_pool(launcher, slots=4)
+    for plan in plans(10):
+        pool.submit(plan, 10)
+    most = []
+    while len(answers.given) < 10:
+        await asyncio.sleep(5)
+        most.append((pool.capacity, launcher.running))
+    assert most[0] == (4, 4)
+    assert (2, 2) in most, "none begins beyond what the service bears"
+    await asyncio.sleep(100)
+    assert pool.capacity == 4
+    await pool.close()
+
+
+@virtually
+async def test_auto_begins_with_few_and_takes_more_while_more_is_trained() -> None:
+    launcher = ScriptedLauncher([Script(step_s=1e4, tokens_per_s=100.0)])
+    pool, _ = make_pool(launcher, slots=16, probes=True)
+    for plan in plans(20):
+        pool.submit(plan, 10)
+    await asyncio.sleep(10)
+    assert (pool.capacity, launcher.running, len(launcher.hosts)) == (2, 2, 2)
+    await asyncio.sleep(300)
+    assert (pool.capacity, launcher.running) == (16, 16)
+    await pool.close()

@@ -234,7 +234,7 @@ class Counting:
     async def update(self, step: int, client: TrainingClient) -> Update:
         return await self._real.update(step, client)
 
-    def measure(self, update: Update, output: ForwardBackwardOutput) -> dict[str, float]:
+    async def measure(self, update: Update, output: ForwardBackwardOutput) -> dict[str, float]:
         return {"rl/reward": float(len(update.batch))}
 
     async def evaluate(self, client: TrainingClient, tell: Tell) -> Evaluation:

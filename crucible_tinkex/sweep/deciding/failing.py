@@ -18,7 +18,8 @@ def failing(state: SweepState, run: RunSection) -> str | None:
         return None
     last = max(failed, key=lambda t: t.index)
     return (
-        f"run.fail_fast = {run.fail_fast}: {len(failed)} trials failed and none succeeded; "
+        f"run.fail_fast = {run.fail_fast}: {len(failed)} "
+        f"{'trial' if len(failed) == 1 else 'trials'} failed and none succeeded; "
         f"{last.run_name}: {last.error}"
     )
 

@@ -7,7 +7,6 @@ incomparable is refused.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,22 +24,22 @@ from crucible_tinkex.datasets import (
     Tokenizer,
     tokenise,
 )
-from crucible_tinkex.errors import ConfigError, CorruptLogError, SweepExistsError
+from crucible_tinkex.errors import ConfigError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import ATTESTED, Spent, SweepState
+from crucible_tinkex.registry import Spent, SweepState
 from crucible_tinkex.scoring import Scoring
 from crucible_tinkex.search import strategies
 from crucible_tinkex.search.auto_settings import chosen, kept, open_settings
 from crucible_tinkex.search.learned.records import published
 from crucible_tinkex.search.points.space import Values
 from crucible_tinkex.search.rules import stopping_rule
-from crucible_tinkex.storage import storage_errors
 from crucible_tinkex.sweep.deciding.budget import Budget
 from crucible_tinkex.sweep.deciding.planner import Planner, TrainingData
 from crucible_tinkex.sweep.deciding.policy import Policy
 from crucible_tinkex.sweep.deciding.prices import checked_price
 from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 from crucible_tinkex.sweep.orders.control import Inbox
+from crucible_tinkex.sweep.preparing.existing import Existing, read_resolved
 from crucible_tinkex.sweep.preparing.experience import finished_trials
 from crucible_tinkex.sweep.preparing.objectives import Objectives, changed_code
 from crucible_tinkex.sweep.preparing.training_sets import (
@@ -108,13 +107,24 @@ class PreparedSweep:
         return {name: self.training[d.files].fingerprint for name, d in self.data_of.items()}
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Rows that an epoch shows, by the fingerprint of the training data."""
+        return {found.fingerprint: found.epoch_rows for found in self.training.values()}
+
+    @property
     def amendments(self) -> list[str]:
         """Keys by which this run asks for something else than the sweep did; how wide it runs is
         nobody's business but its own."""
         if self.existing is None:
             return []
         changed = self.experiment.amendments(self.existing.experiment)
-        return [key for key in changed if not key.startswith(("run.", "notify."))]
+        changed = [key for key in changed if not key.startswith(("run.", "notify."))]
+        return [*changed, *(f"the source of {name}" for name in self._changed_code)]
+
+    @property
+    def _changed_code(self) -> list[str]:
+        former = self.existing.code if self.existing else {}
+        return changed_code(self.objectives.code, former)
 
     @cached_property
     def planner(self) -> Planner:
@@ -207,55 +217,6 @@ class PreparedSweep:
         return [*found, *warnings_on(self.training, self.eval_rows)]
 
 
-def read_resolved(paths: SweepPaths) -> dict[str, Any]:
-    """What `manifest` wrote. Raises `CorruptLogError` if it is no longer that."""
-    with storage_errors(paths.resolved):
-        text = paths.resolved.read_bytes()
-    try:
-        found: dict[str, Any] = json.loads(text)
-        return {
-            **found,
-            "experiment": dict(found["experiment"]),
-            "fingerprint": found["fingerprint"],
-        }
-    except (ValueError, TypeError, KeyError) as e:
-        raise CorruptLogError(f"{paths.resolved} is damaged: {e!r}; restore it") from e
-
-
-@dataclass(frozen=True)
-class Existing:
-    """What a sweep was asked for until now: as its journal has it, or its folder before there is a
-    journal."""
-
-    experiment: Experiment
-    fingerprint: str
-    """Of the data as declared."""
-    service: str
-    sweep_id: str | None
-    """None: version 0.1.0 made it, which had none."""
-    attested: Mapping[str, Any] = field(default_factory=dict)
-    """What the service was proved to apply (`attesting`)."""
-    code: Mapping[str, str] = field(default_factory=dict)
-    """The user's functions, with the hashes of their source."""
-    fingerprints: Mapping[str, str] = field(default_factory=dict)
-    """Of the training data among which the search chooses, by name."""
-
-    @classmethod
-    def of(cls, state: SweepState, paths: SweepPaths) -> Existing:
-        found = state.meta or read_resolved(paths)
-        experiment = Experiment.loaded(found["experiment"], folder=paths.root)
-        service = found.get("service", EMBEDDED)
-        return cls(
-            experiment,
-            found["fingerprint"],
-            service,
-            found.get("sweep_id"),
-            attested=found.get(ATTESTED, {}),
-            code=found.get("code", {}),
-            fingerprints=found.get("fingerprints", {}),
-        )
-
-
 def prepare(
     experiment: Experiment,
     *,
@@ -281,6 +242,7 @@ def prepare(
         experiment = with_former(experiment, existing.experiment, used)
         names = [name for name in experiment.data.sets if name in used]
         training = with_sets(experiment, training, eval_rows, names)
+        training = existing.counted(training, experiment)
     configurations = strategies.configurations(experiment)
     prepared = PreparedSweep(
         experiment=experiment,
@@ -362,8 +324,12 @@ def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
         for name, found in prepared.fingerprints.items()
         if existing.fingerprints.get(name, found) != found
     ]
-    other = changed_code(prepared.objectives.code, existing.code)
-    changed += [f"the source of {name}" for name in other]
+    scorers = {table.function for table in prepared.experiment.evaluation.scores}
+    changed += [
+        f"the source of {name}"
+        for name in changed_code(prepared.objectives.code, existing.code)
+        if existing.is_measured or (existing.is_trained and name not in scorers)
+    ]
     if changed:
         raise SweepExistsError(
             f"sweep {prepared.name!r} exists with a different experiment "

@@ -61,8 +61,10 @@ class Session:
         reporter: Reporter,
         clock: Callable[[], float],
         after: After | None = None,
+        trained: Callable[[int], None] = lambda tokens: None,
     ) -> None:
-        """`after` is called on the weights of the trial's last step, when they are saved."""
+        """`after` is called on the weights of the trial's last step, when they are saved; `trained`
+        with the tokens of every step that is done."""
         self._plan = plan
         self._recipe = recipe
         self._service = service
@@ -72,6 +74,7 @@ class Session:
         """Set to have it finish its step, save, and stop."""
         self._clock = clock
         self._after = after
+        self._trained = trained
         self._meter = Meter(clock)
         self._beginning = Beginning(plan, recipe, service, registry, self._meter)
         self._purse = Purse(plan, registry, self._meter, self.drain, reporter.waiting)
@@ -168,9 +171,10 @@ class Session:
     async def _complete(self, step: StepResult) -> None:
         now = self._clock()
         seconds, self._last_time = now - self._last_time, now
-        measured = self._recipe.measure(step.update, step.backward)
+        measured = await self._recipe.measure(step.update, step.backward)
         self._report.step = step.number
         self._report.measure("training_step", measured)
+        self._trained(step.update.tokens)
         tokens_per_s = step.update.tokens / max(seconds, 1e-9)
         self._report.measure(
             "training_step", {"perf/step_s": seconds, "perf/tokens_per_s": tokens_per_s}

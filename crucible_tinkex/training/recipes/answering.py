@@ -6,6 +6,7 @@ same weights give the same answers whatever else runs.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from crucible_tinkex.client.interface import SamplingClient
@@ -15,6 +16,7 @@ from crucible_tinkex.errors import DataError
 from crucible_tinkex.protocol.wire import SamplingParams
 from crucible_tinkex.scoring import Question, Scored, Scoring
 from crucible_tinkex.training.data import text_of
+from crucible_tinkex.user_calls import called
 
 _SEEDS = 2**31
 
@@ -36,26 +38,31 @@ async def answer(
     return [sequence.tokens for sequence in response.sequences]
 
 
-def scored(
+async def scored(
     tokenizer: str | None,
     data: TokenisedDataset,
     rows: Sequence[int],
     written: Callable[[int], list[list[int]]],
     section: EvaluationSection,
 ) -> tuple[list[Scored], dict[str, float]]:
-    """Each row with its scores, in order, and the metrics of all. Runs the user's functions: call
-    it in a thread. Raises `ConfigError` where the tokenizer cannot be had, or a function fails."""
-    text = text_of(tokenizer)
+    """Each row with its scores, in order, and the metrics of all. Raises
+    `ConfigError` where the tokenizer cannot be had, or a function of the user's fails, and
+    `TrialFailedError` where one exits or hangs."""
+    text = await asyncio.to_thread(text_of, tokenizer)
     scoring = Scoring(section)
-    found = []
-    for row in rows:
+
+    def of(row: int) -> Scored:
         question = Question(
             data.example_id(row),
             text(data.prompt(row)),
             text(data.completion(row)),
             data.group(row),
         )
-        found.append(scoring.scored(question, [text(tokens) for tokens in written(row)]))
+        return scoring.scored(question, [text(tokens) for tokens in written(row)])
+
+    users = ", ".join(table.function for table in section.scores if table.function)
+    name = users or "evaluation.metrics"
+    found = [await called(of, row, what=f"{name}, row {data.example_id(row)}") for row in rows]
     return found, scoring.metrics(found)
 
 

@@ -79,7 +79,7 @@ async def evaluate(
     if config.metrics:
         await work.answer()
         written = work.answers.__getitem__
-        found, scores = await asyncio.to_thread(scored, tokenizer, data, rows, written, config)
+        found, scores = await scored(tokenizer, data, rows, written, config)
         examples = [_answered(e, row) for e, row in zip(examples, found, strict=True)]
         metrics |= scores
     return Evaluation(metrics, examples)

@@ -89,7 +89,7 @@ class Updates(Protocol):
 class Recipe(Updates, Protocol):
     """One trial's way to learn."""
 
-    def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
+    async def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
         """Metrics of a step by tag; each must be finite, or the trial fails."""
         ...
 
