@@ -22,6 +22,8 @@ from crucible_tinkex.events import EventWriter
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.runtime.actors.handles import RegistryHandle, TelemetryHandle
 from crucible_tinkex.telemetry.sender import BufferedSink
+from crucible_tinkex.telemetry.tracing.asked import Tracing
+from crucible_tinkex.telemetry.tracing.run import joined
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.host import SessionHost
 from crucible_tinkex.training.outcome import Outcome
@@ -39,6 +41,7 @@ class RunContext:
     service: ResolvedService
     registry: ActorHandle[Any]
     telemetry: ActorHandle[Any]
+    tracing: Tracing | None = None
 
 
 class _Waits(Observer):
@@ -66,12 +69,14 @@ class _Run:
         telemetry = TelemetryHandle(context.telemetry, context.paths)
         writer = EventWriter(context.sweep_id, context.experiment_id, run_id=context.run_id)
         self._sink = BufferedSink(writer, telemetry.record)
+        handlers, self._exporting = joined(context.tracing)
         self.sessions = SessionHost(
             connect=self._connect,
             registry=RegistryHandle(context.registry, context.paths, context.run_id),
             sink=self._sink,
             data=data,
             sweep=context.paths.root.name,
+            handlers=handlers,
         )
 
     def _connect(self, observer: Observer) -> TrainingService:
@@ -96,7 +101,11 @@ class _Run:
         try:
             await self.sessions.aclose()
         finally:
-            await self._sink.aclose()
+            try:
+                await self._sink.aclose()
+            finally:
+                if self._exporting is not None:
+                    await self._exporting.aclose()
 
 
 class SessionActor:

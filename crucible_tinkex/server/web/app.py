@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 import crucible_tinkex.protocol.wire as wire
 from crucible_tinkex.errors import ConfigError, CrucibleError, ServiceError, StorageError
+from crucible_tinkex.protocol import traceparent
 from crucible_tinkex.protocol.proto import MalformedError
 from crucible_tinkex.server.operations import Engine, refused
 from crucible_tinkex.server.sessions.limits import Limits
@@ -91,7 +92,7 @@ class App:
         except ClientDisconnect:
             return
         if _log.isEnabledFor(logging.DEBUG):  # the template: a path may hold a download's token
-            _log.debug("%s %d", name, response.status_code)
+            _log.debug("%s %d%s", name, response.status_code, _traced(request))
         await response(scope, receive, send)
 
     async def _compatible(self, request: Request, path: str) -> Response:
@@ -150,6 +151,12 @@ class App:
         body = b"".join(parts)
         encoding = request.headers.get("content-encoding", "")
         return await aside(len(body), codec.decompress, body, encoding, limit_bytes)
+
+
+def _traced(request: Request) -> str:
+    """The trace that a request belongs to, as an addition to a line of the log."""
+    parent = traceparent.TraceParent.parse(request.headers.get(traceparent.HEADER, ""))
+    return "" if parent is None else f" trace={parent.trace_id} span={parent.span_id}"
 
 
 def _response(answer: Answer) -> Response:

@@ -15,6 +15,8 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
+from dataclasses import asdict
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
 from crucible_tinkex.errors import (
@@ -32,6 +34,7 @@ from crucible_tinkex.registry import (
     CheckpointRecord,
     RegistryPort,
 )
+from crucible_tinkex.telemetry.bridge import Bridge, Teller
 from crucible_tinkex.training.attempt.allowance import Purse
 from crucible_tinkex.training.attempt.beginning import Beginning
 from crucible_tinkex.training.attempt.drain import DrainedError, unless_drained
@@ -61,8 +64,10 @@ class Session:
         reporter: Reporter,
         clock: Callable[[], float],
         after: After | None = None,
+        bridge: Bridge | None = None,
     ) -> None:
-        """`after` is called on the weights of the trial's last step, when they are saved."""
+        """`after` is called on the weights of the trial's last step, when they are saved; the
+        handlers of `bridge` hear what the attempt does."""
         self._plan = plan
         self._recipe = recipe
         self._service = service
@@ -73,7 +78,12 @@ class Session:
         self._clock = clock
         self._after = after
         self._meter = Meter(clock)
-        self._beginning = Beginning(plan, recipe, service, registry, self._meter)
+        self._bridge = bridge or Bridge()
+        teller = Teller(self._bridge, clock) if self._bridge.handlers() else None
+        self._beginning = Beginning(plan, recipe, service, registry, self._meter, teller)
+        self.context = copy_context()
+        """What its work runs in: what a handler sets at `session_start` holds for all of it."""
+        self._has_end = False
         self._purse = Purse(plan, registry, self._meter, self.drain)
         self._found = Measurements()
         self._training: TrainingClient | None = None
@@ -106,6 +116,7 @@ class Session:
         """Claim the next attempt; start fresh or from the newest checkpoint that can be loaded."""
         grant = await self._registry.start_attempt(self._plan.trial_id)
         self._report.attempt = grant.attempt
+        self._tell_start()
         begun = await self._beginning.begin(grant)
         self._training = begun.training
         self._saved_step = self._report.step = begun.step
@@ -122,6 +133,18 @@ class Session:
                 "resumed_step": self.step,
                 "model_id": begun.training.model_id,
             },
+        )
+
+    def _tell_start(self) -> None:
+        hparams = {f"hparams/{name}": value for name, value in self._plan.values.items()}
+        base = self._plan.experiment.model.base
+        self._bridge.execute(
+            "session_start",
+            attempt=self.attempt,
+            base_model=base,
+            seed=self._plan.seed,
+            total_steps=self._plan.total_steps,
+            **hparams,
         )
 
     async def _fingerprint(self) -> float | None:
@@ -224,6 +247,7 @@ class Session:
             self._report.measure("evaluation", {"perf/eval_s": self._clock() - started})
             self._report.examples(found.examples)
             self._report.training()
+            self._bridge.execute("evaluation_complete", found.metrics, step=self.step)
         self._check_finite(found.metrics)
         await self._registry.record_result(
             self._plan.trial_id,
@@ -251,6 +275,7 @@ class Session:
         except (StaleAttemptError, StaleEpochError):
             await self._take_back(path)
             raise
+        self._bridge.execute("checkpoint_saved", {"step": step}, checkpoint=name, path=path)
         self._saved_step = step
 
     async def _take_back(self, path: str) -> None:
@@ -293,6 +318,7 @@ class Session:
     async def _end(self, state: str, error: str | None, *, is_durable: bool) -> None:
         if not self.attempt:
             return
+        self._tell_end(state, error)
         self._report.emit("session_end", extra={"state": state, "error": error})
         if is_durable:
             await self._report.flush()
@@ -301,8 +327,18 @@ class Session:
         )
 
     async def leave(self, state: str) -> None:
-        """Finish the service's session without a word to anybody else."""
+        """Finish the service's session without a word to the registry."""
+        self._tell_end(state, None)
         await self._service.close(reason=_END_REASONS.get(state, "interrupted"))
+
+    def _tell_end(self, state: str, error: str | None) -> None:
+        """Once, and only of an attempt that began."""
+        if self.attempt and not self._has_end:
+            self._has_end = True
+            spent = asdict(self._meter.spent())
+            self._bridge.execute(
+                "session_end", {"step": self.step, **spent}, status=state, error=error
+            )
 
     @property
     def _client(self) -> TrainingClient:
