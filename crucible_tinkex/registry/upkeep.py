@@ -14,9 +14,11 @@ from types import TracebackType
 from typing import Any
 
 from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.registry.facts import journal_facts
 from crucible_tinkex.registry.journal import VERSION, JournalWriter, read_records
 from crucible_tinkex.registry.state import SweepState
 from crucible_tinkex.storage import Lock
+from crucible_tinkex.telemetry.facts.telling import tell
 
 
 class Upkeep:
@@ -31,6 +33,7 @@ class Upkeep:
         owned: bool = False,
     ) -> None:
         self._clock = clock
+        self._paths = paths
         self._held = ExitStack()
         with ExitStack() as stack:
             for path in (*(() if owned else (paths.lock,)), paths.journal / "lock"):
@@ -47,6 +50,8 @@ class Upkeep:
         self._journal.stage(stamped)
         self._journal.write()
         self.state.fold(stamped)
+        root = self._paths.root
+        tell(root.parent, *journal_facts(stamped, root.name))
 
     def __enter__(self) -> Upkeep:
         return self

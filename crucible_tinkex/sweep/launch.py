@@ -30,6 +30,7 @@ from crucible_tinkex.storage import Lock, check_writable
 from crucible_tinkex.sweep.attesting import NotAppliedError, attested
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
+from crucible_tinkex.sweep.facts import kept, loaded, own_handlers
 from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.keeping.store import ServiceCheckpoints, registered
 from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
@@ -166,6 +167,7 @@ class Launch:
         except BaseExceptionGroup as failed:  # what fails first ends the other
             raise failed.exceptions[0] from None
         connection, runtime = serving.result(), starting.result()
+        loaded(self._prepared)
         prepared = self._prepared = self._prepared.measured(connection.data)
         run = prepared.experiment.run
         if self._proved and prepared.existing:
@@ -224,6 +226,7 @@ class Launch:
             ServiceCheckpoints(connection.service),
             partial(registered, storage),
             run_id=self._run_id,
+            tell=partial(kept, self._prepared.paths),
         )
 
     async def _attest(
@@ -314,7 +317,7 @@ class Launch:
     ) -> AsyncIterator[Executor]:
         writer = EventWriter(meta["sweep_id"], self._prepared.fingerprint, run_id=self._run_id)
         if runtime is None:
-            handlers = self._trace.handlers
+            handlers = {**self._trace.handlers, **own_handlers(self._prepared.paths)}
             async with local_executor(self._prepared, connection, writer, handlers) as executor:
                 yield executor
         else:
