@@ -59,20 +59,28 @@ def model_facts(records: Iterable[Record]) -> Iterator[Fact]:
             yield fact
 
 
-def journal_fact(record: Record, sweep: str) -> Fact | None:
-    """Of one record of a sweep's journal; most are no facts but the training itself. Pruned is
-    what the service has deleted, not what is to be."""
-    name = _CHECKPOINTS.get(record.get("type", ""))
-    if name is None:
-        return None
-    if record.get("pinned") is False:
-        name = UNPINNED
-    path, trial_id = record["path"], record.get("trial_id", "")
-    return Fact(name, record["time"], path, sweep, trial_id, about=_rest(record))
+class JournalFacts:
+    """Of the records of one sweep's journal, in their order; most are no facts but the training
+    itself. Pruned is what the service has deleted, not what is to be. What says again how a
+    checkpoint is already, as a deletion that was repeated, is no fact."""
 
+    def __init__(self, sweep: str) -> None:
+        self._sweep = sweep
+        self._last: dict[str, tuple[str, Any]] = {}
 
-def journal_facts(records: Iterable[Record], sweep: str) -> Iterator[Fact]:
-    return (fact for r in records if (fact := journal_fact(r, sweep)) is not None)
+    def of(self, records: Iterable[Record]) -> Iterator[Fact]:
+        for record in records:
+            name = _CHECKPOINTS.get(record.get("type", ""))
+            if name is None:
+                continue
+            if record.get("pinned") is False:
+                name = UNPINNED
+            path, trial_id = record["path"], record.get("trial_id", "")
+            said = (name, record.get("at"))
+            if self._last.get(path) != said:
+                self._last[path] = said
+                about = _rest(record)
+                yield Fact(name, record["time"], path, self._sweep, trial_id, about=about)
 
 
 def _rest(record: Record) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry.facts import journal_facts
+from crucible_tinkex.registry.facts import JournalFacts
 from crucible_tinkex.registry.journal import VERSION, JournalWriter, read_records
 from crucible_tinkex.registry.state import SweepState
 from crucible_tinkex.storage import Lock
@@ -40,7 +40,11 @@ class Upkeep:
                 stack.callback(Lock(path).close)
             self._journal = JournalWriter(paths.journal)
             stack.callback(self._journal.close)
-            self.state = SweepState().fold(read_records(paths.journal))
+            records = [*read_records(paths.journal)]
+            self.state = SweepState().fold(records)
+            self._facts = JournalFacts(paths.root.name)
+            for _ in self._facts.of(records):
+                pass  # told when they were written
             self.write({"type": "upkeep", "follows": self._journal.follows})
             self._held = stack.pop_all()
 
@@ -50,8 +54,7 @@ class Upkeep:
         self._journal.stage(stamped)
         self._journal.write()
         self.state.fold(stamped)
-        root = self._paths.root
-        tell(root.parent, *journal_facts(stamped, root.name))
+        tell(self._paths.root.parent, *self._facts.of(stamped))
 
     def __enter__(self) -> Upkeep:
         return self

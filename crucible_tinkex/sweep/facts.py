@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry.facts import journal_facts
+from crucible_tinkex.registry.facts import JournalFacts
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
 from crucible_tinkex.telemetry.bridge import Handler
 from crucible_tinkex.telemetry.facts.fact import Fact
@@ -17,10 +17,14 @@ from crucible_tinkex.telemetry.facts.telling import handler_of, tell
 REGISTERED, LOADED = "dataset_registered", "dataset_loaded"
 
 
-def kept(paths: SweepPaths, done: Mapping[str, Any]) -> None:
-    """A record of the keeper, once it is in the journal."""
-    stamped = {**done, "time": time.time()}
-    tell(paths.root.parent, *journal_facts([stamped], paths.root.name))
+def kept(paths: SweepPaths) -> Callable[[Mapping[str, Any]], None]:
+    """Tells of the records of a run's keeper, each when it is in the journal."""
+    facts = JournalFacts(paths.root.name)
+
+    def told(record: Mapping[str, Any]) -> None:
+        tell(paths.root.parent, *facts.of([{**record, "time": time.time()}]))
+
+    return told
 
 
 def loaded(prepared: PreparedSweep) -> None:

@@ -226,7 +226,7 @@ class Launch:
             ServiceCheckpoints(connection.service),
             partial(registered, storage),
             run_id=self._run_id,
-            tell=partial(kept, self._prepared.paths),
+            tell=kept(self._prepared.paths),
         )
 
     async def _attest(

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from crucible_tinkex.events import Event
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry.facts import CHECKPOINT_FACTS, MODEL_FACTS, journal_facts, model_facts
+from crucible_tinkex.registry.facts import CHECKPOINT_FACTS, MODEL_FACTS, JournalFacts, model_facts
 from crucible_tinkex.registry.journal import read_records
 from crucible_tinkex.registry.models.registry import FOLDER as MODELS
 from crucible_tinkex.telemetry.facts.fact import Fact
@@ -42,7 +42,7 @@ def _sources(storage: Path, names: Collection[str]) -> Iterator[tuple[str, Itera
         for journal in sorted(storage.glob("*/journal")):
             sweep = journal.parent.name
             paths = SweepPaths.of(storage, sweep)
-            yield f"{sweep}/journal", journal_facts(read_records(paths.journal), sweep)
+            yield f"{sweep}/journal", JournalFacts(sweep).of(read_records(paths.journal))
 
 
 def _event(fact: Fact, writer: str, seq: int) -> Event:
