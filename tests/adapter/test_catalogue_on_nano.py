@@ -11,7 +11,7 @@ import json
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,17 +154,17 @@ def _trouble(heard: Heard) -> None:
     _recover(session)
     session.save_checkpoint(step=2)
     policy = RecoveryPolicy(enabled=True, max_attempts=1, base_s=0.01)
-    options = {"batch_size": 4, "submit_ahead": 0, "checkpoint_every": 1, "recovery": policy}
-    once = iter([heard.unload])
+    options: Any = {"batch_size": 4, "submit_ahead": 0, "checkpoint_every": 1}
+    for given in (policy, replace(policy, max_attempts=0)):  # the second has none to spend
+        once = iter([heard.unload])
 
-    def first(*saved: object) -> None:
-        next(once, lambda: None)()
+        def first(*saved: object, once: Any = once) -> None:
+            next(once, lambda: None)()
 
-    heard.adapter.train(session, ROWS, max_steps=3, on_checkpoint=first, **options)
-    with refused:
-        heard.adapter.train(
-            session, ROWS, max_steps=6, on_checkpoint=lambda *saved: heard.unload(), **options
-        )
+        with refused:
+            heard.adapter.train(
+                session, ROWS, max_steps=3, on_checkpoint=first, recovery=given, **options
+            )
     _recover(session)
 
 
