@@ -31,5 +31,7 @@ def test_one_trace_shows_the_whole_sweep(tmp_path: Path) -> None:
     assert families["save_weights", "trial"] > 0 and families["forward", "trial"] > 0
     assert {about["service.name"] for about, _ in told} == {"crucible"}
     assert receiver.metrics()["crucible.steps"] == 4 * STEPS
+    assert receiver.metrics()["crucible.tokens"] > 0
+    assert receiver.metrics()["crucible.checkpoint.bytes"] > 10_000
     key = (workspace.sweep() / "service" / "api_key").read_bytes().strip()
     assert not any(key in body for _, body in receiver.bodies)

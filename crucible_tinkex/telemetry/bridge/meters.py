@@ -13,7 +13,7 @@
 | `crucible.queue.pauses` | times that the service let a session wait, by `state` |
 | `crucible.sessions` | sessions that are open |
 | `crucible.checkpoints` | checkpoints saved |
-| `crucible.checkpoint.size` (By) | of those whose size the service told |
+| `crucible.checkpoint.bytes` (By) | of an attempt's checkpoints at its end, if the service lists them |
 
 The trial is no attribute of a metric: thousands of series would be of no use. Spans have it.
 """
@@ -75,7 +75,7 @@ class Meters:
         self._pauses = meter.create_counter("crucible.queue.pauses")
         self._open = meter.create_up_down_counter("crucible.sessions")
         self._checkpoints = meter.create_counter("crucible.checkpoints")
-        self._bytes = meter.create_histogram("crucible.checkpoint.size", unit="By")
+        self._bytes = meter.create_counter("crucible.checkpoint.bytes", unit="By")
         self._sessions: dict[tuple[str, str], _Steps] = {}
 
     def count(self, event: BridgeEvent) -> None:
@@ -84,8 +84,6 @@ class Meters:
         for end in _ENDS:
             if event.name.endswith(end) and "duration_s" in event.measurements:
                 self._ended(event, event.name.removesuffix(end), about)
-        if "size_bytes" in event.measurements:
-            self._bytes.record(event.measurements["size_bytes"], about)
         match event.name:
             case "session_start":
                 self._open.add(1, about)
@@ -93,6 +91,7 @@ class Meters:
             case "session_end":
                 if self._sessions.pop(_session(event), None) is not None:
                     self._open.add(-1, about)
+                self._bytes.add(event.measurements.get("checkpoint_bytes", 0), about)
             case "forward_backward_start" | "optim_step_start" | "optim_step_exception":
                 self._step(event, about)
             case "optim_step_stop":

@@ -17,8 +17,10 @@ import math
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import asdict
+from types import MappingProxyType
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
+from crucible_tinkex.client.service import TinkexService
 from crucible_tinkex.errors import (
     CrucibleError,
     StaleAttemptError,
@@ -48,6 +50,8 @@ from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.recipe import Recipe
 
 DELETE_TRIES = 5
+LISTING_S = 5.0
+NOTHING: Mapping[str, float] = MappingProxyType({})
 _END_REASONS: dict[str, EndReason] = {DONE: "success", STOPPED: "success", FAILED: "errored"}
 
 
@@ -318,7 +322,7 @@ class Session:
     async def _end(self, state: str, error: str | None, *, is_durable: bool) -> None:
         if not self.attempt:
             return
-        self._tell_end(state, error)
+        self._tell_end(state, error, await self._saved_bytes() if is_durable else {})
         self._report.emit("session_end", extra={"state": state, "error": error})
         if is_durable:
             await self._report.flush()
@@ -331,14 +335,28 @@ class Session:
         self._tell_end(state, None)
         await self._service.close(reason=_END_REASONS.get(state, "interrupted"))
 
-    def _tell_end(self, state: str, error: str | None) -> None:
+    def _tell_end(
+        self, state: str, error: str | None, measured: Mapping[str, float] = NOTHING
+    ) -> None:
         """Once, and only of an attempt that began."""
         if self.attempt and not self._has_end:
             self._has_end = True
-            spent = asdict(self._meter.spent())
-            self._bridge.execute(
-                "session_end", {"step": self.step, **spent}, status=state, error=error
-            )
+            found = {"step": self.step, **asdict(self._meter.spent()), **measured}
+            self._bridge.execute("session_end", found, status=state, error=error)
+
+    async def _saved_bytes(self) -> Mapping[str, float]:
+        """Of the checkpoints that the attempt has saved, where somebody listens and the service
+        lists them soon."""
+        service, training = self._service, self._training
+        is_asked = self._bridge.handlers() and isinstance(service, TinkexService)
+        if not is_asked or training is None or not self._saved_step:
+            return NOTHING
+        sizes = []
+        with contextlib.suppress(CrucibleError, TimeoutError):
+            async with asyncio.timeout(LISTING_S):
+                async for checkpoint in service.rest.checkpoints(training.model_id):
+                    sizes.append(checkpoint.size_bytes or 0)
+        return {"checkpoint_bytes": float(sum(sizes))} if any(sizes) else NOTHING
 
     @property
     def _client(self) -> TrainingClient:
