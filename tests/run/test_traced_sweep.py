@@ -14,11 +14,12 @@ from otlp_receiver import receiving
 STEPS = 4
 
 
-def test_one_trace_shows_the_whole_sweep(tmp_path: Path) -> None:
+def test_one_trace_shows_the_whole_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two processes: the driver with its sessions, and the embedded server."""
     workspace = make_workspace(tmp_path, steps=STEPS)
     with receiving() as receiver:
-        endpoint = ("--set", f"run.otlp_endpoint={receiver.url}")
-        done = workspace.here("run", "nano.toml", *LOCAL, *endpoint)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+        done = workspace.here("run", "nano.toml", *LOCAL)
     assert done.returncode == 0, done.stderr
     told = receiver.spans()
     assert len({span.trace_id for _, span in told}) == 1
@@ -29,6 +30,10 @@ def test_one_trace_shows_the_whole_sweep(tmp_path: Path) -> None:
     assert families["trial", "sweep"] == trials
     assert families["forward_backward", "trial"] == families["optim_step", "trial"] == 4 * STEPS
     assert families["save_weights", "trial"] > 0 and families["forward", "trial"] > 0
+    passes = families["POST forward_backward", "forward_backward"]
+    assert passes == families["POST optim_step", "optim_step"] == 4 * STEPS
+    assert families["POST retrieve_future", "optim_step"] >= 4 * STEPS
+    assert len({about["process.pid"] for about, _ in told}) == 2
     assert {about["service.name"] for about, _ in told} == {"crucible"}
     assert receiver.metrics()["crucible.steps"] == 4 * STEPS
     assert receiver.metrics()["crucible.tokens"] > 0

@@ -161,6 +161,16 @@ def test_another_process_tells_its_sessions_below_the_runs_span(tmp_path: Path) 
     assert joined(None) == ({}, None)
 
 
+async def test_a_variable_that_is_wrong_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in {**CONSOLE, "OTEL_BSP_MAX_QUEUE_SIZE": "-1"}.items():
+        monkeypatch.setenv(name, value)
+    async with traced(None, sweep="s") as run:
+        assert run.handlers == {}
+    assert "a variable of OpenTelemetry is wrong" in caplog.text
+
+
 async def test_a_receiver_that_does_not_answer_holds_nobody_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

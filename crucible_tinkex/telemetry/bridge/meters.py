@@ -13,7 +13,7 @@
 | `crucible.queue.pauses` | times that the service let a session wait, by `state` |
 | `crucible.sessions` | sessions that are open |
 | `crucible.checkpoints` | checkpoints saved |
-| `crucible.checkpoint.bytes` (By) | of an attempt's checkpoints at its end, if the service lists them |
+| `crucible.checkpoint.bytes` (By) | saved by attempts that ended, where the service lists it |
 
 The trial is no attribute of a metric: thousands of series would be of no use. Spans have it.
 """

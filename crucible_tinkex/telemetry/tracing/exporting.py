@@ -64,7 +64,10 @@ class Exporting:
         )
 
     async def aclose(self) -> None:
-        """Nothing: they are the process's own."""
+        """Export what is left, and end; nothing where they are the process's own."""
+
+    def close(self) -> None:
+        """The same, waiting."""
 
 
 class _Own(Exporting):
@@ -74,21 +77,19 @@ class _Own(Exporting):
         super().__init__(tracers, meters)
         self._providers = (tracers, meters)
 
-    async def aclose(self, close_s: float = CLOSE_S) -> None:
-        loop, closed = asyncio.get_running_loop(), asyncio.Event()
+    async def aclose(self) -> None:
+        await asyncio.to_thread(self.close)
 
-        def close() -> None:
+    def close(self, close_s: float = CLOSE_S) -> None:
+        def shut() -> None:
             for provider in self._providers:
                 provider.shutdown()
-            with contextlib.suppress(RuntimeError):  # nobody waits any more
-                loop.call_soon_threadsafe(closed.set)
 
-        # No thread of a pool: the loop would wait for it at its own end.
-        threading.Thread(target=close, name="otel-close", daemon=True).start()
-        try:
-            async with asyncio.timeout(close_s):
-                await closed.wait()
-        except TimeoutError:
+        # A thread of its own, which nobody waits for at the end of the process.
+        closing = threading.Thread(target=shut, name="otel-close", daemon=True)
+        closing.start()
+        closing.join(close_s)
+        if closing.is_alive():
             log.warning("spans and metrics were not taken within %g s", close_s)
 
 

@@ -75,13 +75,14 @@ def joined(tracing: Tracing | None) -> tuple[Mapping[str, Handler], Exporting | 
 
 
 def opened(tracing: Tracing) -> Exporting | None:
-    """None, and a warning, where it is not installed and not required."""
+    """None, and a warning, where it is not installed, or a variable is wrong, and it is not
+    required."""
     try:
         from crucible_tinkex.telemetry.tracing.exporting import Exporting
 
         return Exporting.of(tracing)
-    except (ModuleNotFoundError, ConfigError) as error:
-        told = error if isinstance(error, ConfigError) else _not_installed(error)
+    except (ImportError, ValueError, ConfigError) as error:
+        told = error if isinstance(error, ConfigError) else _refusal(error)
         if tracing.required:
             raise told from None
         log.warning("the run is not traced: %s", told)
@@ -97,8 +98,8 @@ def _exporting(tracing: Tracing | None) -> Exporting | None:
     return None if tracing is None else opened(tracing)
 
 
-def _not_installed(error: ModuleNotFoundError) -> ConfigError:
-    return ConfigError(
-        f"run.otlp_endpoint and OTEL_EXPORTER_OTLP_ENDPOINT need {error.name}: "
-        "pip install 'crucible-tinkex[otel]'"
-    )
+def _refusal(error: ImportError | ValueError) -> ConfigError:
+    if isinstance(error, ImportError):
+        what = "run.otlp_endpoint and OTEL_EXPORTER_OTLP_ENDPOINT need"
+        return ConfigError(f"{what} {error.name}: pip install 'crucible-tinkex[otel]'")
+    return ConfigError(f"a variable of OpenTelemetry is wrong: {error}")
