@@ -348,8 +348,8 @@ class Session:
         """Of the checkpoints that the attempt has saved, where somebody listens and the service
         lists them soon."""
         service, training = self._service, self._training
-        is_asked = self._bridge.handlers() and isinstance(service, TinkexService)
-        if not is_asked or training is None or not self._saved_step:
+        is_asked = self._bridge.handlers() and self._saved_step > 0
+        if not is_asked or training is None or not isinstance(service, TinkexService):
             return NOTHING
         sizes = []
         with contextlib.suppress(CrucibleError, TimeoutError):
