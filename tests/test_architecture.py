@@ -59,7 +59,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "huggingface_hub": ("datasets", "server"),
     "jinja2": ("datasets.tokens.chat", "report.page", "server.web.openai"),
     "jsonschema": ("scoring.answers",),
-    "opentelemetry": ("telemetry.bridge.otel",),
+    "opentelemetry": ("telemetry.bridge.otel", "telemetry.bridge.meters", "telemetry.tracing"),
     "duckdb": ("telemetry.query",),
     "optuna": ("search",),
     "tinker": ("client.sdk",),

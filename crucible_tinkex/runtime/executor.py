@@ -15,6 +15,7 @@ from crucible_tinkex.runtime.actors.session_actor import RunContext
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.hosts import RayLauncher
 from crucible_tinkex.runtime.ports import Packing
+from crucible_tinkex.telemetry.tracing.asked import Tracing
 from crucible_tinkex.training.data import SweepData
 
 
@@ -32,6 +33,7 @@ class RayExecutor:
         data: SweepData,
         writer: EventWriter,
         reachable: bool | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._runtime = runtime
         self._reachable = not service.is_local if reachable is None else reachable
@@ -45,6 +47,7 @@ class RayExecutor:
             service=service,
             registry=runtime.registry,
             telemetry=runtime.telemetry,
+            tracing=tracing,
         )
         self.launcher = RayLauncher(runtime, context, data, reachable=self._reachable)
 

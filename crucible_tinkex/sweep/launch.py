@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
-import sys
-import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -39,6 +36,7 @@ from crucible_tinkex.storage import Lock, check_writable
 from crucible_tinkex.sweep.attesting import NotAppliedError, attested
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
+from crucible_tinkex.sweep.facts import kept, loaded, own_handlers
 from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.keeping.store import ServiceCheckpoints, registered
 from crucible_tinkex.sweep.local import local_executor
@@ -52,8 +50,9 @@ from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.sweep.results.quality import misses_required
 from crucible_tinkex.sweep.results.registering import register_best
 from crucible_tinkex.sweep.results.views.view import Observer, SweepView, harmless, ignore
+from crucible_tinkex.sweep.signals import Signals
+from crucible_tinkex.telemetry.tracing.run import RunTrace, traced
 
-INTERRUPTED_CODE = 130
 MISSED_CODE = 1
 """A quality target that is required was missed."""
 NEED_BYTES = 64 * 1024 * 1024
@@ -97,6 +96,7 @@ class Launch:
         self._stopping = False
         self._proved = False
         self._earlier: list[str] = []
+        self._trace = RunTrace()
         self.view = SweepView(prepared.name)
 
     def run(self) -> SweepResult:
@@ -164,7 +164,7 @@ class Launch:
         if self._stopping:
             main.cancel()
         try:
-            with _Signals(lambda: self._stop()) as signals:
+            with Signals(lambda: self._stop()) as signals:
                 async with AsyncExitStack() as stack:
                     state = await self._run(meta, stack, signals)
         except asyncio.CancelledError:
@@ -176,9 +176,10 @@ class Launch:
         return SweepResult(state, exit_code(state), left)
 
     async def _run(
-        self, meta: dict[str, Any], stack: AsyncExitStack, signals: _Signals
+        self, meta: dict[str, Any], stack: AsyncExitStack, signals: Signals
     ) -> SweepState:
         changed = self._prepared.amendments
+        self._trace = await stack.enter_async_context(self._traced(meta))
         try:
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(self._served(meta, stack))
@@ -186,6 +187,7 @@ class Launch:
         except BaseExceptionGroup as failed:  # what fails first ends the other
             raise failed.exceptions[0] from None
         connection, runtime = serving.result(), starting.result()
+        loaded(self._prepared)
         prepared = self._prepared = self._prepared.measured(connection.data)
         run = prepared.experiment.run
         if self._proved and prepared.existing:
@@ -221,10 +223,23 @@ class Launch:
             keeper=self._keeper(executor, connection),
         )
         self._stop = controller.request_drain
-        work = controller.run(meta, changed)
-        if runtime is None:
-            return await work
-        return await runtime.unless_lost(work, drain=controller.request_drain)
+        work: Awaitable[SweepState] = controller.run(meta, changed)
+        if runtime is not None:
+            work = runtime.unless_lost(work, drain=controller.request_drain)
+        state = await work
+        self._trace.ended(Counter(trial.state for trial in state.trials.values()))
+        return state
+
+    def _traced(self, meta: Mapping[str, Any]) -> AbstractAsyncContextManager[RunTrace]:
+        experiment = self._prepared.experiment
+        return traced(
+            experiment.run.otlp_endpoint,
+            sweep=self._prepared.name,
+            sweep_id=meta["sweep_id"],
+            run_id=self._run_id,
+            base_model=experiment.model.base,
+            executor=self._kind,
+        )
 
     def _keeper(self, executor: Executor, connection: Connection) -> Keeper:
         storage = self._prepared.paths.root.parent
@@ -233,6 +248,7 @@ class Launch:
             ServiceCheckpoints(connection.service),
             partial(registered, storage),
             run_id=self._run_id,
+            tell=kept(self._prepared.paths),
         )
 
     async def _attest(
@@ -297,7 +313,7 @@ class Launch:
         self._proved = await self._attest(meta, self._prepared, connection)
         return connection
 
-    async def _cluster(self, stack: AsyncExitStack, signals: _Signals) -> Runtime | None:
+    async def _cluster(self, stack: AsyncExitStack, signals: Signals) -> Runtime | None:
         """Ray, started and warm, where it is the executor."""
         self._show("starting the service and the executor")
         if self._kind != "ray":
@@ -324,7 +340,8 @@ class Launch:
     ) -> AsyncIterator[Executor]:
         writer = EventWriter(meta["sweep_id"], self._prepared.fingerprint, run_id=self._run_id)
         if runtime is None:
-            async with local_executor(self._prepared, connection, writer) as executor:
+            handlers = {**self._trace.handlers, **own_handlers(self._prepared.paths)}
+            async with local_executor(self._prepared, connection, writer, handlers) as executor:
                 yield executor
         else:
             ray_executor = RayExecutor(
@@ -334,6 +351,7 @@ class Launch:
                 service=connection.service,
                 data=connection.data,
                 writer=writer,
+                tracing=self._trace.tracing,
             )
             try:
                 yield ray_executor
@@ -343,38 +361,3 @@ class Launch:
     def _show(self, phase: str) -> None:
         self.view.phase = phase
         self._observer(self.view)
-
-
-class _Signals:
-    """SIGINT and SIGTERM: the first calls `first`, the second ends the process. Only the main
-    thread may have handlers; elsewhere (a notebook's worker) `Launch.stop` is the way."""
-
-    NUMBERS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self, first: Callable[[], object]) -> None:
-        self._first = first
-        self._count = 0
-
-    def install(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            loop = asyncio.get_running_loop()
-            for number in self.NUMBERS:
-                loop.add_signal_handler(number, self._received)
-
-    def _received(self) -> None:
-        self._count += 1
-        if self._count > 1:
-            print("stopped at once; run the same command to continue", file=sys.stderr)
-            os._exit(INTERRUPTED_CODE)
-        print("draining: saving the running trials (again to stop at once)", file=sys.stderr)
-        self._first()
-
-    def __enter__(self) -> _Signals:
-        self.install()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            loop = asyncio.get_running_loop()
-            for number in self.NUMBERS:
-                loop.remove_signal_handler(number)

@@ -6,7 +6,7 @@ traceback is whole. Slower than Ray only where Python itself is the limit.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from crucible_tinkex.config import RunSection
@@ -16,6 +16,7 @@ from crucible_tinkex.runtime.ports import Beat, Packing
 from crucible_tinkex.runtime.pulse import Pulse
 from crucible_tinkex.sweep.connection import Connection
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
+from crucible_tinkex.telemetry.bridge import Handler
 from crucible_tinkex.telemetry.recorder import Changes, Recorder
 from crucible_tinkex.telemetry.sender import BufferedSink
 from crucible_tinkex.training.host import SessionHost
@@ -103,7 +104,10 @@ class LocalExecutor:
 
 @asynccontextmanager
 async def local_executor(
-    prepared: PreparedSweep, connection: Connection, writer: EventWriter
+    prepared: PreparedSweep,
+    connection: Connection,
+    writer: EventWriter,
+    handlers: Mapping[str, Handler] | None = None,
 ) -> AsyncIterator[LocalExecutor]:
     """All of it in this process."""
     registry = Registry(prepared.paths, writer.run_id)
@@ -118,6 +122,7 @@ async def local_executor(
                 sink=sink,
                 data=connection.data,
                 sweep=prepared.name,
+                handlers=handlers,
             )
 
         try:

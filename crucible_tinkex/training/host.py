@@ -13,14 +13,15 @@ import contextlib
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
-from crucible_tinkex.client.http.watch import Observer
+from crucible_tinkex.client.http.watch import Observer, Observers
 from crucible_tinkex.client.interface import TrainingService
 from crucible_tinkex.errors import CrucibleError, TrialFailedError
 from crucible_tinkex.events import EventSink
 from crucible_tinkex.registry import DONE, FAILED, PENDING, RegistryPort, Spent
+from crucible_tinkex.telemetry.bridge import Bridge, Handler
 from crucible_tinkex.training.attempt.drain import DrainedError, contained, unless_drained
 from crucible_tinkex.training.attempt.reporter import Reporter
 from crucible_tinkex.training.attempt.session import Session
@@ -62,10 +63,11 @@ class SessionHost:
         clock: Callable[[], float] = time.perf_counter,
         recipe: RecipeMaker = recipe_of,
         drain_s: float = 20.0,
+        handlers: Mapping[str, Handler] | None = None,
     ) -> None:
-        """`drain_s`: how long a session may take to finish its step and to save when asked to
-        drain. One that takes longer, or that the service keeps waiting then (`HELD_S`), ends where
-        its last checkpoint is."""
+        """`handlers`, by id, hear what the sessions do, each with its trial. `drain_s`: how long a
+        session may take to finish its step and to save when asked to drain. One that takes longer,
+        or that the service keeps waiting then (`HELD_S`), ends where its last checkpoint is."""
         self._connect = connect
         self._registry = registry
         self._sink = sink
@@ -74,6 +76,7 @@ class SessionHost:
         self._clock = clock
         self._recipe = recipe
         self._drain_s = drain_s
+        self._handlers = handlers or {}
         self._drain = asyncio.Event()
         self._sessions: dict[str, Session] = {}
         self.tokens = 0
@@ -100,7 +103,9 @@ class SessionHost:
         try:
             session = await self._opened(plan)
             grace = partial(self._grace_s, session)
-            progress = await unless_drained(session.advance(to_step), session.drain, grace=grace)
+            progress = await unless_drained(
+                session.advance(to_step), session.drain, grace=grace, context=session.context
+            )
         except DrainedError:
             return await self._drained(plan)
         if progress.drained:
@@ -114,7 +119,7 @@ class SessionHost:
         session = self._sessions.get(plan.trial_id)
         if session is None:
             session = self._sessions[plan.trial_id] = await self._new_session(plan)
-            await unless_drained(session.open(), session.drain)
+            await unless_drained(session.open(), session.drain, context=session.context)
         return session
 
     def _grace_s(self, session: Session) -> float:
@@ -160,15 +165,19 @@ class SessionHost:
         else:
             recipe = self._recipe(plan, data)
         reporter = Reporter(self._sink, plan.trial_id, recipe.epoch, self._clock)
+        bridge = Bridge(self._sweep, trial_id=plan.trial_id, run_name=plan.run_name)
+        for handler_id, handler in self._handlers.items():
+            bridge.attach(handler_id, handler)
         return Session(
             plan,
             recipe,
-            service=self._connect(reporter),
+            service=self._connect(Observers(reporter, bridge) if self._handlers else reporter),
             registry=self._registry,
             reporter=reporter,
             clock=self._clock,
             after=self._steps(plan),
             trained=self._trained,
+            bridge=bridge,
         )
 
     def _trained(self, tokens: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
@@ -35,8 +36,23 @@ class RunSection(Section):
     verify_resume: bool = True
     """Compare the loss of two rows before a save and after it is loaded: some services load other
     weights than were saved, without a word."""
+    otlp_endpoint: str | None = None
+    """Where spans and metrics of the run go: a receiver of OTLP over HTTP, as
+    `http://127.0.0.1:4318`; by default what OTEL_EXPORTER_OTLP_ENDPOINT says, else nowhere."""
     storage: AnchoredPath = Field(default_factory=lambda: os.path.abspath(DEFAULT_STORAGE))
     """Folder of the sweeps: in a file, relative to it; by default `runs` in the current folder."""
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        found = urlsplit(value)
+        if found.scheme not in ("http", "https") or not found.hostname:
+            raise ValueError("it must be http(s)://HOST:PORT")
+        if found.username or found.password or found.query:
+            raise ValueError("it must hold no secret: put it into OTEL_EXPORTER_OTLP_HEADERS")
+        return value
 
     @field_validator("fail_fast", mode="before")
     @classmethod

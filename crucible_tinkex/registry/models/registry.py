@@ -2,7 +2,8 @@
 
 Guarantees: a call that changes something returns when it is durable; writers wait for each other at
 a file lock, read what the others wrote, then check and write, so no change is made on an old state;
-what a killed writer left half is dropped; registering the same checkpoint under the same name again
+what a killed writer left half is dropped; a change that is durable is told to the storage's
+handlers (`telemetry.facts`), once; registering the same checkpoint under the same name again
 changes nothing but what is new about it. Reading needs no lock. Every call reads what is new.
 
 Each change is a segment of its own (`storage.log`), which makes the order of the segments the order
@@ -22,6 +23,7 @@ from typing import Any
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import Direction
+from crucible_tinkex.registry.facts import model_fact
 from crucible_tinkex.registry.journal import parsed
 from crucible_tinkex.registry.models.book import Book
 from crucible_tinkex.registry.models.ensemble import Distinct, find
@@ -35,6 +37,8 @@ from crucible_tinkex.registry.models.records import (
     model_id,
 )
 from crucible_tinkex.storage import Lock, SegmentLog, read_segment, segments, storage_errors
+from crucible_tinkex.telemetry.facts.fact import Fact
+from crucible_tinkex.telemetry.facts.telling import tell
 
 FOLDER = ".models"
 VERSION = 1
@@ -257,6 +261,7 @@ class ModelRegistry:
                     log.append([json.dumps(r).encode() for r in change.records])
         finally:
             lock.close()
+        tell(self._folder.parent, *change.facts)
 
 
 class _Change:
@@ -265,12 +270,16 @@ class _Change:
     def __init__(self, book: Book, now: float) -> None:
         self.book = book
         self.records: list[dict[str, Any]] = []
+        self.facts: list[Fact] = []
         self._now = now
 
     def write(self, kind: str, **fields: Any) -> None:
         record = {"type": kind, "v": VERSION, "time": self._now, **fields}
         self.records.append(record)
         self.book.fold([record])
+        number = self.book.numbers[record["name"]] if kind == "registered" else None
+        if (fact := model_fact(record, number or record.get("version"))) is not None:
+            self.facts.append(fact)
 
     def of(self, model: ModelVersion, kind: str, **fields: Any) -> None:
         self.write(kind, name=model.name, version=model.version, **fields)

@@ -20,6 +20,8 @@ from crucible_tinkex.runtime.actors.handles import RegistryHandle, TelemetryHand
 from crucible_tinkex.runtime.ports import Beat
 from crucible_tinkex.runtime.pulse import Pulse
 from crucible_tinkex.telemetry.sender import BufferedSink
+from crucible_tinkex.telemetry.tracing.asked import Tracing
+from crucible_tinkex.telemetry.tracing.run import joined
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.host import SessionHost
 from crucible_tinkex.training.outcome import Outcome
@@ -37,6 +39,7 @@ class RunContext:
     service: ResolvedService
     registry: ActorHandle[Any]
     telemetry: ActorHandle[Any]
+    tracing: Tracing | None = None
 
 
 class _Run:
@@ -48,19 +51,25 @@ class _Run:
         telemetry = TelemetryHandle(context.telemetry, context.paths)
         writer = EventWriter(context.sweep_id, context.experiment_id, run_id=context.run_id)
         self._sink = BufferedSink(writer, telemetry.record)
+        handlers, self._exporting = joined(context.tracing)
         self.sessions = SessionHost(
             connect=self.pulse.watching(context.service.connect),
             registry=RegistryHandle(context.registry, context.paths, context.run_id),
             sink=self._sink,
             data=data,
             sweep=context.paths.root.name,
+            handlers=handlers,
         )
 
     async def aclose(self) -> None:
         try:
             await self.sessions.aclose()
         finally:
-            await self._sink.aclose()
+            try:
+                await self._sink.aclose()
+            finally:
+                if self._exporting is not None:
+                    await self._exporting.aclose()
 
 
 class SessionActor:
