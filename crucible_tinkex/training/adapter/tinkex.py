@@ -15,8 +15,8 @@ had documented `train`, `evaluate`, `infer` and `load_checkpoint`, and written n
 from __future__ import annotations
 
 import atexit
-import threading
 import secrets
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
