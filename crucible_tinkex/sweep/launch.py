@@ -37,7 +37,7 @@ from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.keeping.store import ServiceCheckpoints, registered
 from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
 from crucible_tinkex.sweep.notifying import ended, notify, trouble
-from crucible_tinkex.sweep.orders.control import LASTING, Inbox
+from crucible_tinkex.sweep.orders.control import CODE, LASTING, Inbox
 from crucible_tinkex.sweep.ports import Amendment, Executor
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, extended, prepare
@@ -47,6 +47,7 @@ from crucible_tinkex.sweep.results.registering import register_best
 from crucible_tinkex.sweep.results.views.view import Observer, SweepView, harmless, ignore
 from crucible_tinkex.telemetry.recorder import Recorder
 from crucible_tinkex.telemetry.sender import BufferedSink
+from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.host import SessionHost
 
 INTERRUPTED_CODE = 130
@@ -90,6 +91,8 @@ class Launch:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self._proved = False
+        self._data: SweepData | None = None
+        """What was read anew since the run began."""
         self.view = SweepView(prepared.name)
 
     def run(self) -> SweepResult:
@@ -169,6 +172,8 @@ class Launch:
         run = prepared.experiment.run
         if self._proved and prepared.existing:
             changed = [*changed, ATTESTED]
+        if prepared.existing and prepared.objectives.code.keys() - prepared.existing.code.keys():
+            changed = [*changed, CODE]
         executor = await stack.enter_async_context(self._executor(meta, connection, runtime))
         await executor.registry.create(meta)
         await executor.telemetry.changes(0)  # opens the event log: damage shows before spending
@@ -194,7 +199,7 @@ class Launch:
             observer=self._observer,
             retry=self._retry,
             inbox=Inbox(prepared.paths),
-            amend=partial(self._amended, connection, executor.registry),
+            amend=partial(self._amended, connection, executor, pool),
             keeper=self._keeper(executor, connection),
         )
         self._stop = controller.request_drain
@@ -242,27 +247,33 @@ class Launch:
         return True
 
     async def _amended(
-        self, connection: Connection, registry: ControlPort, settings: Mapping[str, Any]
+        self,
+        connection: Connection,
+        executor: Executor,
+        pool: SessionPool,
+        settings: Mapping[str, Any],
     ) -> Amendment:
-        """What the running sweep is with other settings. Reads its data again, in a thread. Raises
-        `ConfigError`."""
+        """What the running sweep is with other settings. Reads its data again, in a thread; trials
+        that need more of it than this run has read get new hosts. Raises `ConfigError`."""
         paths = self._prepared.paths
         experiment = extended(self._prepared.experiment, settings, paths)
         storage, name = str(paths.root.parent), paths.root.name
         prepared = await asyncio.to_thread(prepare, experiment, storage=storage, name=name)
-        if prepared.objectives.reads_text and not self._prepared.objectives.reads_text:
-            raise ConfigError(
-                "train.token_weights, train.adapter: this run has not kept the texts of the rows; "
-                "stop it and resume the sweep"
-            )
-        prepared = prepared.measured(connection.data)
+        data = self._data or connection.data
+        if not prepared.is_read(data):
+            data = await asyncio.to_thread(prepared.tokenised_as, data)
+        prepared = prepared.measured(data)
         proof: dict[str, Any] = {}
         try:
-            await self._attest(proof, prepared, connection, registry)
+            await self._attest(proof, prepared, connection, executor.registry)
         except ServiceError as error:
             raise ConfigError(f"it could not be proved what the service applies: {error}") from None
         meta = await asyncio.to_thread(write_manifest, prepared)
         changed = prepared.amendments
+        if data is not (self._data or connection.data):
+            self._data = data
+            executor.renew(data)
+            pool.renew()
         self._prepared = prepared
         return Amendment(prepared.policy(), prepared.planner, {**meta, **proof}, changed)
 
@@ -331,17 +342,17 @@ async def local_executor(
         telemetry = LocalTelemetry(Recorder(prepared.paths))
         sink = BufferedSink(writer, telemetry.record)
 
-        def sessions() -> SessionHost:
+        def sessions(data: SweepData) -> SessionHost:
             return SessionHost(
                 connect=connection.service.connect,
                 registry=registry,
                 sink=sink,
-                data=connection.data,
+                data=data,
                 sweep=prepared.name,
             )
 
         try:
-            yield LocalExecutor(registry, telemetry, sessions)
+            yield LocalExecutor(registry, telemetry, sessions, connection.data)
         finally:
             try:
                 await sink.aclose()

@@ -14,6 +14,7 @@ from crucible_tinkex.events import Event
 from crucible_tinkex.registry import Registry
 from crucible_tinkex.runtime.ports import Packing
 from crucible_tinkex.telemetry.recorder import Changes, Recorder
+from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.host import SessionHost
 from crucible_tinkex.training.outcome import Outcome
 from crucible_tinkex.training.plan import TrialPlan
@@ -77,15 +78,21 @@ class LocalExecutor:
         self,
         registry: Registry,
         telemetry: LocalTelemetry,
-        sessions: Callable[[], SessionHost],
+        sessions: Callable[[SweepData], SessionHost],
+        data: SweepData,
     ) -> None:
         self.registry = registry
         self.telemetry = telemetry
         self.launcher = self
         self._sessions = sessions
+        self._data = data
 
     def launch(self, slots: int) -> LocalHost:
-        return LocalHost(self._sessions())
+        return LocalHost(self._sessions(self._data))
+
+    def renew(self, data: SweepData) -> None:
+        """Hosts that are launched from now on are given these rows."""
+        self._data = data
 
     def starting_at_once(self) -> int:
         return 1

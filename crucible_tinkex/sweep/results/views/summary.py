@@ -10,7 +10,7 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import FAILED, LOST, PENDING, RUNNING, SweepState, TrialRecord
 from crucible_tinkex.storage import is_locked, storage_errors
-from crucible_tinkex.sweep.preparing.preparation import read_resolved
+from crucible_tinkex.sweep.preparing.existing import read_resolved
 from crucible_tinkex.sweep.results.leaderboard import (
     Configuration,
     Objective,
