@@ -40,8 +40,7 @@ class Objectives:
         learnt_by = [name for v in self._variants for name in learning_functions(v)]
         scored_by = [t.function for t in experiment.evaluation.scores if t.function is not None]
         whats = {**dict.fromkeys(scored_by, FUNCTION), **dict.fromkeys(learnt_by, "function")}
-        whats |= dict.fromkeys(experiment.steps.after, "step")
-        whats |= {experiment.steps.hooks: "steps.hooks"} if experiment.steps.hooks else {}
+        whats |= experiment.steps.functions
         self.code: Mapping[str, str] = {n: code_hash(n, what=what) for n, what in whats.items()}
         """The user's functions, with the hashes of their source."""
 

@@ -261,10 +261,10 @@ def prepare(
     )
     checked_price(experiment)
     Scoring(experiment.evaluation)  # refuses a function or schema that is none
-    if experiment.steps.after:
+    if experiment.steps.any:
         from crucible_tinkex.training.trial_steps import check_steps
 
-        check_steps(experiment.steps)
+        check_steps(experiment)
     if prepared.existing:
         _refuse_other(prepared, prepared.existing)
     return prepared

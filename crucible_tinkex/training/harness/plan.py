@@ -31,6 +31,8 @@ class Step:
     """What decides its result besides its name: a change is another experiment."""
     graceful: bool = False
     """It looks at `ctx.is_stopping()`: Ctrl-C lets it save and end; others are cut off."""
+    training: Mapping[str, Any] | None = None
+    """Of a step that `register_training_step` added: what it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,13 @@ class Plan:
         options: Mapping[str, Any] | None = None,
         *,
         graceful: bool = False,
+        training: Mapping[str, Any] | None = None,
     ) -> Plan:
         """Raises `ConfigError` for a name that is taken or is no name."""
         check_segment(name, what="step name")
         if name in [step.name for step in self.steps]:
             raise ConfigError(f"there is a step {name!r} already")
-        self.steps.append(Step(name, function, dict(options or {}), graceful))
+        self.steps.append(Step(name, function, dict(options or {}), graceful, training))
         return self
 
     @property

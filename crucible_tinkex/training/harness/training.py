@@ -29,13 +29,14 @@ def register_training_step(plan: Plan, *, name: str = NAME, **options: Any) -> P
 
     Raises `ConfigError` for an option that there is not.
     """
+    asked = dict(options)
     evaluation = options.pop("eval_dataset", None)
     TrainOptions.of(options)
 
     async def train(ctx: StepContext) -> Mapping[str, Any]:
         return await _train(ctx, {**options, "seed": ctx.seed, **ctx.params}, evaluation)
 
-    return plan.add_step(name, train, options, graceful=True)
+    return plan.add_step(name, train, options, graceful=True, training=asked)
 
 
 async def _train(ctx: StepContext, options: dict[str, Any], evaluation: Any) -> Mapping[str, Any]:
