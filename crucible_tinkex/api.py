@@ -330,7 +330,7 @@ def tune(
     )
 
     def work() -> Sweep:
-        tuning = propose(wish)
+        tuning = propose(wish, explain)
         for line in tuning.reasons:
             explain(line)
         launch = Launch(tuning.prepared, executor=executor, observer=observer)

@@ -55,6 +55,10 @@ class RayExecutor:
         """How `sessions` at the same time are spread over processes."""
         return self._runtime.packing(run, sessions, reachable=self._reachable)
 
+    def renew(self, data: SweepData) -> None:
+        """Hosts that are launched from now on are given these rows."""
+        self.launcher.data = self._runtime.share(data)
+
     async def close(self) -> None:
         """Deliver what telemetry holds, then give the journal free."""
         try:

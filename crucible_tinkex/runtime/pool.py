@@ -61,12 +61,19 @@ class _Member:
     slots: int
     up: bool = False
     tokens: int = 0
+    retired: bool = False
+    """It takes nobody new, and goes when the last has left."""
     life: asyncio.Task[None] | None = None
     seats: dict[str, _Seat] = field(default_factory=dict)
 
     @property
     def free(self) -> int:
-        return self.slots - len(self.seats) if self.up else 0
+        return self.slots - len(self.seats) if self.up and not self.retired else 0
+
+    @property
+    def room(self) -> int:
+        """Of the pool's slots, those that are its own."""
+        return len(self.seats) if self.retired else self.slots
 
     def cancel(self) -> None:
         calls = [seat.call for seat in self.seats.values()]
@@ -105,6 +112,7 @@ class SessionPool:
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, _Work] = {}
         self._members: list[_Member] = []
+        self._leaving: set[asyncio.Future[None]] = set()
         self._failed_starts = 0
         self._why: CrucibleError | None = None
         self._start_not_before = -math.inf
@@ -174,6 +182,15 @@ class SessionPool:
         if (member := self._home(trial_id)) and member.up:
             await self._tell(lambda host: host.drain(trial_id), [member])
 
+    def renew(self) -> None:
+        """What the launcher gives its hosts has changed: who takes a slot from now on takes it on a
+        host that is launched from now on. Sessions that are open stay where they are."""
+        for member in [m for m in self._members if not m.up]:
+            self._dismiss(member)
+        for member in self._members:
+            member.retired = True
+        self._reconcile()
+
     async def hold_back(self, until: float) -> None:
         """No session sends anything before `until` (Unix seconds), nor on hosts that come later."""
         self._held_until = max(until, self._held_until)
@@ -189,8 +206,8 @@ class SessionPool:
             member.cancel()
         calls = {asyncio.ensure_future(m.host.forget()): m for m in members if m.up}
         try:
-            if calls:
-                await asyncio.wait(calls, timeout=self._deadline_s)
+            if calls or self._leaving:
+                await asyncio.wait({*calls, *self._leaving}, timeout=self._deadline_s)
         finally:
             clean = {m for call, m in calls.items() if call.done() and not _reason(call)}
             for call in calls:
@@ -202,6 +219,8 @@ class SessionPool:
         """Bring what waits and what there is together. Safe to call at any time."""
         if self._closed:
             return
+        for empty in [m for m in self._members if m.retired and not m.seats]:
+            self._give_back(empty)
         if self._draining:
             self._answer_waiting(lambda: Outcome(Verdict.DRAINED))
         bearable = self._bearable
@@ -222,7 +241,7 @@ class SessionPool:
         if not self._waiting or self._loop.time() < self._start_not_before:
             return
         starting = [m.slots for m in self._members if not m.up]
-        room = self._packing.slots - sum(m.slots for m in self._members)
+        room = self._packing.slots - sum(m.room for m in self._members)
         at_once = max(1, self._launcher.starting_at_once())
         wanted = min(len(self._waiting), self._bearable)
         while room > 0 and wanted > sum(starting) and len(starting) < at_once:
@@ -326,6 +345,18 @@ class SessionPool:
         member.cancel()
         member.seats.clear()
         member.host.kill()
+
+    def _give_back(self, member: _Member) -> None:
+        self._members.remove(member)
+        member.cancel()
+        call = asyncio.ensure_future(self._within(self._deadline_s, member.host.forget()))
+        self._leaving.add(call)
+
+        def ended(call: asyncio.Future[None]) -> None:
+            self._leaving.discard(call)
+            member.host.kill() if _reason(call) else member.host.keep()
+
+        call.add_done_callback(ended)
 
     def _start_failed(self, error: BaseException | None) -> None:
         self._why = error if isinstance(error, CrucibleError) else WorkerStartError(str(error))

@@ -36,12 +36,14 @@ from crucible_tinkex.registry import (
     TrialRecord,
 )
 from crucible_tinkex.runtime.pool import SessionPool
+from crucible_tinkex.sweep.deciding.failing import Losses
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy, is_waiting
 from crucible_tinkex.sweep.keeping.keeper import Keeper
-from crucible_tinkex.sweep.orders.control import LASTING, REFUSED, Command, Inbox
+from crucible_tinkex.sweep.orders.control import CODE, LASTING, REFUSED, Command, Inbox
 from crucible_tinkex.sweep.orders.obeying import obey
-from crucible_tinkex.sweep.ports import Amend, TelemetryPort
+from crucible_tinkex.sweep.ports import Amend, Amendment, TelemetryPort
+from crucible_tinkex.sweep.preparing.objectives import is_learning
 from crucible_tinkex.sweep.results.views.shown import Shown
 from crucible_tinkex.sweep.results.views.view import Observer, SweepView, ignore
 from crucible_tinkex.training.outcome import Outcome, Verdict
@@ -109,7 +111,7 @@ class Controller:
         self._seen = 0
         self._submitted: set[str] = set()
         self._releasing: set[str] = set()
-        self._losses: dict[str, _Losses] = {}
+        self._losses: dict[str, Losses] = {}
         self._ops = 0
         self._tasks: set[asyncio.Task[object]] = set()
         self._shown = Shown(view, telemetry, observer)
@@ -259,6 +261,7 @@ class Controller:
                 if command.kind == "extend":
                     decisions, answer = await self._extend(command)
                 else:
+                    await self._learn(command)
                     decisions, answer = obey(self._state, self._policy, self._planner, command)
             except ConfigError as error:
                 decisions, answer = [], f"{REFUSED}{error}"
@@ -286,11 +289,19 @@ class Controller:
         amendment = await self._amend(command.settings)
         if not amendment.changed:
             return [], "extend: it asks for that already"
-        await self._registry.amend(amendment.meta, amendment.changed, f"{command.op}:amend")
-        self._policy, self._planner = amendment.policy, amendment.planner
-        await self._sync()
+        await self._take(amendment, amendment.changed, command)
         taken_up = self._policy.amended(self._state, answering=self._answering)
         return taken_up, f"extend: {', '.join(amendment.changed)}"
+
+    async def _learn(self, command: Command) -> None:
+        """A clone may learn by what the sweep does not know, or has no texts for, yet."""
+        if command.kind == "clone" and self._amend and any(map(is_learning, command.settings)):
+            await self._take(await self._amend({}), [CODE], command)
+
+    async def _take(self, amendment: Amendment, changed: Sequence[str], command: Command) -> None:
+        await self._registry.amend(amendment.meta, changed, f"{command.op}:amend")
+        self._policy, self._planner = amendment.policy, amendment.planner
+        await self._sync()
 
     def _submit(self) -> None:
         """Hand the pool every trial that should train and does not."""
@@ -317,7 +328,7 @@ class Controller:
 
     async def _lost(self, trial: TrialRecord, error: CrucibleError | None) -> None:
         """Try again, unless it was lost too often without progress."""
-        losses = self._losses.setdefault(trial.trial_id, _Losses())
+        losses = self._losses.setdefault(trial.trial_id, Losses())
         if losses.again(trial.step) < self._max_attempts or self._draining.is_set():
             return
         if isinstance(error, ServiceUnavailableError | ServiceStorageError):
@@ -370,16 +381,3 @@ class Controller:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-@dataclass
-class _Losses:
-    """How often a trial was lost since it last got further."""
-
-    count: int = 0
-    step: int = -1
-
-    def again(self, step: int) -> int:
-        self.count = 1 if step > self.step else self.count + 1
-        self.step = max(step, self.step)
-        return self.count

@@ -41,7 +41,7 @@ from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.keeping.store import ServiceCheckpoints, registered
 from crucible_tinkex.sweep.local import local_executor
 from crucible_tinkex.sweep.notifying import ended, notify, trouble
-from crucible_tinkex.sweep.orders.control import LASTING, Inbox
+from crucible_tinkex.sweep.orders.control import CODE, LASTING, Inbox
 from crucible_tinkex.sweep.ports import Amendment, Executor
 from crucible_tinkex.sweep.preparing.existing import COUNTS
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
@@ -52,6 +52,7 @@ from crucible_tinkex.sweep.results.registering import register_best
 from crucible_tinkex.sweep.results.views.view import Observer, SweepView, harmless, ignore
 from crucible_tinkex.sweep.signals import Signals
 from crucible_tinkex.telemetry.tracing.run import RunTrace, traced
+from crucible_tinkex.training.data import SweepData
 
 MISSED_CODE = 1
 """A quality target that is required was missed."""
@@ -97,6 +98,8 @@ class Launch:
         self._proved = False
         self._earlier: list[str] = []
         self._trace = RunTrace()
+        self._data: SweepData | None = None
+        """What was read anew since the run began."""
         self.view = SweepView(prepared.name)
 
     def run(self) -> SweepResult:
@@ -192,6 +195,8 @@ class Launch:
         run = prepared.experiment.run
         if self._proved and prepared.existing:
             changed = [*changed, ATTESTED]
+        if prepared.existing and prepared.objectives.code.keys() - prepared.existing.code.keys():
+            changed = [*changed, CODE]
         executor = await stack.enter_async_context(self._executor(meta, connection, runtime))
         meta[COUNTS] = prepared.counts
         await executor.registry.create(meta)
@@ -219,7 +224,7 @@ class Launch:
             retry=self._retry,
             inbox=Inbox(prepared.paths),
             earlier=self._earlier,
-            amend=partial(self._amended, connection, executor.registry),
+            amend=partial(self._amended, connection, executor, pool),
             keeper=self._keeper(executor, connection),
         )
         self._stop = controller.request_drain
@@ -281,27 +286,33 @@ class Launch:
         return True
 
     async def _amended(
-        self, connection: Connection, registry: ControlPort, settings: Mapping[str, Any]
+        self,
+        connection: Connection,
+        executor: Executor,
+        pool: SessionPool,
+        settings: Mapping[str, Any],
     ) -> Amendment:
-        """What the running sweep is with other settings. Reads its data again, in a thread. Raises
-        `ConfigError`."""
+        """What the running sweep is with other settings. Reads its data again, in a thread; trials
+        that need more of it than this run has read get new hosts. Raises `ConfigError`."""
         paths = self._prepared.paths
         experiment = extended(self._prepared.experiment, settings, paths)
         storage, name = str(paths.root.parent), paths.root.name
         prepared = await asyncio.to_thread(prepare, experiment, storage=storage, name=name)
-        if prepared.objectives.reads_text and not self._prepared.objectives.reads_text:
-            raise ConfigError(
-                "train.token_weights, train.adapter: this run has not kept the texts of the rows; "
-                "stop it and resume the sweep"
-            )
-        prepared = prepared.measured(connection.data)
+        data = self._data or connection.data
+        if not prepared.is_read(data):
+            data = await asyncio.to_thread(prepared.tokenised_as, data)
+        prepared = prepared.measured(data)
         proof: dict[str, Any] = {}
         try:
-            await self._attest(proof, prepared, connection, registry)
+            await self._attest(proof, prepared, connection, executor.registry)
         except ServiceError as error:
             raise ConfigError(f"it could not be proved what the service applies: {error}") from None
         meta = await asyncio.to_thread(write_manifest, prepared)
         changed = prepared.amendments
+        if data is not (self._data or connection.data):
+            self._data = data
+            executor.renew(data)
+            pool.renew()
         self._prepared = prepared
         noted = {**meta, **proof, COUNTS: prepared.counts}
         return Amendment(prepared.policy(), prepared.planner, noted, changed)

@@ -19,6 +19,7 @@ from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
 from crucible_tinkex.telemetry.bridge import Handler
 from crucible_tinkex.telemetry.recorder import Changes, Recorder
 from crucible_tinkex.telemetry.sender import BufferedSink
+from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.host import SessionHost
 from crucible_tinkex.training.outcome import Outcome
 from crucible_tinkex.training.plan import TrialPlan
@@ -82,16 +83,22 @@ class LocalExecutor:
         self,
         registry: Registry,
         telemetry: LocalTelemetry,
-        sessions: Callable[[Pulse], SessionHost],
+        sessions: Callable[[SweepData, Pulse], SessionHost],
+        data: SweepData,
     ) -> None:
         self.registry = registry
         self.telemetry = telemetry
         self.launcher = self
         self._sessions = sessions
+        self._data = data
 
     def launch(self, slots: int) -> LocalHost:
         pulse = Pulse()
-        return LocalHost(self._sessions(pulse), pulse)
+        return LocalHost(self._sessions(self._data, pulse), pulse)
+
+    def renew(self, data: SweepData) -> None:
+        """Hosts that are launched from now on are given these rows."""
+        self._data = data
 
     def starting_at_once(self) -> int:
         return 1
@@ -115,18 +122,18 @@ async def local_executor(
         telemetry = LocalTelemetry(Recorder(prepared.paths))
         sink = BufferedSink(writer, telemetry.record)
 
-        def sessions(pulse: Pulse) -> SessionHost:
+        def sessions(data: SweepData, pulse: Pulse) -> SessionHost:
             return SessionHost(
                 connect=pulse.watching(connection.service.connect),
                 registry=registry,
                 sink=sink,
-                data=connection.data,
+                data=data,
                 sweep=prepared.name,
                 handlers=handlers,
             )
 
         try:
-            yield LocalExecutor(registry, telemetry, sessions)
+            yield LocalExecutor(registry, telemetry, sessions, connection.data)
         finally:
             try:
                 await sink.aclose()

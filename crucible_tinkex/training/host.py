@@ -184,7 +184,7 @@ class SessionHost:
         self.tokens += tokens
 
     def _steps(self, plan: TrialPlan) -> After | None:
-        if plan.reference or not plan.experiment.steps.after:
+        if plan.reference or not plan.experiment.steps.any:
             return None
         from crucible_tinkex.training.trial_steps import run_steps
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from crucible_tinkex.client.interface import SamplingClient, TrainingClient
+from crucible_tinkex.config import Experiment
 from crucible_tinkex.config.sweep.steps import TRAINING, StepsSection, step_name
 from crucible_tinkex.datasets import Tokenizer, load_tokenizer
 from crucible_tinkex.errors import ConfigError, CrucibleError, TrialFailedError
@@ -34,6 +35,7 @@ from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.harness.context import StepContext
 from crucible_tinkex.training.harness.plan import DEFAULT_CONDITION, Hooks, OnError, Plan
 from crucible_tinkex.training.harness.running import arun
+from crucible_tinkex.training.harness.sweeping import check_plan, load_plan, steps_after
 from crucible_tinkex.training.outcome import Verdict, judge
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.tinkex.evaluating import Scorer, asked, measured
@@ -44,10 +46,13 @@ from crucible_tinkex.user_calls import called, within
 T = TypeVar("T")
 
 
-def check_steps(section: StepsSection) -> None:
-    """Raises `ConfigError` for a function that cannot be imported, and for hooks that are none."""
-    _functions(section)
-    _hooks(section)
+def check_steps(experiment: Experiment) -> None:
+    """Raises `ConfigError` for a function that cannot be imported, for hooks that are none, and for
+    a plan that no trial of the experiment can run."""
+    if experiment.steps.plan is not None:
+        check_plan(experiment.steps.plan, experiment)
+    _functions(experiment.steps)
+    _hooks(experiment.steps)
 
 
 async def run_steps(
@@ -245,12 +250,17 @@ class BlockingTrialSession:
 
 
 def _functions(section: StepsSection) -> dict[str, Callable[..., Any]]:
+    if section.plan is not None:
+        return {step.name: step.function for step in steps_after(load_plan(section.plan))}
     return {step_name(step): load_function(step, what="step") for step in section.after}
 
 
 def _hooks(section: StepsSection) -> Hooks:
+    planned = Hooks() if section.plan is None else load_plan(section.plan).hooks
     if section.hooks is None:
-        return Hooks()
+        return planned
+    if planned != Hooks():
+        raise ConfigError("steps.hooks: the plan has hooks already; keep one of the two")
     made = load_function(section.hooks, what="steps.hooks")()
     if not isinstance(made, Hooks):
         raise ConfigError(

@@ -15,7 +15,7 @@ from crucible_tinkex.weights.export import Exported
 
 def tune_data(wish: Wish, *, address: str | None, json: bool, quiet: bool) -> int:
     """Returns the exit code."""
-    tuning = propose(wish)
+    tuning = propose(wish, lambda line: print(f"training {line}", file=sys.stderr, flush=True))
     _explain(tuning)
     from crucible_tinkex.cli.sweeps.execution import execute, run_prepared
 

@@ -19,9 +19,11 @@ from crucible_tinkex.config import EMBEDDED, DataSection, Experiment, ServiceSec
 from crucible_tinkex.config.section import set_dotted
 from crucible_tinkex.config.sweep.search import TRAINING_DATA
 from crucible_tinkex.datasets import (
+    DataFile,
     Rows,
     TokenisedDataset,
     Tokenizer,
+    load_tokenizer,
     tokenise,
 )
 from crucible_tinkex.errors import ConfigError, SweepExistsError
@@ -38,7 +40,8 @@ from crucible_tinkex.sweep.deciding.planner import Planner, TrainingData
 from crucible_tinkex.sweep.deciding.policy import Policy
 from crucible_tinkex.sweep.deciding.prices import checked_price
 from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
-from crucible_tinkex.sweep.orders.control import Inbox
+from crucible_tinkex.sweep.orders.control import Command, Inbox
+from crucible_tinkex.sweep.preparing.clones import cloned
 from crucible_tinkex.sweep.preparing.existing import Existing, read_resolved
 from crucible_tinkex.sweep.preparing.experience import finished_trials
 from crucible_tinkex.sweep.preparing.objectives import Objectives, changed_code
@@ -170,19 +173,27 @@ class PreparedSweep:
         sets = trains if len(trains) > 1 else {}
         return SweepData(declared, held_out, self.fingerprint, name, sets)
 
+    def tokenised_as(self, data: SweepData) -> SweepData:
+        """The rows as tokens, by the tokenizer of those."""
+        assert data.tokenizer is not None
+        return self.tokenised(load_tokenizer(data.tokenizer), data.tokenizer)
+
     def measured(self, data: SweepData) -> PreparedSweep:
-        """Planned for the rows that `tokenised` left of it. Raises `ConfigError` for training data
-        that are not there."""
-        training = {}
-        known = data.sets or {self.experiment.data.files: data.train}
-        for files, found in self.training.items():
-            if files not in known:
-                raise ConfigError(
-                    f"data.train: this run has not read {files[0].path}; stop it and resume the "
-                    "sweep"
-                )
-            training[files] = replace(found, epoch_rows=known[files].epoch_rows)
+        """Planned for the rows that `tokenised` left of it."""
+        known = self._known(data)
+        training = {
+            files: replace(found, epoch_rows=known[files].epoch_rows)
+            for files, found in self.training.items()
+        }
         return replace(self, training=training)
+
+    def is_read(self, data: SweepData) -> bool:
+        """Whether these are all the rows, with their texts where a trial reads them."""
+        has_texts = len(data.train.about_offsets) > 0 or not self.objectives.reads_text
+        return has_texts and self.training.keys() <= self._known(data).keys()
+
+    def _known(self, data: SweepData) -> Mapping[tuple[DataFile, ...], TokenisedDataset]:
+        return data.sets or {self.experiment.data.files: data.train}
 
     def _tokenised(
         self, rows: Rows, tokenizer: Tokenizer, *, keep_text: bool = False
@@ -223,8 +234,10 @@ def prepare(
     storage: str | None = None,
     name: str | None = None,
     source: str | None = None,
+    orders: Sequence[Command] = (),
 ) -> PreparedSweep:
-    """Check everything that can be checked here. Raises `ConfigError`, `DataError`."""
+    """Check everything that can be checked here. `orders`: clones that are asked for, besides those
+    that wait in the sweep's folder. Raises `ConfigError`, `DataError`."""
     paths = SweepPaths.of(storage or experiment.run.storage, name or experiment.name)
     training, eval_rows = opened(experiment)
     rows = training[experiment.data.files].epoch_rows
@@ -251,7 +264,7 @@ def prepare(
         eval_rows=eval_rows,
         service=_address(experiment.service),
         configurations=configurations,
-        objectives=Objectives(experiment, configurations),
+        objectives=Objectives(experiment, [*configurations, *cloned(state, paths, orders)]),
         source=source,
         existing=existing,
         spent=state.spent if state else Spent(),
@@ -260,10 +273,10 @@ def prepare(
     )
     checked_price(experiment)
     Scoring(experiment.evaluation)  # refuses a function or schema that is none
-    if experiment.steps.after:
+    if experiment.steps.any:
         from crucible_tinkex.training.trial_steps import check_steps
 
-        check_steps(experiment.steps)
+        check_steps(experiment)
     if prepared.existing:
         _refuse_other(prepared, prepared.existing)
     return prepared
@@ -338,9 +351,9 @@ def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
         )
 
 
-def reopened(storage: str | Path, name: str) -> PreparedSweep:
+def reopened(storage: str | Path, name: str, orders: Sequence[Command] = ()) -> PreparedSweep:
     """An existing sweep, prepared as its folder says. Raises as `prepare` and `load_sweep`."""
-    return prepare(load_sweep(storage, name), storage=str(storage), name=name)
+    return prepare(load_sweep(storage, name), storage=str(storage), name=name, orders=orders)
 
 
 def load_sweep(storage: str | Path, name: str) -> Experiment:

@@ -119,6 +119,7 @@ class TrainingRun:
             "epoch": self._recipe.epoch(result.number) + 1,
             "loss": loss,
             "loss_sum": loss * result.update.weight,
+            "weight": result.update.weight,
             "grad_norm": grad_norm(result.optim),
             "learning_rate": result.update.adam.learning_rate,
             "tokens": result.update.tokens,
