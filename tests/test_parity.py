@@ -155,11 +155,3 @@ def test_files_that_the_table_names_are_there(row: list[str]) -> None:
     for file in files:
         place = Path(file).parts
         assert any(p.parts[-len(place) :] == place for p in everything), file
-
-
-@pytest.mark.parametrize(
-    "file", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda f: f.stem
-)
-def test_the_experiments_are_valid(file: Path) -> None:
-    experiment = ct.Experiment.from_toml(file)
-    assert all(Path(data.path).exists() for data in experiment.data.files)
