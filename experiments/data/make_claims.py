@@ -1,7 +1,7 @@
 """Writes the invented claims of the experiments: `python3 experiments/data/make_claims.py`.
 
-`scifact_*` has the shape of the rows that the original trained on: a passage, a claim that cites it,
-evidence, and how they relate; 505 of them (63 * 8 + 1, so that with batches of 8 the last of an
+`scifact_*` has the shape of the rows that the original trained on: a passage, a claim that cites
+it, evidence, and how they relate; 505 of them (63 * 8 + 1, so that with batches of 8 the last of an
 epoch held one row, which is what its loss of "98.7 % less" was made of).
 `scifact_negatives` are 50 more rows whose claim cites a document that is not theirs; in the rows
 that were published there is none. `fever_*` has claims with FEVER's three labels. No text of
