@@ -145,8 +145,11 @@ def test_citation_validity_weighs_rows_that_cite_what_is_not_there(
     assert set(made.loss_fn_inputs["weights"].data) == {factor}
 
 
-def test_claims_and_their_evidence_count_as_published(callbacks: TinkexCallbacks) -> None:
-    text = "CLAIM[c1]: a\nCLAIM[c2]: b\nend"
+@pytest.mark.parametrize("before", ["", " "])  # prompt + " " + completion, as published
+def test_claims_and_their_evidence_count_as_published(
+    callbacks: TinkexCallbacks, before: str
+) -> None:
+    text = f"{before}CLAIM[c1]: a\nCLAIM[c2]: b\nend"
     (made,) = callbacks.format_training_data(
         [{"prompt": "p", "completion": text}], token_weights="claims"
     )
