@@ -20,6 +20,7 @@ from crucible_tinkex.errors import ConfigError, DataError
 from crucible_tinkex.scoring import Question
 from crucible_tinkex.scoring.scorers import Scoring
 from crucible_tinkex.sweep.preparing.preparation import prepare
+from crucible_tinkex.training.adapter.tinkex import TinkexCallbacks
 
 ASSETS = Path(__file__).parents[1] / "assets" / "data"
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -342,3 +343,11 @@ def test_a_function_sees_the_tests_of_a_program(
         found.append(scoring.scored(question, [expected if i else "    pass\n"]))
     assert scoring.metrics(found)["eval/pass@1"] == 0.5
     assert tokenise(rows, tokenizer, max_length=None).notes(0) == {}
+
+
+def test_the_adapter_takes_rows_of_a_published_set(tmp_path: Path) -> None:
+    rows = read_rows(ASSETS / "humaneval.jsonl")
+    callbacks = TinkexCallbacks(tokenizer=load_tokenizer(save_tokenizer(tmp_path)))
+    made = callbacks.format_training_data(rows, max_length=1000)
+    learnt = [sum(datum.loss_fn_inputs["weights"].data) for datum in made]
+    assert learnt == [len(row.completion_text) + 1 for row in rows]  # bytes, and the end
