@@ -187,5 +187,6 @@ def _publish(ready: Path, folder: Path) -> tuple[str, ...]:
         for name in names:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
+            (ready / name).chmod(0o644)  # a library may have made it for its owner alone
             os.replace(ready / name, target)
     return tuple(names)

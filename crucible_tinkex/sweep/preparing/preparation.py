@@ -168,7 +168,10 @@ class PreparedSweep:
             self.objectives.try_on(train, tokenizer)
             trains[files] = train
         declared = trains[self.experiment.data.files]
-        held_out = None if self.eval_rows is None else self._tokenised(self.eval_rows, tokenizer)
+        held_out = None
+        if self.eval_rows is not None:
+            functions = self.experiment.evaluation.has_functions
+            held_out = self._tokenised(self.eval_rows, tokenizer, keep_text=functions)
         check_answerable(self.experiment.evaluation, held_out)
         sets = trains if len(trains) > 1 else {}
         return SweepData(declared, held_out, self.fingerprint, name, sets)

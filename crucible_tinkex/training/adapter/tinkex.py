@@ -134,6 +134,12 @@ class TinkexCallbacks:
             targets = config.get("quality_targets", config) if config is not None else None
         return quality.validate_quality(results, targets)
 
+    def validate_training(
+        self, results: Sequence[Mapping[str, Any]], targets: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """See `quality.validate_training`."""
+        return quality.validate_training(results, targets)
+
     def sampling_params(
         self,
         *,
