@@ -191,8 +191,8 @@ class Policy:
                 "nobody was trained to the end, and this is the best of those that were stopped",
             )
             return
-        if again := self._again(state):
-            for trial in again[: max(1, free)] if not state.open else ():
+        if misled := self._again(state):
+            for trial in misled[: max(1, free)] if not state.open else ():
                 if trial.trial_id not in answering:
                     goal = self._planner.of(trial).total_steps
                     yield self._advance(trial, trial.target, goal, _MISLED)
