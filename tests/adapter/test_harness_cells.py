@@ -213,7 +213,7 @@ async def test_sys_exit_in_a_step_ends_its_cell_only() -> None:
 
     for step in (leaves, lambda ctx: sys.exit(3)):
         results = await arun("e", lambda plan, s=step: plan.add_step("a", s), session=Closable())
-        assert results.cells[0].error == "a: SystemExit: 3"
+        assert "SystemExit" in str(results.cells[0].error)
 
 
 async def test_hooks_around_conditions_that_overlap() -> None:
