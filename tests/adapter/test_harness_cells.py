@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from desk import ROWS, Desk
+from desk import CONFIG, ROWS, Desk
 
 import crucible_tinkex as ct
 from crucible_tinkex.datasets import Tokenizer
@@ -422,3 +422,29 @@ async def test_an_experiment_of_version_1_goes_on(tmp_path: Path) -> None:
 async def test_bad_bounds_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="max_concurrent"):
         await arun("e", lambda p: p.add_step("a", len), session=1, **options)
+
+
+def test_ctrl_c_reaches_trainings_of_blocking_sessions(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    desk = Desk(tokenizer)
+    desk.backend.delay_s = 0.002
+
+    def interrupt(row: Mapping[str, Any]) -> None:
+        if row["step"] == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def define(plan: Plan) -> None:
+        options = {"max_steps": 500, "batch_size": 4, "checkpoint_every": 1000}
+        register_training_step(plan, on_step_end=interrupt, **options)
+
+    with ct.TinkexAdapter(desk.connect, tokenizer=tokenizer) as adapter:
+
+        def sessions(condition: str, seed: int, params: Mapping[str, Any]) -> Any:
+            return adapter.start_session(adapter.create_experiment(name="e", config=CONFIG))
+
+        with pytest.raises(KeyboardInterrupt):
+            run("e", define, sessions=sessions, dataset=ROWS, folder=tmp_path)
+    saved = json.loads((tmp_path / "cells" / "default-0.json").read_text())["steps"]
+    assert 4 <= saved["tinkex_training"]["progress"]["checkpoints"][-1]["step"] < 100
+    assert len(desk.backend.ends) == 1
