@@ -82,7 +82,6 @@ BORDERS = {
     "sweep.results.views.view",
     "training.losses.gradient_hooks",
     "training.harness.cells",
-    "training.harness.threads",
     "telemetry.bridge.bridge",
     "runtime.cluster",
     "server.engine.engine",

@@ -47,10 +47,8 @@ class _Work:
 class _Seat:
     """A slot that a trial holds: during a call, and between two calls while its session is open."""
 
-    call: asyncio.Task[Any] | None = None
-    """None: parked."""
-    asked: bool = False
-    """The call is an advance, whose outcome is waited for."""
+    call: asyncio.Task[Any] | None = None  # None: parked
+    asked: bool = False  # the call is an advance, whose outcome is waited for
 
 
 @dataclass(eq=False)
@@ -61,8 +59,7 @@ class _Member:
     slots: int
     up: bool = False
     tokens: int = 0
-    retired: bool = False
-    """It takes nobody new, and goes when the last has left."""
+    retired: bool = False  # it takes nobody new, and goes when the last has left
     life: asyncio.Task[None] | None = None
     seats: dict[str, _Seat] = field(default_factory=dict)
 
@@ -71,13 +68,11 @@ class _Member:
         return self.slots - len(self.seats) if self.up and not self.retired else 0
 
     @property
-    def room(self) -> int:
-        """Of the pool's slots, those that are its own."""
+    def room(self) -> int:  # of the pool's slots, those that are its own
         return len(self.seats) if self.retired else self.slots
 
     def cancel(self) -> None:
-        calls = [seat.call for seat in self.seats.values()]
-        for task in (self.life, *calls):
+        for task in (self.life, *(seat.call for seat in self.seats.values())):
             if task is not None:
                 task.cancel()
 
@@ -351,12 +346,9 @@ class SessionPool:
         member.cancel()
         call = asyncio.ensure_future(self._within(self._deadline_s, member.host.forget()))
         self._leaving.add(call)
-
-        def ended(call: asyncio.Future[None]) -> None:
-            self._leaving.discard(call)
-            member.host.kill() if _reason(call) else member.host.keep()
-
-        call.add_done_callback(ended)
+        call.add_done_callback(self._leaving.discard)
+        host = member.host
+        call.add_done_callback(lambda call: host.kill() if _reason(call) else host.keep())
 
     def _start_failed(self, error: BaseException | None) -> None:
         self._why = error if isinstance(error, CrucibleError) else WorkerStartError(str(error))
@@ -399,9 +391,8 @@ class SessionPool:
 
 
 def _parked(plan: TrialPlan, outcome: Outcome) -> bool:  # the session is still open
-    if outcome.verdict is not Verdict.ADVANCED or outcome.progress is None:
-        return False
-    return outcome.progress.step < plan.total_steps
+    progress = outcome.progress if outcome.verdict is Verdict.ADVANCED else None
+    return progress is not None and progress.step < plan.total_steps
 
 
 def _reason(task: asyncio.Future[Any]) -> BaseException | None:
