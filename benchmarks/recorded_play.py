@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 
 from benchmarks.recorded_grid import Ledger, Surface
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.search.auto import Look, Next, expected, first, next_places
+from crucible_tinkex.search.auto import Look, Next, beside_the_best, expected, first, next_places
 from crucible_tinkex.search.learned.learning import LearningSearch
 from crucible_tinkex.search.neighbourhood import Neighbourhood
 from crucible_tinkex.search.points.dimensions import Places
@@ -62,6 +62,10 @@ class Source(Protocol):
         """As the product's `Asker.promise`."""
         ...
 
+    def again(self, trials: Sequence[Trial]) -> list[Trial]:
+        """As the product's `Asker.again`."""
+        ...
+
 
 class Listed:
     """Points in an order that is known."""
@@ -77,6 +81,9 @@ class Listed:
 
     def promise(self, trial: Trial, trials: Sequence[Trial]) -> float | None:
         return None
+
+    def again(self, trials: Sequence[Trial]) -> list[Trial]:
+        return []
 
 
 class Climbing:
@@ -123,6 +130,11 @@ class Climbing:
         early = trial.losses[self._rung]
         looks = self._looks(trials)
         return expected(self._places[trial.point], early, looks, self._around)
+
+    def again(self, trials: Sequence[Trial]) -> list[Trial]:
+        at = {self._places[t.point]: t for t in trials}
+        found = [at[k.places] for k in beside_the_best(self._looks(trials), self._around)]
+        return [t for t in found if t.target == self._rung]
 
     def _looks(self, trials: Sequence[Trial]) -> list[Look]:
         return [
@@ -174,7 +186,17 @@ class Play:
         while len(self._active) < 1 and (point := self._source.next(self._trials)) is not None:
             self._start(point)
             decided = True
-        return decided or (not more and not self._active and self._crown())
+        return decided or (not more and not self._active and (self._crown() or self._again()))
+
+    def _again(self) -> bool:
+        """Whether one that was stopped goes on after all."""
+        found = [] if self._is_open() else self._source.again(self._trials)
+        for trial in found[:1]:
+            self._advance(trial)
+        return bool(found)
+
+    def _is_open(self) -> bool:
+        return any(t.state not in ENDED for t in self._trials)
 
     def _start(self, point: int) -> None:
         number = len(self._trials)

@@ -7,7 +7,7 @@ go on to their ends, one after the other as sessions get free, the most promisin
 mislead in one direction, as a rate that is too high looks good early and one that is a little lower
 wins late; so what is promising is learnt from those that have ended (`expected`), and all
 neighbours of the one that ended best are looked at in the same way, until none is better, and
-ranges at half the step.
+ranges at half the step. At last those of its neighbours that the rung had stopped go on after all.
 
 A step that lost elsewhere (rank 8 to 2, say) is not tried again from the next point: settings
 mostly act alike wherever they are changed. Only around the one that ended best nothing is left out.
@@ -152,11 +152,34 @@ def expected(places: Places, early: float, looks: Sequence[Look], around: Neighb
     return early + sum(w * later for w, later in ended) / weight if weight else early
 
 
-def _around_the_best(looks: Sequence[Look], around: Neighbourhood) -> Next:
+def beside_the_best(looks: Sequence[Look], around: Neighbourhood) -> list[Look]:
+    """Neighbours of the one that ended best that the rung stopped, the most promising first: the
+    rung may have misled about them."""
+    best = _best(looks)
+    if best is None:
+        return []
+    ends = [step.of(best) for step in around.steps(best)]
+    found = [
+        (expected(look.places, look.early, looks, around), i, look)
+        for i, look in enumerate(looks)
+        if look.early is not None
+        and math.isfinite(look.early)
+        and look.final is None
+        and not look.open
+        and any(around.same(end, look.places) for end in ends)
+    ]
+    return [look for _, _, look in sorted(found, key=lambda one: one[:2])]
+
+
+def _best(looks: Sequence[Look]) -> Places | None:
     ended = {k.places: k.final for k in looks if k.final is not None and math.isfinite(k.final)}
-    if not ended:
+    return min(ended, key=lambda places: ended[places], default=None)
+
+
+def _around_the_best(looks: Sequence[Look], around: Neighbourhood) -> Next:
+    best = _best(looks)
+    if best is None:
         return Next()
-    best = min(ended, key=lambda places: ended[places])
     for share in (1.0, FINER):
         if found := tuple(end for _, end in _unknown(best, looks, around, share)):
             return Next(found, reason="a neighbour of the best that was trained to its end")

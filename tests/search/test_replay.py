@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import recorded_tasks, replay
-from benchmarks.recorded_grid import RECORDED, Ledger, Surface, surfaces
+from benchmarks.recorded_grid import HELD_OUT, RECORDED, Ledger, Surface, surfaces
 from benchmarks.recorded_play import Player
 from benchmarks.recorded_sweep import declared, replay_sweep
 from crucible_tinkex.search.auto_settings import chosen
@@ -152,6 +152,9 @@ def test_the_recorded_grids_are_whole_and_small() -> None:
     for of_task in found:
         assert len(of_task.points) >= 60 and np.isfinite(of_task.losses).all()
         assert of_task.losses[:, -1].max() > 1.5 * of_task.losses[:, -1].min()
+    held_out = list(surfaces(HELD_OUT))
+    assert {s.task for s in held_out} == set(recorded_tasks.HELD_OUT) and len(held_out) == 4
+    assert all(len(s.points) == 48 and np.isfinite(s.losses).all() for s in held_out)
     folder = RECORDED.parent
     assert sum(path.stat().st_size for path in folder.iterdir()) < 5_000_000
     rows = pq.read_metadata(folder / "rows.parquet").num_rows

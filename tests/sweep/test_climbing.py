@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 from sweep_states import Journal
 
+from crucible_tinkex.config import BudgetSection
 from crucible_tinkex.registry import DONE, FAILED, RUNNING, STOPPED
+from crucible_tinkex.sweep.deciding.budget import Budget
+from crucible_tinkex.sweep.deciding.policy import Policy
 
 RATE, RANK, SCHEDULE = "optimizer.learning_rate", "lora.rank", "optimizer.schedule"
 SPACE = {
@@ -112,6 +115,56 @@ def test_all_that_pass_are_trained_whatever_the_slots(slots: int) -> None:
     space = {RATE: [1e-3], RANK: [2, 4, 8, 16], SCHEDULE: ["constant", "cosine"]}
     order = ended(Journal(**searching(space=space, stopping=stopping)), slots=slots)
     assert len(order) >= 6
+
+
+def misled(journal: Journal, *, stopped_by: str = "") -> list[Any]:
+    """Trained to the end where rank 8, the best, is the worst at the rung."""
+    while not journal.state.ended:
+        while journal.decide(slots=2):
+            pass
+        for trial_id in journal.pending[:1]:
+            trial = journal.state.trials[trial_id]
+            is_last = trial.target == trial.total_steps
+            worse = 0.0 if is_last or trial.values[RANK] != 8 else 5.0
+            journal.train(trial_id, loss(trial.values) + worse)
+            if stopped_by and trial.values[RANK] == 8:
+                decision = {"kind": "stop", "trial_id": trial_id, "by": stopped_by, "reason": "no"}
+                journal._tell("decision", decision=decision)
+    trials = journal.state.trials.values()
+    return [t.values[RANK] for t in trials if t.state == DONE]
+
+
+LADDER = {
+    "space": {RATE: [1e-3], RANK: [2, 4, 8, 16], SCHEDULE: ["cosine"]},
+    "stopping": {"rule": "topk", "first_rung": 1, "keep": 2},
+}
+
+
+def test_a_neighbour_of_the_best_that_the_rung_stopped_goes_on_after_all() -> None:
+    journal = Journal(**searching(**LADDER))
+    assert 8 in misled(journal)
+    (best,) = (t for t in journal.state.trials.values() if t.values[RANK] == 8)
+    assert "may have misled" in best.decisions[-1].reason
+    kinds = [d.kind for d in best.decisions]
+    assert kinds[-2:] == ["stop", "advance"]
+
+
+def test_what_a_person_stopped_stays_stopped() -> None:
+    assert 8 not in misled(Journal(**searching(**LADDER)), stopped_by="person")
+
+
+def test_where_spending_is_capped_nobody_goes_on_after_all() -> None:
+    journal = Journal(**searching(**LADDER))
+    journal.policy.budget = Budget(BudgetSection(steps=10_000))
+    fresh = journal.fresh_policy
+
+    def capped() -> Policy:
+        policy = fresh()
+        policy.budget = Budget(BudgetSection(steps=10_000))
+        return policy
+
+    journal.fresh_policy = capped  # type: ignore[method-assign]
+    assert 8 not in misled(journal)
 
 
 def test_guesses_come_first_and_are_said_to_be_of_earlier_sweeps() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from typing import TypeAlias
 
 from crucible_tinkex.registry import (
+    CONFIRM,
     DONE,
     FAIL_FAST,
     FAILED,
@@ -190,6 +191,12 @@ class Policy:
                 "nobody was trained to the end, and this is the best of those that were stopped",
             )
             return
+        if misled := self._again(state):
+            for trial in misled[: max(1, free)] if not state.open else ():
+                if trial.trial_id not in answering:
+                    goal = self._planner.of(trial).total_steps
+                    yield self._advance(trial, trial.target, goal, _MISLED)
+            return
         if free <= 0 and state.open:
             return
         found = next_confirmations(state, self._planner)
@@ -205,6 +212,13 @@ class Policy:
             yield self._begin("confirm", numbered, found.reason)
         if not plans and not state.open:
             yield Decision("end", reason=found.ends)
+
+    def _again(self, state: SweepState) -> list[TrialRecord]:
+        """Who goes on after all, before the confirmation; nobody where spending is capped, as a
+        search is planned to cost half of that without them."""
+        if self.budget.capped or any(t.phase == CONFIRM for t in state.trials.values()):
+            return []
+        return self._asker.again(state)
 
     def _best_stopped(self, state: SweepState) -> TrialRecord | None:
         """The best of those that were stopped furthest on, if no trial of the search is done; not
@@ -368,6 +382,7 @@ class Policy:
         return self._rungs[key]
 
 
+_MISLED = "a neighbour of the best that ended; the rung that stopped it may have misled"
 _WHO = {PERSON: "a person", BUDGET: "a budget", FAIL_FAST: "run.fail_fast"}
 
 

@@ -49,6 +49,11 @@ class Asker(Protocol):
         once, in the order of their places."""
         ...
 
+    def again(self, state: SweepState) -> list[TrialRecord]:
+        """When all is over, which of those that a rung stopped should go on after all, the most
+        promising first."""
+        ...
+
     @property
     def is_slow(self) -> bool:
         """Whether `ask` may take so long that an event loop should not wait for it."""
@@ -98,6 +103,9 @@ class ListedTrials:
 
     def promise(self, state: SweepState, trial: TrialRecord) -> float | None:
         return None
+
+    def again(self, state: SweepState) -> list[TrialRecord]:
+        return []
 
     def _fresh(self, state: SweepState, count: int) -> list[TrialPlan]:
         if state is not self._state:

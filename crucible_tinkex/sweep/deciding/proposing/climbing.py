@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
 
-from crucible_tinkex.registry import DONE, PAUSED, TERMINAL, SweepState, TrialRecord
-from crucible_tinkex.search.auto import KEEP, Look, expected, next_places
+from crucible_tinkex.registry import DONE, PAUSED, STOPPED, TERMINAL, SweepState, TrialRecord
+from crucible_tinkex.search.auto import KEEP, Look, beside_the_best, expected, next_places
 from crucible_tinkex.search.points.space import Values
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.sweep.deciding.planner import Planner
@@ -61,6 +61,19 @@ class ClimbingTrials(LearnedTrials):
         if own is None or own.early is None:
             return math.inf
         return expected(own.places, own.early, list(looks.values()), self._search.neighbourhood)
+
+    def again(self, state: SweepState) -> list[TrialRecord]:
+        self._read(state)
+        looks = self._looks()
+        settings = {id(look): key for key, look in looks.items()}
+        beside = beside_the_best(list(looks.values()), self._search.neighbourhood)
+        configurations = (self._tried.configurations[settings[id(look)]] for look in beside)
+        return [t for c in configurations for t in c.trials.values() if self._is_stopped(t)]
+
+    def _is_stopped(self, trial: TrialRecord) -> bool:
+        """By the first rung, and nobody else."""
+        at_rung = trial.state == STOPPED and trial.target == self._rung(trial.total_steps)
+        return at_rung and not trial.decisions[-1].by
 
     def _has_new(self, state: SweepState) -> bool:
         if self._number < self._search.startup and self._number != self._dry:

@@ -51,6 +51,9 @@ class LearnedTrials:
     def promise(self, state: SweepState, trial: TrialRecord) -> float | None:
         return None
 
+    def again(self, state: SweepState) -> list[TrialRecord]:
+        return []
+
     @property
     def is_slow(self) -> bool:
         return self._planner.experiment.search.strategy in SLOW
