@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $(INSTALLED)
 
 $(INSTALLED_DEV): $(INSTALLED)
-	$(PIP) -e '.[local,sdk,dev]'
+	$(PIP) -e '.[local,sdk,otel,dev]'
 	touch $(INSTALLED_DEV)
 
 check: install-dev

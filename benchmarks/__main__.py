@@ -1,7 +1,7 @@
 """`make bench`: all benchmarks but `sessions` (six minutes, 8 GB), `telemetry` (five minutes),
-`replay` (hours) and `makespan` (ten minutes), or those named: `python -m benchmarks engine
-sampling server sessions client data telemetry overhead throughput scale honesty priors replay
-makespan`."""
+`replay` (a quarter of an hour) and `makespan` (ten minutes), or those named: `python -m benchmarks
+engine sampling server sessions client data telemetry overhead throughput scale honesty selection
+priors replay makespan`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from benchmarks import (
     makespan,
     overhead,
     priors,
+    recorded_grid,
     replay,
     sampling_speed,
     scale,
+    selection,
     server_cost,
     sessions,
     telemetry,
@@ -45,6 +47,8 @@ def _scale() -> Iterator[str]:
 
 def _replay() -> Iterator[str]:
     yield from replay.tables(1000)
+    yield "On the tasks that were held out:"
+    yield from replay.tables(1000, recorded_grid.HELD_OUT)
 
 
 def _one(make: Callable[[], str]) -> Callable[[], Iterator[str]]:
@@ -66,6 +70,7 @@ BENCHMARKS: Mapping[str, Callable[[], Iterator[str]]] = {
     "throughput": _one(lambda: throughput.table(throughput.run())),
     "scale": _scale,
     "honesty": _one(honesty.run),
+    "selection": _one(selection.run),
     "priors": _one(priors.run),
     "replay": _replay,
     "makespan": _one(makespan.run),

@@ -16,15 +16,8 @@ from pathlib import Path
 from statistics import fmean
 
 from crucible_tinkex.search.learned.bases import facts
-from crucible_tinkex.search.learned.priors import (
-    RANK,
-    RATE,
-    Question,
-    Record,
-    grid_records,
-    published,
-    suggest,
-)
+from crucible_tinkex.search.learned.priors import Question, suggest
+from crucible_tinkex.search.learned.records import RANK, RATE, Record, grid_records, published
 
 POWERS = {"llama": 0.781, "qwen": 0.0775}
 HIDDEN_SIZES = {

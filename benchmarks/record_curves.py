@@ -1,11 +1,12 @@
-"""Make `benchmarks/recorded/`: real learning curves of two small tasks on `nano`, by our runner.
+"""Make `benchmarks/recorded/`: real learning curves of small tasks on `nano`, by our runner.
 
     nice -n 15 python -m benchmarks.record_curves     # about 20 minutes of one core
+    nice -n 15 python -m benchmarks.record_curves --held-out     # about 10
 
 A grid of learning rate x rank x batch size x schedule, from far too low a rate to one that
 diverges, every configuration with three seeds, evaluated every few steps. Running it again goes on
 where it stopped. `curves.parquet` has one row per evaluation, `rows.parquet` what every held-out
-row got there.
+row got there; `held_out.parquet` is a `curves.parquet` of the held-out tasks.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import crucible_tinkex as ct
-from benchmarks.recorded_tasks import TASKS, write
+from benchmarks.recorded_tasks import HELD_OUT, TASKS, write
 from crucible_tinkex.registry import SweepState
 
 HERE = Path(__file__).parent / "recorded"
@@ -132,11 +133,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/recorded"), help="sweeps and data")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the Parquet files")
+    parser.add_argument("--held-out", action="store_true", help="the held-out tasks instead")
     options = parser.parse_args()
+    tasks = HELD_OUT if options.held_out else [task for task in TASKS if task not in HELD_OUT]
     found: list[dict[str, Any]] = []
     examples = []
     began = time.monotonic()
-    for task in TASKS:
+    for task in tasks:
         sweep = ct.run(experiment(task, options.work.absolute()))
         if sweep.exit_code:
             sys.exit(f"{task} did not end in order ({sweep.exit_code}); run this again to go on")
@@ -144,8 +147,12 @@ def main() -> None:
         found += curves(task, state)
         examples.append(rows(task, sweep, state))
         print(f"{task}: {len(state.trials)} trials after {time.monotonic() - began:.0f} s")
-    save(pa.Table.from_pylist(found, schema=CURVES), "curves.parquet", options.out)
-    save(pa.concat_tables(examples), "rows.parquet", options.out)
+    table = pa.Table.from_pylist(found, schema=CURVES)
+    if options.held_out:
+        save(table, "held_out.parquet", options.out)
+    else:
+        save(table, "curves.parquet", options.out)
+        save(pa.concat_tables(examples), "rows.parquet", options.out)
     used = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"CPU: {sum(u.ru_utime + u.ru_stime for u in used):.0f} s")
 

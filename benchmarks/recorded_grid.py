@@ -6,8 +6,10 @@ noise, and a trial stands for one with every seed).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 RECORDED = Path(__file__).parent / "recorded" / "curves.parquet"
+HELD_OUT = RECORDED.with_name("held_out.parquet")
+"""Recorded when the numbers of `auto` stood: to judge, not to choose."""
 KEYS = {
     "learning_rate": "optimizer.learning_rate",
     "rank": "lora.rank",
@@ -44,11 +48,11 @@ class Surface:
     def total(self) -> int:
         return self.steps[-1]
 
-    @property
+    @cached_property
     def best(self) -> int:
         return int(np.argmin(self.losses[:, -1]))
 
-    @property
+    @cached_property
     def good(self) -> npt.NDArray[np.bool_]:
         """Which points end within `WITHIN` of the best."""
         final = self.losses[:, -1]
@@ -56,7 +60,7 @@ class Surface:
 
     def loss(self, point: int, step: int) -> float:
         """At the first evaluation at or after `step`."""
-        return float(self.losses[point, np.searchsorted(self.steps, step)])
+        return float(self.losses[point, bisect_left(self.steps, step)])
 
 
 def surfaces(path: Path = RECORDED) -> Iterator[Surface]:
@@ -94,7 +98,7 @@ class Ledger:
     def train(self, point: int, step: int) -> float:
         """Train up to `step` (rounded up to an evaluated one); the loss there."""
         surface = self.surface
-        step = surface.steps[int(np.searchsorted(surface.steps, step))]
+        step = surface.steps[bisect_left(surface.steps, step)]
         before = self.at.get(point, 0)
         if step > before:
             self.spent += surface.tokens[point] * (step - before) / surface.total

@@ -3,30 +3,66 @@
 What a user's controller does with one slot, without files and clocks: every decision is folded into
 the state of a journal, and a trial that trains has at once the result that was recorded. So what a
 replay measures is what a sweep does.
+
+A replay's orders differ in the search's seed alone, so what a configuration means is worked out
+once for all of them (`Recorded`, `RecordedPlanner`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeAlias
+
+from pydantic import PrivateAttr
 
 from benchmarks.recorded_grid import Ledger, Surface
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.registry import DONE, RUNNING, Decision, SweepState, TrialRecord
+from crucible_tinkex.registry import DONE, RUNNING, SEARCH, Decision, SweepState, TrialRecord
 from crucible_tinkex.search.rules import stopping_rule
-from crucible_tinkex.search.strategies import configurations
+from crucible_tinkex.search.strategies import configurations, learns
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy, is_waiting
 from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
+from crucible_tinkex.training.plan import TrialPlan
 
+Plans: TypeAlias = dict[object, TrialPlan]
 SLOTS = 1
 """Sessions at the same time: tokens do not become fewer by more, and what is learnt comes later."""
 
 
+class Recorded(Experiment):
+    """Remembers how it is configured; also its copies do."""
+
+    _known: dict[object, Experiment] = PrivateAttr(default_factory=dict)
+
+    def configured(self, values: Mapping[str, Any]) -> Experiment:
+        key = tuple(values.items())
+        if key not in self._known:
+            self._known[key] = super().configured(values)
+        return self._known[key]
+
+
+class RecordedPlanner(Planner):
+    """Remembers its plans. No trial of a replay is forked or has a phase of its own."""
+
+    def __init__(self, experiment: Experiment, surface: Surface, known: Plans) -> None:
+        super().__init__(experiment, rows=surface.total, fingerprint="recorded")
+        self._known = known
+
+    def plan(
+        self, values: Mapping[str, Any], seed: int, *, index: int = 0, **other: Any
+    ) -> TrialPlan:
+        key = tuple(values.items()), seed, index
+        if other.get("reference") or other.get("origin") or other.get("phase", SEARCH) != SEARCH:
+            return super().plan(values, seed, index=index, **other)
+        if key not in self._known:
+            self._known[key] = super().plan(values, seed, index=index)
+        return self._known[key]
+
+
 def declared(surface: Surface, search: Mapping[str, Any]) -> Experiment:
     """A sweep over the points of a surface."""
-    return Experiment.build(
+    return Recorded.build(
         {
             "name": surface.task,
             "model": {"base": "nano"},
@@ -53,21 +89,22 @@ def replay_sweep(
     *,
     seed: int,
     enough: Callable[[], bool] = lambda: False,
+    plans: Plans | None = None,
 ) -> SweepState:
     """Run the sweep to its end, or until `enough`; what it spends is the ledger's. `seed`: of the
-    search."""
+    search. `plans`: kept for the next order of the same experiment."""
     search = experiment.search.model_copy(update={"seed": seed})
     experiment = experiment.model_copy(update={"search": search})
-    planner = Planner(experiment, rows=ledger.surface.total, fingerprint="recorded")
+    planner = RecordedPlanner(experiment, ledger.surface, {} if plans is None else plans)
     policy = Policy(
         planner,
-        trials_of(planner, configurations(experiment)),
+        trials_of(planner, [] if learns(experiment) else configurations(experiment)),
         stopping_rule(search),
         metric=search.metric,
         sign=1.0,
     )
     state = SweepState()
-    _tell(state, "created", meta={"experiment": experiment.model_dump(mode="json")}, v=2)
+    _tell(state, "created", meta={}, v=2)
     _tell(state, "run", run="replay")
     places = {_key(point): i for i, point in enumerate(ledger.surface.points)}
     while state.ended is None and not enough():
@@ -97,7 +134,7 @@ def _tell(sweep: SweepState, kind: str, **fields: Any) -> None:
 
 
 def _plain(decision: Decision) -> dict[str, Any]:
-    return asdict(decision)
+    return dict(vars(decision))
 
 
 def _key(values: Mapping[str, Any]) -> tuple[Any, ...]:

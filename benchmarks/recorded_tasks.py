@@ -1,9 +1,12 @@
-"""The two data sets of the recorded benchmark: made up, seeded, hard enough to be learnt slowly.
+"""The data sets of the recorded benchmark: made up, seeded, hard enough to be learnt slowly.
 
 `classify`: two words of one kind; the answer is the votes of six people on the kind, of which one
 in five is drawn blindly. `copy`: an instruction and a word; the answer is the word, as it is or in
 capitals, with one letter in ten drawn blindly. What is blind gives the loss a floor, as real data
 has, and many answered tokens a row keep seeds from deciding what the settings should.
+
+`pattern` was recorded when the numbers of `auto` stood, to judge them on what they had not seen: a
+word; the answer is which of its letters are vowels, one in ten drawn blindly.
 """
 
 from __future__ import annotations
@@ -39,7 +42,19 @@ def copy(draw: random.Random) -> Row:
     return {"prompt": f"{verb} {word}>", "completion": said if verb == "copy" else said.upper()}
 
 
-TASKS: Mapping[str, Callable[[random.Random], Row]] = {"classify": classify, "copy": copy}
+def pattern(draw: random.Random) -> Row:
+    word = draw.choice([word for words in KINDS.values() for word in words])
+    kinds = ["v" if letter in "aeiou" else "c" for letter in word]
+    said = "".join(k if draw.random() >= 0.1 else draw.choice("vc") for k in kinds)
+    return {"prompt": f"vowels {word}>", "completion": said}
+
+
+TASKS: Mapping[str, Callable[[random.Random], Row]] = {
+    "classify": classify,
+    "copy": copy,
+    "pattern": pattern,
+}
+HELD_OUT = ("pattern",)
 
 
 def write(task: str, part: str, folder: Path) -> Path:

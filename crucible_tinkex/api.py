@@ -21,7 +21,7 @@ from crucible_tinkex.config.sweep.run import DEFAULT_STORAGE
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.runtime.cluster import Runtime
-from crucible_tinkex.sweep.launch import INTERRUPTED_CODE, Launch
+from crucible_tinkex.sweep.launch import Launch
 from crucible_tinkex.sweep.orders.control import Command
 from crucible_tinkex.sweep.orders.steering import steer
 from crucible_tinkex.sweep.preparing.preparation import prepare
@@ -33,6 +33,7 @@ from crucible_tinkex.sweep.results.views.summary import (
     trial_summary,
 )
 from crucible_tinkex.sweep.results.views.view import Observer, SweepView, ignore
+from crucible_tinkex.sweep.signals import INTERRUPTED_CODE
 from crucible_tinkex.telemetry.query import read_evaluations, read_events
 
 if TYPE_CHECKING:
@@ -329,7 +330,7 @@ def tune(
     )
 
     def work() -> Sweep:
-        tuning = propose(wish)
+        tuning = propose(wish, explain)
         for line in tuning.reasons:
             explain(line)
         launch = Launch(tuning.prepared, executor=executor, observer=observer)

@@ -167,7 +167,7 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
 """Metrics that an experiment asks for, by the form of their names: a pattern and what they say. All
 are shares of which more is better, but for the scores of functions, whose unit is their own, and
 for `_LESS_IS_BETTER`."""
-_LESS_IS_BETTER = (f"{SCORE}polarity_conflict",)
+_LESS_IS_BETTER = (f"{SCORE}polarity_conflict", f"{SCORE}citation_invalid_rate")
 
 CATALOGUE: Mapping[str, Metric] = MappingProxyType({m.name: m for m in _METRICS})
 OBJECTIVES = tuple(m.name for m in _METRICS if m.objective)

@@ -12,7 +12,7 @@ import pytest
 
 import crucible_tinkex as ct
 from crucible_tinkex import bench, errors
-from crucible_tinkex.config.sweep.quality import SEED_TARGETS
+from crucible_tinkex.config.sweep.quality import SEED_TARGETS, TRAINING_TARGETS
 from crucible_tinkex.registry.models import ModelEntry
 from crucible_tinkex.scoring.antagonist import Thresholds
 from crucible_tinkex.telemetry.bridge.catalogue import CATALOGUE, stored_kinds
@@ -120,6 +120,7 @@ def test_the_catalogue_has_the_seeds_events(event: str) -> None:
         ((gradient_hooks.VANISHING, gradient_hooks.EXPLODING), (1e-7, 1e3)),
         (Thresholds(), Thresholds(0.55, 0.65, 0.5, 0.2)),
         ([*SEED_TARGETS.values()], [0.95, 0.95, 0.5, 0.45]),
+        ([*TRAINING_TARGETS.values()], [0.95, 0.0, 500]),
         (stored_kinds("session"), ("session_start", "session_end")),
         (stored_kinds("forward_backward_stop"), ("training_step",)),
     ],
@@ -155,11 +156,3 @@ def test_files_that_the_table_names_are_there(row: list[str]) -> None:
     for file in files:
         place = Path(file).parts
         assert any(p.parts[-len(place) :] == place for p in everything), file
-
-
-@pytest.mark.parametrize(
-    "file", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda f: f.stem
-)
-def test_the_experiments_are_valid(file: Path) -> None:
-    experiment = ct.Experiment.from_toml(file)
-    assert all(Path(data.path).exists() for data in experiment.data.files)

@@ -220,7 +220,10 @@ def test_the_worst_of_all_is_the_verdict() -> None:
 
 def test_the_seeds_targets_have_their_defaults_by_name() -> None:
     targets = {"schema_compliance": "default", "eval/nll": 2, "x": {"target": 1, "min_n": 9}}
+    targets["loss_reduction"] = "default"
     section = QualitySection.model_validate({"targets": targets})
+    assert (section.resolved["loss_reduction"].target, section.resolved["x"].target) == (0.95, 1)
+    assert section.resolved["loss_reduction"].min_n == 20
     assert section.resolved["schema_compliance"].target == 0.95
     assert section.resolved["x"].min_n == 9
     with pytest.raises(ConfigError, match="'x' has no default target; schema_compliance"):

@@ -89,6 +89,12 @@ def analyze(
 def _grouped(groups: Mapping[str, Sequence[float]]) -> dict[str, tuple[Floats, Floats]]:
     """Each group is a series over its positions."""
     found = {}
+    single = [name for name, values in groups.items() if isinstance(values, int | float | None)]
+    if single:
+        raise ConfigError(
+            f"{single[0]!r} is one value, of which nothing can be tested; give a series, such as "
+            "the rows of a training (`results.rows`)"
+        )
     for name, values in groups.items():
         if series := _series([{name: value} for value in values]):
             found[name] = series[name]

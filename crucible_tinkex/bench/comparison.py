@@ -119,6 +119,8 @@ class _Pairs:
     seeds: NDArray[np.intp]
     left_out: tuple[int, int]
     not_measured: int
+    all_seeds: tuple[set[Hashable], set[Hashable]]
+    """Of a and of b, also of what is left out."""
 
     @classmethod
     def of(cls, a: Scores, b: Scores) -> _Pairs:
@@ -135,6 +137,7 @@ class _Pairs:
             _numbered([seed for _, seed in kept]),
             (len(left) - len(shared), len(right) - len(shared)),
             int((~finite).sum()),
+            ({seed for _, seed in left}, {seed for _, seed in right}),
         )
 
 
@@ -199,7 +202,8 @@ def _judged(
         pairs.not_measured,
         tuple(_notes(pairs, counts)),
     )
-    return Comparison(**{**vars(found), "verdict": _verdict(found, direction, alpha, names)})
+    said = _verdict(found, pairs, direction, alpha, names)
+    return Comparison(**{**vars(found), "verdict": said})
 
 
 def standard_error(
@@ -252,10 +256,31 @@ def _notes(pairs: _Pairs, counts: Mapping[str, int]) -> list[str]:
     return said
 
 
-def _verdict(found: Comparison, direction: Direction, alpha: float, names: tuple[str, str]) -> str:
+def _apart(pairs: _Pairs, a: str, b: str) -> str:
+    """Why nothing is shared, and what would change that."""
+    first, second = pairs.all_seeds
+    if not (first and second):
+        none = " and ".join(name for name, seeds in ((a, first), (b, second)) if not seeds)
+        return f"{none} {'have' if not (first or second) else 'has'} no measured example yet"
+    if first.isdisjoint(second):
+        ours, theirs = (", ".join(map(str, sorted(s, key=str))) for s in (first, second))
+        return (
+            f"{a} and {b} have no seed in common ({ours} and {theirs}); train both with the same "
+            "(search.seeds)"
+        )
+    return f"{a} and {b} share no measured example"
+
+
+def _verdict(
+    found: Comparison,
+    pairs: _Pairs,
+    direction: Direction,
+    alpha: float,
+    names: tuple[str, str],
+) -> str:
     a, b = names
     if not found.pairs:
-        return f"nothing can be said: {a} and {b} share no measured example"
+        return f"nothing can be said: {_apart(pairs, a, b)}"
     if found.clusters < 2:
         return f"n = 1: nothing can be said of {a} and {b} from one independent example"
     if math.isnan(found.p):

@@ -24,6 +24,9 @@ EFFECT_VARIANCE = 5.0
 seeds do; it decides where the intervals are tightest (here at 3 to 20 values), never if they
 hold."""
 
+_MOST = 50.0
+"""Nats of one ratio; more is certain, and would overflow."""
+
 
 def e_value(t: Any, n: Any, df: Any, *, effect_variance: float = EFFECT_VARIANCE) -> Floats:
     """The evidence against a mean of zero: t statistic of `n` values, `df` degrees of freedom.
@@ -49,3 +52,15 @@ def boundary(n: Any, df: Any, alpha: Any, *, effect_variance: float = EFFECT_VAR
         square = df * excess / (1 - (excess + 1) / growth)
         possible = (n > 0) & (df > 0) & (excess + 1 < growth)
         return np.asarray(np.sqrt(np.where(possible, square, np.inf)))
+
+
+def log_ratio(lead: Any, variance: Any, n: Any, df: Any, zone: float) -> Floats:
+    """What a mean `lead` of `n` differences says for a true one of `zone` against one of -`zone`:
+    the log of the likelihood ratio, in nats, shrunk as Student's tail is beside the normal one
+    where their `variance` is known with `df` degrees of freedom. 0 where nothing is known of it."""
+    lead, variance, n, df = (np.asarray(x, dtype=float) for x in (lead, variance, n, df))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        plain = 2 * zone * n * np.abs(lead) / variance
+        worth = df / 2 * np.log1p(2 * plain / df)
+    worth = np.where((variance > 0) & (df > 0), worth, 0.0)
+    return np.asarray(np.sign(lead) * np.minimum(worth, _MOST))

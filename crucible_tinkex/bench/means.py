@@ -68,6 +68,28 @@ def mean_of(
     return Measured(mean, low, high, len(x), count)
 
 
+def reduction(before: Sequence[float], after: Sequence[float], *, alpha: float = 0.05) -> Measured:
+    """The share by which the mean of `after` is below that of `before`, all of them above 0:
+    1 - mean(after) / mean(before). Its interval is that of the logarithm of the ratio (the delta
+    method), with Welch's degrees of freedom (1947, doi 10.1093/biomet/34.1-2.28); unknown where
+    either is a single value. `ValueError` for values that are not above 0, or none."""
+    parts = [np.asarray(values, dtype=float) for values in (before, after)]
+    if not all(len(x) and (x > 0).all() for x in parts):
+        raise ValueError("a share is of values above 0")
+    first, last = (float(x.mean()) for x in parts)
+    value, n = 1 - last / first, sum(len(x) for x in parts)
+    if min(len(x) for x in parts) < 2:
+        return Measured(value, n=n, clusters=n)
+    errors = [float(x.var(ddof=1)) / len(x) / float(x.mean()) ** 2 for x in parts]
+    total = sum(errors)
+    if not total:
+        return Measured(value, value, value, n, n)
+    df = total**2 / sum(e**2 / (len(x) - 1) for e, x in zip(errors, parts, strict=True))
+    half = _quantile(df, alpha) * math.sqrt(total)
+    bounds = [-math.expm1(math.log(last / first) + sign * half) for sign in (1, -1)]
+    return Measured(value, bounds[0], bounds[1], n, n)
+
+
 def bootstrap(
     value: float,
     counts: Floats,
@@ -96,7 +118,7 @@ def numbered(labels: Sequence[Hashable]) -> np.ndarray[tuple[int], np.dtype[np.i
     return np.array([numbers.setdefault(x, len(numbers)) for x in labels], dtype=np.intp)
 
 
-def _quantile(df: int, alpha: float) -> float:
+def _quantile(df: float, alpha: float) -> float:
     from scipy import special
 
     return float(special.stdtrit(df, 1 - alpha / 2))

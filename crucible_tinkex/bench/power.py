@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import special
 
-from crucible_tinkex.bench.intervals import boundary
+from crucible_tinkex.bench.intervals import boundary, log_ratio
 
 MOST_SEEDS = 1000
 """Beyond this a question counts as not to be settled by seeds."""
@@ -40,15 +40,19 @@ def seeds_to_settle(
     df: float,
     level: float,
     zone: float,
+    nats: float = np.inf,
     power: float = 0.8,
 ) -> int | None:
-    """How many seeds a pair needs in all until the confidence sequence of `level` says, with
-    probability `power`, that the rival is not better by more than `zone`; None if more than
-    `MOST_SEEDS`. Takes the lead and spread seen so far for true, so it is a forecast."""
+    """How many seeds a pair needs in all until the confidence sequence of `level`, or a ratio of
+    `nats` (`log_ratio`), says with probability `power` that the rival is not better by more than
+    `zone`; None if more than `MOST_SEEDS`. Takes the lead and spread seen so far for true, so it is
+    a forecast."""
     if not sd > 0 or not np.isfinite(sd):
         return None
     n = np.arange(max(shared, 1), MOST_SEEDS + 1)
-    half = boundary(n, df + n - shared, level) * sd / np.sqrt(n)
-    reach = lead + zone - half - special.ndtri(power) * sd / np.sqrt(n)
-    enough = np.flatnonzero(reach >= 0)
+    more = df + n - shared
+    half = boundary(n, more, level) * sd / np.sqrt(n)
+    least = lead - special.ndtri(power) * sd / np.sqrt(n)
+    told = (least + zone >= half) | (log_ratio(least, sd**2, n, more, zone) >= nats)
+    enough = np.flatnonzero(told)
     return int(n[enough[0]]) if len(enough) else None

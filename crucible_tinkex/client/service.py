@@ -27,7 +27,6 @@ from crucible_tinkex.client.model.older import create_then_load
 from crucible_tinkex.client.model.sampling_client import TinkexSampling
 from crucible_tinkex.client.model.training_client import TinkexTraining
 from crucible_tinkex.client.session.live_session import LiveSession
-from crucible_tinkex.client.session.room import when_there_is_room
 from crucible_tinkex.errors import ConfigError, RequestRejectedError
 from crucible_tinkex.names import NOT_FOR_TRAINING, TinkerPath, model_id_of
 from crucible_tinkex.protocol.capabilities import ServerCapabilities
@@ -118,7 +117,9 @@ class TinkexService:
             )
             return await self._live.operate("create_model", request, CreateModelResponse)
 
-        answer = await when_there_is_room(create, self._settings, self._watch)
+        answer = await self._live.room.when_there_is(
+            create, self._live.unload, self._settings, self._watch
+        )
         return self._training(answer.model_id)
 
     async def create_training_from_state(

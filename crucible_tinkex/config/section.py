@@ -34,13 +34,14 @@ def anchor_of(info: ValidationInfo) -> Path:
     return Path.cwd() if folder is None else Path(folder)
 
 
-def _anchor(value: str, info: ValidationInfo) -> str:
+def anchored_path(value: str, info: ValidationInfo) -> str:
+    """Validates a path, and makes it absolute. Raises `ValueError`."""
     if not value or "\0" in value:
         raise ValueError("it must name a file or folder")
     return anchored(value, anchor_of(info))
 
 
-AnchoredPath = Annotated[str, AfterValidator(_anchor)]
+AnchoredPath = Annotated[str, AfterValidator(anchored_path)]
 """A path of a file or folder; absolute once it is validated."""
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crucible_tinkex.config.section import get_dotted, set_dotted
+from crucible_tinkex.datasets.files.address import is_short_name
 
 if TYPE_CHECKING:
     from crucible_tinkex.config.experiment import Experiment
@@ -79,9 +80,9 @@ class _Places(NamedTuple):
     optional: bool
 
     def find(self, value: str) -> str:
-        if os.path.isabs(value) or "://" in value:
+        if os.path.isabs(value) or "://" in value or is_short_name(value):
             return value
         # Normalised, because the sweep's former folder may be gone.
         places = [os.path.abspath(Path(start, value)) for start in self.starts]
-        found = next((place for place in places if os.path.exists(place)), None)
+        found = next((p for p in places if os.path.exists(p.partition("?")[0])), None)
         return found or (value if self.optional else places[0])

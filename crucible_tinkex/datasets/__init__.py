@@ -21,7 +21,8 @@ from crucible_tinkex.datasets.rows import (
     TrainOn,
     overlap,
 )
-from crucible_tinkex.datasets.split import split, stratified
+from crucible_tinkex.datasets.sampling import stratified
+from crucible_tinkex.datasets.split import split
 from crucible_tinkex.datasets.tokens.statistics import LengthStatistics
 from crucible_tinkex.datasets.tokens.tokenised import Inputs, TokenisedDataset
 from crucible_tinkex.datasets.tokens.tokenising import TooLong, tokenise

@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 Format = Literal[
-    "prompt_completion", "text", "chat", "alpaca", "sharegpt", "scifact", "fever", "gsm8k"
+    "prompt_completion",
+    "text",
+    "chat",
+    "alpaca",
+    "sharegpt",
+    "scifact",
+    "fever",
+    "gsm8k",
+    "mmlu",
+    "humaneval",
 ]
 """How a file writes its rows; whatever it is, a row is one of the three classes below."""
 
@@ -44,7 +53,8 @@ class Row(ABC):
     """The document or prompt group that it belongs to, as the file gives it: rows of one group are
     not independent."""
     notes: Mapping[str, Any] = field(default_factory=dict, kw_only=True, compare=False)
-    """Its other keys, which no format reads: token-weight schemes do."""
+    """Its other keys, which no format reads: token-weight schemes and evaluation
+    functions do."""
 
     @property
     def example_id(self) -> str:

@@ -65,6 +65,8 @@ class Used(NamedTuple):
 
     sweep: Spent
     trial: Spent
+    announced: Spent = Spent()
+    """Of evaluations that other trials are in the middle of, as far as it is not in `sweep` yet."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from crucible_tinkex.errors import StaleAttemptError, StaleEpochError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry.journal import VERSION, JournalWriter, read_records
 from crucible_tinkex.registry.records import (
+    RUNNING,
     AttemptGrant,
     CheckpointRecord,
     Decision,
@@ -61,10 +62,13 @@ class RegistryPort(Protocol):
         """The evaluation at `step`."""
         ...
 
-    async def record_spend(self, trial_id: str, attempt: int, spent: Spent) -> Used:
+    async def record_spend(
+        self, trial_id: str, attempt: int, spent: Spent, announced: Spent | None = None
+    ) -> Used:
         """What the attempt will have used once its next operation is sent, where a budget must be
         kept. Answers what everybody has used with that: of several who ask at the same time, each
-        hears of those before it."""
+        hears of those before it. `announced`: what an evaluation will use beyond it, which others
+        hear of until its result, or another call without; no journal keeps it."""
         ...
 
     async def finish(
@@ -109,6 +113,8 @@ class Registry:
         """Join `run_id`, or begin it. Raises `StaleEpochError` if a newer run exists."""
         self.run_id = run_id
         self._clock = clock
+        self._announced: dict[str, tuple[int, Spent]] = {}
+        """By trial, the attempt and what its evaluation will use."""
         self._lock = Lock(paths.journal / "lock", wait_s=10)
         try:
             self._open(paths)
@@ -175,20 +181,32 @@ class Registry:
         if not (trial.metrics_step == step and str(trial.metrics) == str(dict(metrics))):
             record = {"type": "result", "trial_id": trial_id, "step": step}
             self._stage({**record, "metrics": dict(metrics), "spent": {**vars(spent)}})
+        self._announced.pop(trial_id, None)
         await self._journal.flush()
 
-    async def record_spend(self, trial_id: str, attempt: int, spent: Spent) -> Used:
+    async def record_spend(
+        self, trial_id: str, attempt: int, spent: Spent, announced: Spent | None = None
+    ) -> Used:
         trial = self._current(trial_id, attempt)
         if trial.spends.get(attempt) != spent:
             self._stage({"type": "spent", "trial_id": trial_id, "spent": {**vars(spent)}})
-        now = Used(self.state.spent, trial.spent)
+        self._announced.pop(trial_id, None)
+        now = Used(self.state.spent, trial.spent, self._announced_now())
+        if announced is not None:
+            self._announced[trial_id] = attempt, announced
         await self._journal.flush()
         return now
+
+    def _announced_now(self) -> Spent:
+        """By attempts that still run."""
+        running = ((self.state.trials[i], n, spent) for i, (n, spent) in self._announced.items())
+        return sum((s for t, n, s in running if (t.state, t.attempt) == (RUNNING, n)), Spent())
 
     async def finish(
         self, trial_id: str, attempt: int, state: str, error: str | None, spent: Spent
     ) -> None:
         trial = self._current(trial_id, attempt)
+        self._announced.pop(trial_id, None)
         if (trial.state, trial.error, trial.spends.get(attempt)) != (state, error, spent):
             record = {"type": "finished", "trial_id": trial_id, "state": state, "error": error}
             self._stage({**record, "spent": {**vars(spent)}})

@@ -13,6 +13,7 @@ from typing import Any
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.registry.decided import carry_out
 from crucible_tinkex.registry.journal import read_records
 from crucible_tinkex.registry.records import (
     ATTESTED,
@@ -193,7 +194,7 @@ class SweepState:
             self._add(undeclared(decision.trial))
         trial = self.trials[decision.trial_id]
         trial.decisions.append(replace(decision, trial=None))  # the trial knows itself
-        _DECIDED.get(decision.kind, _nothing)(trial, decision)
+        carry_out(trial, decision)
         if trial.state == PAUSED and not trial.hold:
             self.paused.setdefault(trial.target, []).append(trial)
         self._index(trial)
@@ -319,40 +320,6 @@ def _name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
-def _go(trial: TrialRecord, decision: Decision) -> None:
-    trial.target, trial.total_steps = decision.to_step, decision.total_steps
-    trial.hold = ""
-    if trial.state in (PAUSED, DONE, STOPPED):
-        trial.state = PENDING
-
-
-def _nothing(trial: TrialRecord, decision: Decision) -> None:
-    """A kind that this version does not know."""
-
-
-def _pause(trial: TrialRecord, decision: Decision) -> None:
-    if trial.state not in TERMINAL:
-        trial.state, trial.hold = PAUSED, decision.by
-
-
-def _stop(trial: TrialRecord, decision: Decision) -> None:
-    if trial.state not in TERMINAL:
-        trial.state, trial.error, trial.hold = STOPPED, decision.reason, decision.by
-
-
-def _retry(trial: TrialRecord, decision: Decision) -> None:
-    trial.state, trial.error = PENDING, None
-
-
-_DECIDED: dict[str, Callable[[TrialRecord, Decision], None]] = {
-    "start": _go,
-    "fork": _go,
-    "confirm": _go,
-    "advance": _go,
-    "pause": _pause,
-    "stop": _stop,
-    "retry": _retry,
-}
 _HANDLERS: dict[str, Callable[[SweepState, Record], None]] = {
     "run": SweepState._run,
     "created": SweepState._created,

@@ -14,9 +14,11 @@ from types import TracebackType
 from typing import Any
 
 from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.registry.facts import JournalFacts
 from crucible_tinkex.registry.journal import VERSION, JournalWriter, read_records
 from crucible_tinkex.registry.state import SweepState
 from crucible_tinkex.storage import Lock
+from crucible_tinkex.telemetry.facts.telling import tell
 
 
 class Upkeep:
@@ -31,13 +33,18 @@ class Upkeep:
         owned: bool = False,
     ) -> None:
         self._clock = clock
+        self._paths = paths
         self._held = ExitStack()
         with ExitStack() as stack:
             for path in (*(() if owned else (paths.lock,)), paths.journal / "lock"):
                 stack.callback(Lock(path).close)
             self._journal = JournalWriter(paths.journal)
             stack.callback(self._journal.close)
-            self.state = SweepState().fold(read_records(paths.journal))
+            records = [*read_records(paths.journal)]
+            self.state = SweepState().fold(records)
+            self._facts = JournalFacts(paths.root.name)
+            for _ in self._facts.of(records):
+                pass  # told when they were written
             self.write({"type": "upkeep", "follows": self._journal.follows})
             self._held = stack.pop_all()
 
@@ -47,6 +54,7 @@ class Upkeep:
         self._journal.stage(stamped)
         self._journal.write()
         self.state.fold(stamped)
+        tell(self._paths.root.parent, *self._facts.of(stamped))
 
     def __enter__(self) -> Upkeep:
         return self

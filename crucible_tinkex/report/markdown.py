@@ -9,7 +9,7 @@ from crucible_tinkex.scoring.quality import Assessment
 from crucible_tinkex.sweep.results.leaderboard import Objective
 
 MOST_ROWS = 50
-_STANDING = {"best": "best", "not separable": "≈ best", "worse": "worse"}
+STANDING = {"best": "best", "not separable": "≈ best", "worse": "worse"}
 
 
 def markdown(data: Mapping[str, Any]) -> str:
@@ -32,7 +32,7 @@ def markdown(data: Mapping[str, Any]) -> str:
         settings = [
             found["values"].get(a["key"], "untrained" if found["reference"] else "") for a in axes
         ]
-        numbers = [measured(found), found["n"], _STANDING.get(found.get("standing"), "-")]
+        numbers = [measured(found), found["n"], STANDING.get(found.get("standing"), "-")]
         cells = [found["place"] or "-", *settings, *numbers, found["state"]]
         lines.append(_row(cells))
     left = len(data["configurations"]) - MOST_ROWS

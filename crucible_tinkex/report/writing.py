@@ -1,4 +1,5 @@
-"""Writes a report's files: `index.html`, `report.md`, `summary.json`, `leaderboard.csv`."""
+"""Writes a report's files: `index.html` with `report.md`, `summary.json` and `leaderboard.csv`; or
+`report.tex`; or `report.ipynb`."""
 
 from __future__ import annotations
 
@@ -10,24 +11,46 @@ from pathlib import Path
 from typing import Any
 
 from crucible_tinkex.report.data import differing
+from crucible_tinkex.report.formats.latex import latex
+from crucible_tinkex.report.formats.notebook import notebook
 from crucible_tinkex.report.markdown import markdown
 from crucible_tinkex.report.page import page
 from crucible_tinkex.storage import storage_errors, write_atomic
 
+FORMATS = ("html", "latex", "notebook")
 
-def write_report(sweeps: Sequence[Mapping[str, Any]], folder: Path) -> Path:
-    """Writes the files, each atomically, and returns the page's path. Raises `StorageError`."""
-    contents = {
-        "summary.json": json.dumps(sweeps[0] if len(sweeps) == 1 else list(sweeps), indent=1),
-        "leaderboard.csv": leaderboard_csv(sweeps),
-        "report.md": "\n".join(markdown(sweep) for sweep in sweeps),
-        "index.html": page(sweeps),
-    }
+
+def write_report(
+    sweeps: Sequence[Mapping[str, Any]],
+    folder: Path,
+    *,
+    storage: str | Path = "runs",
+    format: str = "html",
+) -> Path:
+    """Writes the files, each atomically, and returns the path of the one to open. `storage`: where
+    a notebook finds the sweeps. Raises `StorageError`."""
+    contents = _contents(sweeps, folder, storage, format)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
             write_atomic(folder / name, text.encode())
-    return folder / "index.html"
+    return folder / next(iter(contents))
+
+
+def _contents(
+    sweeps: Sequence[Mapping[str, Any]], folder: Path, storage: str | Path, format: str
+) -> dict[str, str]:
+    """Texts by file name, the one to open first."""
+    if format == "latex":
+        return {"report.tex": latex(sweeps)}
+    if format == "notebook":
+        return {"report.ipynb": notebook(sweeps, storage, folder)}
+    return {
+        "index.html": page(sweeps),
+        "summary.json": json.dumps(sweeps[0] if len(sweeps) == 1 else list(sweeps), indent=1),
+        "leaderboard.csv": leaderboard_csv(sweeps),
+        "report.md": "\n".join(markdown(sweep) for sweep in sweeps),
+    }
 
 
 def leaderboard_csv(sweeps: Sequence[Mapping[str, Any]]) -> str:

@@ -127,11 +127,11 @@ class Runtime:
 
     def packing(self, run: RunSection, sessions: int, *, reachable: bool = False) -> Packing:
         """How `sessions` at the same time are spread over actors."""
-        slots = max(1, min(run.max_concurrent, sessions))
+        slots = max(1, min(run.most_concurrent, sessions))
         per_actor = run.sessions_per_actor
         if per_actor == "auto":
             per_actor = -(-slots // session_cores(reachable=reachable))
-        return Packing(slots, min(int(per_actor), slots))
+        return Packing(slots, min(int(per_actor), slots), run.max_concurrent == "auto")
 
     def session_actor(self, *, reachable: bool) -> ActorHandle[Any]:
         """A warm session actor if there is one, else a new one."""

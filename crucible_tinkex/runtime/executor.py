@@ -15,6 +15,7 @@ from crucible_tinkex.runtime.actors.session_actor import RunContext
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.hosts import RayLauncher
 from crucible_tinkex.runtime.ports import Packing
+from crucible_tinkex.telemetry.tracing.asked import Tracing
 from crucible_tinkex.training.data import SweepData
 
 
@@ -32,6 +33,7 @@ class RayExecutor:
         data: SweepData,
         writer: EventWriter,
         reachable: bool | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._runtime = runtime
         self._reachable = not service.is_local if reachable is None else reachable
@@ -45,12 +47,17 @@ class RayExecutor:
             service=service,
             registry=runtime.registry,
             telemetry=runtime.telemetry,
+            tracing=tracing,
         )
         self.launcher = RayLauncher(runtime, context, data, reachable=self._reachable)
 
     def packing(self, run: RunSection, sessions: int) -> Packing:
         """How `sessions` at the same time are spread over processes."""
         return self._runtime.packing(run, sessions, reachable=self._reachable)
+
+    def renew(self, data: SweepData) -> None:
+        """Hosts that are launched from now on are given these rows."""
+        self.launcher.data = self._runtime.share(data)
 
     async def close(self) -> None:
         """Deliver what telemetry holds, then give the journal free."""

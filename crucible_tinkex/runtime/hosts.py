@@ -15,6 +15,7 @@ from crucible_tinkex.errors import HostLostError, WorkerStartError
 from crucible_tinkex.runtime.actors.handles import answer
 from crucible_tinkex.runtime.actors.session_actor import RunContext
 from crucible_tinkex.runtime.cluster import Runtime
+from crucible_tinkex.runtime.ports import Beat
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.outcome import Outcome
 from crucible_tinkex.training.plan import TrialPlan
@@ -56,9 +57,9 @@ class RayHost:
         remote: Any = self._actor.open.remote
         await answer(remote(self._launcher.context, self._launcher.data), lost=WorkerStartError)
 
-    async def heartbeat(self, after_s: float, known: float) -> float:
-        held_until: float = await self._call("heartbeat", after_s, known)
-        return held_until
+    async def heartbeat(self, after_s: float, known: float) -> Beat:
+        beat: Beat = await self._call("heartbeat", after_s, known)
+        return beat
 
     async def advance(self, plan: TrialPlan, to_step: int) -> Outcome:
         outcome: Outcome = await self._call("advance", plan, to_step)

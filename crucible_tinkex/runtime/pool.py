@@ -4,10 +4,10 @@ Everything that happens (a submit, an answer, a host that came up, died or fell 
 function, `_reconcile`, which looks at what waits, what is free and what is coming, and brings them
 together; there is no other place where work is assigned or a host is started. Guarantees: every
 submit is answered once, by its outcome or by the loss of its host; never more sessions than
-`packing.slots`; hosts are started only for work that neither a free nor a coming slot will take,
-few at a time, with a back-off after a failure and an end after several; a host that does not answer
-is killed; nothing here waits without a deadline. It knows hosts only as ports: a host may be a Ray
-actor or the driver's own event loop.
+`packing.slots`, and fewer while the service asks to slow down (`width`); hosts are started only for
+work that neither a free nor a coming slot will take, few at a time, with a back-off after a failure
+and an end after several; a host that does not answer is killed; nothing here waits without a
+deadline. It knows hosts only as ports: a host may be a Ray actor or the driver's own event loop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from crucible_tinkex.errors import CrucibleError, HostLostError, WorkerStartError
-from crucible_tinkex.runtime.ports import Host, HostLauncher, Packing
+from crucible_tinkex.runtime.ports import Beat, Host, HostLauncher, Packing
+from crucible_tinkex.runtime.width import Seen, Width
 from crucible_tinkex.training.outcome import Outcome, Verdict
 from crucible_tinkex.training.plan import TrialPlan
 
@@ -59,12 +60,20 @@ class _Member:
     host: Host
     slots: int
     up: bool = False
+    tokens: int = 0
+    retired: bool = False
+    """It takes nobody new, and goes when the last has left."""
     life: asyncio.Task[None] | None = None
     seats: dict[str, _Seat] = field(default_factory=dict)
 
     @property
     def free(self) -> int:
-        return self.slots - len(self.seats) if self.up else 0
+        return self.slots - len(self.seats) if self.up and not self.retired else 0
+
+    @property
+    def room(self) -> int:
+        """Of the pool's slots, those that are its own."""
+        return len(self.seats) if self.retired else self.slots
 
     def cancel(self) -> None:
         calls = [seat.call for seat in self.seats.values()]
@@ -93,6 +102,8 @@ class SessionPool:
     ) -> None:
         self._launcher = launcher
         self._packing = packing
+        self._width = Width(packing.slots, probes=packing.probes)
+        self._tokens = self._complaints = 0
         self._done = done
         self._heartbeat_s = heartbeat_s
         self._deadline_s = deadline_s
@@ -101,6 +112,7 @@ class SessionPool:
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, _Work] = {}
         self._members: list[_Member] = []
+        self._leaving: set[asyncio.Future[None]] = set()
         self._failed_starts = 0
         self._why: CrucibleError | None = None
         self._start_not_before = -math.inf
@@ -110,8 +122,8 @@ class SessionPool:
 
     @property
     def capacity(self) -> int:
-        """Sessions that can be open at the same time."""
-        return self._packing.slots
+        """Sessions that may be open at the same time now: what the service bears (`width`)."""
+        return self._width.now
 
     @property
     def load(self) -> int:
@@ -170,6 +182,15 @@ class SessionPool:
         if (member := self._home(trial_id)) and member.up:
             await self._tell(lambda host: host.drain(trial_id), [member])
 
+    def renew(self) -> None:
+        """What the launcher gives its hosts has changed: who takes a slot from now on takes it on a
+        host that is launched from now on. Sessions that are open stay where they are."""
+        for member in [m for m in self._members if not m.up]:
+            self._dismiss(member)
+        for member in self._members:
+            member.retired = True
+        self._reconcile()
+
     async def hold_back(self, until: float) -> None:
         """No session sends anything before `until` (Unix seconds), nor on hosts that come later."""
         self._held_until = max(until, self._held_until)
@@ -185,8 +206,8 @@ class SessionPool:
             member.cancel()
         calls = {asyncio.ensure_future(m.host.forget()): m for m in members if m.up}
         try:
-            if calls:
-                await asyncio.wait(calls, timeout=self._deadline_s)
+            if calls or self._leaving:
+                await asyncio.wait({*calls, *self._leaving}, timeout=self._deadline_s)
         finally:
             clean = {m for call, m in calls.items() if call.done() and not _reason(call)}
             for call in calls:
@@ -198,9 +219,13 @@ class SessionPool:
         """Bring what waits and what there is together. Safe to call at any time."""
         if self._closed:
             return
+        for empty in [m for m in self._members if m.retired and not m.seats]:
+            self._give_back(empty)
         if self._draining:
             self._answer_waiting(lambda: Outcome(Verdict.DRAINED))
-        while self._waiting and (member := self._roomiest()):
+        bearable = self._bearable
+        while self._waiting and bearable > 0 and (member := self._roomiest()):
+            bearable -= 1
             work = self._waiting.pop(next(iter(self._waiting)))
             self._advance(member, work.plan, work.to_step)
         if self._failed_starts >= self._max_failed_starts and not self._members:
@@ -216,9 +241,10 @@ class SessionPool:
         if not self._waiting or self._loop.time() < self._start_not_before:
             return
         starting = [m.slots for m in self._members if not m.up]
-        room = self.capacity - sum(m.slots for m in self._members)
+        room = self._packing.slots - sum(m.room for m in self._members)
         at_once = max(1, self._launcher.starting_at_once())
-        while room > 0 and len(self._waiting) > sum(starting) and len(starting) < at_once:
+        wanted = min(len(self._waiting), self._bearable)
+        while room > 0 and wanted > sum(starting) and len(starting) < at_once:
             slots = min(self._packing.per_actor, room)
             self._start(slots)
             starting.append(slots)
@@ -240,9 +266,25 @@ class SessionPool:
         self._reconcile()
         while True:
             beat = member.host.heartbeat(self._heartbeat_s, self._held_until + WORTH_SHARING_S)
-            asked = await self._within(self._heartbeat_s + self._deadline_s, beat)
-            if asked > self._held_until + WORTH_SHARING_S:
-                await self.hold_back(asked)
+            told = await self._within(self._heartbeat_s + self._deadline_s, beat)
+            self._heard(member, told)
+            if told.held_until > self._held_until + WORTH_SHARING_S:
+                await self.hold_back(told.held_until)
+
+    def _heard(self, member: _Member, told: Beat) -> None:
+        """Take as many sessions as the service bears."""
+        self._tokens += told.tokens - member.tokens
+        member.tokens = told.tokens
+        self._complaints += told.held_until > self._held_until + WORTH_SHARING_S
+        now, is_full = self._loop.time(), self._bearable <= 0
+        self._width.look(Seen(now, self._tokens, self._complaints, is_full))
+        self._reconcile()
+
+    @property
+    def _bearable(self) -> int:
+        """How many more may train; those that are parked ask nothing of the service."""
+        calls = sum(seat.call is not None for m in self._members for seat in m.seats.values())
+        return self._width.now - calls
 
     async def _within(self, seconds: float, call: Awaitable[T]) -> T:
         """The answer of a host, or `HostLostError`. The wait is counted in slices, because a driver
@@ -303,6 +345,18 @@ class SessionPool:
         member.cancel()
         member.seats.clear()
         member.host.kill()
+
+    def _give_back(self, member: _Member) -> None:
+        self._members.remove(member)
+        member.cancel()
+        call = asyncio.ensure_future(self._within(self._deadline_s, member.host.forget()))
+        self._leaving.add(call)
+
+        def ended(call: asyncio.Future[None]) -> None:
+            self._leaving.discard(call)
+            member.host.kill() if _reason(call) else member.host.keep()
+
+        call.add_done_callback(ended)
 
     def _start_failed(self, error: BaseException | None) -> None:
         self._why = error if isinstance(error, CrucibleError) else WorkerStartError(str(error))

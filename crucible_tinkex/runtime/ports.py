@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from crucible_tinkex.training.outcome import Outcome
 from crucible_tinkex.training.plan import TrialPlan
@@ -15,10 +15,21 @@ class Packing:
 
     slots: int
     per_actor: int
+    probes: bool = False
+    """Begin with few, and take more as long as that is worth it (`width`)."""
 
     @property
     def actors(self) -> int:
         return -(-self.slots // self.per_actor)
+
+
+class Beat(NamedTuple):
+    """What a host tells again and again."""
+
+    held_until: float = 0.0
+    """When it may send again (Unix seconds): later than now if the service asked it to wait."""
+    tokens: int = 0
+    """Trained here so far."""
 
 
 class Host(Protocol):
@@ -27,9 +38,8 @@ class Host(Protocol):
     async def ready(self) -> None:
         """Return when it is up. Raises `CrucibleError` with the reason when it cannot start."""
 
-    async def heartbeat(self, after_s: float, known: float) -> float:
-        """When it may send again (Unix seconds): later than now if the service asked it to wait.
-        Answers after so many seconds, and at once when that is later than `known`."""
+    async def heartbeat(self, after_s: float, known: float) -> Beat:
+        """Answers after so many seconds, and at once when it must wait longer than `known`."""
 
     async def advance(self, plan: TrialPlan, to_step: int) -> Outcome: ...
 

@@ -42,6 +42,9 @@ class Question:
     prompt: str
     expected: str
     group: str | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """Other keys of the row (HumanEval's `test` and `entry_point`); functions get them, rules do
+    not, and what a sweep keeps of a row has none."""
 
 
 Scorer: TypeAlias = Callable[[str, Question], float]

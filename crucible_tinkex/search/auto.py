@@ -3,9 +3,11 @@
 What earlier sweeps suggest and a few evenly spread points are trained up to one early rung, where a
 trial costs a twentieth. There the search climbs: the neighbours of those that would go on, one
 setting changed by one step, are trained up to the rung, too, until all are known. Then the best few
-go on to their ends, the best first. Early rungs mislead in one direction, as a rate that is too
-high looks good early and one that is a little lower wins late; so all neighbours of the one that
-ended best are looked at in the same way, until none is better, and ranges at half the step.
+go on to their ends, one after the other as sessions get free, the most promising first. Early rungs
+mislead in one direction, as a rate that is too high looks good early and one that is a little lower
+wins late; so what is promising is learnt from those that have ended (`expected`), and all
+neighbours of the one that ended best are looked at in the same way, until none is better, and
+ranges at half the step.
 
 A step that lost elsewhere (rank 8 to 2, say) is not tried again from the next point: settings
 mostly act alike wherever they are changed. Only around the one that ended best nothing is left out.
@@ -19,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from crucible_tinkex.search.neighbourhood import SAME, Neighbourhood, Step
 from crucible_tinkex.search.points.dimensions import Places
@@ -38,6 +41,8 @@ FEWEST = 4
 """Configurations below which nothing is stopped: there is nothing to save."""
 DIGITS = 6
 """Of places that are compared."""
+LIKENESS = 1 / 4
+"""How much less one that ended counts for another with every step between them."""
 FINER = 0.5
 """Share of a step at which the ranges around the best are looked at last."""
 
@@ -121,16 +126,30 @@ def next_places(looks: Sequence[Look], around: Neighbourhood, *, keep: int = KEE
     if any(look.open and look.early is None for look in looks):
         return Next(waits=True)
     early = {look.places: look.early for look in looks if look.early is not None}
-    losses = {_rounded(places): loss for places, loss in early.items()}
+    losses = _Losses(early)
     finite = [places for places, loss in early.items() if math.isfinite(loss)]
     leaders = sorted(finite, key=lambda places: early[places])[:keep]
     for place, leader in enumerate(leaders, start=1):
-        steps = (s for s in around.steps(leader) if not _lost(s, losses))
-        if found := _unknown(leader, steps, looks, around):
+        steps = _unknown(leader, looks, around)
+        if found := tuple(end for step, end in steps if not losses.lost(step)):
             return Next(found, reason=f"a neighbour of the one in place {place} at the first rung")
     if any(look.open for look in looks):
         return Next()
     return _around_the_best(looks, around)
+
+
+def expected(places: Places, early: float, looks: Sequence[Look], around: Neighbourhood) -> float:
+    """The loss at the end of one that stands at the rung: what those that have ended lost from the
+    rung on is added to its own loss there, the mean weighted by how alike they are (Nadaraya and
+    Watson's). So after one `constant` and one `cosine` that are alike in all else have ended, the
+    better of both is what is waited for. Before anybody has ended it is the loss at the rung."""
+    ended = [
+        (LIKENESS ** around.distance(places, look.places), look.final - look.early)
+        for look in looks
+        if look.early is not None and look.final is not None and math.isfinite(look.final)
+    ]
+    weight = sum(w for w, _ in ended)
+    return early + sum(w * later for w, later in ended) / weight if weight else early
 
 
 def _around_the_best(looks: Sequence[Look], around: Neighbourhood) -> Next:
@@ -139,36 +158,49 @@ def _around_the_best(looks: Sequence[Look], around: Neighbourhood) -> Next:
         return Next()
     best = min(ended, key=lambda places: ended[places])
     for share in (1.0, FINER):
-        steps = around.steps(best, share=share)
-        if found := _unknown(best, steps, looks, around, share):
+        if found := tuple(end for _, end in _unknown(best, looks, around, share)):
             return Next(found, reason="a neighbour of the best that was trained to its end")
     return Next()
 
 
 def _unknown(
-    leader: Places,
-    steps: Iterator[Step],
-    looks: Sequence[Look],
-    around: Neighbourhood,
-    share: float = 1.0,
-) -> tuple[Places, ...]:
-    """Where the steps lead, without what was tried already."""
-    ends = (step.of(leader) for step in steps)
-    return tuple(
-        end for end in ends if not any(around.same(end, k.places, share=share) for k in looks)
-    )
+    leader: Places, looks: Sequence[Look], around: Neighbourhood, share: float = 1.0
+) -> Iterator[tuple[Step, Places]]:
+    """The steps from there that lead to what was not tried already, and where they lead."""
+    tried = {_rounded(look.places) for look in looks}
+    near = looks if around.has_ranges else ()  # else only what is equal is the same
+    for step in around.steps(leader, share=share):
+        end = step.of(leader)
+        if _rounded(end) not in tried and not any(
+            around.same(end, look.places, share=share) for look in near
+        ):
+            yield step, end
 
 
-def _lost(step: Step, losses: Mapping[Places, float]) -> bool:
-    """Whether this step was taken elsewhere, and made it worse by more than a margin each time."""
-    pairs = [
-        (losses[end], loss)
-        for start, loss in losses.items()
-        if abs(start[step.dimension] - step.start) < SAME
-        and (end := _rounded(step.of(start))) in losses
-    ]
-    return bool(pairs) and all(new > old + MARGIN * abs(old) for new, old in pairs)
+class _Losses:
+    """At the rung, by place; asked about one step at a time."""
+
+    def __init__(self, early: Mapping[Places, float]) -> None:
+        self._losses = {_rounded(places): loss for places, loss in early.items()}
+        self._lost: dict[Step, bool] = {}
+
+    def lost(self, step: Step) -> bool:
+        """Whether this step was taken elsewhere, and made it worse by more than a margin each
+        time."""
+        if step not in self._lost:
+            pairs = list(self._pairs(step))
+            self._lost[step] = bool(pairs) and all(n > o + MARGIN * abs(o) for o, n in pairs)
+        return self._lost[step]
+
+    def _pairs(self, step: Step) -> Iterator[tuple[float, float]]:
+        """Before and after, wherever both ends were measured."""
+        for start, loss in self._losses.items():
+            if abs(start[step.dimension] - step.start) < SAME:
+                end = self._losses.get(_rounded(step.of(start)))
+                if end is not None:
+                    yield loss, end
 
 
+@lru_cache(maxsize=4096)
 def _rounded(places: Places) -> Places:
     return tuple(round(place, DIGITS) for place in places)

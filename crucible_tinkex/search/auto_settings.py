@@ -15,7 +15,9 @@ from typing import Any
 
 from crucible_tinkex.config import Axis, AxisRange, Experiment, SearchSection, StoppingSection
 from crucible_tinkex.search.auto import Recipe, recipe
-from crucible_tinkex.search.learned.priors import RANK, RATE, Prior, Question, Record, suggest
+from crucible_tinkex.search.learned.priors import Prior, Question, suggest
+from crucible_tinkex.search.learned.records import RANK, RATE, USUAL_WAY, Record, way_of
+from crucible_tinkex.search.neighbourhood import FACTOR
 from crucible_tinkex.search.points.space import Space
 
 OPEN = ("space", "trials", "enqueue", "stopping", "confirm", "confirm_top")
@@ -95,7 +97,13 @@ def _question(experiment: Experiment, steps: int, ranks: Sequence[int]) -> Quest
     if space:
         ranks = _listed(space.get(RANK, (experiment.lora.rank,)))
         rates = _listed(space.get(RATE, (experiment.optimizer.learning_rate,)))
-    return Question(base, experiment.train.step_rows, steps, tuple(ranks), rates)
+    way = way_of({key: _declared(experiment, key) for key in USUAL_WAY})
+    return Question(base, experiment.train.step_rows, steps, tuple(ranks), rates, way)
+
+
+def _declared(experiment: Experiment, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(experiment, section), name)
 
 
 def _listed(axis: Axis) -> tuple[Any, ...]:
@@ -106,10 +114,9 @@ def _space(prior: Prior, ranks: Sequence[int]) -> dict[str, Axis]:
     low, high = RATES
     rates = [float(s.values[RATE]) for s in prior.suggestions]
     if rates and prior.in_range:
-        low = max(low, min(rates) / AROUND)
-        high = min(high, max(rates) * AROUND)
-    if low >= high:
-        low, high = RATES
+        lowest, highest = min(rates), max(rates)
+        low = max(min(low, lowest / FACTOR), lowest / AROUND)  # a guess has room on both sides
+        high = min(max(high, highest * FACTOR), highest * AROUND)
     return {RATE: AxisRange(low=low, high=high, log=True), RANK: tuple(ranks)}
 
 
@@ -177,7 +184,8 @@ def _notes(settings: Mapping[str, Any], prior: Prior, steps: int) -> Iterable[st
         guesses = "; ".join(_told(guess) for guess in settings["enqueue"])
         yield f"first {guesses}: {prior.suggestions[0].reason}"
     if "enqueue" in settings and prior.doubts:
-        yield f"the prior may be wrong: {'; '.join(prior.doubts)}"
+        doubts = "; ".join(prior.doubts)
+        yield f"the prior may be wrong: {doubts}" if prior.suggestions else f"no guess: {doubts}"
     if "trials" in settings:
         yield (
             f"at most {settings['trials']} configurations of up to {steps} steps: after the first "

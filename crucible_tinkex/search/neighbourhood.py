@@ -37,10 +37,21 @@ class Neighbourhood:
     def __init__(self, dimensions: Sequence[Dimension]) -> None:
         self._dimensions = dimensions
         self._steps = [step_size(d) for d in dimensions]
+        self._ordered = [d.ordered for d in dimensions]
+        halves = zip(dimensions, self._steps, strict=True)
+        self._halves = [0.0 if d.span is None else size / 2 for d, size in halves]
+        self.has_ranges = any(d.span is not None for d in dimensions)
+        self._known: dict[tuple[Places, float], tuple[Step, ...]] = {}
 
-    def steps(self, places: Places, *, share: float = 1.0) -> Iterator[Step]:
+    def steps(self, places: Places, *, share: float = 1.0) -> tuple[Step, ...]:
         """Those that lead from a point to its neighbours. `share`: of a step, in ranges; below 1
         the values of lists stay as they are."""
+        key = places, share
+        if key not in self._known:
+            self._known[key] = tuple(self._from(places, share))
+        return self._known[key]
+
+    def _from(self, places: Places, share: float) -> Iterator[Step]:
         for i, dimension in enumerate(self._dimensions):
             if dimension.span is None:
                 ends = self._rows(i, places[i]) if share == 1 else iter(())
@@ -53,16 +64,22 @@ class Neighbourhood:
 
     def _rows(self, i: int, place: float) -> Iterator[float]:
         dimension, size = self._dimensions[i], self._steps[i]
-        if dimension.ordered:
+        if self._ordered[i]:
             return (end for end in (place - size, place + size) if 0 < end < 1)
         return ((row + 0.5) * size for row in range(len(dimension.rows)))
 
+    def distance(self, one: Places, other: Places) -> float:
+        """In steps, over all dimensions; of lists without an order, how many differ."""
+        apart = zip(one, other, self._ordered, self._steps, strict=True)
+        return sum(abs(a - b) / size if way else abs(a - b) > SAME for a, b, way, size in apart)
+
     def same(self, one: Places, other: Places, *, share: float = 1.0) -> bool:
         """Whether two points are nearer than half a step in every range, and equal elsewhere."""
-        return all(
-            abs(a - b) < (SAME if d.span is None else max(SAME, size * share / 2))
-            for a, b, d, size in zip(one, other, self._dimensions, self._steps, strict=True)
-        )
+        for a, b, size in zip(one, other, self._halves, strict=True):
+            apart = abs(a - b)
+            if apart >= SAME and apart >= size * share:
+                return False
+        return True
 
 
 def step_size(dimension: Dimension) -> float:

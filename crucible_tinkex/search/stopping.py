@@ -191,7 +191,7 @@ class Median(_Regular):
 
 @dataclass(frozen=True)
 class Population(_Regular):
-    """At each rung all wait for each other, then the worst quarter ends and is replaced
+    """At each rung all wait for each other, then the worst fifth ends and is replaced
     (`sweep.deciding.proposing.population`). Among equals nobody is the worst."""
 
     replaces: bool = field(default=True, init=False)
@@ -199,12 +199,12 @@ class Population(_Regular):
     def judge(self, standing: Standing) -> Verdict:
         if not standing.final:
             return "wait"
-        return "go" if standing.place < standing.of - quarter(standing.of) else "stop"
+        return "go" if standing.place < standing.of - fifth(standing.of) else "stop"
 
 
-def quarter(members: int) -> int:
-    """At least one of two or more."""
-    return max(members // 4, min(1, members // 2))
+def fifth(members: int) -> int:
+    """To the nearest whole number; at least one of two or more."""
+    return max(round(members / 5), min(1, members // 2))
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def warnings(experiment: Experiment, found: Sequence[Values]) -> Iterator[str]:
 
 
 def _on_learning(experiment: Experiment, search: LearningSearch) -> Iterator[str]:
-    strategy, at_once = experiment.search.strategy, experiment.run.max_concurrent
+    strategy, at_once = experiment.search.strategy, experiment.run.most_concurrent
     chosen = search.total - max(search.startup, at_once)
     if chosen <= 0 and strategy != "auto":
         yield (

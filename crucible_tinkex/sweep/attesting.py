@@ -7,7 +7,7 @@ What a proof took is in the journal also where it ends in a refusal.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,8 +17,9 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.sweep.connection import Connection
 from crucible_tinkex.sweep.deciding.prices import checked_price
-from crucible_tinkex.training.attest.contrasts import LOSS, Contrast, contrasts_of
+from crucible_tinkex.training.attest.contrasts import MOVES, Contrast, base_of, contrasts_of
 from crucible_tinkex.training.attest.judging import NOT_APPLIED, Finding
+from crucible_tinkex.training.attest.policies import LOSSES, loss_contrasts
 from crucible_tinkex.training.attest.probing import Attestation, attest, cost
 
 log = logging.getLogger(__name__)
@@ -91,33 +92,46 @@ def check_affordable(experiment: Experiment, coming: Spent, spent: Spent) -> Non
 
 
 def _new(experiment: Experiment, known: Mapping[str, Any]) -> list[Contrast]:
-    new = [c for c in contrasts_of(experiment) if c.key not in known]
-    return [] if known and all(c.key == LOSS for c in new) else new
+    new = [c for c in contrasts_of(experiment) if c.key == MOVES or c.key not in known]
+    return [] if known and len(new) == 1 else new
 
 
 async def proved(
-    experiment: Experiment, connection: Connection, known: Mapping[str, Any] | None = None
+    experiment: Experiment,
+    connection: Connection,
+    known: Mapping[str, Any] | None = None,
+    losses: Sequence[str] = (),
 ) -> Attestation:
-    """Findings on all settings that are not `known`. Raises `ServiceError`."""
+    """Findings on all settings that are not `known`, and on these losses of the service. Raises
+    `ServiceError`."""
+    contrasts = _new(experiment, known or {})
+    if losses:
+        contrasts = [*loss_contrasts(losses, base_of(contrasts)), *contrasts]
     return await attest(
         connection.service.connect,
-        _new(experiment, known or {}),
+        contrasts,
         connection.data.train,
         base_model=experiment.model.base,
     )
 
 
 def refuse(found: Attestation) -> None:
-    """Raise `NotAppliedError` that names every axis that the service does not apply."""
+    """Raise `NotAppliedError` that names every axis, and every loss that was asked about, that the
+    service does not apply."""
     refused = [f for f in found.findings if f.refused]
-    if refused:
-        raise NotAppliedError(
-            f"the service does not apply what the search varies: {'; '.join(map(_said, refused))}. "
-            "Trials would differ in name only. Take it out of search.space, or set "
-            "service.attest = false to run all the same"
-        )
+    if not refused:
+        return
+    said = "; ".join(map(_said, refused))
+    if all(f.key.startswith(LOSSES) for f in refused):
+        raise NotAppliedError(f"the service does not apply what its losses promise: {said}")
+    raise NotAppliedError(
+        f"the service does not apply what the search varies: {said}. "
+        "Trials would differ in name only. Take it out of search.space, or set "
+        "service.attest = false to run all the same"
+    )
 
 
 def _said(finding: Finding) -> str:
     a, b = finding.probed
-    return f"{finding.key} (models of two steps with {a} and {b}: {finding.why})"
+    name = "" if finding.key.endswith(finding.field) else f"{finding.field} "
+    return f"{finding.key} (models of two steps with {name}{a} and {b}: {finding.why})"

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 from crucible_tinkex.errors import (
@@ -37,13 +36,16 @@ from crucible_tinkex.registry import (
     TrialRecord,
 )
 from crucible_tinkex.runtime.pool import SessionPool
+from crucible_tinkex.sweep.deciding.failing import Losses
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy, is_waiting
 from crucible_tinkex.sweep.keeping.keeper import Keeper
-from crucible_tinkex.sweep.orders.control import LASTING, REFUSED, Command, Inbox
+from crucible_tinkex.sweep.orders.control import CODE, LASTING, REFUSED, Command, Inbox
 from crucible_tinkex.sweep.orders.obeying import obey
-from crucible_tinkex.sweep.ports import Amend, TelemetryPort
-from crucible_tinkex.sweep.results.views.view import Observer, SweepView, TrialView, ignore
+from crucible_tinkex.sweep.ports import Amend, Amendment, TelemetryPort
+from crucible_tinkex.sweep.preparing.objectives import is_learning
+from crucible_tinkex.sweep.results.views.shown import Shown
+from crucible_tinkex.sweep.results.views.view import Observer, SweepView, ignore
 from crucible_tinkex.training.outcome import Outcome, Verdict
 
 INTERRUPTED = "interrupted"
@@ -78,24 +80,25 @@ class Controller:
         retry: Collection[str] = (),
         drain_s: float = DRAIN_S,
         inbox: Inbox | None = None,
+        earlier: Collection[str] = (),
         amend: Amend | None = None,
         keeper: Keeper | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`retry`: failed trials to take up again. `amend`: what the sweep is with other settings;
-        without it `extend` is refused."""
+        """`retry`: failed trials to take up again. `earlier`: ids of the commands that waited when
+        this run began. `amend`: what the sweep is with other settings; without it `extend` is
+        refused."""
         self._run_id = run_id
         self._registry = registry
-        self._telemetry = telemetry
         self._pool = pool
         self._policy = policy
         self._planner = planner
         self._max_attempts = max_attempts
         self._view = view
-        self._observer = observer
         self._retry = retry
         self._drain_s = drain_s
         self._inbox = inbox
+        self._earlier = earlier
         self._amend = amend
         self._keeper = keeper
         self._clock = clock
@@ -108,13 +111,10 @@ class Controller:
         self._seen = 0
         self._submitted: set[str] = set()
         self._releasing: set[str] = set()
-        self._losses: dict[str, _Losses] = {}
+        self._losses: dict[str, Losses] = {}
         self._ops = 0
         self._tasks: set[asyncio.Task[object]] = set()
-        self._live: dict[str, Mapping[str, Any]] = {}
-        self._views: dict[str, TrialView] = {}
-        """Of every trial, in the state's order; only what is live is made anew."""
-        self._revision = 0
+        self._shown = Shown(view, telemetry, observer)
 
     def outcome(self, trial_id: str, outcome: Outcome) -> None:
         """A session answered: what the pool calls."""
@@ -245,7 +245,7 @@ class Controller:
     async def _obey_earlier(self) -> None:
         """What was sent to the run before and came too late for it."""
         for command in self._inbox.waiting() if self._inbox else ():
-            if command.kind not in LASTING:
+            if command.kind not in LASTING and command.command_id in self._earlier:
                 await self._answer(command, [], f"{REFUSED}the run that it was meant for has ended")
 
     async def _obey(self) -> None:
@@ -261,6 +261,7 @@ class Controller:
                 if command.kind == "extend":
                     decisions, answer = await self._extend(command)
                 else:
+                    await self._learn(command)
                     decisions, answer = obey(self._state, self._policy, self._planner, command)
             except ConfigError as error:
                 decisions, answer = [], f"{REFUSED}{error}"
@@ -288,11 +289,19 @@ class Controller:
         amendment = await self._amend(command.settings)
         if not amendment.changed:
             return [], "extend: it asks for that already"
-        await self._registry.amend(amendment.meta, amendment.changed, f"{command.op}:amend")
-        self._policy, self._planner = amendment.policy, amendment.planner
-        await self._sync()
+        await self._take(amendment, amendment.changed, command)
         taken_up = self._policy.amended(self._state, answering=self._answering)
         return taken_up, f"extend: {', '.join(amendment.changed)}"
+
+    async def _learn(self, command: Command) -> None:
+        """A clone may learn by what the sweep does not know, or has no texts for, yet."""
+        if command.kind == "clone" and self._amend and any(map(is_learning, command.settings)):
+            await self._take(await self._amend({}), [CODE], command)
+
+    async def _take(self, amendment: Amendment, changed: Sequence[str], command: Command) -> None:
+        await self._registry.amend(amendment.meta, changed, f"{command.op}:amend")
+        self._policy, self._planner = amendment.policy, amendment.planner
+        await self._sync()
 
     def _submit(self) -> None:
         """Hand the pool every trial that should train and does not."""
@@ -319,7 +328,7 @@ class Controller:
 
     async def _lost(self, trial: TrialRecord, error: CrucibleError | None) -> None:
         """Try again, unless it was lost too often without progress."""
-        losses = self._losses.setdefault(trial.trial_id, _Losses())
+        losses = self._losses.setdefault(trial.trial_id, Losses())
         if losses.again(trial.step) < self._max_attempts or self._draining.is_set():
             return
         if isinstance(error, ServiceUnavailableError | ServiceStorageError):
@@ -349,30 +358,17 @@ class Controller:
 
     async def _watch(self) -> None:
         while True:
+            wider = self._pool.capacity > self._view.slots
             await self._refresh()
-            if self._policy.budget.capped or (self._inbox and self._inbox.waiting()):
+            if wider or self._policy.budget.capped or (self._inbox and self._inbox.waiting()):
                 self._happened.set()
             await asyncio.sleep(REFRESH_S)
 
     async def _refresh(self) -> None:
-        changes = await self._telemetry.changes(self._revision)
-        trials = self._state.trials
-        for trial in islice(trials.values(), len(self._views), None):
-            self._views[trial.trial_id] = TrialView(trial, {})
-        if changes is not None:
-            self._revision = changes.revision
-            self._live.update(changes.trials)
-            self._view.faults = changes.faults
-        for trial_id in self._live.keys() & trials.keys():
-            trial, live = trials[trial_id], self._live[trial_id]
-            if trial.state in TERMINAL:
-                del self._live[trial_id]
-                live = {}
-            self._views[trial_id] = TrialView(trial, live)
-        self._view.trials = list(self._views.values())
         self._view.planned, self._view.slots = self._policy.planned, self._pool.capacity
-        self._view.measure([self._views[i] for i in self._live if i in self._views])
-        self._observer(self._view)
+        if not self._draining.is_set():
+            self._view.phase = PAUSED if self._state.held else "training"
+        await self._shown.refresh(self._state)
 
     # --- small things -------------------------------------------------------------------------
 
@@ -385,16 +381,3 @@ class Controller:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-@dataclass
-class _Losses:
-    """How often a trial was lost since it last got further."""
-
-    count: int = 0
-    step: int = -1
-
-    def again(self, step: int) -> int:
-        self.count = 1 if step > self.step else self.count + 1
-        self.step = max(step, self.step)
-        return self.count

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
-import sys
-import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from crucible_tinkex.errors import ConfigError, CrucibleError, InterruptedSweepError, ServiceError
+from crucible_tinkex.errors import (
+    ConfigError,
+    CrucibleError,
+    InterruptedSweepError,
+    ServiceError,
+    SweepBusyError,
+)
 from crucible_tinkex.events import EventWriter
-from crucible_tinkex.registry import ATTESTED, LOST, ControlPort, Registry, SweepState
+from crucible_tinkex.registry import ATTESTED, LOST, ControlPort, SweepState
 from crucible_tinkex.registry.records import read_spent
 from crucible_tinkex.registry.upkeep import Upkeep
 from crucible_tinkex.runtime.cluster import Runtime
@@ -33,23 +36,24 @@ from crucible_tinkex.storage import Lock, check_writable
 from crucible_tinkex.sweep.attesting import NotAppliedError, attested
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
+from crucible_tinkex.sweep.facts import kept, loaded, own_handlers
 from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.keeping.store import ServiceCheckpoints, registered
-from crucible_tinkex.sweep.local import LocalExecutor, LocalTelemetry
+from crucible_tinkex.sweep.local import local_executor
 from crucible_tinkex.sweep.notifying import ended, notify, trouble
-from crucible_tinkex.sweep.orders.control import LASTING, Inbox
+from crucible_tinkex.sweep.orders.control import CODE, LASTING, Inbox
 from crucible_tinkex.sweep.ports import Amendment, Executor
+from crucible_tinkex.sweep.preparing.existing import COUNTS
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, extended, prepare
 from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.sweep.results.quality import misses_required
 from crucible_tinkex.sweep.results.registering import register_best
 from crucible_tinkex.sweep.results.views.view import Observer, SweepView, harmless, ignore
-from crucible_tinkex.telemetry.recorder import Recorder
-from crucible_tinkex.telemetry.sender import BufferedSink
-from crucible_tinkex.training.host import SessionHost
+from crucible_tinkex.sweep.signals import Signals
+from crucible_tinkex.telemetry.tracing.run import RunTrace, traced
+from crucible_tinkex.training.data import SweepData
 
-INTERRUPTED_CODE = 130
 MISSED_CODE = 1
 """A quality target that is required was missed."""
 NEED_BYTES = 64 * 1024 * 1024
@@ -61,6 +65,8 @@ class SweepResult:
 
     state: SweepState
     exit_code: int
+    left: int = 0
+    """Trials that are still to be trained, of all that the sweep asks for by now."""
 
 
 class Launch:
@@ -90,23 +96,39 @@ class Launch:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self._proved = False
+        self._earlier: list[str] = []
+        self._trace = RunTrace()
+        self._data: SweepData | None = None
+        """What was read anew since the run began."""
         self.view = SweepView(prepared.name)
 
     def run(self) -> SweepResult:
         """Run or continue the sweep. Raises `CrucibleError`; see its `exit_code`."""
         paths = self._prepared.paths
         check_writable(paths.root, need_bytes=NEED_BYTES)
-        lock = Lock(paths.lock)
+        lock = self._owned()
+        self._earlier = [c.command_id for c in Inbox(paths).waiting()]
         try:
             meta = write_manifest(self._prepared)
             finished = self._finished()
             result = finished or self._told(lambda: asyncio.run(self._start(meta)))
             register_best(result.state, paths)
             if result.exit_code == 0 and misses_required(result.state, paths):
-                return SweepResult(result.state, MISSED_CODE)
+                return replace(result, exit_code=MISSED_CODE)
             return result
         finally:
             lock.close()
+
+    def _owned(self) -> Lock:
+        """Raises `SweepBusyError` that says how to get at a sweep that runs."""
+        name = self._prepared.name
+        try:
+            return Lock(self._prepared.paths.lock)
+        except SweepBusyError as busy:
+            raise SweepBusyError(
+                f"{busy.message}: `crucible watch {name}` follows it, `crucible extend {name}` "
+                f"asks it for more, `crucible stop {name}` ends it; or choose another --name"
+            ) from None
 
     def _told(self, work: Callable[[], SweepResult]) -> SweepResult:
         """Do the work, and tell whom `notify` names how it ended."""
@@ -145,19 +167,22 @@ class Launch:
         if self._stopping:
             main.cancel()
         try:
-            with _Signals(lambda: self._stop()) as signals:
+            with Signals(lambda: self._stop()) as signals:
                 async with AsyncExitStack() as stack:
                     state = await self._run(meta, stack, signals)
         except asyncio.CancelledError:
             raise InterruptedSweepError(
                 "interrupted while starting; run the same command to continue"
             ) from None
-        return SweepResult(state, exit_code(state))
+        ended = len(state.trials) - len(state.open)
+        left = max(0, self._prepared.policy().planned - ended)
+        return SweepResult(state, exit_code(state), left)
 
     async def _run(
-        self, meta: dict[str, Any], stack: AsyncExitStack, signals: _Signals
+        self, meta: dict[str, Any], stack: AsyncExitStack, signals: Signals
     ) -> SweepState:
         changed = self._prepared.amendments
+        self._trace = await stack.enter_async_context(self._traced(meta))
         try:
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(self._served(meta, stack))
@@ -165,11 +190,15 @@ class Launch:
         except BaseExceptionGroup as failed:  # what fails first ends the other
             raise failed.exceptions[0] from None
         connection, runtime = serving.result(), starting.result()
+        loaded(self._prepared)
         prepared = self._prepared = self._prepared.measured(connection.data)
         run = prepared.experiment.run
         if self._proved and prepared.existing:
             changed = [*changed, ATTESTED]
+        if prepared.existing and prepared.objectives.code.keys() - prepared.existing.code.keys():
+            changed = [*changed, CODE]
         executor = await stack.enter_async_context(self._executor(meta, connection, runtime))
+        meta[COUNTS] = prepared.counts
         await executor.registry.create(meta)
         await executor.telemetry.changes(0)  # opens the event log: damage shows before spending
         policy = prepared.policy()
@@ -194,14 +223,28 @@ class Launch:
             observer=self._observer,
             retry=self._retry,
             inbox=Inbox(prepared.paths),
-            amend=partial(self._amended, connection, executor.registry),
+            earlier=self._earlier,
+            amend=partial(self._amended, connection, executor, pool),
             keeper=self._keeper(executor, connection),
         )
         self._stop = controller.request_drain
-        work = controller.run(meta, changed)
-        if runtime is None:
-            return await work
-        return await runtime.unless_lost(work, drain=controller.request_drain)
+        work: Awaitable[SweepState] = controller.run(meta, changed)
+        if runtime is not None:
+            work = runtime.unless_lost(work, drain=controller.request_drain)
+        state = await work
+        self._trace.ended(Counter(trial.state for trial in state.trials.values()))
+        return state
+
+    def _traced(self, meta: Mapping[str, Any]) -> AbstractAsyncContextManager[RunTrace]:
+        experiment = self._prepared.experiment
+        return traced(
+            experiment.run.otlp_endpoint,
+            sweep=self._prepared.name,
+            sweep_id=meta["sweep_id"],
+            run_id=self._run_id,
+            base_model=experiment.model.base,
+            executor=self._kind,
+        )
 
     def _keeper(self, executor: Executor, connection: Connection) -> Keeper:
         storage = self._prepared.paths.root.parent
@@ -210,6 +253,7 @@ class Launch:
             ServiceCheckpoints(connection.service),
             partial(registered, storage),
             run_id=self._run_id,
+            tell=kept(self._prepared.paths),
         )
 
     async def _attest(
@@ -242,29 +286,36 @@ class Launch:
         return True
 
     async def _amended(
-        self, connection: Connection, registry: ControlPort, settings: Mapping[str, Any]
+        self,
+        connection: Connection,
+        executor: Executor,
+        pool: SessionPool,
+        settings: Mapping[str, Any],
     ) -> Amendment:
-        """What the running sweep is with other settings. Reads its data again, in a thread. Raises
-        `ConfigError`."""
+        """What the running sweep is with other settings. Reads its data again, in a thread; trials
+        that need more of it than this run has read get new hosts. Raises `ConfigError`."""
         paths = self._prepared.paths
         experiment = extended(self._prepared.experiment, settings, paths)
         storage, name = str(paths.root.parent), paths.root.name
         prepared = await asyncio.to_thread(prepare, experiment, storage=storage, name=name)
-        if prepared.objectives.reads_text and not self._prepared.objectives.reads_text:
-            raise ConfigError(
-                "train.token_weights, train.adapter: this run has not kept the texts of the rows; "
-                "stop it and resume the sweep"
-            )
-        prepared = prepared.measured(connection.data)
+        data = self._data or connection.data
+        if not prepared.is_read(data):
+            data = await asyncio.to_thread(prepared.tokenised_as, data)
+        prepared = prepared.measured(data)
         proof: dict[str, Any] = {}
         try:
-            await self._attest(proof, prepared, connection, registry)
+            await self._attest(proof, prepared, connection, executor.registry)
         except ServiceError as error:
             raise ConfigError(f"it could not be proved what the service applies: {error}") from None
         meta = await asyncio.to_thread(write_manifest, prepared)
         changed = prepared.amendments
+        if data is not (self._data or connection.data):
+            self._data = data
+            executor.renew(data)
+            pool.renew()
         self._prepared = prepared
-        return Amendment(prepared.policy(), prepared.planner, {**meta, **proof}, changed)
+        noted = {**meta, **proof, COUNTS: prepared.counts}
+        return Amendment(prepared.policy(), prepared.planner, noted, changed)
 
     async def _served(self, meta: dict[str, Any], stack: AsyncExitStack) -> Connection:
         """The service, connected and proved. Beside the start of Ray: what it refuses shows at
@@ -273,7 +324,7 @@ class Launch:
         self._proved = await self._attest(meta, self._prepared, connection)
         return connection
 
-    async def _cluster(self, stack: AsyncExitStack, signals: _Signals) -> Runtime | None:
+    async def _cluster(self, stack: AsyncExitStack, signals: Signals) -> Runtime | None:
         """Ray, started and warm, where it is the executor."""
         self._show("starting the service and the executor")
         if self._kind != "ray":
@@ -300,7 +351,8 @@ class Launch:
     ) -> AsyncIterator[Executor]:
         writer = EventWriter(meta["sweep_id"], self._prepared.fingerprint, run_id=self._run_id)
         if runtime is None:
-            async with local_executor(self._prepared, connection, writer) as executor:
+            handlers = {**self._trace.handlers, **own_handlers(self._prepared.paths)}
+            async with local_executor(self._prepared, connection, writer, handlers) as executor:
                 yield executor
         else:
             ray_executor = RayExecutor(
@@ -310,6 +362,7 @@ class Launch:
                 service=connection.service,
                 data=connection.data,
                 writer=writer,
+                tracing=self._trace.tracing,
             )
             try:
                 yield ray_executor
@@ -319,68 +372,3 @@ class Launch:
     def _show(self, phase: str) -> None:
         self.view.phase = phase
         self._observer(self.view)
-
-
-@asynccontextmanager
-async def local_executor(
-    prepared: PreparedSweep, connection: Connection, writer: EventWriter
-) -> AsyncIterator[LocalExecutor]:
-    """All of it in this process."""
-    registry = Registry(prepared.paths, writer.run_id)
-    try:
-        telemetry = LocalTelemetry(Recorder(prepared.paths))
-        sink = BufferedSink(writer, telemetry.record)
-
-        def sessions() -> SessionHost:
-            return SessionHost(
-                connect=connection.service.connect,
-                registry=registry,
-                sink=sink,
-                data=connection.data,
-                sweep=prepared.name,
-            )
-
-        try:
-            yield LocalExecutor(registry, telemetry, sessions)
-        finally:
-            try:
-                await sink.aclose()
-            finally:  # also of a log that takes nothing more: its lock must not stay with us
-                await telemetry.close()
-    finally:
-        registry.shut()
-
-
-class _Signals:
-    """SIGINT and SIGTERM: the first calls `first`, the second ends the process. Only the main
-    thread may have handlers; elsewhere (a notebook's worker) `Launch.stop` is the way."""
-
-    NUMBERS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self, first: Callable[[], object]) -> None:
-        self._first = first
-        self._count = 0
-
-    def install(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            loop = asyncio.get_running_loop()
-            for number in self.NUMBERS:
-                loop.add_signal_handler(number, self._received)
-
-    def _received(self) -> None:
-        self._count += 1
-        if self._count > 1:
-            print("stopped at once; run the same command to continue", file=sys.stderr)
-            os._exit(INTERRUPTED_CODE)
-        print("draining: saving the running trials (again to stop at once)", file=sys.stderr)
-        self._first()
-
-    def __enter__(self) -> _Signals:
-        self.install()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            loop = asyncio.get_running_loop()
-            for number in self.NUMBERS:
-                loop.remove_signal_handler(number)

@@ -6,14 +6,20 @@ traceback is whole. Slower than Ray only where Python itself is the limit.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 from crucible_tinkex.config import RunSection
-from crucible_tinkex.events import Event
+from crucible_tinkex.events import Event, EventWriter
 from crucible_tinkex.registry import Registry
-from crucible_tinkex.runtime.ports import Packing
+from crucible_tinkex.runtime.ports import Beat, Packing
+from crucible_tinkex.runtime.pulse import Pulse
+from crucible_tinkex.sweep.connection import Connection
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
+from crucible_tinkex.telemetry.bridge import Handler
 from crucible_tinkex.telemetry.recorder import Changes, Recorder
+from crucible_tinkex.telemetry.sender import BufferedSink
+from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.host import SessionHost
 from crucible_tinkex.training.outcome import Outcome
 from crucible_tinkex.training.plan import TrialPlan
@@ -38,15 +44,15 @@ class LocalTelemetry:
 class LocalHost:
     """A `Host` in this process."""
 
-    def __init__(self, sessions: SessionHost) -> None:
+    def __init__(self, sessions: SessionHost, pulse: Pulse) -> None:
         self._sessions = sessions
+        self._pulse = pulse
 
     async def ready(self) -> None:
         return None
 
-    async def heartbeat(self, after_s: float, known: float) -> float:
-        await asyncio.sleep(after_s)
-        return 0.0
+    async def heartbeat(self, after_s: float, known: float) -> Beat:
+        return await self._pulse.beat(self._sessions, after_s, known)
 
     async def advance(self, plan: TrialPlan, to_step: int) -> Outcome:
         return await self._sessions.advance(plan, to_step)
@@ -77,20 +83,61 @@ class LocalExecutor:
         self,
         registry: Registry,
         telemetry: LocalTelemetry,
-        sessions: Callable[[], SessionHost],
+        sessions: Callable[[SweepData, Pulse], SessionHost],
+        data: SweepData,
     ) -> None:
         self.registry = registry
         self.telemetry = telemetry
         self.launcher = self
         self._sessions = sessions
+        self._data = data
 
     def launch(self, slots: int) -> LocalHost:
-        return LocalHost(self._sessions())
+        pulse = Pulse()
+        return LocalHost(self._sessions(self._data, pulse), pulse)
+
+    def renew(self, data: SweepData) -> None:
+        """Hosts that are launched from now on are given these rows."""
+        self._data = data
 
     def starting_at_once(self) -> int:
         return 1
 
     def packing(self, run: RunSection, sessions: int) -> Packing:
         """One host holds all sessions: processes are what Ray is for."""
-        slots = max(1, min(run.max_concurrent, sessions))
-        return Packing(slots, slots)
+        slots = max(1, min(run.most_concurrent, sessions))
+        return Packing(slots, slots, run.max_concurrent == "auto")
+
+
+@asynccontextmanager
+async def local_executor(
+    prepared: PreparedSweep,
+    connection: Connection,
+    writer: EventWriter,
+    handlers: Mapping[str, Handler] | None = None,
+) -> AsyncIterator[LocalExecutor]:
+    """All of it in this process."""
+    registry = Registry(prepared.paths, writer.run_id)
+    try:
+        telemetry = LocalTelemetry(Recorder(prepared.paths))
+        sink = BufferedSink(writer, telemetry.record)
+
+        def sessions(data: SweepData, pulse: Pulse) -> SessionHost:
+            return SessionHost(
+                connect=pulse.watching(connection.service.connect),
+                registry=registry,
+                sink=sink,
+                data=data,
+                sweep=prepared.name,
+                handlers=handlers,
+            )
+
+        try:
+            yield LocalExecutor(registry, telemetry, sessions, connection.data)
+        finally:
+            try:
+                await sink.aclose()
+            finally:  # also of a log that takes nothing more: its lock must not stay with us
+                await telemetry.close()
+    finally:
+        registry.shut()

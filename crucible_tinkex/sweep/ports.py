@@ -15,6 +15,7 @@ from crucible_tinkex.registry import ControlPort
 from crucible_tinkex.runtime.ports import HostLauncher, Packing
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy
+from crucible_tinkex.training.data import SweepData
 
 
 class TelemetryChanges(Protocol):
@@ -67,6 +68,10 @@ class Executor(Protocol):
     def launcher(self) -> HostLauncher: ...
 
     def packing(self, run: RunSection, sessions: int) -> Packing: ...
+
+    def renew(self, data: SweepData) -> None:
+        """Hosts that are launched from now on are given these rows."""
+        ...
 
 
 @dataclass(frozen=True)

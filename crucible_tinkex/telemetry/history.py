@@ -19,8 +19,10 @@ import pyarrow.compute as pc
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.telemetry.bridge.catalogue import stored_kinds
+from crucible_tinkex.telemetry.bridge.catalogue import FACTS, Handler, stored_kinds
 from crucible_tinkex.telemetry.export import Format, write_table
+from crucible_tinkex.telemetry.facts.reading import fact_rows
+from crucible_tinkex.telemetry.facts.telling import bridge_of
 from crucible_tinkex.telemetry.log.parts import EXAMPLE
 from crucible_tinkex.telemetry.query import read_events
 from crucible_tinkex.telemetry.subscription import Subscription
@@ -47,16 +49,19 @@ class Telemetry:
         """Rows by time, in the columns of the event log.
 
         `event_type` is one of the seed's (`training_step`, `optimizer_step`, `checkpoint`,
-        `session`, `forward_backward_stop`, ...) or a kind of ours. `from_` is inclusive, `to`
+        `session`, `forward_backward_stop`, ...), a kind of ours, or a fact of the storage
+        (`model_promoted`, `checkpoint_pruned`, `dataset_loaded`, ...). `from_` is inclusive, `to`
         exclusive; a time without zone is UTC. Raises `ConfigError` for an unknown type, and for a
         folder that is not there.
         """
         if from_ is not None and to is not None and _utc(from_) > _utc(to):
             raise ConfigError(f"from_ {from_} is later than to {to}")
         own = self._own(experiment_id)
+        folders: Any = self._folders() if own is None else own
+        kinds = [*_kinds(event_type)]
         tables = [
             read_events(
-                self._folders() if own is None else own,
+                folders,
                 experiment_id=experiment_id if own is None else None,
                 kind=kind,
                 trial_id=trial_id,
@@ -64,9 +69,26 @@ class Telemetry:
                 since=from_,
                 until=to,
             )
-            for kind in _kinds(event_type)
+            for kind in kinds
+            if kind not in FACTS
         ]
+        wanted = FACTS if None in kinds else [kind for kind in kinds if kind in FACTS]
+        if wanted:
+            equal = {"experiment_id": experiment_id, "trial_id": trial_id, "name": name}
+            tables.append(_filtered(fact_rows(self._storage, wanted), equal, from_, to))
         return pa.concat_tables(tables).sort_by([("time", "ascending"), ("seq", "ascending")])
+
+    def attach(
+        self, handler_id: str, handler: Handler, events: Sequence[str] | None = None
+    ) -> None:
+        """Call `handler` for what this process does to models, checkpoints, artifacts and datasets
+        of the storage (None: all of that), and for what sessions of its sweeps do where they run in
+        this process. Raises `ConfigError` for an id that is taken, and for an unknown event."""
+        bridge_of(self._storage).attach(handler_id, handler, events)
+
+    def detach(self, handler_id: str) -> bool:
+        """Whether it was attached."""
+        return bridge_of(self._storage).detach(handler_id)
 
     def subscribe(
         self,
@@ -86,6 +108,8 @@ class Telemetry:
         kinds = None if event_type is None else [k for k in _kinds(event_type) if k is not None]
         if kinds and EXAMPLE in kinds:
             raise ConfigError("rows of evaluations are no events: read them with `evaluations()`")
+        if kinds and (facts := [kind for kind in kinds if kind in FACTS]):
+            raise ConfigError(f"{facts[0]} is in no sweep's event log: `attach` hears of it")
         paths = SweepPaths.of(self._storage, experiment_id)
         if not wait_s and lives is None and not paths.root.is_dir():
             raise ConfigError(
@@ -193,6 +217,22 @@ def _kinds(event_type: str | Sequence[str] | None) -> Iterable[str | None]:
         return [None]
     names = [event_type] if isinstance(event_type, str) else event_type
     return dict.fromkeys(kind for name in names for kind in stored_kinds(name))
+
+
+def _filtered(
+    table: pa.Table, equal: Mapping[str, str | None], since: datetime | None, until: datetime | None
+) -> pa.Table:
+    kept = pc.scalar(True)
+    begin: Any = None if since is None else _utc(since)
+    end: Any = None if until is None else _utc(until)
+    for column, value in equal.items():
+        if value is not None:
+            kept = kept & (pc.field(column) == pc.scalar(value))
+    if begin is not None:
+        kept = kept & (pc.field("time") >= pc.scalar(begin))
+    if end is not None:
+        kept = kept & (pc.field("time") < pc.scalar(end))
+    return table.filter(kept)
 
 
 def _utc(moment: datetime) -> datetime:

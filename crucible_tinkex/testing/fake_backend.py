@@ -55,7 +55,9 @@ class FakeBackend:
     failures: Sequence[Failure | tuple[str, int, Exception]] = ()
     ignores: Collection[str] = ()
     """Dotted keys of an experiment (`lora.rank`, `optimizer.beta2`) that are taken without a word
-    and not applied."""
+    and not applied. `train.token_weights`: weights are a mask; `train.loss`: negative ones count
+    nothing; `train.accumulate`: a step learns from its last pass; `optimizer.schedule`: all steps
+    have the first one's rate."""
     tells_rank: bool = True
     """Whether `info` says the rank: the one that was applied."""
     noise: float = 0.0
@@ -107,8 +109,9 @@ class FakeBackend:
 
     def applied(self, section: str, asked: S, usual: S) -> S:
         """The settings without those that it ignores."""
-        ignored = [key.partition(".")[2] for key in self.ignores if key.startswith(section)]
-        return asked.model_copy(update={name: getattr(usual, name) for name in ignored})
+        ignored = {key.partition(".")[2] for key in self.ignores if key.startswith(section)}
+        known = ignored & set(type(usual).model_fields)
+        return asked.model_copy(update={name: getattr(usual, name) for name in known})
 
     def noise_of_call(self) -> float:
         """Of the next call: the same again in a repetition of the test."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -46,6 +46,15 @@ class FakeRow(NamedTuple):
         weights = [1.0] * len(targets) if given is None else given.data
         pairs = zip(datum.model_input.tokens(), map(int, targets), strict=True)
         return cls(tuple(pairs), tuple(map(float, weights)))
+
+    def heard(self, ignored: Collection[str]) -> FakeRow:
+        """As it is learnt from where loss weights are not applied (`FakeBackend.ignores`)."""
+        weights = self.weights
+        if "train.token_weights" in ignored:
+            weights = tuple(float(w != 0) for w in weights)
+        if "train.loss" in ignored:
+            weights = tuple(max(w, 0.0) for w in weights)
+        return self._replace(weights=weights)
 
 
 @dataclass(frozen=True)

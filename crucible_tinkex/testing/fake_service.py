@@ -153,6 +153,7 @@ class FakeTraining:
         self._service = service
         self._backend = service.backend
         self._gradient: list[FakeRow] | None = None
+        self._rate: float | None = None
         self._turn = asyncio.Lock()
         self._seqs = itertools.count(1)
         self._lost: SessionLostError | None = None
@@ -161,7 +162,8 @@ class FakeTraining:
         self, data: Sequence[Datum], **loss: Unpack[LossOptions]
     ) -> Awaitable[ForwardBackwardOutput]:
         rows = _rows(data)
-        return self._submit("forward_backward", lambda: self._learn(rows), rows)
+        heard = [row.heard(self._backend.ignores) for row in rows]
+        return self._submit("forward_backward", lambda: self._learn(heard), rows)
 
     def forward_backward_custom(
         self, data: Sequence[Datum], loss_fn: CustomLoss
@@ -185,6 +187,9 @@ class FakeTraining:
 
     def optim_step(self, params: AdamParams) -> Awaitable[OptimStepResponse]:
         adam = self._backend.applied("optimizer", params, USUAL_ADAM)
+        if "optimizer.schedule" in self._backend.ignores:
+            self._rate = self._rate or adam.learning_rate
+            adam = adam.model_copy(update={"learning_rate": self._rate})
 
         def effect() -> OptimStepResponse:
             if self._gradient is not None:
@@ -224,7 +229,8 @@ class FakeTraining:
         )
 
     def _learn(self, rows: Sequence[FakeRow]) -> ForwardBackwardOutput:
-        self._gradient = [*(self._gradient or ()), *rows]
+        kept = () if "train.accumulate" in self._backend.ignores else self._gradient or ()
+        self._gradient = [*kept, *rows]
         return self._output(rows)
 
     def _output(self, rows: Sequence[FakeRow]) -> ForwardBackwardOutput:

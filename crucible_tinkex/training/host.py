@@ -13,14 +13,15 @@ import contextlib
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
-from crucible_tinkex.client.http.watch import Observer
+from crucible_tinkex.client.http.watch import Observer, Observers
 from crucible_tinkex.client.interface import TrainingService
 from crucible_tinkex.errors import CrucibleError, TrialFailedError
 from crucible_tinkex.events import EventSink
 from crucible_tinkex.registry import DONE, FAILED, PENDING, RegistryPort, Spent
+from crucible_tinkex.telemetry.bridge import Bridge, Handler
 from crucible_tinkex.training.attempt.drain import DrainedError, contained, unless_drained
 from crucible_tinkex.training.attempt.reporter import Reporter
 from crucible_tinkex.training.attempt.session import Session
@@ -29,6 +30,7 @@ from crucible_tinkex.training.outcome import After, Outcome, Verdict, judge
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.recipe import Recipe, RecipeMaker
 from crucible_tinkex.training.recipes.sft import SupervisedRecipe
+from crucible_tinkex.user_calls import called
 
 HELD_S = 2.0
 """How long a draining session waits for a service that just now lets nothing through."""
@@ -61,10 +63,11 @@ class SessionHost:
         clock: Callable[[], float] = time.perf_counter,
         recipe: RecipeMaker = recipe_of,
         drain_s: float = 20.0,
+        handlers: Mapping[str, Handler] | None = None,
     ) -> None:
-        """`drain_s`: how long a session may take to finish its step and to save when asked to
-        drain. One that takes longer, or that the service keeps waiting then (`HELD_S`), ends where
-        its last checkpoint is."""
+        """`handlers`, by id, hear what the sessions do, each with its trial. `drain_s`: how long a
+        session may take to finish its step and to save when asked to drain. One that takes longer,
+        or that the service keeps waiting then (`HELD_S`), ends where its last checkpoint is."""
         self._connect = connect
         self._registry = registry
         self._sink = sink
@@ -73,8 +76,11 @@ class SessionHost:
         self._clock = clock
         self._recipe = recipe
         self._drain_s = drain_s
+        self._handlers = handlers or {}
         self._drain = asyncio.Event()
         self._sessions: dict[str, Session] = {}
+        self.tokens = 0
+        """Trained here so far."""
 
     async def advance(self, plan: TrialPlan, to_step: int) -> Outcome:
         """Train a trial up to `to_step`; open its session first if it has none here.
@@ -97,7 +103,9 @@ class SessionHost:
         try:
             session = await self._opened(plan)
             grace = partial(self._grace_s, session)
-            progress = await unless_drained(session.advance(to_step), session.drain, grace=grace)
+            progress = await unless_drained(
+                session.advance(to_step), session.drain, grace=grace, context=session.context
+            )
         except DrainedError:
             return await self._drained(plan)
         if progress.drained:
@@ -110,8 +118,8 @@ class SessionHost:
     async def _opened(self, plan: TrialPlan) -> Session:
         session = self._sessions.get(plan.trial_id)
         if session is None:
-            session = self._sessions[plan.trial_id] = self._new_session(plan)
-            await unless_drained(session.open(), session.drain)
+            session = self._sessions[plan.trial_id] = await self._new_session(plan)
+            await unless_drained(session.open(), session.drain, context=session.context)
         return session
 
     def _grace_s(self, session: Session) -> float:
@@ -150,21 +158,33 @@ class SessionHost:
             grant = await self._registry.start_attempt(plan.trial_id)
             await self._registry.finish(plan.trial_id, grant.attempt, FAILED, error, Spent())
 
-    def _new_session(self, plan: TrialPlan) -> Session:
-        recipe = self._recipe(plan, self._data.of(plan.experiment.data))
+    async def _new_session(self, plan: TrialPlan) -> Session:
+        data = self._data.of(plan.experiment.data)
+        if plan.code:
+            recipe = await called(self._recipe, plan, data, what=", ".join(plan.code))
+        else:
+            recipe = self._recipe(plan, data)
         reporter = Reporter(self._sink, plan.trial_id, recipe.epoch, self._clock)
+        bridge = Bridge(self._sweep, trial_id=plan.trial_id, run_name=plan.run_name)
+        for handler_id, handler in self._handlers.items():
+            bridge.attach(handler_id, handler)
         return Session(
             plan,
             recipe,
-            service=self._connect(reporter),
+            service=self._connect(Observers(reporter, bridge) if self._handlers else reporter),
             registry=self._registry,
             reporter=reporter,
             clock=self._clock,
             after=self._steps(plan),
+            trained=self._trained,
+            bridge=bridge,
         )
 
+    def _trained(self, tokens: int) -> None:
+        self.tokens += tokens
+
     def _steps(self, plan: TrialPlan) -> After | None:
-        if plan.reference or not plan.experiment.steps.after:
+        if plan.reference or not plan.experiment.steps.any:
             return None
         from crucible_tinkex.training.trial_steps import run_steps
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from crucible_tinkex.client.interface import SamplingClient, TrainingClient
+from crucible_tinkex.config import Experiment
 from crucible_tinkex.config.sweep.steps import TRAINING, StepsSection, step_name
 from crucible_tinkex.datasets import Tokenizer, load_tokenizer
 from crucible_tinkex.errors import ConfigError, CrucibleError, TrialFailedError
@@ -34,19 +35,24 @@ from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.harness.context import StepContext
 from crucible_tinkex.training.harness.plan import DEFAULT_CONDITION, Hooks, OnError, Plan
 from crucible_tinkex.training.harness.running import arun
+from crucible_tinkex.training.harness.sweeping import check_plan, load_plan, steps_after
 from crucible_tinkex.training.outcome import Verdict, judge
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.tinkex.evaluating import Scorer, asked, measured
 from crucible_tinkex.training.tinkex.results import Checkpoint, Completion, EvaluationResult
 from crucible_tinkex.training.tinkex.service.samplers import Prompt, as_prompts, complete
+from crucible_tinkex.user_calls import called, within
 
 T = TypeVar("T")
 
 
-def check_steps(section: StepsSection) -> None:
-    """Raises `ConfigError` for a function that cannot be imported, and for hooks that are none."""
-    _functions(section)
-    _hooks(section)
+def check_steps(experiment: Experiment) -> None:
+    """Raises `ConfigError` for a function that cannot be imported, for hooks that are none, and for
+    a plan that no trial of the experiment can run."""
+    if experiment.steps.plan is not None:
+        check_plan(experiment.steps.plan, experiment)
+    _functions(experiment.steps)
+    _hooks(experiment.steps)
 
 
 async def run_steps(
@@ -61,7 +67,7 @@ async def run_steps(
     section = plan.experiment.steps
     trace_id = f"{plan.trial_id}-{report.attempt}"
     trained = {"final_metrics": result, "total_steps": plan.total_steps, "trace_id": trace_id}
-    run = _Steps(section, report, trained)
+    run = _Steps(section, report, trained, plan.experiment.run.step_timeout_s)
     session = TrialSession(plan, data, client, report)
     results = await arun(
         plan.run_name,
@@ -84,8 +90,15 @@ async def run_steps(
 class _Steps:
     """The functions and hooks of a section, telling what they find."""
 
-    def __init__(self, section: StepsSection, report: Reporter, trained: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        section: StepsSection,
+        report: Reporter,
+        trained: Mapping[str, Any],
+        limit_s: float,
+    ) -> None:
         self._section = section
+        self._limit_s = limit_s
         self._trained = trained
         self._report = report
         self._given = _hooks(section)
@@ -103,10 +116,15 @@ class _Steps:
         async def step(ctx: StepContext) -> Any:
             ctx = replace(ctx, results={TRAINING: self._trained, **ctx.results})
             if inspect.iscoroutinefunction(function):
-                result = await function(ctx)
+                async with within(self._limit_s, what=f"step {name!r}"):
+                    result = await function(ctx)
             else:
                 blocking = BlockingTrialSession(session, asyncio.get_running_loop())
-                result = await asyncio.to_thread(function, replace(ctx, session=blocking))
+                result = await called(
+                    *(function, replace(ctx, session=blocking)),
+                    what=f"step {name!r}",
+                    deadline_s=self._limit_s,
+                )
             self._tell(name, ctx, result=_checked(name, result))
             numbers = result.items() if isinstance(result, Mapping) else [("value", result)]
             measures = {
@@ -232,12 +250,17 @@ class BlockingTrialSession:
 
 
 def _functions(section: StepsSection) -> dict[str, Callable[..., Any]]:
+    if section.plan is not None:
+        return {step.name: step.function for step in steps_after(load_plan(section.plan))}
     return {step_name(step): load_function(step, what="step") for step in section.after}
 
 
 def _hooks(section: StepsSection) -> Hooks:
+    planned = Hooks() if section.plan is None else load_plan(section.plan).hooks
     if section.hooks is None:
-        return Hooks()
+        return planned
+    if planned != Hooks():
+        raise ConfigError("steps.hooks: the plan has hooks already; keep one of the two")
     made = load_function(section.hooks, what="steps.hooks")()
     if not isinstance(made, Hooks):
         raise ConfigError(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from crucible_tinkex.client.http.address import BASE_URL_VARIABLE
 from crucible_tinkex.client.http.key import KEY_FILE_VARIABLE, KEY_VARIABLE
 from crucible_tinkex.config import EMBEDDED, BudgetSection, Experiment, parse_budget
 from crucible_tinkex.config.section import set_dotted
@@ -20,7 +21,7 @@ from crucible_tinkex.config.sweep.run import DEFAULT_STORAGE
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths, base_name, check_segment
 from crucible_tinkex.search.auto_settings import chosen
-from crucible_tinkex.search.learned.priors import published
+from crucible_tinkex.search.learned.records import published
 from crucible_tinkex.storage import storage_errors
 from crucible_tinkex.sweep.preparing.experience import finished_trials, speed
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, load_sweep, prepare
@@ -87,9 +88,10 @@ class Tuning:
         return None if best is None else export_trial(paths, best, self.out, force=True)
 
 
-def propose(wish: Wish) -> Tuning:
-    """Look at data and service, choose, and write the experiment file. Raises `ConfigError`,
-    `DataError`, and what the service refuses."""
+def propose(wish: Wish, warned: Callable[[str], object] = lambda line: None) -> Tuning:
+    """Look at data and service, choose, and write the experiment file. `warned` hears of a service
+    that the environment chose, before it is asked anything. Raises `ConfigError`, `DataError`, and
+    what the service refuses."""
     paths = SweepPaths.of(wish.storage, wish.sweep)
     file = paths.root.with_name(f"{wish.sweep}.toml")
     out = Path(wish.out).expanduser().absolute() if wish.out else paths.root / "adapter"
@@ -103,7 +105,7 @@ def propose(wish: Wish) -> Tuning:
     elif paths.root.exists() and any(paths.root.iterdir()):
         raise ConfigError(f"{paths.root} exists, and was not made by tune; choose another --name")
     else:
-        experiment, reasons = _chosen(wish, paths)
+        experiment, reasons = _chosen(wish, paths, warned)
         declaration.write(file, declaration.text_of(experiment, file.parent, reasons))
         experiment = Experiment.from_toml(file)
         text = source = file.read_text(encoding="utf-8")
@@ -176,9 +178,14 @@ def _said(draft: Experiment, key: str) -> str | None:
 # --- anew -----------------------------------------------------------------------------------------
 
 
-def _chosen(wish: Wish, paths: SweepPaths) -> tuple[Experiment, Sequence[str]]:
+def _chosen(
+    wish: Wish, paths: SweepPaths, warned: Callable[[str], object]
+) -> tuple[Experiment, Sequence[str]]:
     raw, drafted = _raw(wish), _draft(wish)
     storage, base = paths.root.parent, drafted.model.base
+    on = told(base, drafted.service.base_url, os.environ)
+    if drafted.service.base_url is None:
+        warned(on)
     known = speed(storage, base)
     in_hours = "budget.hours" in wish.caps
     facts = look(raw, timed=in_hours and known is None, tokens_per_s=known)
@@ -193,7 +200,6 @@ def _chosen(wish: Wish, paths: SweepPaths) -> tuple[Experiment, Sequence[str]]:
         budget=choices.trials,
     )
     rows = f"{facts.lengths.rows} rows of format {facts.format}"
-    on = told(base, drafted.service.base_url)
     return found.experiment, (on, rows, *choices.reasons, *found.notes)
 
 
@@ -225,11 +231,13 @@ def _raw(wish: Wish) -> dict[str, Any]:
     return raw
 
 
-def told(base: str, service: str | None) -> str:
+def told(base: str, service: str | None, environ: Mapping[str, str]) -> str:
     """What is trained where, and how to have it otherwise where that was not said."""
     if service is None:
-        key = f"{KEY_VARIABLE} or {KEY_FILE_VARIABLE} is set"
-        return f"{base} on hosted Tinker, as {key}; --service embedded trains it on this machine"
+        address = environ.get(BASE_URL_VARIABLE)
+        on = f"{address} ({BASE_URL_VARIABLE})" if address else "hosted Tinker, which is billed,"
+        key = next(name for name in (KEY_VARIABLE, KEY_FILE_VARIABLE) if environ.get(name))
+        return f"{base} on {on} as {key} is set; --service embedded trains it on this machine"
     return f"{base} on {'the embedded server' if service == EMBEDDED else service}"
 
 

@@ -9,10 +9,12 @@ can be looked at, not changed. Copies elsewhere are `copies`.
 from __future__ import annotations
 
 import tempfile
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from crucible_tinkex.client.interface import (
     SamplingClient,
@@ -39,6 +41,8 @@ from crucible_tinkex.sweep.keeping.store import registered
 from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.sweep.results.trained import Trained, chosen_trial
 from crucible_tinkex.sweep.results.views.summary import existing_sweep, read_state
+from crucible_tinkex.telemetry.facts import ledger as facts
+from crucible_tinkex.telemetry.facts.fact import Fact
 from crucible_tinkex.weights.copies import Copies, Copy
 from crucible_tinkex.weights.export import fetch_adapter
 from crucible_tinkex.weights.service import blocking, service_of
@@ -124,7 +128,10 @@ class CheckpointManager:
                 return await _on_service(service, {_run_of(c.path) for c in found})
 
         there = blocking(asked()) if found else {}
-        return [_verified(c, there.get(c.path)) for c in found]
+        verified = [_verified(c, there.get(c.path)) for c in found]
+        root = self._paths.root
+        facts.record(root.parent, [_verification(v, state, root.name) for v in verified])
+        return verified
 
     # --- keeping ------------------------------------------------------------------------------
 
@@ -149,6 +156,9 @@ class CheckpointManager:
                 await service.rest.set_ttl(path, ttl_s)
 
         blocking(change())
+        at = None if ttl_s is None else time.time() + ttl_s
+        trial_id = checkpoint.record.trial_id
+        self._record("checkpoint_expiry_set", path, trial_id, {}, {"path": path, "at": at})
 
     def prune_checkpoints(
         self,
@@ -271,7 +281,12 @@ class CheckpointManager:
         with tempfile.TemporaryDirectory() as folder:
             adapter = Path(folder) / "adapter"
             fetch_adapter(trained, adapter)
-            return copies.put(record, adapter, about)
+            copy = copies.put(record, adapter, about)
+        size = sum(file["size_bytes"] for file in copy.files.values())
+        told = {"checkpoint": path, "files": list(copy.files), "merged": False}
+        subject = f"{copies.objects.url}/{copy.prefix}"
+        self._record("artifact_stored", subject, record.trial_id, {"bytes": size}, told)
+        return copy
 
     # --- small things -------------------------------------------------------------------------
 
@@ -280,6 +295,19 @@ class CheckpointManager:
             if checkpoint.path == path:
                 return checkpoint
         raise ConfigError(f"no checkpoint {path!r}; `crucible checkpoints list` shows them")
+
+    def _record(
+        self,
+        name: str,
+        subject: str,
+        trial_id: str,
+        numbers: Mapping[str, float],
+        about: Mapping[str, Any],
+    ) -> None:
+        root = self._paths.root
+        facts.record(
+            root.parent, [Fact(name, time.time(), subject, root.name, trial_id, numbers, about)]
+        )
 
     def _models(self) -> Mapping[str, Sequence[str]]:
         return registered(self._paths.root.parent)
@@ -322,3 +350,19 @@ def _verified(checkpoint: Checkpoint, there: ServiceCheckpoint | None) -> Verifi
     if expires and checkpoint.protected:
         return replace(found, wrong=f"it expires, and must stay: {checkpoint.protected}")
     return found
+
+
+def _verification(verified: Verified, state: SweepState, sweep: str) -> Fact:
+    """What was asked of the service; `expired` is what it has deleted as it was told to."""
+    path, now = verified.checkpoint.path, time.time()
+    expiry = state.expiries.get(path)
+    is_expired = not verified.there and expiry is not None and (expiry.at or now) < now
+    return Fact(
+        "checkpoint_expired" if is_expired else "checkpoint_verified",
+        now,
+        path,
+        sweep,
+        verified.checkpoint.record.trial_id,
+        {} if verified.size_bytes is None else {"size_bytes": verified.size_bytes},
+        {"there": verified.there, "wrong": verified.wrong, "expires": verified.expires},
+    )

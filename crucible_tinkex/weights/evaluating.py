@@ -31,6 +31,7 @@ from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.sweep.results.measured import measured
 from crucible_tinkex.sweep.results.trained import chosen_trial, counting_checkpoint
 from crucible_tinkex.sweep.results.views.summary import read_state
+from crucible_tinkex.training.recipes.answering import check_judged
 from crucible_tinkex.training.recipes.evaluation import bounded, evaluate
 from crucible_tinkex.training.recipes.recipe import Evaluation, Tell
 from crucible_tinkex.user_code import code_hash
@@ -60,6 +61,7 @@ def evaluate_trial(
     subject = _Subject.find(paths, trial)
     section = _section(subject.experiment.evaluation, settings or {})
     rows = open_rows([str(data)])
+    check_judged(section, rows.formats, said=settings or {})
     key = _key(subject, section, rows)
     known = None if again else load(paths, key)
     if known is not None:
@@ -162,6 +164,7 @@ async def _evaluated(
             max_length=experiment.train.max_length,
             train_on=experiment.data.train_on,
             too_long=experiment.data.too_long,
+            keep_text=section.has_functions,
         )
         if subject.checkpoint is None:
             sampler = await service.sampler(base_model=experiment.model.base)

@@ -12,7 +12,8 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from crucible_tinkex.errors import ConfigError, ProtocolError, StorageError
 from crucible_tinkex.names import SweepPaths, TinkerPath, hub_id
 from crucible_tinkex.storage import make_folder, storage_errors
 from crucible_tinkex.sweep.results.trained import Trained
+from crucible_tinkex.telemetry.facts.fact import Fact
+from crucible_tinkex.telemetry.facts.ledger import record
 from crucible_tinkex.weights.service import blocking, sampling_path, service_of
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -72,6 +75,9 @@ def export_trial(
             ready = staged / "merged"
             _merge(adapter, ready, base or trained.base)
         files = _publish(ready, folder)
+    about = {"checkpoint": trained.checkpoint.path, "files": list(files), "merged": merged}
+    size = sum((folder / name).stat().st_size for name in files)
+    _record(trained, "artifact_stored", str(folder), {"bytes": size}, about)
     return Exported(
         folder,
         files,
@@ -81,6 +87,17 @@ def export_trial(
         trained.base,
         merged,
     )
+
+
+def _record(
+    trained: Trained,
+    name: str,
+    subject: str,
+    numbers: Mapping[str, float],
+    about: Mapping[str, Any],
+) -> None:
+    root, trial = trained.paths.root, trained.trial.trial_id
+    record(root.parent, [Fact(name, time.time(), subject, root.name, trial, numbers, about)])
 
 
 def _check_free(folder: Path, *, force: bool) -> None:
@@ -130,6 +147,8 @@ async def _download(trained: Trained, out: Path, progress: Progress | None) -> N
     async with service_of(trained.paths, trained.experiment) as service:
         path = await sampling_path(service, trained.checkpoint)
         await service.rest.download(path, out, progress=progress)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    _record(trained, "checkpoint_downloaded", path, {"bytes": size}, {})
 
 
 def _complete(trained: Trained, out: Path) -> None:
@@ -168,5 +187,6 @@ def _publish(ready: Path, folder: Path) -> tuple[str, ...]:
         for name in names:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
+            (ready / name).chmod(0o644)  # a library may have made it for its owner alone
             os.replace(ready / name, target)
     return tuple(names)

@@ -145,8 +145,11 @@ def test_citation_validity_weighs_rows_that_cite_what_is_not_there(
     assert set(made.loss_fn_inputs["weights"].data) == {factor}
 
 
-def test_claims_and_their_evidence_count_as_published(callbacks: TinkexCallbacks) -> None:
-    text = "CLAIM[c1]: a\nCLAIM[c2]: b\nend"
+@pytest.mark.parametrize("before", ["", " "])  # prompt + " " + completion, as published
+def test_claims_and_their_evidence_count_as_published(
+    callbacks: TinkexCallbacks, before: str
+) -> None:
+    text = f"{before}CLAIM[c1]: a\nCLAIM[c2]: b\nend"
     (made,) = callbacks.format_training_data(
         [{"prompt": "p", "completion": text}], token_weights="claims"
     )
@@ -240,6 +243,29 @@ def test_the_seeds_targets_are_the_defaults(callbacks: TinkexCallbacks) -> None:
     }
     with pytest.raises(ConfigError, match="is not a number"):
         callbacks.validate_quality({}, {"x": "high"})
+
+
+def test_targets_on_training_can_be_missed(callbacks: TinkexCallbacks) -> None:
+    def judged(losses: list[float], **more: float) -> dict[str, Any]:
+        rows = [{"step": i, "loss": x, **more} for i, x in enumerate(losses, 1)]
+        found = callbacks.validate_training(rows)
+        return {a["metric"]: a["status"] for a in found["assessments"]}
+
+    wobble = [1 + 0.01 * (-1) ** i for i in range(40)]
+    steep = [w * (10 if i < 4 else 0.1) for i, w in enumerate(wobble)]
+    assert judged(steep, citation_invalid_rate=0.0) == {
+        "loss_reduction": "met",
+        "citation_invalid_rate": "met",  # of all rows that were trained on: no sample of them
+        "convergence_steps": "met",
+    }
+    # An absolute difference of 2300 is a reduction by half.
+    half = [w * (4600 if i < 20 else 2300) for i, w in enumerate(wobble)]
+    assert judged(half, citation_invalid_rate=0.1)["loss_reduction"] == "missed"
+    assert judged(half, citation_invalid_rate=0.1)["citation_invalid_rate"] == "missed"
+    assert judged([5.0, 0.1])["loss_reduction"] == "not settled"
+    assert judged([]) == dict.fromkeys(
+        ("loss_reduction", "citation_invalid_rate", "convergence_steps"), "unmeasured"
+    )
 
 
 # --- names and sampling --------------------------------------------------------------------------

@@ -2,38 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from desk import ROWS, Desk
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from spans import Collector
 
 from crucible_tinkex.telemetry.bridge import Bridge
-from crucible_tinkex.telemetry.bridge.otel import OpenTelemetryHandler
-
-
-class Collector:
-    """An SDK that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self._spans = InMemorySpanExporter()
-        tracers = TracerProvider()
-        tracers.add_span_processor(SimpleSpanProcessor(self._spans))
-        self._reader = InMemoryMetricReader()
-        meters = MeterProvider([self._reader])
-        self.handler = OpenTelemetryHandler(tracer_provider=tracers, meter_provider=meters)
-
-    def spans(self, name: str) -> list[Any]:
-        return [s for s in self._spans.get_finished_spans() if s.name == name]
-
-    def points(self, name: str) -> list[Any]:
-        data = self._reader.get_metrics_data()
-        scopes = [s for r in data.resource_metrics for s in r.scope_metrics]
-        return [p for s in scopes for m in s.metrics if m.name == name for p in m.data.data_points]
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ async def test_its_numbers_are_those_of_a_sweeps_trial(desk: Desk, tokenizer: To
     lora = LoraConfig(rank=4, seed=7, train_unembed=False)
     client = await service.create_training(base_model="nano", lora=lora)
     expected = [
-        recipe.measure(step.update, step.backward)["train/nll"]
+        (await recipe.measure(step.update, step.backward))["train/nll"]
         async for step in stepped(recipe, client, range(1, 9), ahead=1)
     ]
     async with desk.session(seed=7) as session:

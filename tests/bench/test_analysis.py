@@ -57,3 +57,8 @@ def test_nothing_to_analyze() -> None:
         bench.analyze([{"step": 1, "name": "a"}])
     with pytest.raises(ConfigError, match="no test 'normal'; use normality, trend"):
         bench.analyze([1.0, 2.0], tests=["normal"])
+
+
+def test_single_values_are_no_series() -> None:
+    with pytest.raises(ConfigError, match="'mean_loss' is one value"):
+        bench.analyze({"mean_loss": 2.5, "total_steps": 23})  # type: ignore[dict-item]

@@ -71,7 +71,7 @@ def test_seeds_widen_the_claim_and_the_interval() -> None:
 @pytest.mark.parametrize(
     ("a", "b", "said"),
     [
-        ([], [], "share no measured example"),
+        ([], [], "a and b have no measured example yet"),
         ([1.0], [2.0], "n = 1: nothing can be said"),
         ([1.0, 2.0], [math.nan, math.nan], "share no measured example"),
         ([1.0, 2.0, 3.0], [2.0, 3.0, 4.0], "no spread to judge by"),
@@ -82,6 +82,17 @@ def test_what_cannot_be_judged_is_said(a: list[float], b: list[float], said: str
     found = bench.compare(a, b)
     assert said in found.verdict and math.isnan(found.p)
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_without_a_seed_in_common_the_verdict_says_so() -> None:
+    a, b, none = (
+        bench.Scores([1.0, 2.0], ["x", "y"], seeds=seeds) for seeds in ([0, 1], [2, 2], [3, 3])
+    )
+    found = bench.compare(a, b, names=("lr 1", "lr 2"))
+    assert "lr 1 and lr 2 have no seed in common (0, 1 and 2); train both" in found.verdict
+    assert "search.seeds" in found.verdict
+    empty = bench.Scores([], [], seeds=[])
+    assert bench.compare(none, empty).verdict.endswith("b has no measured example yet")
 
 
 def test_bad_input() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import in_process
 import psutil
@@ -207,3 +209,43 @@ def test_conclude_and_compare(folder: Path) -> None:
     assert json.loads(crucible(folder, "compare", "small", "1", "2", "--json").stdout)["p"] < 1
     unknown = crucible(folder, "compare", "small", "1", "77")
     assert unknown.returncode == 2 and "no trial '77'" in unknown.stderr
+
+
+def test_a_notebook_reads_the_sweep_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = crucible(folder, "report", "small", "--format", "notebook", "--out", "for me/papers")
+    assert result.returncode == 0, result.stderr
+    written = folder / result.stdout.strip()
+    found = json.loads(written.read_text())
+    assert (found["nbformat"], found["nbformat_minor"]) == (4, 5)
+    assert len({cell["id"] for cell in found["cells"]}) == len(found["cells"])
+    monkeypatch.chdir(written.parent)  # where Jupyter runs it
+    names: dict[str, Any] = {}
+    shown = []
+    for cell in found["cells"]:
+        if cell["cell_type"] == "code":
+            *body, last = ast.parse("".join(cell["source"])).body
+            exec(compile(ast.Module(body, []), "cell", "exec"), names)
+            if isinstance(last, ast.Expr):
+                shown.append(eval(compile(ast.Expression(last.value), "cell", "eval"), names))
+            else:
+                exec(compile(ast.Module([last], []), "cell", "exec"), names)
+    verdict = ct.open_sweep("small", storage=str(folder / "runs")).conclusion().verdict
+    assert capsys.readouterr().out.strip() == verdict
+    leaderboard, plots, trials = shown[-3:]
+    assert (
+        leaderboard
+        == ct.open_sweep("small", storage=str(folder / "runs")).leaderboard().to_pylist()
+    )
+    assert plots._repr_html_().count("<svg") == len(trials) == 3
+    assert {t["state"] for t in trials} == {"done"}
+
+
+def test_a_report_in_latex(folder: Path) -> None:
+    result = crucible(folder, "report", "small", "--format", "latex")
+    assert result.returncode == 0, result.stderr
+    text = (folder / result.stdout.strip()).read_text()
+    assert r"\toprule" in text and r"\end{document}" in text
+    refused = crucible(folder, "report", "small", "--format", "word")
+    assert refused.returncode == 2 and "html, latex, notebook" in refused.stderr

@@ -16,7 +16,8 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.sweep.launch import Launch
 from crucible_tinkex.sweep.orders.control import Command, Inbox
-from crucible_tinkex.sweep.preparing.preparation import extended, prepare
+from crucible_tinkex.sweep.orders.steering import steer
+from crucible_tinkex.sweep.preparing.preparation import extended, prepare, reopened
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -101,3 +102,7 @@ def test_a_running_sweep_is_extended_by_epochs_of_the_rows_that_it_kept(tmp_path
     Inbox(paths).put(Command("extend", settings={"train.epochs": 2}))
     result = Launch(prepared).run()
     assert {trial.step for trial in result.state.trials.values() if trial.values} == {12}
+    # What speaks of the sweep later counts the rows that were left, too, not those of the file.
+    assert reopened(paths.root.parent, "small").planner.steps == 12
+    with pytest.raises(ConfigError, match="would begin at step 12 and end at 12"):
+        steer(paths, Command("clone", ("1",), {"optimizer.learning_rate": 2e-3}))

@@ -102,14 +102,18 @@ def test_a_probe_shows_what_the_service_applies_and_what_it_cost(
     given = {"name": None, "storage": str(tmp_path / "runs"), "probe": True}
     plan_file(tmp_path / "small.toml", ["train.max_steps=2"], json=False, **given)
     shown = capsys.readouterr().out
-    assert "optimizer.learning_rate   0.001, 0.003              applied" in shown
+    assert "optimizer.learning_rate  0.001, 0.003              applied" in shown
     assert "by 5 models of two steps:" in shown and "0 dollars" in shown
     assert "roughly, from the short models of the probe" in shown and "no budget counts" in shown
-    plan_file(tmp_path / "small.toml", [], json=True, **given)
+    plan_file(tmp_path / "small.toml", [], json=True, losses=["dro"], **given)
     found = json.loads(capsys.readouterr().out)["attested"]
     assert {f["key"]: f["verdict"] for f in found["findings"]} == {
         "optimizer.learning_rate": "applied",
         "lora.rank": "applied",
-        "train.loss": "applied",
+        "two steps": "applied",
+        "loss dro": "applied",
+        "loss dro: beta": "applied",
     }
+    with pytest.raises(ConfigError, match="unknown loss 'grpo'"):
+        plan_file(tmp_path / "small.toml", [], json=True, losses=["grpo"], **given)
     assert not (tmp_path / "runs").exists()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -17,13 +17,23 @@ from crucible_tinkex.client.resolved import ResolvedService
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.datasets import PromptCompletion, TokenisedDataset, load_tokenizer, tokenise
 from crucible_tinkex.errors import ConfigError, ServiceUnavailableError
-from crucible_tinkex.protocol.wire import AdamParams, LoraConfig
+from crucible_tinkex.protocol.wire import AdamParams, Datum, LoraConfig
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.sweep.launch import Launch
 from crucible_tinkex.sweep.orders.control import Command, send
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, prepare
-from crucible_tinkex.training.attest.contrasts import RANK, SEED, STRONG, SWITCHES, contrasts_of
+from crucible_tinkex.training.attest.contrasts import (
+    MOVES,
+    RANK,
+    SEED,
+    SWITCHES,
+    Contrast,
+    base_of,
+    contrasts_of,
+)
+from crucible_tinkex.training.attest.policies import loss_contrasts
 from crucible_tinkex.training.attest.probing import Attestation, attest
+from crucible_tinkex.training.recipes.datums import with_weights
 
 AXES: Mapping[str, list[Any]] = {
     RANK: [2, 4],
@@ -35,7 +45,12 @@ AXES: Mapping[str, list[Any]] = {
     "optimizer.eps": [1e-12, 1e-8],
     "optimizer.weight_decay": [0.0, 0.01],
     "optimizer.grad_clip_norm": [0.0, 1.0],
+    "optimizer.schedule": ["constant", "linear"],
+    "train.accumulate": [1, 2],
+    "train.loss": ["cross_entropy", "nll + 0.5 * focal"],
+    "train.token_weights": ["uniform", "claims"],
 }
+LOSSES = ["importance_sampling", "ppo", "cispo", "dro"]
 
 
 def experiment(**search: Any) -> Experiment:
@@ -54,7 +69,13 @@ async def attested(ready: dict[str, str]) -> Attestation:
     def connect() -> TinkexService:
         return TinkexService(ready["base_url"], api_key_file=ready["api_key_file"])
 
-    return await attest(connect, contrasts_of(experiment()), await rows(ready), base_model="nano")
+    return await attest(connect, asked_of(experiment()), await rows(ready), base_model="nano")
+
+
+def asked_of(asked: Experiment) -> list[Contrast]:
+    """With the losses that the service computes itself."""
+    found = contrasts_of(asked)
+    return [*loss_contrasts(LOSSES, base_of(found)), *found]
 
 
 async def rows(ready: dict[str, str]) -> TokenisedDataset:
@@ -68,8 +89,9 @@ async def rows(ready: dict[str, str]) -> TokenisedDataset:
 
 async def test_every_axis_is_seen_to_be_applied(attested: Attestation) -> None:
     verdicts = {f.key: f.verdict for f in attested.findings}
-    assert verdicts == dict.fromkeys([*AXES, "train.loss"], "applied")
-    assert set(STRONG) < set(verdicts)
+    assert dict.fromkeys([*AXES, MOVES], "applied").items() <= verdicts.items()
+    assert {f"loss {name}" for name in LOSSES} < set(verdicts)
+    assert set(verdicts.values()) == {"applied"}, attested.findings
     assert attested.noise < 1e-4 and attested.spent.steps == 2 * attested.models
 
 
@@ -106,6 +128,85 @@ async def test_a_planted_fault_is_found(ready: dict[str, str], key: str) -> None
     found = await attest(connect, contrasts_of(asked), await rows(ready), base_model="nano")
     assert [f.key for f in found.findings if f.refused] == [key]
     assert {f.verdict for f in found.findings if f.key != key} == {"applied"}
+
+
+async def learnt(
+    ready: dict[str, str],
+    names: list[str],
+    hear: Callable[[list[Datum], dict[str, Any]], Any],
+    space: Mapping[str, list[Any]] | None = None,
+) -> dict[str, str]:
+    """What is refused of a service that hears something else than it is asked."""
+
+    class Service:
+        def __init__(self) -> None:
+            self._real = TinkexService(ready["base_url"], api_key_file=ready["api_key_file"])
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+        async def create_training(self, **asked: Any) -> Any:
+            model = await self._real.create_training(**asked)
+            learn = model.forward_backward
+
+            def heard(data: Any, **loss: Any) -> Any:
+                rows, options = hear(list(data), loss)
+                return learn(rows, **options)
+
+            model.forward_backward = heard  # type: ignore[method-assign]
+            return model
+
+    usual = contrasts_of(experiment(space=space or {RANK: [2]}, where=[]))
+    asked = [*loss_contrasts(names, base_of(usual)), *usual]
+    found = await attest(cast(Any, Service), asked, await rows(ready), base_model="nano")
+    return {f.key: f.verdict for f in found.findings if f.refused}
+
+
+def as_cross_entropy(rows: list[Datum], loss: dict[str, Any]) -> tuple[list[Datum], dict[str, Any]]:
+    """Whatever is asked for."""
+    found = []
+    for row in rows:
+        gate = row.loss_fn_inputs.get("advantages") or row.loss_fn_inputs["weights"]
+        plain = {k: v for k, v in row.loss_fn_inputs.items() if k in ("target_tokens", "weights")}
+        bare = row.model_copy(update={"loss_fn_inputs": plain})
+        found.append(with_weights(bare, [float(g != 0) for g in gate.data]))
+    return found, {"loss_fn": "cross_entropy"}
+
+
+async def test_a_service_that_always_computes_cross_entropy_is_found(ready: dict[str, str]) -> None:
+    found = await learnt(ready, LOSSES, as_cross_entropy)
+    assert {f"loss {name}" for name in LOSSES} < set(found)
+
+
+async def test_a_service_that_takes_weights_for_a_mask_is_found(ready: dict[str, str]) -> None:
+    keys = ("train.loss", "train.token_weights", "train.accumulate", "optimizer.schedule")
+    found = await learnt(ready, [], as_cross_entropy, {key: AXES[key] for key in keys})
+    assert set(found) == {"train.loss", "train.token_weights"}
+
+
+async def test_a_service_with_one_loss_on_samples_is_found(ready: dict[str, str]) -> None:
+    def plain(rows: list[Datum], loss: dict[str, Any]) -> Any:
+        is_policy = loss["loss_fn"] != "cross_entropy"
+        return rows, {"loss_fn": "importance_sampling"} if is_policy else loss
+
+    found = await learnt(ready, ["importance_sampling", "ppo"], plain)
+    assert set(found) == {
+        "loss ppo",
+        "loss ppo: clip_low_threshold",
+        "loss ppo: clip_high_threshold",
+    }
+
+
+async def test_numbers_of_a_loss_that_are_ignored_are_found(ready: dict[str, str]) -> None:
+    def deaf(rows: list[Datum], loss: dict[str, Any]) -> Any:
+        return rows, {**loss, "loss_fn_config": None}
+
+    found = await learnt(ready, ["ppo", "dro"], deaf)
+    assert set(found) == {
+        "loss ppo: clip_low_threshold",
+        "loss ppo: clip_high_threshold",
+        "loss dro: beta",
+    }
 
 
 # --- a sweep ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import replace
 from math import inf
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import unquote
 
 import pytest
 import ray
@@ -332,14 +332,66 @@ async def test_why_there_is_no_model_from_a_checkpoint(
         await service.create_training_from_state("tinker://r/weights/a")
 
 
-async def test_models_are_unloaded_where_a_session_cannot_be_finished(
-    scripted: ScriptedService, service: TinkexService
+def unloaded(scripted: ScriptedService) -> list[str]:
+    """By the path: hatchery reads no body."""
+    found = [r.path.partition("unload_model?model_id=")[2] for r in scripted.requests]
+    return [unquote(path) for path in found if path]
+
+
+NO_FINISH = Answer(404, {"detail": "Not Found"})
+
+
+async def trained(scripted: ScriptedService, name: str) -> str:
+    """A model whose session ended where none can be finished."""
+    scripted.on("sessions/s1/finish", NO_FINISH)
+    scripted.results[name] = {"model_id": name}
+    scripted.on("create_model", Answer(body={"request_id": name}))
+    async with TinkexService(scripted.url, settings=FAST) as service:
+        return (await service.create_training(base_model="m", lora=LORA)).model_id
+
+
+async def test_finished_models_stay_while_there_is_room(scripted: ScriptedService) -> None:
+    """TuFT forgets a model's checkpoints with it: then nothing of a trial that is done is left."""
+    for name in "abc":
+        await trained(scripted, name)
+    assert unloaded(scripted) == []
+
+
+@pytest.mark.parametrize(
+    "refusal", [Answer(400, {"detail": "Maximum number of LoRA adapters (8) reached"}), "own words"]
+)
+async def test_they_make_room_the_oldest_first(
+    scripted: ScriptedService, refusal: Answer | str
 ) -> None:
-    model = await service.create_training(base_model="m", lora=LORA)
-    scripted.on("sessions/s1/finish", Answer(404, {"detail": "Not Found"}))
-    await service.close()
-    path = f"unload_model?model_id={quote(model.model_id, safe=':')}"  # hatchery reads no body
-    assert scripted.bodies(path) == [{"model_id": model.model_id}]
+    await trained(scripted, "a")
+    await trained(scripted, "b")
+    if isinstance(refusal, str):
+        scripted.results["r0"] = {"error": "out of places", "category": "server"}
+        refusal = Answer(body={"request_id": "r0"})
+    scripted.on("create_model", refusal)
+    async with TinkexService(scripted.url, settings=FAST) as service:
+        await service.create_training(base_model="m", lora=LORA)
+        assert unloaded(scripted) == ["a"]
+        assert len({b["model_seq_id"] for b in scripted.bodies("create_model")[2:]}) == 2
+
+
+async def test_a_service_that_was_full_gets_every_place_back_at_once(
+    scripted: ScriptedService,
+) -> None:
+    await trained(scripted, "a")
+    scripted.on("create_model", Answer(400, {"detail": FULL}))
+    await trained(scripted, "b")
+    await trained(scripted, "c")
+    assert unloaded(scripted) == ["a", "b", "c"]
+
+
+async def test_a_refusal_for_another_reason_unloads_nothing(scripted: ScriptedService) -> None:
+    await trained(scripted, "a")
+    scripted.on("create_model", Answer(400, {"detail": "rank 2 is above the maximum of 1"}))
+    async with TinkexService(scripted.url, settings=FAST) as service:
+        with pytest.raises(RequestRejectedError, match="rank 2"):
+            await service.create_training(base_model="m", lora=LORA)
+    assert unloaded(scripted) == []
 
 
 async def test_what_is_to_go_on_is_not_unloaded(

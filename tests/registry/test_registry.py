@@ -85,6 +85,34 @@ async def test_an_attempt_may_go_on_from_any_checkpoint_the_newest_first(
     assert (await registry.start_attempt("t1")).checkpoints == (checkpoint(1, 4),)
 
 
+async def test_others_hear_of_an_evaluation_while_it_is_under_way(registry: Registry) -> None:
+    await registry.start_attempt("t1")
+    await registry.start_attempt("t2")
+    coming = Spent(prefill_tokens=30, sample_tokens=60)
+
+    async def heard() -> Spent:
+        return (await registry.record_spend("t2", 1, Spent())).announced
+
+    async def announced() -> Spent:
+        own = await registry.record_spend("t1", 1, Spent(), coming)
+        assert own.announced == Spent(), "its own is no other's"
+        assert registry.state.spent == Spent(), "it is not used yet"
+        return await heard()
+
+    assert await announced() == coming
+    await registry.record_result("t1", 1, 4, {"eval/nll": 1.5}, Spent(prefill_tokens=30))
+    assert await heard() == Spent()
+    assert await announced() == coming
+    await registry.record_spend("t1", 1, Spent())
+    assert await heard() == Spent(), "taken back"
+    assert await announced() == coming
+    await registry.start_attempt("t1")
+    assert await heard() == Spent(), "its host is lost"
+    await registry.record_spend("t1", 2, Spent(), coming)
+    await registry.finish("t1", 2, PENDING, "cut off", Spent())
+    assert await heard() == Spent()
+
+
 async def test_the_next_attempt_hears_of_what_was_saved_and_never_committed(
     registry: Registry, paths: SweepPaths
 ) -> None:

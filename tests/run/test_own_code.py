@@ -1,11 +1,13 @@
-"""A sweep on Ray whose trials learn by code of the user's that lies beside the experiment."""
+"""Sweeps whose trials learn, or are scored, by the user's code beside the experiment."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from nano_sweeps import Workspace
+from nano_sweeps import LOCAL, Workspace
+
+from crucible_tinkex import user_calls
 
 CODE = """
 import numpy as np
@@ -54,3 +56,67 @@ def test_losses_weights_and_an_adapter_of_the_users(workspace: Workspace) -> Non
     again = workspace.crucible(*run)
     assert again.returncode == 2
     assert "the source of own_code:same" in again.stderr
+
+
+HANGING = """
+import sys, threading, time
+from crucible_tinkex.training.losses.custom import nll
+
+def prepared():
+    return threading.current_thread() is threading.main_thread()
+
+def exits(row, completion, config):
+    return 1.0 if prepared() else sys.exit(3)
+
+def spins(batch):
+    while not prepared():
+        pass
+    return nll()(batch)
+
+def sleeps(answer, row):
+    time.sleep(60)
+"""
+
+
+def test_code_that_hangs_or_exits_harms_its_trial_only_without_ray(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_calls, "DEADLINE_S", 1.0)
+    (workspace.folder / "hanging.py").write_text(HANGING)
+    space = {
+        "train.loss": ["cross_entropy", "hanging:spins"],
+        "train.token_weights": ["uniform", "hanging:exits"],
+    }
+    axes = ", ".join(f'"{key}" = {json.dumps(values)}' for key, values in space.items())
+    settings = ("train.max_steps=2", "train.eval_every=0", f"search.space={{{axes}}}")
+    run = ["run", "nano.toml", *LOCAL, "--json"]
+    ended = workspace.here(*run, *(part for s in settings for part in ("--set", s)))
+    assert ended.returncode == 1, ended.stderr
+    found = {
+        tuple(t["config"][key] for key in space): (t["state"], t["error"])
+        for t in json.loads(ended.stdout)["trials"]
+        if t["config"]
+    }
+    assert found.pop(("cross_entropy", "uniform"))[0] == "done"
+    state, error = found.pop(("hanging:spins", "uniform"))
+    assert state == "failed" and "the custom loss did not return within 1 s" in error
+    for state, error in found.values():
+        assert state == "failed" and "hanging:exits: unexpected SystemExit(3)" in error
+
+
+def test_a_scorer_that_hangs_fails_by_name_without_ray(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_calls, "DEADLINE_S", 0.5)
+    (workspace.folder / "hanging.py").write_text(HANGING)
+    settings = (
+        *("train.max_steps=2", "train.eval_every=0", "search.reference=false"),
+        *('evaluation.metrics=["hanging:sleeps"]', "evaluation.max_tokens=2"),
+        'search.space={"lora.rank" = [2]}',
+    )
+    run = ["run", "nano.toml", *LOCAL, "--json"]
+    ended = workspace.here(*run, *(part for s in settings for part in ("--set", s)))
+    assert ended.returncode == 1, ended.stderr
+    (trial,) = json.loads(ended.stdout)["trials"]
+    assert trial["state"] == "failed"
+    assert "hanging:sleeps, row " in trial["error"] and "within 0.5 s" in trial["error"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from crucible_tinkex.errors import CrucibleError, HostLostError, WorkerStartError
 from crucible_tinkex.runtime.pool import SessionPool
-from crucible_tinkex.runtime.ports import Packing
+from crucible_tinkex.runtime.ports import Beat, Packing
 from crucible_tinkex.training.outcome import Outcome, Progress, Verdict
 
 
@@ -34,6 +34,8 @@ class Script:
     hangs_at: float | None = None
     """After it came up: nothing is answered any more."""
     step_s: float = 1.0
+    tokens_per_s: float = 0.0
+    """Of each session."""
     held: tuple[float, float] | None = None
     """After it came up the service asks a session of it to wait until then (Unix seconds)."""
 
@@ -46,6 +48,7 @@ class ScriptedHost:
     running: set[str] = field(default_factory=set)
     heard: list[tuple[str, Any]] = field(default_factory=list)
     ended: str | None = None
+    tokens: float = 0.0
     _gone: asyncio.Event = field(default_factory=asyncio.Event)
     _hung: bool = False
     _held: asyncio.Event = field(default_factory=asyncio.Event)
@@ -78,14 +81,15 @@ class ScriptedHost:
             return
         raise HostLostError("the process died")
 
-    async def heartbeat(self, after_s: float, known: float) -> float:
+    async def heartbeat(self, after_s: float, known: float) -> Beat:
         until = self.script.held[1] if self.script.held else 0.0
         beats = asyncio.ensure_future(self._takes(after_s))
         news = asyncio.ensure_future(self._held.wait() if until > known else beats)
         await asyncio.wait({beats, news}, return_when=asyncio.FIRST_COMPLETED)
         if beats.done():
             await beats
-        return until if self._held.is_set() else 0.0
+        self.tokens += after_s * self.script.tokens_per_s * len(self.running)
+        return Beat(until if self._held.is_set() else 0.0, int(self.tokens))
 
     async def advance(self, plan: Plan, to_step: int) -> Outcome:
         self.heard.append(("advance", plan.trial_id))
@@ -177,7 +181,13 @@ class Answers:
 
 
 def make_pool(
-    launcher: ScriptedLauncher, *, slots: int, per_actor: int = 1, **options: Any
+    launcher: ScriptedLauncher,
+    *,
+    slots: int,
+    per_actor: int = 1,
+    probes: bool = False,
+    **options: Any,
 ) -> tuple[SessionPool, Answers]:
     answers = Answers()
-    return SessionPool(launcher, Packing(slots, per_actor), done=answers, **options), answers
+    packing = Packing(slots, per_actor, probes)
+    return SessionPool(launcher, packing, done=answers, **options), answers

@@ -452,3 +452,87 @@ def test_the_virtual_clock_jumps() -> None:
         return now()
 
     assert run_virtual(a_day()) == pytest.approx(86_400)
+
+
+@virtually
+async def test_fewer_sessions_train_while_the_service_asks_to_slow_down() -> None:
+    scripts = [Script(step_s=20, held=(7.0, 1e9)), Script(step_s=20)]
+    launcher = ScriptedLauncher(scripts)
+    pool, answers = make_pool(launcher, slots=4)
+    for plan in plans(10):
+        pool.submit(plan, 10)
+    most = []
+    while len(answers.given) < 10:
+        await asyncio.sleep(5)
+        most.append((pool.capacity, launcher.running))
+    assert most[0] == (4, 4)
+    assert (2, 2) in most, "none begins beyond what the service bears"
+    await asyncio.sleep(100)
+    assert pool.capacity == 4
+    await pool.close()
+
+
+@virtually
+async def test_auto_begins_with_few_and_takes_more_while_more_is_trained() -> None:
+    launcher = ScriptedLauncher([Script(step_s=1e4, tokens_per_s=100.0)])
+    pool, _ = make_pool(launcher, slots=16, probes=True)
+    for plan in plans(20):
+        pool.submit(plan, 10)
+    await asyncio.sleep(10)
+    assert (pool.capacity, launcher.running, len(launcher.hosts)) == (2, 2, 2)
+    await asyncio.sleep(300)
+    assert (pool.capacity, launcher.running) == (16, 16)
+    await pool.close()
+
+
+@virtually
+async def test_after_a_renewal_open_sessions_stay_and_others_get_new_hosts() -> None:
+    launcher = ScriptedLauncher()
+    pool, answers = make_pool(launcher, slots=4, per_actor=2)
+    for plan in plans(4):
+        pool.submit(plan, 5 if plan.trial_id in ("t0", "t2") else 10)
+    await answers.wait_for(4)
+    first = list(launcher.hosts)
+    assert sum(len(h.parked) for h in first) == 2
+    pool.renew()
+    pool.submit(Plan("new"), 10)
+    pool.submit(Plan("t0"), 10)
+    await answers.wait_for(6)
+    assert [("advance", "new") in h.heard for h in launcher.hosts] == [False, False, True]
+    (home,) = [h for h in first if ("advance", "t0") in h.heard]
+    assert home.heard.count(("advance", "t0")) == 2, "where its session was open"
+    await asyncio.sleep(1)
+    assert home.heard[-1] == ("forget", None) and home.ended == "kept", "given back when empty"
+    assert [h.ended for h in first].count(None) == 1, "t2 is parked there"
+    for i in range(5):
+        pool.submit(Plan(f"more{i}"), 10)
+    await answers.wait_for(11)
+    assert len(launcher.hosts) == 4, "never more sessions than slots"
+    await pool.close()
+    assert [h.ended for h in launcher.hosts] == ["kept"] * 4
+
+
+@virtually
+async def test_a_renewal_forgets_hosts_that_were_starting() -> None:
+    launcher = ScriptedLauncher([Script(starts_after=5), Script()])
+    pool, answers = make_pool(launcher, slots=2)
+    pool.submit(Plan("t"), 10)
+    await asyncio.sleep(1)
+    pool.renew()
+    await answers.wait_for(1)
+    assert [h.ended for h in launcher.hosts] == ["killed", None]
+    await pool.close()
+
+
+@virtually
+async def test_a_retired_host_that_does_not_answer_is_killed() -> None:
+    launcher = ScriptedLauncher([Script(hangs_at=3), Script()])
+    pool, answers = make_pool(launcher, slots=2)
+    pool.submit(Plan("t"), 5)
+    await answers.wait_for(1)
+    pool.renew()
+    pool.submit(Plan("t"), 10)
+    await answers.wait_for(2)
+    await asyncio.sleep(0)
+    await pool.close()
+    assert launcher.hosts[0].ended is not None

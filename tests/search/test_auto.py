@@ -159,6 +159,30 @@ def test_it_climbs_to_the_best_of_a_surface_with_one_hill(start: Places) -> None
     assert len(looks) < 30 < math.prod(len(d.rows) for d in GRID)
 
 
+# --- what is promising ----------------------------------------------------------------------------
+
+CONSTANT, COSINE = 1 / 6, 0.5
+"""Places of two schedules."""
+
+
+def test_before_anybody_has_ended_the_loss_at_the_rung_is_what_is_expected() -> None:
+    looks = [Look((0.5, 0.5, CONSTANT), 1.0, open=True), Look((0.5, 0.5, COSINE), 1.0, math.inf)]
+    assert auto.expected((0.1, 0.5, COSINE), 2.0, looks, around()) == 2.0
+
+
+@pytest.mark.parametrize("shift", [0.0, -9.0])
+def test_what_those_alike_gained_later_is_expected_of_the_others(shift: float) -> None:
+    """Also of a metric to maximise, whose losses are below zero."""
+    looks = [
+        Look((0.5, 0.5, CONSTANT), 2.0 + shift, 1.9 + shift),
+        Look((0.5, 0.5, COSINE), 2.1 + shift, 1.0 + shift),
+    ]
+    constant = auto.expected((0.5, 5 / 6, CONSTANT), 2.2 + shift, looks, around())
+    cosine = auto.expected((0.5, 5 / 6, COSINE), 2.3 + shift, looks, around())
+    assert cosine < constant
+    assert 1.2 < cosine - shift < 1.7, "nearer to what the one that is alike gained"
+
+
 # --- neighbours -----------------------------------------------------------------------------------
 
 
@@ -186,6 +210,12 @@ def test_whole_numbers_step_to_whole_numbers() -> None:
     place = ranks[0].place({"lora.rank": 8})
     assert place is not None
     assert ends(ranks, (place,)) == [4, 16]
+
+
+def test_distance_counts_steps_and_other_words() -> None:
+    steps = Neighbourhood(GRID)
+    assert steps.distance((0.1, 0.5, 1 / 6), (0.5, 5 / 6, 5 / 6)) == pytest.approx(2 + 1 + 1)
+    assert steps.distance((0.1, 0.5, 0.5), (0.1, 0.5, 0.5)) == 0
 
 
 def test_one_value_has_no_neighbour() -> None:

@@ -9,7 +9,7 @@ import pytest
 from crucible_tinkex.config import AxisRange, Experiment
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.search.auto_settings import OPEN, Chosen, chosen, kept, open_settings
-from crucible_tinkex.search.learned.priors import RANK, RATE, Record, published
+from crucible_tinkex.search.learned.records import RANK, RATE, Record, published
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations, warnings
 from experiments import experiment
@@ -17,8 +17,14 @@ from experiments import experiment
 RECORDS = published()
 
 
-def auto(steps: int = 100, records: Any = RECORDS, budget: Any = None, **search: Any) -> Chosen:
-    asked = experiment({"strategy": "auto", **search})
+def auto(
+    steps: int = 100,
+    records: Any = RECORDS,
+    budget: Any = None,
+    base: str = "smollm2-135m-instruct",
+    **search: Any,
+) -> Chosen:
+    asked = experiment({"strategy": "auto", **search}, model={"base": base})
     return chosen(asked, steps=steps, records=records, budget=budget)
 
 
@@ -59,9 +65,30 @@ def test_a_space_smaller_than_the_most_it_tries_is_nothing_to_warn_of() -> None:
     assert list(warnings(found, configurations(found))) == []
 
 
-def test_own_sweeps_count() -> None:
-    own = [Record("nano", rate, 8, 8, 100, abs(rate - 3e-3) + 1) for rate in (1e-4, 1e-3, 3e-3)]
-    assert auto(records=own).experiment.search.enqueue[0][RATE] == 3e-3
+@pytest.mark.parametrize("best", [3e-3, 2e-2])
+def test_own_sweeps_count_and_have_room_around_them(best: float) -> None:
+    own = [
+        Record("nano", rate, 8, 8, 100, abs(rate - best) + 1) for rate in (1e-4, 1e-3, 3e-3, 2e-2)
+    ]
+    found = auto(records=[*RECORDS, *own], base="nano")
+    search, rates = found.experiment.search, found.experiment.search.space[RATE]
+    assert search.enqueue[0] == {RATE: best, RANK: 8}
+    assert isinstance(rates, AxisRange) and rates.low < best < rates.high
+    assert any("the best of a finished sweep of nano in this storage" in n for n in found.notes)
+
+
+def test_what_nothing_is_known_of_has_no_guess_and_the_whole_range() -> None:
+    found = auto(base="nano")
+    assert found.experiment.search.enqueue == ()
+    assert found.experiment.search.space[RATE] == AxisRange(low=1e-5, high=1e-2, log=True)
+    assert any(note.startswith("no guess: 'nano' is a toy") for note in found.notes)
+
+
+@pytest.mark.parametrize("own", [{"lora": {"train_mlp": False}}, {"train": {"loss": "ppo"}}])
+def test_what_learns_another_way_is_in_doubt(own: dict[str, Any]) -> None:
+    asked = experiment({"strategy": "auto"}, model={"base": "smollm2-135m-instruct"}, **own)
+    found = chosen(asked, steps=100, records=RECORDS)
+    assert any("no recorded sweep learns with" in note for note in found.notes)
 
 
 def test_no_records_is_said() -> None:

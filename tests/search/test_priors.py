@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from crucible_tinkex.search.learned.bases import BaseFacts, facts
-from crucible_tinkex.search.learned.priors import (
-    RANK,
-    RATE,
-    USUAL_RATES,
-    Prior,
-    Question,
-    Record,
-    published,
-    suggest,
-)
+from crucible_tinkex.search.learned.priors import USUAL_RATES, Prior, Question, suggest
+from crucible_tinkex.search.learned.records import RANK, RATE, Record, published, way_of
 
 LLAMA = Question("meta-llama/Llama-3.1-8B", 128, 780, ranks=(4, 16, 64))
 
@@ -53,6 +46,8 @@ def rates(prior: Prior) -> list[float | int]:
         ("smollm2-135m-instruct", "smollm", 0.135),
         ("/models/llama_3b/", "llama", 3),
         ("nano", None, 0.001),
+        ("nvidia/Nemotron-3-Nano", "nemotron", None),
+        ("lab/nanochat-560m", None, 0.56),
         ("mystery", None, None),
     ],
 )
@@ -69,7 +64,57 @@ def test_the_optimum_of_the_own_sweep_is_the_first_guess() -> None:
     prior = suggest(planted(1e-3), Question("lab/model-8B", 128, 780))
     first = prior.suggestions[0]
     assert first.values == {RATE: 1e-3, RANK: 16} and first.loss == 0 and prior.in_range
-    assert "lab/model-8B at rank 16" in first.reason
+    assert "a finished sweep of lab/model-8B in this storage, at rank 16" in first.reason
+
+
+def test_own_sweeps_of_the_base_are_asked_alone_whatever_else_is_known() -> None:
+    """Also at a rate that nobody else would try, and at the rank that was best there."""
+    own = [
+        Record(LLAMA.base, rate, rank, 64, 400, 1 + abs(math.log10(rate / 7.8e-3)) + rank / 1e3)
+        for rate in (1e-3, 7.8e-3, 2e-2)
+        for rank in (4, 16)
+    ]
+    prior = suggest([*published(), *own], replace(LLAMA, batch_size=64, steps=400))
+    assert prior.suggestions[0].values == {RATE: 7.8e-3, RANK: 4} and prior.in_range
+    assert rates(prior)[1] == 3e-3, "1e-2 would be nearly the same again"
+    assert "in this storage" in prior.suggestions[0].reason
+
+
+@pytest.mark.parametrize(
+    "other", [{"batch_size": 8}, {"steps": 40}, {"way": "train.loss = mine:loss"}]
+)
+def test_own_sweeps_that_are_unlike_do_not_decide_alone(other: dict[str, Any]) -> None:
+    own = [replace(r, **other) for r in planted(3e-2, base=LLAMA.base)]
+    prior = suggest([*published(), *own], LLAMA)
+    assert prior.suggestions[0].values[RATE] < 3e-3
+    assert "recorded curves" in prior.suggestions[0].reason
+
+
+def test_seeds_of_an_own_sweep_are_averaged_before_the_best_rank_counts() -> None:
+    """3e-3 was lucky once."""
+    own = planted(1e-3, base=LLAMA.base)
+    lucky = [
+        Record(LLAMA.base, 3e-3, rank, 128, 780, metric)
+        for rank, metric in ((4, 0.9), (4, 1.3), (64, 1.2))
+    ]
+    first = suggest([*own, *lucky], LLAMA).suggestions[0]
+    assert first.values == {RATE: 1e-3, RANK: 16}
+
+
+def test_a_toy_and_a_real_model_are_never_asked_about_each_other() -> None:
+    toy, real = planted(1e-2, base="nano"), "smollm2-135m-instruct"
+    of_toy, of_real = Question("nano", 128, 780), Question(real, 128, 780)
+    assert suggest([*published(), *toy], of_real) == suggest(published(), of_real)
+    assert rates(suggest([*published(), *toy], of_toy))[0] == 1e-2
+    unknown, alone = suggest(published(), of_toy), suggest(toy, of_real)
+    assert not unknown.suggestions and "'nano' is a toy" in unknown.doubts[0]
+    assert not alone.suggestions and "only sweeps of toys" in alone.doubts[0]
+
+
+def test_another_way_to_learn_is_said() -> None:
+    prior = suggest(published(), replace(LLAMA, way=way_of({"train.loss": "mine:loss"})))
+    assert prior.suggestions and "learns with train.loss = mine:loss" in prior.doubts[0]
+    assert way_of({"train.loss": "cross_entropy", "lora.train_mlp": True}) == ""
 
 
 def test_the_second_guess_is_where_the_first_one_is_wrong() -> None:
@@ -152,7 +197,7 @@ def test_rates_that_nobody_measured_give_no_guess_and_the_reason() -> None:
         (replace(LLAMA, base="meta-llama/Llama-9-7B"), []),
         (replace(LLAMA, base="google/gemma-3-4b"), ["no recorded sweep is of the family 'gemma'"]),
         (replace(LLAMA, base="mystery"), ["says no family", "says no size"]),
-        (replace(LLAMA, base="x/llama-10m"), ["size 0.01 is far from those recorded"]),
+        (replace(LLAMA, base="x/llama-11m"), ["size 0.011 is far from those recorded"]),
         (replace(LLAMA, ranks=(1024,)), ["rank 1024 is far from those recorded (4 to 128)"]),
         (replace(LLAMA, batch_size=8), ["batch size 8 is far from those recorded (128 rows)"]),
         (replace(LLAMA, steps=64), ["length 64 is far from those recorded (780 steps)"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ import pytest
 
 from benchmarks import recorded_tasks, replay
 from benchmarks.recorded_grid import RECORDED, Ledger, Surface, surfaces
+from benchmarks.recorded_play import Player
 from benchmarks.recorded_sweep import declared, replay_sweep
 from crucible_tinkex.search.auto_settings import chosen
 
@@ -84,9 +86,48 @@ def test_a_replay_is_a_sweep_whose_every_trial_has_its_reasons() -> None:
 def test_every_search_has_a_number_and_the_same_one_again(name: str) -> None:
     found = surface()
     search, _ = replay.searches(found, [found])[name]
-    score = replay.replay(found, search, 3)
-    assert 0 < score.tokens <= 1 and 0 < score.trained <= 1
-    assert score == replay.replay(found, search, 3)
+    scores = replay.replay(found, search, range(3))
+    assert all(0 < score.tokens <= 1 and 0 < score.trained <= 1 for score in scores)
+    assert scores == replay.replay(found, search, range(3))
+
+
+RULES: list[dict[str, Any]] = [
+    {"rule": "none"},
+    {"rule": "halving", "first_rung": 4},
+    {"rule": "halving", "first_rung": 8},
+    {"rule": "hyperband", "first_rung": 8},
+    {"rule": "topk", "first_rung": 4, "keep": 6},
+    {},
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("rule", "auto"))
+@pytest.mark.parametrize("seed", ["0", "mean"])
+def test_without_a_journal_the_same_points_are_trained_as_by_the_policy(
+    rule: dict[str, Any], seed: str
+) -> None:
+    found = next(s for s in surfaces() if s.seed == seed)
+    if rule:
+        search = {"strategy": "random", "trials": len(found.points), "stopping": rule}
+        experiment = declared(found, search)
+    else:
+        asked = declared(found, {"strategy": "auto"})
+        experiment = chosen(asked, steps=found.total, records=[]).experiment
+    player = Player(experiment, found, {})
+    for order in range(2):
+        sweep, played = Ledger(found), Ledger(found)
+        replay_sweep(experiment, sweep, seed=order)
+        player(played, order)
+        assert played.at == sweep.at and played.spent == sweep.spent
+        assert played.reached == sweep.reached
+
+
+def test_processes_give_what_one_gives() -> None:
+    names = ["random", "auto, no prior"]
+    *_, table = replay.tables(2, only=names, processes=1)
+    assert table == list(replay.tables(2, only=names, processes=2))[-1]
+    assert all(f"| {name} | 2 |" in table for name in names)
+    assert "Population based training is not among them" in table
 
 
 def test_neighbours_of_the_best_make_up_for_a_rung_that_misled() -> None:
@@ -106,7 +147,8 @@ def test_the_data_are_the_same_every_time(tmp_path: Path) -> None:
 
 def test_the_recorded_grids_are_whole_and_small() -> None:
     found = list(surfaces())
-    assert {s.task for s in found} == set(recorded_tasks.TASKS) and len(found) == 8
+    tuned = set(recorded_tasks.TASKS) - set(recorded_tasks.HELD_OUT)
+    assert {s.task for s in found} == tuned and len(found) == 8
     for of_task in found:
         assert len(of_task.points) >= 60 and np.isfinite(of_task.losses).all()
         assert of_task.losses[:, -1].max() > 1.5 * of_task.losses[:, -1].min()

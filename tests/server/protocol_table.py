@@ -61,7 +61,7 @@ def observe(sdk: str, python: Path, flow: Path = FLOW) -> tuple[dict[str, str], 
         return cells(server.routes()), steps
 
 
-class _NoEngine:
+class NoEngine:
     """Enough of an `Engine` to make an `App`, which is never asked."""
 
     base = BaseInfo("none", "none", 1, 1)
@@ -76,7 +76,7 @@ class _NoEngine:
 def server_routes() -> frozenset[str]:
     """What the server's own table of routes has."""
     with tempfile.TemporaryDirectory() as name:
-        return App(_NoEngine(), Store(Path(name)), "tml-no-key").routes.names
+        return App(NoEngine(), Store(Path(name)), "tml-no-key").routes.names
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import threading
+import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -68,6 +69,23 @@ def test_a_model_in_the_cache_is_a_base_without_a_network(cached: Cached, nano: 
     ours = bases.load_model(base, torch.float32)(tokens).logits
     assert torch.equal(ours, bases.load_model(nano, torch.float32)(tokens).logits)
     assert bases.ensure_base(f"org/nano@{SHA}").folder == snapshot
+
+
+def test_without_a_network_it_is_said_at_once(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's client tried for 23 seconds."""
+    with pytest.raises(ConfigError, match=r"\(HF_HUB_OFFLINE is set\); fetch it where"):
+        bases.ensure_base("org/nano")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub, "getproxies", dict)
+    began = time.monotonic()
+    with pytest.raises(
+        ConfigError, match=r"cannot be reached \(ConnectionRefused.*hf download org"
+    ):
+        bases.ensure_base("org/nano")
+    assert time.monotonic() - began < hub.PROBE_S
 
 
 def test_weights_in_several_files_must_all_be_there(cached: Cached, exported: Path) -> None:

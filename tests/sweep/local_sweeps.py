@@ -20,7 +20,7 @@ from crucible_tinkex.errors import HostLostError, ServiceUnavailableError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Registry, SweepState
 from crucible_tinkex.runtime.pool import SessionPool
-from crucible_tinkex.runtime.ports import Packing
+from crucible_tinkex.runtime.ports import Beat, Packing
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.sweep.controller import Controller
@@ -158,9 +158,9 @@ class MortalHost:
     async def ready(self) -> None:
         await asyncio.sleep(0.5)
 
-    async def heartbeat(self, after_s: float, known: float) -> float:
+    async def heartbeat(self, after_s: float, known: float) -> Beat:
         await self._alive(asyncio.sleep(after_s))
-        return 0.0
+        return Beat(0.0, self.sessions.tokens)
 
     async def advance(self, plan: TrialPlan, to_step: int) -> Outcome:
         outcome: Outcome = await self._alive(self.sessions.advance(plan, to_step))
@@ -198,6 +198,8 @@ class Bench:
         self.view = SweepView("s")
         self.retry: Sequence[str] = ()
         self.inbox = Inbox(self.paths)
+        self.is_starting = False
+        """What waits in the inbox was sent to the next run."""
         self.clock: Callable[[], float] = time.monotonic
         self.store = FakeStore(self.backend)
         self.models: dict[str, list[str]] = {}
@@ -252,6 +254,7 @@ class Bench:
             view=self.view,
             retry=self.retry,
             inbox=self.inbox,
+            earlier=[] if self.is_starting else [c.command_id for c in self.inbox.waiting()],
             amend=self._amended,
             keeper=Keeper(
                 registry,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tomllib
 from collections import Counter
 from datetime import date, timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from crucible_tinkex.errors import ConfigError, SessionLostError
 from crucible_tinkex.registry import DONE, PAUSED, RUNNING, STOPPED, Spent, Used
 from crucible_tinkex.sweep.attesting import check_affordable
 from crucible_tinkex.sweep.deciding.budget import Budget
+from crucible_tinkex.sweep.deciding.prices import TABLE as TABLE_OF_OURS
 from crucible_tinkex.sweep.deciding.prices import Price, checked_price, price_of
 from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.testing import FakeBackend
@@ -180,7 +182,7 @@ def test_a_sweep_ends_within_what_was_in_flight_and_goes_on_when_extended(tmp_pa
 
 @pytest.mark.parametrize("concurrent", [1, 6])
 @pytest.mark.parametrize("ahead", [0, 3])
-def test_tokens_pass_a_cap_by_one_step_and_what_was_in_flight(
+def test_tokens_pass_a_cap_by_one_step_and_one_evaluation(
     tmp_path: Path, concurrent: int, ahead: int
 ) -> None:
     """The driver looks every half second; here a step takes a hundredth of one."""
@@ -194,9 +196,54 @@ def test_tokens_pass_a_cap_by_one_step_and_what_was_in_flight(
     )
     state = bench.run()
     assert (exit_code(state), state.ended_by) == (3, "budget")
-    assert cap <= state.spent.tokens < cap + step + concurrent * evaluation
+    assert cap <= state.spent.tokens < cap + step + evaluation
     trained = bench.backend.calls.count("forward_backward") * step
     assert trained <= state.spent.train_tokens <= trained + concurrent * step, "never too few"
+
+
+@pytest.mark.parametrize("generate", [False, True])
+@pytest.mark.parametrize("room", [1, 31, 101])
+def test_evaluations_are_decided_on_before_they_begin(
+    tmp_path: Path, room: int, generate: bool
+) -> None:
+    """Six trials come to their first evaluation at once, when the cap leaves `room` tokens. One
+    reads 30, and where it is to write completions, at most 20 more, and writes 15."""
+    steps, evaluation = 6 * 4 * 6, 65 if generate else 30
+    bench = Bench(
+        tmp_path,
+        backend=FakeBackend(delays={"forward": 0.05, "sample": 0.05}),
+        budget={"tokens": steps + room},
+        train={"eval_every": 1, "submit_ahead": 0},
+        evaluation={"generate": generate},
+        search={"space": {"lora.rank": [1, 2, 3, 4, 5, 6]}, "reference": False},
+        run={"max_concurrent": 6, "verify_resume": False},
+    )
+    state = bench.run(per_actor=6)
+    assert (exit_code(state), state.ended_by) == (3, "budget")
+    assert bench.backend.calls.count("forward") <= 1 + room // 30, "one more than there is room for"
+    assert steps + room <= state.spent.tokens < steps + room + evaluation
+
+
+def test_what_an_evaluation_may_write_keeps_others_waiting_and_no_longer() -> None:
+    allowance = Allowance(BudgetSection(tokens=100), None)
+    used = Used(Spent(train_tokens=60), Spent(), Spent(prefill_tokens=10, sample_tokens=30))
+    assert allowance.postpones(used) and not allowance.refuses(Spent(), used)
+    assert not allowance.postpones(used._replace(announced=Spent(prefill_tokens=10)))
+
+
+def test_a_trials_own_cap_counts_its_evaluations(tmp_path: Path) -> None:
+    step, evaluation = 4 * 6, 5 * 6
+    bench = Bench(
+        tmp_path,
+        budget={"trial": {"tokens": 100}},
+        train={"eval_every": 1},
+        run={"verify_resume": False},
+        search={"reference": False},
+    )
+    state = bench.run()
+    assert {t.state for t in state.trials.values()} == {STOPPED}
+    spent = [t.spent.tokens for t in state.trials.values()]
+    assert min(spent) >= 100 and max(spent) < 100 + step + evaluation
 
 
 def test_a_trial_ends_at_its_own_cap_exactly(tmp_path: Path) -> None:
@@ -295,6 +342,10 @@ def test_dollars_follow_the_users_table(tmp_path: Path) -> None:
         ("x", "not valid TOML"),
         (TABLE.replace("2.0", "-2.0"), "needs train"),
         (TABLE.replace("sample = 1", ""), "needs sample"),
+        (TABLE.replace("2.0", "nan"), "needs train"),
+        (TABLE.replace("2.0", "inf"), "needs train"),
+        (TABLE.replace("{date}", "{date}T10:00:00"), "'date' is missing or wrong"),
+        (TABLE.replace("{date}", "2999-01-01"), "which is yet to come"),
         (TABLE.replace("nano", "other"), "no price is known for 'nano'"),
     ],
 )
@@ -311,6 +362,9 @@ def test_our_table_is_of_hosted_tinker_alone_and_grows_old(
     found = checked_price(hosted)
     assert found and found.source.startswith("https://") and found.storage
     assert min(found.per_million) > 0
+    for base in tomllib.loads(TABLE_OF_OURS.read_text(encoding="utf-8"))["models"]:
+        price = price_of(make_experiment(model={"base": base}), today=found.dated)
+        assert price and 0 < price.prefill < price.train and price.prefill < price.sample, base
     assert price_of(hosted, today=found.dated + timedelta(days=400)) is None
     elsewhere = {"base_url": "https://example.org"}
     assert price_of(make_experiment(model={"base": "Qwen/Qwen3-8B"}, service=elsewhere)) is None

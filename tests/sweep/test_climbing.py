@@ -82,6 +82,38 @@ def test_nobody_is_judged_before_those_that_climb_are_measured() -> None:
     assert started and all("a neighbour of the one in place 1" in d.reason for d in started)
 
 
+def ended(journal: Journal, *, slots: int) -> list[dict[str, Any]]:
+    """Who is trained to the end, in order, where `constant` is ahead until the last step."""
+    order = []
+    while not journal.state.ended:
+        while journal.decide(slots=slots):
+            assert len(journal.state.active) <= slots, "nobody is promoted without a slot"
+        for trial_id in journal.pending[:1]:
+            trial = journal.state.trials[trial_id]
+            is_last = trial.target == trial.total_steps
+            late = 0.0 if is_last else 0.5 * (trial.values[SCHEDULE] == "cosine")
+            order += [trial.values] if is_last else []
+            journal.train(trial_id, loss(trial.values) + late)
+    return order
+
+
+def test_those_that_pass_go_on_one_by_one_the_most_promising_by_those_that_ended_first() -> None:
+    """At the rung the constant ones are better, all of them; what counts is how those ended."""
+    stopping = {"rule": "topk", "first_rung": 1, "keep": 6}
+    space = {RATE: [1e-3], RANK: [4, 8, 16], SCHEDULE: ["constant", "cosine"]}
+    order = ended(Journal(**searching(space=space, stopping=stopping)), slots=1)
+    schedules = [values[SCHEDULE] for values in order]
+    assert len(order) == 6 and schedules[:3] == ["constant", "cosine", "cosine"]
+
+
+@pytest.mark.parametrize("slots", [2, 5])
+def test_all_that_pass_are_trained_whatever_the_slots(slots: int) -> None:
+    stopping = {"rule": "topk", "first_rung": 1, "keep": 6}
+    space = {RATE: [1e-3], RANK: [2, 4, 8, 16], SCHEDULE: ["constant", "cosine"]}
+    order = ended(Journal(**searching(space=space, stopping=stopping)), slots=slots)
+    assert len(order) >= 6
+
+
 def test_guesses_come_first_and_are_said_to_be_of_earlier_sweeps() -> None:
     guess = {RATE: 1e-3, RANK: 4, SCHEDULE: "cosine"}
     journal = Journal(**searching(enqueue=[guess]))

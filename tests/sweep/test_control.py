@@ -54,7 +54,7 @@ def test_a_running_trial_is_stopped_and_the_others_go_on(tmp_path: Path) -> None
     assert {t.state for t in state.trials.values() if t is not state.trials[stopped.trial_id]} == {
         DONE
     }
-    assert answers(bench) == ["stop: 1 trial", "stop: 0 trials"]
+    assert answers(bench) == ["stop: 1 trial", "stop: nothing to do, they have ended"]
     assert exit_code(state) == 0
 
 
@@ -253,3 +253,18 @@ def test_a_command_is_taken_back_where_the_driver_never_answers(tmp_path: Path) 
     finally:
         lock.close()
     assert trial(bench).state != RUNNING
+
+
+def test_what_is_sent_while_a_run_starts_is_for_that_run(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.is_starting = True
+    bench.inbox.put(Command("stop"))
+    assert exit_code(bench.run()) == 130
+    assert answers(bench) == ["stop: the sweep; it can be resumed"]
+
+
+def test_what_came_too_late_for_a_run_is_not_for_the_next(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.inbox.put(Command("stop"))
+    assert {t.state for t in bench.run().trials.values()} == {DONE}
+    assert answers(bench) == ["refused: the run that it was meant for has ended"]

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from local_sweeps import Bench
 
+from crucible_tinkex.config import ModelSection, SearchSection
+from crucible_tinkex.search.auto_settings import chosen
 from crucible_tinkex.search.learned.priors import Question, suggest
+from crucible_tinkex.search.learned.records import published
 from crucible_tinkex.sweep.preparing.experience import finished_trials
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -41,6 +44,30 @@ def test_the_own_sweep_is_what_a_prior_guesses_from(tmp_path: Path) -> None:
     prior = suggest(records, Question("nano", 4, 8, ranks=(2, 8)), count=1)
     assert prior.in_range and prior.suggestions[0].values["lora.rank"] == best.rank
     assert prior.suggestions[0].loss < 0.5
+
+
+def test_a_storage_decides_for_its_own_base_and_says_nothing_of_another(tmp_path: Path) -> None:
+    """Through the journal, beside the published grids, whose nearest model is no toy."""
+    bench = Bench(tmp_path)
+    bench.run()
+    records, _ = finished_trials(tmp_path)
+    best = min(records, key=lambda r: r.metric)
+    search = SearchSection(strategy="auto")
+    asked = bench.experiment.model_copy(update={"search": search})
+    found = chosen(asked, steps=8, records=[*published(), *records])
+    assert found.experiment.search.enqueue[0]["optimizer.learning_rate"] == best.learning_rate
+    assert any("finished sweep of nano in this storage" in note for note in found.notes)
+    other = asked.model_copy(update={"model": ModelSection(base="smollm2-135m-instruct")})
+    assert any("say nothing of" in n for n in chosen(other, steps=8, records=records).notes)
+    assert chosen(other, steps=8, records=[*published(), *records]).notes == (
+        chosen(other, steps=8, records=published()).notes
+    )
+
+
+def test_another_loss_is_another_way(tmp_path: Path) -> None:
+    Bench(tmp_path, lora={"train_mlp": False}).run()
+    records, _ = finished_trials(tmp_path)
+    assert {r.way for r in records} == {"lora.train_mlp = False"}
 
 
 def test_old_journals_are_read_and_damaged_ones_named(tmp_path: Path) -> None:

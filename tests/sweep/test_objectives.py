@@ -17,7 +17,7 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.datasets import Tokenizer, load_tokenizer
 from crucible_tinkex.errors import ConfigError, SweepExistsError, TrialFailedError
 from crucible_tinkex.protocol.wire import ForwardBackwardOutput, TensorData
-from crucible_tinkex.registry import FAILED
+from crucible_tinkex.registry import FAILED, Registry, Spent, SweepState
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, prepare
 from crucible_tinkex.training.host import recipe_of
@@ -111,16 +111,25 @@ def test_the_source_of_a_loss_is_a_part_of_its_trials_alone(make: Make, tmp_path
     assert [v["train.loss"] for i, v in after.items() if i not in before] == ["so_losses:halves"]
 
 
-def test_a_sweep_refuses_functions_that_have_changed(make: Make, tmp_path: Path) -> None:
+async def test_a_sweep_with_results_refuses_functions_that_have_changed(
+    make: Make, tmp_path: Path
+) -> None:
     def begun(**sections: Any) -> PreparedSweep:
         return prepare(make({"train.loss": ["so_losses:halves"]}, **sections))
 
     scored = {"evaluation": {"metrics": ["so_losses:score"]}}
     prepared = begun(**scored)
-    write_manifest(prepared)
-    prepared.paths.journal.mkdir()
+    registry = Registry(prepared.paths, "run-1")
+    await registry.create(write_manifest(prepared))
     assert begun(**scored).amendments == []
     (tmp_path / "so_losses.py").write_text(LOSSES.replace("return 1.0\n", "return 0.5\n"))
+    mended = begun(**scored)  # what failed in every trial is mended, and tried again
+    assert set(mended.amendments) == {f"the source of so_losses:{n}" for n in ("halves", "score")}
+    await registry.decide(prepared.policy().decide(SweepState(), slots=1), "op")
+    (trial_id,) = registry.state.trials
+    attempt = (await registry.start_attempt(trial_id)).attempt
+    await registry.record_result(trial_id, attempt, 2, {"eval/nll": 1.0}, Spent())
+    registry.shut()
     with pytest.raises(SweepExistsError, match="changed: the source of so_losses:score"):
         begun(**scored)
     (tmp_path / "so_losses.py").write_text(LOSSES)
@@ -255,7 +264,7 @@ async def test_an_adapter_makes_the_rows_and_measures_the_steps(
     assert update.batch[0].loss_fn_inputs["weights"].data[-3:] == [2, 1, 1]
     logprobs = [[-1.0] * len(d.loss_fn_inputs["weights"].data) for d in update.batch]
     rows = [{"logprobs": TensorData(data=p, dtype="float32", shape=[len(p)])} for p in logprobs]
-    found = recipe.measure(update, ForwardBackwardOutput(loss_fn_outputs=rows))
+    found = await recipe.measure(update, ForwardBackwardOutput(loss_fn_outputs=rows))
     assert found == {"train/nll": 1.0, "train/loss": 1.0, "train/adapter/twice": 2.0}
 
 

@@ -11,10 +11,13 @@ import pytest
 from prepared_sweeps import Make, begun, built
 
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.errors import ConfigError, SweepExistsError
+from crucible_tinkex.errors import ConfigError, SweepBusyError, SweepExistsError
 from crucible_tinkex.registry import Registry
+from crucible_tinkex.storage import Lock
+from crucible_tinkex.sweep.launch import Launch
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
 from crucible_tinkex.sweep.preparing.preparation import load_sweep, prepare
+from crucible_tinkex.sweep.results.views.summary import read_state, sweep_state
 
 ASSET = Path(__file__).parent.parent / "assets" / "sweep-0.1.0"
 
@@ -131,6 +134,25 @@ def test_a_folder_that_is_no_sweep_is_left_alone(make: Make, tmp_path: Path) -> 
     with pytest.raises(SweepExistsError, match="is not a sweep"):
         prepare(make())
     assert thesis.read_text() == "precious"
+
+
+def test_a_sweep_that_runs_says_how_to_get_at_it(make: Make) -> None:
+    prepared = begun(make())
+    lock = Lock(prepared.paths.lock)
+    said = r"in use by process \d+ .*`crucible watch s` .*`crucible stop s` ends it"
+    with pytest.raises(SweepBusyError, match=said):
+        Launch(prepare(make())).run()
+    lock.close()
+
+
+async def test_what_no_run_ever_began_is_not_interrupted(make: Make) -> None:
+    """A run that is refused for its base leaves no more than what was asked."""
+    paths = begun(make()).paths
+    assert sweep_state(read_state(paths), paths) == "pending"
+    registry = Registry(paths, "run-1")
+    await registry.create({**read_state(paths).meta})
+    registry.shut()
+    assert sweep_state(read_state(paths), paths) == "interrupted"
 
 
 async def test_an_amendment_counts_once_the_journal_has_it(make: Make) -> None:

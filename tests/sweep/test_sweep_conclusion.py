@@ -286,4 +286,4 @@ def test_comparisons_that_cannot_be_made() -> None:
     with pytest.raises(ConfigError, match="train/nll has no value per held-out row"):
         comparison(state(trials, 2, "train/nll"), rows, "400", "800")
     nothing = comparison(state(trials, 2), rows.slice(0, 0), "400", "800")
-    assert "share no measured example" in nothing.verdict
+    assert "have no measured example yet" in nothing.verdict

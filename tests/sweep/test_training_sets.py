@@ -50,7 +50,7 @@ def ids(prepared: PreparedSweep) -> list[str]:
 
 def tokenised(prepared: PreparedSweep, folder: Path) -> SweepData:
     write_tokenizer(folder / "tokenizer")
-    return prepared.tokenised(load_tokenizer(folder / "tokenizer"), "nano")
+    return prepared.tokenised(load_tokenizer(folder / "tokenizer"), str(folder / "tokenizer"))
 
 
 # --- a trial has its own rows ---------------------------------------------------------------------
@@ -161,11 +161,14 @@ def test_an_axis_amends_a_sweep_that_had_none(make: Make) -> None:
     assert ids(again)[0] == ids(first)[0]
 
 
-def test_a_running_sweep_has_not_read_a_new_file(make: Make, tmp_path: Path) -> None:
+def test_a_running_sweep_reads_a_new_file(make: Make, tmp_path: Path) -> None:
     data = tokenised(prepare(make()), tmp_path)
-    assert prepare(make(AXIS[::-1])).measured(data)
-    with pytest.raises(ConfigError, match=r"has not read .*c\.jsonl; stop it and resume"):
-        prepare(make([*AXIS, "data/c.jsonl"])).measured(data)
+    assert prepare(make(AXIS[::-1])).is_read(data)
+    more = prepare(make([*AXIS, "data/c.jsonl"]))
+    assert not more.is_read(data)
+    again = more.tokenised_as(data)
+    assert more.is_read(again)
+    assert more.measured(again).fingerprints.keys() == {"data/c.jsonl", *AXIS}
 
 
 def test_a_changed_file_is_refused_by_its_name(make: Make, tmp_path: Path) -> None:

@@ -91,7 +91,9 @@ class MemoryRegistry:
         trial.results[step] = dict(metrics)
         trial.spent[attempt] = spent
 
-    async def record_spend(self, trial_id: str, attempt: int, spent: Spent) -> Used:
+    async def record_spend(
+        self, trial_id: str, attempt: int, spent: Spent, announced: Spent | None = None
+    ) -> Used:
         self._current("spend", trial_id, attempt).spent[attempt] = spent
         of_trials = {i: sum(t.spent.values(), Spent()) for i, t in self.trials.items()}
         return Used(sum(of_trials.values(), Spent()), of_trials[trial_id])

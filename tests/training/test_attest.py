@@ -5,20 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from crucible_tinkex.config import Experiment
+from crucible_tinkex.config.axes import NUMBERS, axis_keys
 from crucible_tinkex.datasets import TokenisedDataset
-from crucible_tinkex.errors import OperationFailedError, RequestRejectedError, SessionLostError
+from crucible_tinkex.errors import (
+    ConfigError,
+    OperationFailedError,
+    RequestRejectedError,
+    SessionLostError,
+)
 from crucible_tinkex.protocol.wire import AdamParams, OptimStepResponse
 from crucible_tinkex.testing import FakeBackend, FakeService, FakeTraining
 from crucible_tinkex.testing.clock import run_virtual
-from crucible_tinkex.training.attest.contrasts import Settings, contrasts_of
+from crucible_tinkex.training.attest.contrasts import (
+    BY_SESSIONS,
+    CONTRASTED,
+    MOVES,
+    base_of,
+    contrasts_of,
+)
 from crucible_tinkex.training.attest.judging import Reading, judge, noise_of
+from crucible_tinkex.training.attest.policies import loss_contrasts
 from crucible_tinkex.training.attest.probing import Attestation, attest, cost
+from crucible_tinkex.training.attest.settings import Settings
 
 AXES: Mapping[str, list[Any]] = {
     "lora.rank": [4, 8],
@@ -32,6 +47,9 @@ AXES: Mapping[str, list[Any]] = {
     "optimizer.eps": [1e-12, 1e-8],
     "optimizer.weight_decay": [0.0, 0.01],
     "optimizer.grad_clip_norm": [0.0, 1.0],
+    "optimizer.schedule": ["constant", "linear"],
+    "train.accumulate": [1, 2],
+    "train.loss": ["cross_entropy", "focal"],
 }
 
 
@@ -79,7 +97,8 @@ def verdicts(found: Attestation) -> dict[str, str]:
     return {f.key: f.verdict for f in found.findings}
 
 
-ALL_APPLIED = dict.fromkeys([*AXES, "train.loss"], "applied")
+SCHEDULE = "optimizer.schedule"
+ALL_APPLIED = dict.fromkeys([*AXES, MOVES], "applied")
 
 
 def test_what_is_applied_is_seen_and_what_it_cost_is_said() -> None:
@@ -87,7 +106,8 @@ def test_what_is_applied_is_seen_and_what_it_cost_is_said() -> None:
     found = attested(backend)
     assert verdicts(found) == ALL_APPLIED
     assert found.noise == 0
-    assert len(backend.ends) == found.models == 3 + len(AXES) + 1  # clipping has its own control
+    # Clipping and losses have controls of their own.
+    assert len(backend.ends) == found.models == 3 + len(AXES) + 2
     steps = [e for e in backend.ledger if e.operation == "optim_step"]
     assert found.spent.steps == len(steps) == 2 * found.models
     tokens = sum(e.tokens for e in backend.ledger if e.operation == "forward_backward")
@@ -102,8 +122,9 @@ def test_what_is_applied_is_seen_and_what_it_cost_is_said() -> None:
 @pytest.mark.parametrize("noise", [0.0, 1e-5])
 def test_a_setting_that_is_ignored_is_found_and_no_other(key: str, noise: float) -> None:
     found = attested(FakeBackend(ignores=[key], tells_rank=False, noise=noise))
-    assert verdicts(found) == {**ALL_APPLIED, key: "not applied"}
-    assert [f.key for f in found.findings if f.refused] == [key]
+    lost = [key, *([SCHEDULE] if key == "optimizer.learning_rate" else [])]
+    assert verdicts(found) == {**ALL_APPLIED, **dict.fromkeys(lost, "not applied")}
+    assert [f.key for f in found.findings if f.refused] == lost
 
 
 def test_the_rank_is_what_the_service_says() -> None:
@@ -147,14 +168,86 @@ def test_only_what_varies_is_refused_and_what_is_declared_is_named() -> None:
         "optimizer.learning_rate",
         "optimizer.beta2",
         "lora.rank",
-        "train.loss",
+        MOVES,
     }
 
 
 def test_what_sessions_do_themselves_needs_no_proof() -> None:
-    space = {"train.batch_size": [1, 2], "optimizer.schedule": ["constant", "linear"]}
-    assert [c.key for c in contrasts_of(experiment(space))] == ["train.loss"]
-    assert [c.key for c in contrasts_of(experiment({"lora.rank": [8]}))] == ["train.loss"]
+    space = {"train.batch_size": [1, 2], "train.epochs": [1, 2]}
+    assert [c.key for c in contrasts_of(experiment(space))] == [MOVES]
+    assert [c.key for c in contrasts_of(experiment({"lora.rank": [8]}))] == [MOVES]
+
+
+def test_every_key_that_can_be_an_axis_is_contrasted_or_is_done_by_sessions() -> None:
+    assert sorted({*axis_keys(), NUMBERS}) == sorted([*CONTRASTED, *BY_SESSIONS])
+    page = (Path(__file__).parents[2] / "docs" / "attest.md").read_text(encoding="utf-8")
+    table, sessions = page.split("## What needs no proof")
+    named = {key: f"`{key}" for key in (*CONTRASTED, *BY_SESSIONS)}
+    short = {key: f"`{key.partition('.')[2]}`" for key in named}
+    for key in CONTRASTED:
+        assert named[key] in table or short[key] in table, key
+    for key in BY_SESSIONS:
+        assert named[key] in sessions, key
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"train.token_weights": ["uniform", "claims"]},
+        {"train.weight_config.claim_weight": [2.0, 5.0]},
+        {"train.adapter": ["mine:A", "mine:B"]},
+    ],
+)
+def test_what_is_weighed_here_is_proved_by_the_weights(space: dict[str, list[Any]]) -> None:
+    train = {"token_weights": "claims"} if "weight_config" in str(space) else {}
+    asked = experiment(space, train=train)
+    (key,) = space
+    assert verdicts(attested(FakeBackend(), asked))[key] == "applied"
+    deaf = attested(FakeBackend(ignores=["train.token_weights"]), asked)
+    assert [f.key for f in deaf.findings if f.refused] == [key]
+
+
+def test_losses_that_are_equal_in_numbers_accuse_nobody() -> None:
+    asked = experiment({"train.loss": ["cross_entropy", "nll"]})
+    assert verdicts(attested(FakeBackend(), asked))["train.loss"] == "applied"
+
+
+def test_a_service_that_takes_no_negative_weights_has_not_been_told() -> None:
+    class Refusing(FakeTraining):
+        def forward_backward(self, data: Any, **loss: Any) -> Any:
+            if min(min(d.loss_fn_inputs["weights"].data) for d in data) < 0:
+                raise RequestRejectedError("weights must be positive", status=400)
+            return super().forward_backward(data, **loss)
+
+    class Service(FakeService):
+        async def create_training(self, **asked: Any) -> FakeTraining:
+            made = await super().create_training(**asked)
+            return Refusing(made.model_id, made.weights, self)
+
+    asked = contrasts_of(experiment({"train.loss": ["cross_entropy", "nll"]}))
+    found = run_virtual(
+        attest(lambda: Service(FakeBackend()), asked, rows(), base_model="nano")
+    ).findings[0]
+    assert found.verdict == "cannot be told" and "weights must be positive" in found.why
+
+
+def test_a_declared_loss_is_named_where_it_has_no_effect() -> None:
+    asked = experiment({"lora.rank": [4, 8]}, train={"loss": "nll"})
+    found = {f.key: f for f in attested(FakeBackend(ignores=["train.loss"]), asked).findings}
+    assert found["train.loss"].verdict == "not applied" and not found["train.loss"].refused
+
+
+def test_what_accumulating_and_losses_on_samples_cost_is_announced() -> None:
+    base = base_of(contrasts_of(experiment({"lora.rank": [4, 8]})))
+    asked = [
+        *loss_contrasts(["importance_sampling", "ppo", "dro"], base),
+        *contrasts_of(experiment({"train.accumulate": [1, 2]})),
+    ]
+    backend = FakeBackend()
+    found = run_virtual(attest(lambda: FakeService(backend), asked, rows(), base_model="nano"))
+    assert cost(asked, rows()).spent == replace(found.spent, seconds=0.0)
+    with pytest.raises(ConfigError, match="unknown loss 'grpo' of a service; there are imp"):
+        loss_contrasts(["ppo", "grpo"], base)
 
 
 def test_configurations_that_are_listed_or_tried_first_vary_too() -> None:

@@ -22,7 +22,13 @@ from crucible_tinkex.testing import FakeBackend, FakeService, FakeTraining
 from crucible_tinkex.training.data import SweepData, decoded
 from crucible_tinkex.training.outcome import Verdict
 from crucible_tinkex.training.recipes.datums import datum
-from crucible_tinkex.training.recipes.evaluation import IN_FLIGHT, bounded, certainty, evaluate
+from crucible_tinkex.training.recipes.evaluation import (
+    IN_FLIGHT,
+    bounded,
+    certainty,
+    cost,
+    evaluate,
+)
 from crucible_tinkex.training.recipes.recipe import Evaluation, Tell
 from crucible_tinkex.training.recipes.sft import SupervisedRecipe
 
@@ -97,6 +103,23 @@ async def test_options_of_the_evaluation() -> None:
     plain = dataset(counting(5))
     object.__setattr__(plain, "has_prompts", False)
     assert "eval/accuracy" not in (await measured(model, plain)).metrics
+
+
+@pytest.mark.parametrize("options", [{"generate": False}, {"generate": False, "max_rows": 7}, {}])
+async def test_what_an_evaluation_uses_is_known_before(options: dict[str, Any]) -> None:
+    backend = FakeBackend()
+    model = await trained(backend, 0)
+    backend.ledger.clear()
+    await measured(model, **options)
+    coming = cost(EVAL, EvaluationSection(**options))
+    assert sum(e.tokens for e in backend.ledger) == coming.prefill_tokens > 0
+    written, ends = sum(e.sampled for e in backend.ledger), len(EVAL)
+    assert coming.sample_tokens in (written, written + ends), "all but their ends"
+    answers = EvaluationSection(**options, metrics=("exact_match",), samples=3, max_tokens=8)
+    rows = min(len(EVAL), answers.max_rows or len(EVAL))
+    more = cost(EVAL, answers) - coming
+    assert more.sample_tokens == rows * 3 * 8
+    assert more.prefill_tokens == int(EVAL.prompt_lengths[:rows].sum())
 
 
 async def test_likelihood_per_token_and_per_byte_are_one_number() -> None:

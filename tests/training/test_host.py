@@ -17,7 +17,7 @@ from crucible_tinkex.errors import (
     StorageError,
 )
 from crucible_tinkex.protocol.wire import ForwardBackwardOutput
-from crucible_tinkex.registry import DONE, FAILED, PAUSED, PENDING, RUNNING, STOPPED
+from crucible_tinkex.registry import DONE, FAILED, PAUSED, PENDING, RUNNING, STOPPED, Spent
 from crucible_tinkex.testing import FakeService
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.outcome import Verdict
@@ -234,11 +234,14 @@ class Counting:
     async def update(self, step: int, client: TrainingClient) -> Update:
         return await self._real.update(step, client)
 
-    def measure(self, update: Update, output: ForwardBackwardOutput) -> dict[str, float]:
+    async def measure(self, update: Update, output: ForwardBackwardOutput) -> dict[str, float]:
         return {"rl/reward": float(len(update.batch))}
 
     async def evaluate(self, client: TrainingClient, tell: Tell) -> Evaluation:
         return Evaluation({"eval/reward": 0.5})
+
+    def evaluation_cost(self) -> Spent:
+        return Spent()
 
     async def fingerprint(self, client: TrainingClient) -> float:
         return 1.0

@@ -16,7 +16,7 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.config.sweep.steps import StepsSection
 from crucible_tinkex.errors import ConfigError, ServiceError
 from crucible_tinkex.registry import DONE, FAILED
-from crucible_tinkex.training.harness import Hooks, StepContext
+from crucible_tinkex.training.harness import Hooks, Plan, StepContext, register_training_step
 from crucible_tinkex.training.outcome import Outcome, Verdict
 from crucible_tinkex.training.plan import TrialPlan, trial_identity
 from crucible_tinkex.training.trial_steps import check_steps
@@ -212,6 +212,111 @@ async def test_results_that_json_cannot_hold_fail_the_trial(steps: ModuleType) -
     assert "step 'odd' gave what JSON cannot hold" in str(outcome.error)
 
 
+# --- a harness's plan ----------------------------------------------------------------------------
+
+
+def planned_by(name: str, **section: Any) -> TrialPlan:
+    plan = make_plan()
+    steps = StepsSection(plan=f"{MODULE}:{name}", **section)
+    experiment = plan.experiment.model_copy(update={"steps": steps})
+    return TrialPlan(**{**plan.__dict__, "experiment": experiment})
+
+
+async def test_a_plan_names_the_steps_as_for_the_harness(steps: ModuleType) -> None:
+    def define(plan: Plan) -> None:
+        register_training_step(plan, batch_size=4)
+        plan.add_step("look", lambda ctx: ctx.results["tinkex_training"]["total_steps"])
+        plan.add_step("think", think, {"factor": 2})
+
+    async def think(ctx: StepContext) -> int:
+        return 2 * int(ctx.results["look"])
+
+    steps.define = define  # type: ignore[attr-defined]
+    bench, outcome = await ran(planned_by("define"))
+    assert outcome.verdict is Verdict.ADVANCED
+    assert stages(bench) == [("look", STEPS), ("think", 2 * STEPS)]
+    assert bench.sink.curve("step/think/value") == {STEPS: 2.0 * STEPS}
+
+
+async def test_a_plan_may_be_an_object_with_hooks_that_decide(steps: ModuleType) -> None:
+    heard: list[str] = []
+    hooks = Hooks(
+        before=lambda ctx, name: heard.append(name), on_error=lambda error, ctx, name: "skip"
+    )
+    steps.plan = Plan("p", hooks=hooks).add_step("bad", lambda ctx: 1 / 0)  # type: ignore[attr-defined]
+    steps.plan.add_step("good", lambda ctx: 1)
+    bench, _ = await ran(planned_by("plan"))
+    assert heard == ["bad", "good"]
+    assert stages(bench)[-1] == ("good", 1)
+    assert bench.trial.state == DONE
+
+
+def _plans() -> dict[str, Any]:
+    """What is refused, by what is said of it."""
+
+    def before(plan: Plan) -> None:
+        plan.add_step("early", len)
+        register_training_step(plan)
+
+    def twice(plan: Plan) -> None:
+        register_training_step(plan)
+        register_training_step(plan, name="again")
+
+    def trains(**options: Any) -> Any:
+        return lambda plan: register_training_step(plan, **options)
+
+    return {
+        "no step stands before": before,
+        "trains once": twice,
+        "is called 'tinkex_training'": trains(name="t"),
+        "batch_size = 7, but train.batch_size = 4": trains(batch_size=7),
+        "adam_params, but .optimizer. says another": trains(adam_params={"lr": 0.5}),
+        "no eval_dataset; data.eval says it": trains(eval_dataset=[]),
+        "no on_step_end": trains(on_step_end=print),
+        "train has no option 'epoch'": trains(epoch=1),
+        "a step 'a' already": lambda plan: plan.add_step("a", len).add_step("a", len),
+        "it raised ZeroDivisionError": lambda plan: 1 / 0,
+        "a Plan, or a function": 3,
+        "repeats search.seeds": Plan("p", repeats=2),
+        "search.space or search.configs": Plan("p", {"low": {}, "high": {}}),
+    }
+
+
+@pytest.mark.parametrize("message", list(_plans()))
+def test_a_plan_that_no_trial_can_run_is_refused(steps: ModuleType, message: str) -> None:
+    steps.wrong = _plans()[message]  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=f"steps.plan '{MODULE}:wrong': .*{message}"):
+        check_steps(planned_by("wrong").experiment)
+
+
+def test_a_varied_setting_is_not_the_plans_to_say(steps: ModuleType) -> None:
+    steps.plan = lambda plan: register_training_step(plan, batch_size=4)  # type: ignore[attr-defined]
+    experiment = planned_by("plan").experiment
+    check_steps(experiment)
+    search = experiment.search.model_copy(update={"space": {"train.batch_size": (4, 8)}})
+    with pytest.raises(ConfigError, match=r"the search varies train\.batch_size"):
+        check_steps(experiment.model_copy(update={"search": search}))
+
+
+def test_hooks_have_one_place(steps: ModuleType) -> None:
+    steps.plan = Plan("p", hooks=Hooks(before=print)).add_step("a", len)  # type: ignore[attr-defined]
+    steps.hooks = Hooks  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"steps\.hooks: the plan has hooks already"):
+        check_steps(planned_by("plan", hooks=f"{MODULE}:hooks").experiment)
+
+
+def test_functions_may_be_given_themselves_where_others_can_import_them() -> None:
+    section = StepsSection.model_validate({"plan": register_training_step, "hooks": Hooks})
+    assert section.plan == "crucible_tinkex.training.harness.training:register_training_step"
+    assert section.hooks == "crucible_tinkex.training.harness.plan:Hooks"
+    assert StepsSection.model_validate({"after": [check_steps]}).after == (
+        "crucible_tinkex.training.trial_steps:check_steps",
+    )
+    for local in (lambda plan: None, Plan("p"), 3):
+        with pytest.raises(ConfigError, match="at the top of a module of its own"):
+            identity(steps={"plan": local})
+
+
 # --- identity and bad input ----------------------------------------------------------------------
 
 
@@ -227,7 +332,9 @@ def test_steps_are_a_part_of_the_trial() -> None:
     assert identity(steps={}) == identity(steps={"after": ["tinkex_training"]}) == plain
     one, two = identity(steps={"after": ["a:b"]}), identity(steps={"after": ["a:c"]})
     assert identity(steps={"after": ["tinkex_training", "a:b"]}) == one
-    assert len({plain, one, two}) == 3
+    planned = identity(steps={"plan": "a:b"})
+    assert len({plain, one, two, planned}) == 4
+    assert one == "ffc41e8574ab", "steps of an older sweep are the same steps"
 
 
 @pytest.mark.parametrize(
@@ -238,6 +345,8 @@ def test_steps_are_a_part_of_the_trial() -> None:
         ({"after": ["a:tinkex_training"]}, "only stands first"),
         ({"after": ["a:look", "b:look"]}, "two steps 'look'"),
         ({"after": ["a:_look"]}, "step name"),
+        ({"plan": "plan"}, "must be written module:function"),
+        ({"plan": "a:b", "after": ["a:c"]}, "two ways to say it"),
         ({"hooks": "hooks"}, "must be written module:function"),
         ({"on_error": "ignore"}, "on_error"),
         ({"before": ["a:b"]}, "before"),
@@ -262,4 +371,4 @@ def test_functions_are_looked_up_before_anything_is_spent(
 ) -> None:
     steps.number, steps.other = 3, dict  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match=message):
-        check_steps(StepsSection(**section))
+        check_steps(make_plan().experiment.model_copy(update={"steps": StepsSection(**section)}))

@@ -40,8 +40,8 @@ def test_a_data_file_in_an_adapter_out(tmp_path: Path, monkeypatch: pytest.Monke
 
     state = SweepState.read(sweep.paths)
     trials = [t for t in state.trials.values() if not t.reference]
-    first = trials[0]
-    assert first.decisions[0].reason == "one of search.enqueue, suggested by earlier sweeps"
+    assert any(line.startswith("no guess: 'nano' is a toy") for line in told)
+    assert trials[0].decisions[0].reason == "the next configuration of the search"
     assert state.spent.steps <= 60
 
     # The file that it wrote does the same: nothing is left to do, nothing is amended.
@@ -189,9 +189,39 @@ def test_where_it_trains(
 
 
 def test_hosted_because_of_a_key_is_said_with_the_way_out() -> None:
-    assert "--service embedded trains it on this machine" in told("Qwen/Qwen3-8B", None)
-    assert told("nano", "embedded") == "nano on the embedded server"
-    assert told("m", "https://example.org") == "m on https://example.org"
+    hosted = told("Qwen/Qwen3-8B", None, {"TINKER_API_KEY": "k"})
+    assert hosted == (
+        "Qwen/Qwen3-8B on hosted Tinker, which is billed, as TINKER_API_KEY is set; "
+        "--service embedded trains it on this machine"
+    )
+    elsewhere = {"TINKER_BASE_URL": "https://example.org", "CRUCIBLE_API_KEY_FILE": "key"}
+    assert told("m", None, elsewhere).startswith(
+        "m on https://example.org (TINKER_BASE_URL) as CRUCIBLE_API_KEY_FILE is set; "
+    )
+    assert told("nano", "embedded", {}) == "nano on the embedded server"
+    assert told("m", "https://example.org", {}) == "m on https://example.org"
+
+
+def test_hosted_is_said_before_anything_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", "tml-k")
+    monkeypatch.setenv("TINKER_BASE_URL", "https://no-such-service.invalid")
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n' * 20)
+    heard: list[str] = []
+
+    class ToldError(Exception):
+        pass
+
+    def stop(line: str) -> None:
+        heard.append(line)
+        raise ToldError
+
+    with pytest.raises(ToldError):
+        propose(Wish(str(data), base="org/name", storage=str(tmp_path / "runs")), stop)
+    assert "no-such-service.invalid (TINKER_BASE_URL) as TINKER_API_KEY is set" in heard[0]
+    assert not (tmp_path / "runs").exists()
 
 
 def test_init_writes_a_file_that_is_valid_and_never_overwrites(

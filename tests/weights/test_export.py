@@ -65,6 +65,7 @@ def test_peft_gives_the_logits_of_the_service(
     assert (done.trial_id, done.step, done.merged) == (best["id"], 6, False)
     assert done.checkpoint_path == best["samplers"][0]["path"]
     assert sorted(done.files) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert {(done.folder / name).stat().st_mode & 0o777 for name in done.files} == {0o644}
     plain = logprobs(nano())
     loaded = peft.PeftModel.from_pretrained(nano(), str(done.folder))
     np.testing.assert_allclose(logprobs(loaded), theirs, atol=2e-5)

@@ -11,6 +11,9 @@ ends, the posterior probability of the other sign is below .2 %). The same side 
 errs where one is wrongly called good enough, so winners and ties together err with alpha at most.
 Nothing here grows with the square of the configurations.
 
+The `race` answers another question, which of all would be taken, with alpha of its own: it says
+when seeds suffice, and never that somebody is worse.
+
 Values have shape (..., configurations, seeds), *higher is better*, NaN where not measured; leading
 axes are separate sweeps, so simulations of a thousand sweeps run the same code.
 """
@@ -23,7 +26,8 @@ import numpy as np
 
 from crucible_tinkex.bench.intervals import Bools, Floats, Indices, boundary
 from crucible_tinkex.bench.selection.configurations import FIRST
-from crucible_tinkex.bench.selection.spread import Prior, effects, prior
+from crucible_tinkex.bench.selection.race import race
+from crucible_tinkex.bench.selection.spread import Prior, effects, paired, prior
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,7 @@ class Duels:
 
 def leader(values: Floats) -> Indices:
     """The index of the best configuration by its mean, seeds' effects taken out; shape (...)."""
-    return _best(effects(values)[0][..., 0])
-
-
-def _best(means: Floats) -> Indices:
+    means = effects(values)[0][..., 0]
     return np.asarray(np.argmax(np.where(np.isfinite(means), means, -np.inf), axis=-1))
 
 
@@ -90,28 +91,17 @@ def duels(
     known = known or prior(values)
     index = np.asarray(reference)[..., None, None]
     chosen = np.take_along_axis(values, index, axis=-2)
-    differences = chosen - values
-    there = np.isfinite(differences)
-    shared = there.sum(axis=-1).astype(float)
-    filled = np.where(there, differences, 0.0)
-    count = np.maximum(shared, 1)
-    lead = filled.sum(axis=-1) / count
-    squares = (np.where(there, filled - lead[..., None], 0.0) ** 2).sum(axis=-1)
-    own_df = np.maximum(shared - 1, 0)
-    total = own_df + known.df
-    with np.errstate(divide="ignore", invalid="ignore"):
-        variance = (squares + known.df * 2 * known.variance) / total
-    variance = np.where(total > 0, variance, 0.0)
-    df = np.minimum(total, known.most)
+    found = paired(chosen, values, known)
     itself = np.arange(values.shape[-2]) == index[..., 0]
     if shares is None:
         level = level_of(alpha, equal_shares(values))
     else:
         level = level_of(alpha, np.minimum(shares, shares[np.asarray(reference)][..., None]))
-    sd = np.sqrt(variance)
+    sd = np.sqrt(found.variance)
     with np.errstate(invalid="ignore"):
-        half = boundary(shared, df, level) * np.where(sd > 0, sd, np.inf) / np.sqrt(count)
-    return Duels(lead, sd, shared, df, half, itself)
+        half = boundary(found.shared, found.df, level) * np.where(sd > 0, sd, np.inf)
+        half = half / np.sqrt(np.maximum(found.shared, 1))
+    return Duels(found.lead, sd, found.shared, found.df, half, itself)
 
 
 @dataclass(frozen=True)
@@ -122,7 +112,9 @@ class Contest:
     duels: Duels
     open: Bools
     """Rivals that more seeds could still show to be better than the leader by more than the zone;
-    none: the leader is the best, or as good as the best."""
+    none: with 1 - alpha at least the leader is the best, if any is by more than the zone."""
+    pressing: Bools
+    """Those of the open ones that another seed is best spent on."""
     spread: Prior
 
     @property
@@ -133,13 +125,20 @@ class Contest:
 
 def contest(values: Floats, *, zone: float, alpha: float, shares: Floats | None = None) -> Contest:
     """`zone`: differences up to it do not matter (the indifference zone of ranking and selection,
-    Bechhofer 1954; Kim and Nelson 2001, doi 10.1145/502109.502111). A seed that only one has run
-    counts for nothing here, so that it can tell that one's value without optimism."""
+    Bechhofer 1954). A rival is open until its confidence sequence or the `race` says otherwise: the
+    one is the faster where differences are far larger than the zone, the other where they are not.
+    A seed that only one has run counts for nothing here, so that it can tell that one's value
+    without optimism."""
     together = np.isfinite(values).sum(axis=-2, keepdims=True) > 1
     values = np.where(together, values, np.nan)
     fitted = effects(values)
     known = prior(values, fitted)
-    first = _best(fitted[0][..., 0])
-    found = duels(values, first, alpha=alpha, known=known, shares=shares)
-    competing = np.isfinite(values).any(axis=-1)
-    return Contest(first, found, np.asarray(competing & (found.may_lead_by > zone)), known)
+    means = np.where(np.isfinite(fitted[0][..., 0]), fitted[0][..., 0], -np.inf)
+    each = equal_shares(values) if shares is None else shares
+    run = race(values, means, zone=zone, alpha=alpha, shares=each, known=known)
+    found = duels(values, run.leader, alpha=alpha, known=known, shares=shares)
+    may_win = np.isfinite(means) & (found.may_lead_by > zone)
+    is_open = may_win & ~run.out & ~run.settled[..., None]
+    pressing = is_open & run.pressing
+    pressing = np.where(pressing.any(axis=-1, keepdims=True), pressing, is_open)
+    return Contest(run.leader, found, np.asarray(is_open), np.asarray(pressing), known)

@@ -1,15 +1,15 @@
 """Which seeds to run next, and how many it will take: pure functions of the values so far.
 
-`next_seeds` is sequential elimination with an indifference zone (Paulson 1964; Kim and Nelson 2001,
-doi 10.1145/502109.502111), with confidence sequences instead of a fixed boundary, so that it needs
-no variance beforehand and values may come in any order. Whoever may still be better than the leader
-by more than the zone gets the next seed, together with the leader and with the same number, so that
-all differences stay paired; nobody else. It ends when nobody is left. A configuration that is the
-best by more than the zone is then the leader with probability 1 - alpha at least.
+`next_seeds` is a selection with an indifference zone that needs no variance beforehand (`race`).
+The leader and the rivals that press it most get the next seed with the same number, so that
+differences stay paired; nobody else. It ends when no rival is open any more. A configuration that
+is the best by more than the zone is then the leader with probability 1 - alpha at least, where the
+seeds do about as much to all (docs/statistics.md: what they may differ).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -74,7 +74,8 @@ def next_seeds(
     beyond = f"than {leader} by more than {terms.zone:g}"
     if rivals and offer.shared(leader) < most_seeds and offer.tried < most_seeds + proof:
         reason = f"{len(rivals)} may still be better {beyond}"
-        return offer.made(offer.next({leader, *rivals}), leader, reason)
+        pressing = [found.names[i] for i in np.flatnonzero(result.pressing)]
+        return offer.made(offer.next({leader, *pressing}), leader, reason)
     if offer.alone(leader) < proof:
         runs = offer.new(leader, proof - offer.alone(leader))
         return offer.made(runs, leader, f"for a value of {leader} that took no part in the choice")
@@ -178,13 +179,15 @@ def forecast(found: Table, result: Contest, terms: Terms) -> Forecast:
     needed: dict[int, int] = {}
     for i in np.flatnonzero(result.open):
         shared = int(duels.shared[i])
+        share = min(float(found.shares[i]), float(found.shares[first]))
         n = seeds_to_settle(
             float(duels.lead[i]),
             float(duels.sd[i]),
             shared=shared,
             df=float(duels.df[i]),
-            level=float(level_of(terms.level, np.minimum(found.shares[i], found.shares[first]))),
+            level=float(level_of(terms.level, np.array(share))),
             zone=terms.zone,
+            nats=math.log((1 - share) / (terms.level * share)),
         )
         if n is None:
             return Forecast(None, None, None)

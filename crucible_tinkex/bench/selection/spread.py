@@ -112,3 +112,32 @@ def _inverse_trigamma(y: Floats) -> Floats:
         trigamma = special.zeta(2, x)
         x = x - trigamma * (1 - trigamma / y) / (2 * special.zeta(3, x))
     return np.asarray(x)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences of two configurations over the seeds that both have; arrays of one shape."""
+
+    lead: Floats
+    """Their mean."""
+    variance: Floats
+    """Of one difference, moderated: of these themselves, helped by the prior."""
+    shared: Floats
+    """How many seeds."""
+    df: Floats
+
+
+def paired(chosen: Floats, values: Floats, known: Prior) -> Paired:
+    """`chosen` - `values`, both of shape (..., seeds) with NaN for what was not measured; `known`
+    has the shape of the result, or one that broadcasts to it."""
+    differences = chosen - values
+    there = np.isfinite(differences)
+    shared = there.sum(axis=-1).astype(float)
+    filled = np.where(there, differences, 0.0)
+    lead = filled.sum(axis=-1) / np.maximum(shared, 1)
+    squares = (np.where(there, filled - lead[..., None], 0.0) ** 2).sum(axis=-1)
+    total = np.maximum(shared - 1, 0) + known.df
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = (squares + known.df * 2 * known.variance) / total
+    variance = np.where(total > 0, variance, 0.0)
+    return Paired(lead, variance, shared, np.minimum(total, known.most))

@@ -19,7 +19,11 @@ def tune(
         str | None, typer.Option(help="Base model (default: smollm2-135m-instruct, embedded).")
     ] = None,
     service: Annotated[
-        str | None, typer.Option(help="Address of a service, or `embedded`.")
+        str | None,
+        typer.Option(
+            help="Address, or `embedded`: this machine (default: embedded, but hosted Tinker for "
+            "another --base where a key is set)."
+        ),
     ] = None,
     budget: Annotated[
         str | None, typer.Option(help="What it may use: 2h, 30min, 1e6tok, 500steps, 5usd.")

@@ -82,12 +82,15 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Folder to write to (default: report in the sweep's).")
     ] = None,
+    format: Annotated[
+        str, typer.Option(help="html (with Markdown, JSON and CSV beside it), latex or notebook.")
+    ] = "html",
     json: Json = False,
 ) -> None:
     """Write a page about a sweep, or several: one HTML file that needs no network."""
     from crucible_tinkex.cli.findings.reporting import make_report
 
-    make_report(sweeps, storage=storage or DEFAULT_STORAGE, out=out, json=json)
+    make_report(sweeps, storage=storage or DEFAULT_STORAGE, out=out, format=format, json=json)
 
 
 def watch(

@@ -44,20 +44,21 @@ def serve(
     from crucible_tinkex.server.sessions.limits import Limits
     from crucible_tinkex.server.web.serve import ServeOptions
     from crucible_tinkex.server.web.serve import serve as run_server
+    from crucible_tinkex.telemetry.tracing.serving import server_spans
 
-    run_server(
-        ServeOptions(
-            model=model,
-            host=host,
-            port=port,
-            data_dir=data_dir,
-            api_key_file=api_key_file,
-            ready_file=ready_file,
-            dtype=dtype,
-            device=device,
-            threads=threads,
-            exit_with_parent=exit_with_parent,
-            limits=Limits(max_sessions=max_sessions, max_models=max_sessions),
-            memory_bytes=None if memory_gb is None else int(memory_gb * 1e9),
-        )
+    options = ServeOptions(
+        model=model,
+        host=host,
+        port=port,
+        data_dir=data_dir,
+        api_key_file=api_key_file,
+        ready_file=ready_file,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        exit_with_parent=exit_with_parent,
+        limits=Limits(max_sessions=max_sessions, max_models=max_sessions),
+        memory_bytes=None if memory_gb is None else int(memory_gb * 1e9),
     )
+    with server_spans() as hear:
+        run_server(options, hear=hear)

@@ -50,12 +50,24 @@ def plan(
         bool,
         typer.Option("--probe", help="Prove by models of two steps what the service applies."),
     ] = False,
+    loss: Annotated[
+        list[str] | None,
+        typer.Option(help="Prove that of the service's own losses, too, such as ppo; repeatable."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Say what would run, and check config, data and service. Trains nothing without --probe."""
     from crucible_tinkex.cli.sweeps.planning import plan_file
 
-    plan_file(file, set_ or [], name=name, storage=storage, probe=probe, json=json)
+    plan_file(
+        file,
+        set_ or [],
+        name=name,
+        storage=storage,
+        probe=probe or bool(loss),
+        losses=loss or [],
+        json=json,
+    )
 
 
 def resume(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json as json_module
 
-from crucible_tinkex.api import Sweep
 from crucible_tinkex.cli.terminal.tables import plain_table, print_table
-from crucible_tinkex.registry import SweepState
+from crucible_tinkex.registry import TERMINAL, SweepState
 from crucible_tinkex.sweep.results.leaderboard import Objective, configurations
 from crucible_tinkex.sweep.results.quality import quality_lines, quality_summary
 from crucible_tinkex.sweep.results.views.summary import existing_sweep, read_state
@@ -15,16 +14,20 @@ SHOWN_ROWS = 40
 
 
 def conclusion_lines(state: SweepState) -> list[str]:
-    """The verdict and its conditions; nothing where there is only one configuration."""
-    if sum(not c.reference for c in configurations(state)) < 2:
+    """The verdict and its conditions; nothing where there is only one configuration, or none has
+    ended yet."""
+    found = [c for c in configurations(state) if not c.reference]
+    if len(found) < 2 or not any(t.state in TERMINAL for c in found for t in c.trials):
         return []
     from crucible_tinkex.sweep.results.conclusion import conclusion
 
-    found = conclusion(state)
-    return [found.verdict, *(f"- {note}" for note in found.notes)]
+    said = conclusion(state)
+    return [said.verdict, *(f"- {note}" for note in said.notes)]
 
 
 def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:
+    from crucible_tinkex.api import Sweep  # brings Ray along, which `status` can do without
+
     paths = existing_sweep(storage, sweep)
     found, state = Sweep(paths).conclusion(), read_state(paths)
     if json:
@@ -49,6 +52,8 @@ def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:
 
 
 def show_comparison(sweep: str, a: str, b: str, *, storage: str, json: bool) -> None:
+    from crucible_tinkex.api import Sweep
+
     found = Sweep(existing_sweep(storage, sweep)).compare(a, b)
     if json:
         print(json_module.dumps(found.to_dict()))

@@ -13,21 +13,25 @@ from typing import Any
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.report.data import report_data
 from crucible_tinkex.report.live import serve_page
-from crucible_tinkex.report.writing import write_report
+from crucible_tinkex.report.writing import FORMATS, write_report
 from crucible_tinkex.sweep.results.views.following import Followed
 from crucible_tinkex.sweep.results.views.summary import existing_sweep, read_state
 
 PORT = 8088
 
 
-def make_report(sweeps: Sequence[str], *, storage: str, out: Path | None, json: bool) -> None:
+def make_report(
+    sweeps: Sequence[str], *, storage: str, out: Path | None, format: str, json: bool
+) -> None:
     """One sweep's report lies in its folder; that of several needs `out`."""
+    if format not in FORMATS:
+        raise ConfigError(f"--format {format!r} is none of {', '.join(FORMATS)}")
     if out is None and len(sweeps) > 1:
         raise ConfigError("a report on several sweeps needs a folder: --out DIR")
     folder = out or existing_sweep(storage, sweeps[0]).root / "report"
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; --out needs a folder")
-    page = write_report(_data(sweeps, storage), folder)
+    page = write_report(_data(sweeps, storage), folder, storage=storage, format=format)
     print(json_module.dumps({"page": str(page)}) if json else page)
 
 

@@ -28,11 +28,16 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import DONE, TERMINAL, SweepState
-from crucible_tinkex.sweep.deciding.prices import price_of
+from crucible_tinkex.sweep.deciding.prices import Price, price_of
 from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.sweep.results.quality import quality_lines
 from crucible_tinkex.sweep.results.views.following import Followed, open_trials
-from crucible_tinkex.sweep.results.views.summary import existing_sweep, faults, sweep_state
+from crucible_tinkex.sweep.results.views.summary import (
+    INTERRUPTED,
+    existing_sweep,
+    faults,
+    sweep_state,
+)
 from crucible_tinkex.sweep.results.views.view import TrialView
 
 REFRESH_S = 2.0
@@ -44,13 +49,12 @@ MOST_LINES = 4
 FEWEST_ROWS = 3
 _AROUND_RANKING, _AROUND_OPEN = 6, 5
 """Lines of a table that are no rows."""
-INTERRUPTED = "interrupted"
 
 
 def watch_in_terminal(sweeps: Sequence[str], *, storage: str, once: bool) -> int:
     """Draws on stdout until Ctrl-C, or until all sweeps are done; the last frame stays. `once`, or
     where stdout is no terminal: one frame. Returns the exit code."""
-    found = [Watched.of(existing_sweep(storage, name)) for name in dict.fromkeys(sweeps)]
+    found = [Watched(existing_sweep(storage, name)) for name in dict.fromkeys(sweeps)]
     console = plain_console()
     if not once and console.is_terminal:
         try:
@@ -63,15 +67,30 @@ def watch_in_terminal(sweeps: Sequence[str], *, storage: str, once: bool) -> int
     return 0
 
 
-class Watched(NamedTuple):
+class Watched:
     """A sweep that is looked at again and again."""
 
-    paths: SweepPaths
-    followed: Followed
+    def __init__(self, paths: SweepPaths) -> None:
+        self.paths = paths
+        self._followed = Followed(paths)
+        self._price: Price | None = None
+        self._is_priced = False
 
-    @classmethod
-    def of(cls, paths: SweepPaths) -> Watched:
-        return cls(paths, Followed(paths))
+    def look(self) -> Look:
+        state = self._followed.read()
+        if state.meta and not self._is_priced:
+            self._price, self._is_priced = _price(state, self.paths), True
+        return Look(self.paths, state, sweep_state(state, self.paths), self._price)
+
+
+class Look(NamedTuple):
+    """What was seen of it."""
+
+    paths: SweepPaths
+    state: SweepState
+    name: str
+    """Of the sweep's state."""
+    price: Price | None
 
 
 def _follow(sweeps: Sequence[Watched], console: Console) -> None:
@@ -92,20 +111,19 @@ def _frame(
     nothing will change any more."""
     parts: list[RenderableType] = []
     states = []
-    for place, (paths, followed) in enumerate(sweeps):
-        state = followed.read()
-        states.append(sweep_state(state, paths))
+    for place, watched in enumerate(sweeps):
+        look = watched.look()
+        states.append(look.name)
         parts += [""] if place else []
-        parts += _sweep(state, paths, console, None if height is None else height // len(sweeps))
+        parts += _sweep(look, console, None if height is None else height // len(sweeps))
     return Group(*parts), all(state == DONE for state in states)
 
 
-def _sweep(
-    state: SweepState, paths: SweepPaths, console: Console, height: int | None
-) -> list[RenderableType]:
+def _sweep(look: Look, console: Console, height: int | None) -> list[RenderableType]:
+    state, paths = look.state, look.paths
     views = open_trials(state, paths)
-    head = [_head(state, paths), _progress(state, views, console.width)]
-    head += [*_told(state, paths), *_waits(state, paths, views)]
+    head = [_head(look), _progress(state, views, console.width)]
+    head += [*_told(state, paths), *_waits(look, views)]
     if not state.trials:
         return head
     taken = len(console.render_lines(Group(*head)))
@@ -121,22 +139,26 @@ def _sweep(
     return [*head, ranking, table]
 
 
-def _head(state: SweepState, paths: SweepPaths) -> Text:
-    name = sweep_state(state, paths)
+def _head(look: Look) -> Text:
+    state, name = look.state, look.name
     why = f", by {state.ended}" if state.ended_by else ", paused" if state.held else ""
     ended = sum(t.state in TERMINAL for t in state.trials.values())
-    parts = [f"{ended} of {len(state.trials)} trials ended", *_spent(state, paths)]
-    head = Text.assemble((f"{paths.root.name}: ", "bold"), (name, STYLES.get(name, "bold")))
+    parts = [f"{ended} of {len(state.trials)} trials ended", *_spent(state, look.price)]
+    head = Text.assemble((f"{look.paths.root.name}: ", "bold"), (name, STYLES.get(name, "bold")))
     return head.append(" | ".join([why, *parts]))
 
 
-def _spent(state: SweepState, paths: SweepPaths) -> list[str]:
+def _price(state: SweepState, paths: SweepPaths) -> Price | None:
+    """Read once: neither the base nor what it costs changes while one looks."""
+    try:
+        return price_of(Experiment.loaded(state.meta["experiment"], folder=paths.root))
+    except ConfigError:  # its price table is gone, or too old: what it cost is not known
+        return None
+
+
+def _spent(state: SweepState, price: Price | None) -> list[str]:
     spent = state.spent
     said = [f"{spent.tokens:,} tokens", f"{duration(spent.seconds)} of sessions"]
-    try:
-        price = price_of(Experiment.loaded(state.meta["experiment"], folder=paths.root))
-    except ConfigError:  # its price table is gone, or too old: what it cost is not known
-        return said
     dollars = price.of(spent) if price else 0.0
     return [*said, f"${dollars:,.2f}"] if dollars else said
 
@@ -161,11 +183,10 @@ def _told(state: SweepState, paths: SweepPaths) -> list[RenderableType]:
     return [Text(line, overflow="fold") for line in said]
 
 
-def _waits(
-    state: SweepState, paths: SweepPaths, views: Sequence[TrialView]
-) -> list[RenderableType]:
+def _waits(look: Look, views: Sequence[TrialView]) -> list[RenderableType]:
     lines = wait_lines(view.waiting for view in views if view.waiting)[:MOST_LINES]
-    lines += faults(paths)
-    if sweep_state(state, paths) == INTERRUPTED:
-        lines.append(f"nobody trains it now; continue: crucible resume {sweep_arguments(paths)}")
+    lines += faults(look.paths)
+    if look.name == INTERRUPTED:
+        again = f"crucible resume {sweep_arguments(look.paths)}"
+        lines.append(f"nobody trains it now; continue: {again}")
     return [Text(line, style="yellow", overflow="fold") for line in lines]

@@ -11,7 +11,7 @@ from crucible_tinkex.cli.findings.concluding import conclusion_lines
 from crucible_tinkex.cli.terminal.hints import sweep_arguments
 from crucible_tinkex.cli.terminal.live import LiveTable, PlainProgress
 from crucible_tinkex.cli.terminal.tables import print_leaderboard, verdict
-from crucible_tinkex.registry import FAIL_FAST, SweepState
+from crucible_tinkex.registry import FAIL_FAST
 from crucible_tinkex.sweep.launch import Launch, SweepResult
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
 from crucible_tinkex.sweep.results.leaderboard import Objective
@@ -32,7 +32,7 @@ def execute(
     if json:
         print(json_module.dumps(summary(result.state, prepared.paths)))
     else:
-        _print_result(result.state, prepared)
+        _print_result(result, prepared)
     return result.exit_code
 
 
@@ -59,17 +59,17 @@ def _is_live(quiet: bool) -> bool:
     return sys.stderr.isatty() and not quiet
 
 
-def _print_result(state: SweepState, prepared: PreparedSweep) -> None:
+def _print_result(result: SweepResult, prepared: PreparedSweep) -> None:
+    state = result.state
     print_leaderboard(state)
     print(verdict(state))
     for line in (*conclusion_lines(state), *quality_lines(state, prepared.paths)):
         print(line)
     where = sweep_arguments(prepared.paths)
-    left = prepared.policy().planned - (len(state.trials) - len(state.open))
     if state.ended_by == "budget":
         print(f"\nended by {state.ended}; more: crucible extend {where} --budget 2h")
     elif state.ended_by == FAIL_FAST:
         print(f"\nended by {state.ended}\nonce it is mended: crucible retry {where}")
     elif state.open or state.ended is None:
-        print(f"\ninterrupted with {left} trials to go; continue: crucible resume {where}")
+        print(f"\ninterrupted with {result.left} trials to go; continue: crucible resume {where}")
     print(f"\nresults: {prepared.paths.root}\nlook:    crucible report {where}, or tb {where}")

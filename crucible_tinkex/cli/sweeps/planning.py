@@ -44,12 +44,13 @@ def plan_file(
     storage: str | None,
     json: bool,
     probe: bool = False,
+    losses: Sequence[str] = (),
 ) -> None:
-    """`probe`: also prove what the service applies. Raises `ConfigError` once all is shown, if it
-    does not apply what the search varies."""
+    """`probe`: also prove what the service applies, and that `losses` of its own are what they are
+    called. Raises `ConfigError` once all is shown, if it does not."""
     experiment, source = read_experiment(file, assignments)
     prepared = prepare(experiment, storage=storage, name=name, source=source)
-    data, proof = asyncio.run(_asked(prepared, probe=probe))
+    data, proof = asyncio.run(_asked(prepared, probe=probe, losses=losses))
     found = describe(prepared.measured(data), data, proof)
     if proof:
         found |= {"attested": described(proof, checked_price(experiment))}
@@ -84,7 +85,9 @@ def show(found: Mapping[str, Any]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-async def _asked(prepared: PreparedSweep, *, probe: bool) -> tuple[SweepData, Attestation | None]:
+async def _asked(
+    prepared: PreparedSweep, *, probe: bool, losses: Sequence[str]
+) -> tuple[SweepData, Attestation | None]:
     """Ask the service for its model and tokenise, leaving the sweep's folder alone; have it prove
     what it applies, if that is wanted."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -92,7 +95,9 @@ async def _asked(prepared: PreparedSweep, *, probe: bool) -> tuple[SweepData, At
         async with connected(prepared, data_dir=elsewhere.service) as connection:
             data: SweepData = connection.data
             _coming_proof(prepared, data)
-            return data, await proved(prepared.experiment, connection) if probe else None
+            if not probe:
+                return data, None
+            return data, await proved(prepared.experiment, connection, losses=losses)
 
 
 def describe(

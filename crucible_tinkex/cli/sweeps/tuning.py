@@ -7,15 +7,15 @@ import sys
 from typing import Any
 
 from crucible_tinkex.cli.terminal.hints import sweep_arguments
-from crucible_tinkex.sweep.launch import INTERRUPTED_CODE
 from crucible_tinkex.sweep.results.views.summary import read_state, summary
+from crucible_tinkex.sweep.signals import INTERRUPTED_CODE
 from crucible_tinkex.tuning.tuning import Tuning, Wish, propose
 from crucible_tinkex.weights.export import Exported
 
 
 def tune_data(wish: Wish, *, address: str | None, json: bool, quiet: bool) -> int:
     """Returns the exit code."""
-    tuning = propose(wish)
+    tuning = propose(wish, lambda line: print(f"training {line}", file=sys.stderr, flush=True))
     _explain(tuning)
     from crucible_tinkex.cli.sweeps.execution import execute, run_prepared
 

@@ -36,9 +36,12 @@ def _described(finding: Finding) -> dict[str, Any]:
 def print_attested(found: Mapping[str, Any]) -> None:
     """One line a setting, then the cost."""
     print("\nwhat the service applies")
+    width = max((len(finding["key"]) for finding in found["findings"]), default=0) + 2
     for finding in found["findings"]:
-        asked = ", ".join(map(str, finding["asked"]))
-        print(f"  {finding['key']:<26}{_cut(asked):<26}{finding['verdict']:<15}{finding['why']}")
+        asked = ", ".join(map(_shown, finding["asked"]))
+        print(
+            f"  {finding['key']:<{width}}{_cut(asked):<26}{finding['verdict']:<15}{finding['why']}"
+        )
     spent, dollars = found["spent"], found["dollars"]
     cost = "price unknown" if dollars is None else f"{dollars:.2g} dollars"
     tokens = spent["train_tokens"] + spent["prefill_tokens"]
@@ -47,6 +50,12 @@ def print_attested(found: Mapping[str, Any]) -> None:
         f"{spent['seconds']:.1f} s, {cost}"
     )
     print("  (`plan` keeps no journal: no budget counts this)")
+
+
+def _shown(value: Any) -> str:
+    """The numbers of a loss are pairs of name and value."""
+    pairs = isinstance(value, tuple) and all(isinstance(part, tuple) for part in value)
+    return ", ".join(str(number) for _, number in value) if pairs else str(value)
 
 
 def _cut(text: str, width: int = 24) -> str:

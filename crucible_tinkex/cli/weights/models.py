@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -163,6 +164,47 @@ def find(
         thresholds=dict(map(_threshold, where or [])),
     )
     _print(found, json=json, metric=metric)
+
+
+@models_app.command("export")
+def export_models(
+    file: Annotated[Path | None, typer.Argument(help="New .jsonl (default: to stdout).")] = None,
+    name: Annotated[str | None, typer.Option(help="Only versions of this model.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Only versions in this stage.")] = None,
+    tag: Tags = None,
+    storage: Folder = DEFAULT_STORAGE,
+) -> None:
+    """Write models with versions, stages, aliases, tags and parents, an object a line."""
+    models = _open(storage)
+    asked: dict[str, Any] = {"name": name, "stage": stage, "tags": tag or ()}
+    if file is None:
+        for model in models.list_models(**asked):
+            print(json_module.dumps(model.summary()))
+    else:
+        print(f"{file}: {len(models.export_models(file, **asked))} models")
+
+
+@models_app.command("import")
+def import_models(
+    source: Annotated[
+        Path,
+        typer.Argument(help="What `export` wrote, or a storage folder.", show_default=False),
+    ],
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Where the two differ, keep what is here.")
+    ] = False,
+    storage: Folder = DEFAULT_STORAGE,
+    json: Json = False,
+) -> None:
+    """Take over models from elsewhere; without --keep all of them or, on a conflict, none."""
+    found = _open(storage).import_models(source, keep=keep)
+    if json:
+        print(json_module.dumps(found.to_dict()))
+        return
+    counts = {kind: len(names) for kind, names in found.to_dict().items() if kind != "kept"}
+    print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    for conflict in found.kept:
+        print(f"kept what is here: {conflict}")
 
 
 def _threshold(text: str) -> tuple[str, str]:

@@ -44,6 +44,7 @@ from crucible_tinkex.errors import (
     ServiceError,
     ServiceUnavailableError,
 )
+from crucible_tinkex.protocol import traceparent
 from crucible_tinkex.protocol.wire import API, KEY_HEADER
 from crucible_tinkex.version import VERSION
 
@@ -55,6 +56,7 @@ NOT_YET = Reply(408, (), b"")
 """What a poll without an answer comes to while the service answers other calls."""
 IDEMPOTENCY_KEY = b"X-Idempotency-Key"
 """Names what must not be done twice and has no number of its own. A repeat carries it too."""
+TRACE = traceparent.HEADER.encode()
 _TOLD_S = 1.0
 """Shorter back-offs are not worth a state change."""
 
@@ -208,6 +210,8 @@ class Transport:
 
     async def _attempt(self, call: Call, target: str, limit_s: float) -> Reply | Fault:
         headers = [*self._headers, *call.headers, (b"Accept", call.accept.encode())]
+        if (span := traceparent.active()) is not None:
+            headers.append((TRACE, span.encode()))
         body = Body(call.body) if isinstance(call.body, bytes) else call.body
         if body is not None:
             headers.append((b"Content-Type", body.content_type.encode()))

@@ -55,6 +55,21 @@ class Observer:
         """The session stopped or started moving, or waits for something else now."""
 
 
+class Observers(Observer):
+    """Several observers of one service."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def on_request(self, record: RequestRecord) -> None:
+        for observer in self._observers:
+            observer.on_request(record)
+
+    def on_queue_state(self, state: QueueState) -> None:
+        for observer in self._observers:
+            observer.on_queue_state(state)
+
+
 class Watch:
     """The waits of one session, folded into one state. See the module."""
 

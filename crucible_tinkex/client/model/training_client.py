@@ -36,6 +36,7 @@ from crucible_tinkex.protocol.wire import (
     SaveWeightsResponse,
     Wire,
 )
+from crucible_tinkex.user_calls import called
 
 R = TypeVar("R", bound=Wire)
 
@@ -96,7 +97,9 @@ class TinkexTraining:
     ) -> ForwardBackwardOutput:
         try:
             outputs = await asyncio.gather(*forward)
-            weighed = await asyncio.to_thread(custom_loss.weigh, data, merge(outputs), loss_fn)
+            weighed = await called(
+                custom_loss.weigh, data, merge(outputs), loss_fn, what="the custom loss"
+            )
             rows = iter(weighed.rows)  # The same cuts as before: one number was drawn for each.
             cuts = [list(islice(rows, len(output.loss_fn_outputs))) for output in outputs]
             pieces = self._submit(cuts, backward=True, numbers=numbers)

@@ -8,6 +8,7 @@ does every further use, with `SessionLostError`; `close` gives the shared transp
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import logging
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from crucible_tinkex.client.http.watch import Watch
 from crucible_tinkex.client.interface import EndReason
 from crucible_tinkex.client.session.futures import Promises
 from crucible_tinkex.client.session.heartbeat import beat
+from crucible_tinkex.client.session.room import Room, room_at
 from crucible_tinkex.errors import (
     ProtocolError,
     RequestRejectedError,
@@ -131,6 +133,11 @@ class LiveSession:
         finally:
             await give_back(transport)
 
+    @property
+    def room(self) -> Room:
+        """What is known of the places of its service."""
+        return room_at(self._address, self._key)
+
     # --- calls --------------------------------------------------------------------------------
 
     def transport(self) -> Transport:
@@ -199,8 +206,7 @@ class LiveSession:
     async def _finish(
         self, transport: Transport, session_id: str, reason: EndReason, detail: str | None
     ) -> None:
-        """Where a session cannot be finished, its models are unloaded: else they keep their places
-        until the service has missed enough heartbeats."""
+        """Where a session cannot be finished, its models keep their places; see `room`."""
         request = FinishSessionRequest(reason=FinishReason(type=reason), detail=detail)
         path = f"sessions/{session_id}/finish"
         try:
@@ -208,13 +214,21 @@ class LiveSession:
         except RequestRejectedError:
             if reason == "interrupted":
                 return  # it is to go on, and TuFT forgets an unloaded model's checkpoints
-            models = [ModelRequest(model_id=client.model_id) for client in self._clients]
-            # hatchery reads the id in the query, the others in the body
-            named = [(f"unload_model?model_id={quote(m.model_id, safe=':')}", m) for m in models]
-            calls = [self._farewell(transport, "unload_model", path, m) for path, m in named]
-            await asyncio.gather(*calls, return_exceptions=True)
+            self.room.left.extend(client.model_id for client in self._clients)
+            while self.room.is_short and self.room.left:
+                await self._unload(transport, self.room.left.popleft())
         except ServiceError as error:
             _log.info("the session %s was not finished: %s", session_id, error)
+
+    async def unload(self, model_id: str) -> None:
+        """Have the service give the place of a model free. Whether it did shows later."""
+        await self._unload(self.transport(), model_id)
+
+    async def _unload(self, transport: Transport, model_id: str) -> None:
+        # hatchery reads the id in the query, the others in the body
+        path = f"unload_model?model_id={quote(model_id, safe=':')}"
+        with contextlib.suppress(ServiceError):
+            await self._farewell(transport, "unload_model", path, ModelRequest(model_id=model_id))
 
     async def _farewell(
         self, transport: Transport, operation: str, path: str, request: Wire

@@ -21,7 +21,15 @@ SECONDARY_TARGETS: Mapping[str, float] = {
     "entailment_pass_rate": 0.45,
     "similarity_pass_rate": 0.35,
 }
-KNOWN_TARGETS: Mapping[str, float] = {**SEED_TARGETS, **SECONDARY_TARGETS}
+TRAINING_TARGETS: Mapping[str, float] = {
+    "loss_reduction": 0.95,
+    "citation_invalid_rate": 0.0,
+    "convergence_steps": 500,
+}
+"""On a training's own numbers (`training.progress`)."""
+KNOWN_TARGETS: Mapping[str, float] = {**SEED_TARGETS, **SECONDARY_TARGETS, **TRAINING_TARGETS}
+LEAST_STEPS: Mapping[str, int] = {"loss_reduction": 20, "convergence_steps": 10}
+"""`min_n` of those, by default: steps."""
 
 
 class QualityTarget(Section):
@@ -32,7 +40,7 @@ class QualityTarget(Section):
     direction: Direction | None = None
     """Which way is better; by default the metric's own, else `max`."""
     min_n: int = Field(default=1, ge=1)
-    """Rows below which nothing is settled."""
+    """Rows (of a training's numbers: steps) below which nothing is settled."""
 
 
 def _kind(value: Any) -> str:
@@ -59,7 +67,8 @@ class QualitySection(Section):
     """Metric to a number, or to `{ target = .., direction = .., min_n = .. }`. `eval/` or
     `eval/score/` may be left out of its name. `"default"` is the known target of
     `schema_compliance`, `citation_accuracy` (0.95), `mean_entailment` (0.5), `overall_pass_rate`,
-    `entailment_pass_rate` (0.45) or `similarity_pass_rate` (0.35)."""
+    `entailment_pass_rate` (0.45), `similarity_pass_rate` (0.35), or of the training
+    `loss_reduction` (0.95), `convergence_steps` (500) and `citation_invalid_rate` (0)."""
 
     @field_validator("targets")
     @classmethod
@@ -80,5 +89,6 @@ class QualitySection(Section):
 def _resolved(name: str, target: float | str | QualityTarget) -> QualityTarget:
     if isinstance(target, QualityTarget):
         return target
-    value = KNOWN_TARGETS[name.rpartition("/")[2]] if isinstance(target, str) else target
-    return QualityTarget(target=value)
+    short = name.rpartition("/")[2]
+    value = KNOWN_TARGETS[short] if isinstance(target, str) else target
+    return QualityTarget(target=value, min_n=LEAST_STEPS.get(short, 1))

@@ -47,7 +47,7 @@ class StoppingSection(Section):
     rule: Rule | tuple[Rule, ...] = "none"
     """One rule, or several that all hold. `halving`: at each rung the best `1 / eta` go on (ASHA);
     `topk`: at one rung the best `keep`; `hyperband`: halving in `brackets`; `population`, alone: at
-    each rung clones of the best quarter with other learning rates replace the worst quarter;
+    each rung clones of the best fifth with other learning rates replace the worst fifth;
     `median`: better than the median; `behind`: not far worse than the best; `plateau`, `threshold`,
     `divergence`: by the trial's own curve."""
     eta: int = Field(default=3, ge=2)

@@ -4,18 +4,35 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from crucible_tinkex.config.section import AnchoredPath, Section
+from crucible_tinkex.config.section import AnchoredPath, Section, anchored_path
+from crucible_tinkex.datasets.files.address import is_short_name
 from crucible_tinkex.datasets.files.source import DataFile
 from crucible_tinkex.datasets.rows import Format, TrainOn
 from crucible_tinkex.datasets.tokens.tokenising import TooLong
 
 
+def _placed(value: str, info: ValidationInfo) -> str:
+    return value if is_short_name(value) else anchored_path(value, info)
+
+
+DataPath = Annotated[str, AfterValidator(_placed)]
+"""The name of a published data set, or a path; absolute once it is validated."""
+
+
 class TrainFile(Section):
     """`{ path, weight }`: one of several training files."""
 
-    path: AnchoredPath
+    path: DataPath
     """As `data.train`."""
     weight: float = Field(default=1.0, gt=0, le=1000)
     """How often an epoch shows each of its rows: 0.3 shows three tenths of them, others each time
@@ -31,13 +48,13 @@ def _table(value: Any) -> str:
 
 
 File = Annotated[
-    Annotated[AnchoredPath, Tag("file")] | Annotated[TrainFile, Tag("weighted")],
+    Annotated[DataPath, Tag("file")] | Annotated[TrainFile, Tag("weighted")],
     Discriminator(_table),
 ]
 
 
 Files = Annotated[
-    Annotated[AnchoredPath, Tag("file")] | Annotated[tuple[File, ...], Tag("files")],
+    Annotated[DataPath, Tag("file")] | Annotated[tuple[File, ...], Tag("files")],
     Discriminator(_many),
 ]
 
@@ -47,14 +64,17 @@ class DataSection(Section):
 
     train: Files
     """A JSONL, JSON, CSV, TSV or Parquet file, relative to the experiment file, or at an address
-    (`hf://datasets/ORG/NAME/FILE`, `s3://BUCKET/FILE`). Several: a list of them, in which
-    `{ path = .., weight = .. }` shows a file's rows more or less often than once an epoch."""
+    (`hf://datasets/ORG/NAME/FILE`, `s3://BUCKET/FILE`), or a published data set by its name:
+    `gsm8k`, `mmlu`, `humaneval`, `scifact`, `fever`. Options stand behind a `?`:
+    `"mmlu?subject=anatomy&split=test"`, `"a.jsonl?sample=500&stratify=label"` (docs/data.md).
+    Several: a list of them, in which `{ path = .., weight = .. }` shows a file's rows more or less
+    often than once an epoch."""
     sets: dict[Annotated[str, Field(min_length=1)], Files] = Field(default_factory=dict)
     """Short names for training data that an axis `data.train` of `search.space` takes, such as
     `clean = "a.jsonl"`; a path or list that stands in the axis itself needs none. Where the search
     varies `data.train`, that key may be left out: it is the first of them."""
-    eval: AnchoredPath | None = None
-    """Held-out rows for the `eval/*` metrics."""
+    eval: DataPath | None = None
+    """Held-out rows for the `eval/*` metrics; named as `train`."""
     eval_fraction: float | None = Field(default=None, gt=0, lt=1)
     """Instead of `eval`: hold out about this share of the training rows. Which ones depends on
     their content, so that they stay held out when rows are appended."""

@@ -23,6 +23,7 @@ CLAIMS = (
     "polarity_conflict",
 )
 """Scores of extracted claims, functions of `scoring.claims`: the seed's quality targets."""
+_OURS = "crucible_tinkex.scoring.claims:"
 _CLASS_TAGS = ("eval/class_accuracy", "eval/f1_macro")
 _CLASS_FAMILIES = ("eval/precision/", "eval/recall/", "eval/f1/")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -38,7 +39,7 @@ class ScoreTable(Section):
     """The schema by which the answer must be valid JSON: a table, or the file that holds it."""
     function: str | None = None
     """`module:function`; takes the answer and the row (`prompt`, `expected`, `example_id`,
-    `group`), and gives a number."""
+    `group`, and in `notes` its other keys), and gives a number."""
     name: str | None = None
     """The metric is then `eval/score/<name>`."""
 
@@ -182,6 +183,11 @@ class EvaluationSection(Section):
         )
 
     @property
+    def has_functions(self) -> bool:
+        """Whether a function of the user's is asked, which sees all of a row."""
+        return any(m.function and not m.function.startswith(_OURS) for m in self.scores)
+
+    @property
     def passes(self) -> tuple[int, ...]:
         """Each k of `pass@k`."""
         found = [m.removeprefix(PASS) for m in self.metrics if isinstance(m, str) and PASS in m]
@@ -228,7 +234,7 @@ def asked_for(metric: str) -> bool:
 
 
 def _function(metric: str) -> str:
-    return f"crucible_tinkex.scoring.claims:{metric}" if metric in CLAIMS else metric
+    return f"{_OURS}{metric}" if metric in CLAIMS else metric
 
 
 def _checked_pattern(value: str | None) -> str | None:

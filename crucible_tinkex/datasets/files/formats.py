@@ -32,7 +32,9 @@ FORMATS_HELP = (
     'a row is {"prompt": ..., "completion": ...}, {"text": ...} or '
     '{"messages": [{"role": ..., "content": ...}, ...]}'
 )
-PUBLISHED_HELP = "or as alpaca, sharegpt, scifact, fever or gsm8k are published (docs/data.md)"
+PUBLISHED_HELP = (
+    "or as alpaca, sharegpt, scifact, fever, gsm8k, mmlu or humaneval are published (docs/data.md)"
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Reader:
     row: Callable[[Value, Origin], Row]
     json_keys: tuple[str, ...] = ()
     """Those whose cells in a CSV file hold JSON."""
+    noted: tuple[str, ...] = ()
+    """Those of `keys` that are notes, too."""
 
 
 def row_of(
@@ -71,7 +75,7 @@ def row_of(
     if reader.json_keys:
         value = json_cells(value, reader.json_keys, where)
     row = reader.row(value, Origin(path, line, _id(value.get("id")), _id(value.get("group"))))
-    known = (*reader.keys, "id", "group")
+    known = {*reader.keys, "id", "group"} - {*reader.noted}
     notes = {key: value[key] for key in value if key not in known}
     return replace(row, notes=notes) if notes else row
 
@@ -106,7 +110,9 @@ def _check_object(value: Any, where: str) -> None:
 
 
 def _matching(value: Value, readers: Mapping[Format, Reader]) -> list[Format]:
-    return [name for name, reader in readers.items() if all(key in value for key in reader.keys)]
+    """Formats whose keys it has; without those that another of them has all keys of, and more."""
+    found = {name: {*r.keys} for name, r in readers.items() if all(key in value for key in r.keys)}
+    return [name for name, keys in found.items() if not any(keys < more for more in found.values())]
 
 
 def _check_keys(value: Value, format: Format, readers: Mapping[Format, Reader], where: str) -> None:

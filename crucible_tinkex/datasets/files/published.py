@@ -5,18 +5,23 @@
 | `alpaca` | `instruction`, `input` (may be empty), `output` | the prompt of Stanford's Alpaca |
 | `sharegpt` | `conversations` of `from` (human, gpt, system), `value` | a conversation |
 | `gsm8k` | `question`, `answer` (ends in `#### 42`) | `Problem: .. Solution:` -> the answer |
+| `mmlu` | `question`, `choices`, `answer` (a position), `subject` | choices -> a letter |
+| `humaneval` | `prompt`, `canonical_solution`, `test`, `entry_point` | the prompt -> the solution |
 | `fever` | `claim`, `label`, `evidence` (pages of Wikipedia) | `Claim: .. Verify:` -> the label |
 | `scifact` | `claim`, `evidence`, `cited_doc_ids`, a corpus | abstracts -> CLAIM, RELATION |
 
 The prompts of `fever` and `gsm8k` are those of the Crucible framework's formatters, and `scifact`
 is the claim extractor of its experiments: `CLAIM[c1]` restates the claim, each further claim quotes
 the sentences of one piece of evidence, and `RELATION: c2 supports c1` (or `refutes`) ties it to the
-first. A claim without evidence has nothing to extract and is passed over.
+first. A claim without evidence has nothing to extract and is passed over. The prompt of `mmlu` is
+that of its authors' evaluation (Hendrycks et al., "Measuring Massive Multitask Language
+Understanding", 2021). HumanEval's tests are kept beside the row, and never run here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +110,69 @@ def _fever(value: Value, origin: Origin) -> Row:
     return pair(f"Claim: {claim}\nVerify:", f" {label}", origin)
 
 
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def _mmlu(value: Value, origin: Origin) -> Row:
+    choices = value["choices"]
+    if not isinstance(choices, list) or not 2 <= len(choices) <= len(_LETTERS):
+        raise DataError(
+            f"{origin.where}: 'choices' must be a list of 2 to {len(_LETTERS)} texts, found "
+            + (f"{len(choices)}" if isinstance(choices, list) else type_name(choices))
+        )
+    subject = str(value.get("subject") or "").replace("_", " ").strip()
+    about = f" about {subject}" if subject else ""
+    given = [text(choice, f"'choices'[{i}]", origin).strip() for i, choice in enumerate(choices)]
+    lines = [
+        f"The following are multiple choice questions (with answers){about}.\n",
+        text(value["question"], "'question'", origin).strip(),
+        *(f"{letter}. {choice}" for letter, choice in zip(_LETTERS, given, strict=False)),
+        "Answer:",
+    ]
+    return pair("\n".join(lines), f" {_letter(value['answer'], len(choices), origin)}", origin)
+
+
+def _letter(answer: Any, choices: int, origin: Origin) -> str:
+    """Of an answer that is a position, or a letter."""
+    legal = _LETTERS[:choices]
+    if isinstance(answer, str) and answer.strip().upper() in tuple(legal):
+        return answer.strip().upper()
+    # A table without types writes the position as text.
+    number = int(answer) if isinstance(answer, str) and answer.strip().isdecimal() else answer
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < choices:
+        return legal[number]
+    raise DataError(
+        f"{origin.where}: 'answer' must be the position of a choice, 0 to {choices - 1}, or its "
+        f"letter, not {answer!r}"
+    )
+
+
+def _humaneval(value: Value, origin: Origin) -> Row:
+    prompt = text(value["prompt"], "'prompt'", origin)
+    solution = text(value["canonical_solution"], "'canonical_solution'", origin)
+    entry_point = text(value["entry_point"], "'entry_point'", origin)
+    text(value["test"], "'test'", origin)
+    if f"def {entry_point}" not in prompt:
+        raise DataError(
+            f"{origin.where}: 'prompt' must hold the head of the function {entry_point!r}, which "
+            "'entry_point' names"
+        )
+    task = value.get("task_id")
+    named = origin if origin.id or not isinstance(task, str) else replace(origin, id=task)
+    return pair(prompt, solution, named)
+
+
 PUBLISHED: Mapping[Format, Reader] = {
     **OWN,
     "alpaca": Reader(("instruction", "output"), _alpaca),
     "sharegpt": Reader(("conversations",), _sharegpt, json_keys=("conversations",)),
     "gsm8k": Reader(("question", "answer"), _gsm8k),
+    "mmlu": Reader(("question", "choices", "answer"), _mmlu, json_keys=("choices",)),
+    "humaneval": Reader(
+        ("prompt", "canonical_solution", "test", "entry_point"),
+        _humaneval,
+        noted=("test", "entry_point"),
+    ),
     "fever": Reader(("claim", "label"), _fever),
 }
 """All formats whose rows stand alone; `scifact` needs a corpus (`with_corpus`)."""

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path, PurePosixPath
 
+from crucible_tinkex.datasets.files.catalogue import HUB
 from crucible_tinkex.errors import ConfigError, DataError, StorageError
 from crucible_tinkex.storage import Objects, write_atomic
 
 _OBJECTS = ("s3://", "gs://", "az://")
-_HUB = "hf://datasets/"
+# A revision of the hub's own making has slashes, as in its file system for fsspec.
+_ON_THE_HUB = re.compile(r"([^/@]+/[^/@]+)(?:@(refs/convert/\w+|refs/pr/\d+|[^/]+))?/(.+)")
 
 
 def is_remote(name: str) -> bool:
@@ -26,34 +29,35 @@ def is_remote(name: str) -> bool:
 
 def fetched(name: str) -> Path:
     """A local file with what lies at the address `name`. Raises `DataError`."""
-    if name.startswith(_HUB):
+    if name.startswith(HUB):
         return _from_hub(name)
     if name.startswith(_OBJECTS):
         return _from_bucket(name)
     raise DataError(
-        f"{name}: data are read from files, {_HUB}ORG/NAME/FILE, {', '.join(_OBJECTS)}; download "
+        f"{name}: data are read from files, {HUB}ORG/NAME/FILE, {', '.join(_OBJECTS)}; download "
         "it and name the file"
     )
 
 
 def _from_hub(name: str) -> Path:
-    organisation, _, rest = name.removeprefix(_HUB).partition("/")
-    repository, _, file = rest.partition("/")
-    repository, _, revision = repository.partition("@")
-    if not (organisation and repository and file):
-        raise DataError(f"{name}: an address on the hub is {_HUB}ORG/NAME[@REVISION]/FILE")
+    found = _ON_THE_HUB.fullmatch(name.removeprefix(HUB))
+    if found is None:
+        raise DataError(f"{name}: an address on the hub is {HUB}ORG/NAME[@REVISION]/FILE")
+    repository, revision, file = found.groups()
     try:
         from huggingface_hub import hf_hub_download
     except ModuleNotFoundError as error:
         raise DataError(f"{name}: needs `pip install 'crucible-tinkex[hf]'`") from error
     try:
         path: str = hf_hub_download(
-            f"{organisation}/{repository}", file, repo_type="dataset", revision=revision or None
+            repository, file, repo_type="dataset", revision=revision or None
         )
     except (OSError, ValueError) as error:  # the hub's own errors derive from these
         raise DataError(
             f"{name}: could not be fetched from the Hugging Face hub ({type(error).__name__}); "
-            "check the address and the network (HF_TOKEN for a gated data set)"
+            "check the address and the network (HF_TOKEN for a gated data set), or fetch it where "
+            f"there is one, with `hf download {repository} {file} --repo-type dataset"
+            f"{f' --revision {revision}' if revision else ''}`, and name the file"
         ) from error
     return Path(path)
 

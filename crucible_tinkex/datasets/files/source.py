@@ -13,13 +13,17 @@ from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from crucible_tinkex.datasets.files.address import Address
+from crucible_tinkex.datasets.files.catalogue import CATALOGUE
 from crucible_tinkex.datasets.files.containers import kind_of, values
+from crucible_tinkex.datasets.files.flattened import whole_claims
 from crucible_tinkex.datasets.files.formats import FORMATS_HELP, Reader, detect, row_of
 from crucible_tinkex.datasets.files.published import (
     has_evidence,
@@ -48,6 +52,7 @@ class RowFile:
     """A file whose rows were all read once."""
 
     declared: DataFile
+    address: Address
     local: Path
     """Where it lies; the same, but for a file that was fetched."""
     format: Format
@@ -58,6 +63,8 @@ class RowFile:
     """Whether any row has an id of its own."""
     passed_over: int
     """Claims without evidence (`scifact`)."""
+    taken: npt.NDArray[np.bool_]
+    """Which of the rows were asked for."""
     state: tuple[int, int]
 
     def rows(self) -> Iterator[Row]:
@@ -66,10 +73,12 @@ class RowFile:
             raise DataError(
                 f"{self.declared.path}: the file changed while it was in use; run it again"
             )
-        readers = _readers(self.corpus)
-        for line, value in values(self.local, self.declared.path):
-            if self.format != "scifact" or has_evidence(value):
-                yield row_of(value, self.format, readers, path=self.declared.path, line=line)
+        readers, place = _readers(self.corpus), self.address.place
+        found = whole_claims(values(self.local, place))
+        if self.format == "scifact":
+            found = ((line, value) for line, value in found if has_evidence(value))
+        for line, value in islice(found, len(self.keys)):
+            yield row_of(value, self.format, readers, path=place, line=line)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +155,7 @@ def open_rows(
         _opened(file if isinstance(file, DataFile) else DataFile(str(file)), format, corpus)
         for file in files
     ]
-    return Rows(opened, [np.ones(len(file.keys), np.bool_) for file in opened])
+    return Rows(opened, [file.taken for file in opened])
 
 
 def read_rows(
@@ -157,7 +166,8 @@ def read_rows(
 
 
 def _opened(declared: DataFile, format: Format | None, corpus: str | Path | None) -> RowFile:
-    name = declared.path
+    address = Address.parse(declared.path)
+    name, choice, labels = address.place, address.choice, list[str]()
     if format is not None and format not in get_args(Format):
         legal = ", ".join(get_args(Format))
         raise DataError(f"{name}: there is no data format {format!r}; choose one of {legal}")
@@ -165,10 +175,12 @@ def _opened(declared: DataFile, format: Format | None, corpus: str | Path | None
     state = _state(local)
     keys, named, passed_over = array("Q"), False, 0
     readers, corpus_path = _readers(None), None
-    for line, value in values(local, name):
+    for line, value in whole_claims(values(local, name)):
         if not keys and not passed_over:
             format = format or detect(value, readers, path=name, line=line)
-            corpus_path = _corpus_of(name, corpus) if format == "scifact" else None
+            corpus_path = (
+                _corpus_of(name, corpus or address.corpus) if format == "scifact" else None
+            )
             readers = _readers(corpus_path)
         assert format is not None
         if format == "scifact" and not has_evidence(value):
@@ -177,10 +189,24 @@ def _opened(declared: DataFile, format: Format | None, corpus: str | Path | None
         row = row_of(value, format, readers, path=name, line=line)
         keys.append(row.key)
         named = named or row.id is not None
+        if choice.stratify is not None:
+            labels.append(_label(value, choice.stratify, row))
+        if len(keys) == choice.limit:
+            break
     if not keys or format is None:
         raise DataError(f"{name}: the file has no rows; {FORMATS_HELP}")
     found = np.frombuffer(keys, np.uint64)
-    return RowFile(declared, local, format, corpus_path, found, named, passed_over, state)
+    taken = choice.taken(len(found), labels)
+    return RowFile(
+        declared, address, local, format, corpus_path, found, named, passed_over, taken, state
+    )
+
+
+def _label(value: Mapping[str, Any], key: str, row: Row) -> str:
+    if key not in value:
+        known = ", ".join(repr(name) for name in value)
+        raise DataError(f"{row.where}: stratify names the key {key!r}, and the row has {known}")
+    return str(value[key])
 
 
 def _readers(corpus: Path | None) -> Mapping[Format, Reader]:
@@ -211,7 +237,10 @@ def _local(name: str) -> Path:
     if file.is_dir():
         raise DataError(f"{name}: this is a folder; name a file in it")
     if not file.exists():
-        raise DataError(f"{name}: no such file; paths in an experiment file start from its folder")
+        short = "" if file.suffix else f"; short names are {', '.join(CATALOGUE)}"
+        raise DataError(
+            f"{name}: no such file; paths in an experiment file start from its folder{short}"
+        )
     kind_of(name)
     return file
 

@@ -167,6 +167,14 @@ class TokenisedDataset:
         kept = json.loads(bytes(self.about[self.about_offsets[i] : self.about_offsets[i + 1]]))
         return RowText(kept["row"], kept["completion"], self.spans.reshape(-1, 2)[start + 1 : end])
 
+    def notes(self, i: int) -> Mapping[str, Any]:
+        """The keys of row i that its format does not read; none where texts were not kept."""
+        if not len(self.about_offsets):
+            return {}
+        kept = json.loads(bytes(self.about[self.about_offsets[i] : self.about_offsets[i + 1]]))
+        notes: Mapping[str, Any] = kept.get("notes", {})
+        return notes
+
     def _span(self, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")

@@ -183,7 +183,11 @@ class _Making:
 
     def _keep_text(self, row: Row, example: _Example) -> None:
         completion = row.completion_text
-        about = {"row": {**row.fields, **row.notes}, "completion": completion}
+        about = {
+            "row": {**row.fields, **row.notes},
+            "notes": dict(row.notes),
+            "completion": completion,
+        }
         raw = json.dumps(about, default=str).encode()
         self.about.extend(raw)
         self.about_lengths.append(len(raw))

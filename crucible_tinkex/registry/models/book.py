@@ -1,7 +1,8 @@
 """What the log of a model registry folds to: a pure fold, tolerant of newer records.
 
 The fold numbers the versions, so that two registrations can never share a number whatever wrote
-them. Unknown types and fields, and changes of models that are not there, are passed over.
+them; an imported model keeps its number if that is free. Unknown types and fields, and changes of
+models that are not there, are passed over.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class Book:
 
     models: dict[str, dict[int, _Model]] = field(default_factory=dict)
     """By name and version; those deleted are gone."""
+    deleted: dict[str, set[int]] = field(default_factory=dict)
+    """Their versions."""
     numbers: dict[str, int] = field(default_factory=dict)
     """The last version of each name, deleted ones included."""
     aliases: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -47,7 +50,7 @@ class Book:
 
     def versions(self, name: str) -> list[ModelVersion]:
         """Oldest first; none for an unknown name."""
-        return [self._frozen(m) for m in self.models.get(name, {}).values()]
+        return [self._frozen(m) for _, m in sorted(self.models.get(name, {}).items())]
 
     def all(self) -> list[ModelVersion]:
         return [v for name in sorted(self.models) for v in self.versions(name)]
@@ -74,7 +77,8 @@ class Book:
         fields = {k: v for k, v in record["entry"].items() if k in ModelEntry.model_fields}
         entry = ModelEntry.model_validate(fields)
         name = record["name"]
-        version = self.numbers[name] = self.numbers.get(name, 0) + 1
+        version = self._number(name, record.get("version"))
+        self.numbers[name] = max(version, self.numbers.get(name, 0))
         self.models.setdefault(name, {})[version] = _Model(
             name,
             version,
@@ -83,6 +87,11 @@ class Book:
             dict(entry.metrics),
             dict.fromkeys(entry.tags),
         )
+
+    def _number(self, name: str, asked: int | None) -> int:
+        """Of a new version: the next, or that which an imported model had, if nobody had it."""
+        used = {*self.models.get(name, {}), *self.deleted.get(name, ())}
+        return self.numbers.get(name, 0) + 1 if asked is None or asked in used else asked
 
     def _metrics(self, record: Record) -> None:
         if model := self._find(record):
@@ -113,7 +122,8 @@ class Book:
 
     def _deleted(self, record: Record) -> None:
         name, version = record["name"], record["version"]
-        self.models.get(name, {}).pop(version, None)
+        if self.models.get(name, {}).pop(version, None):
+            self.deleted.setdefault(name, set()).add(version)
         if not self.models.get(name):
             self.models.pop(name, None)
         aliases = self.aliases.get(name, {})

@@ -2,7 +2,8 @@
 
 Guarantees: a call that changes something returns when it is durable; writers wait for each other at
 a file lock, read what the others wrote, then check and write, so no change is made on an old state;
-what a killed writer left half is dropped; registering the same checkpoint under the same name again
+what a killed writer left half is dropped; a change that is durable is told to the storage's
+handlers (`telemetry.facts`), once; registering the same checkpoint under the same name again
 changes nothing but what is new about it. Reading needs no lock. Every call reads what is new.
 
 Each change is a segment of its own (`storage.log`), which makes the order of the segments the order
@@ -22,9 +23,12 @@ from typing import Any
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import Direction
+from crucible_tinkex.registry.facts import model_fact
 from crucible_tinkex.registry.journal import parsed
+from crucible_tinkex.registry.models import exchange
 from crucible_tinkex.registry.models.book import Book
 from crucible_tinkex.registry.models.ensemble import Distinct, find
+from crucible_tinkex.registry.models.exchange import Imported
 from crucible_tinkex.registry.models.records import (
     ModelEntry,
     ModelVersion,
@@ -34,7 +38,16 @@ from crucible_tinkex.registry.models.records import (
     checked_tags,
     model_id,
 )
-from crucible_tinkex.storage import Lock, SegmentLog, read_segment, segments, storage_errors
+from crucible_tinkex.storage import (
+    Lock,
+    SegmentLog,
+    read_segment,
+    segments,
+    storage_errors,
+    write_atomic,
+)
+from crucible_tinkex.telemetry.facts.fact import Fact
+from crucible_tinkex.telemetry.facts.telling import tell
 
 FOLDER = ".models"
 VERSION = 1
@@ -182,6 +195,38 @@ class ModelRegistry:
             change.of(model, "tags", add=tags)
         return change.again(model)
 
+    def import_models(self, source: str | Path, *, keep: bool = False) -> Imported:
+        """Take over the models of a file (`.jsonl` or `.json`, as `export_models` writes it), of a
+        folder of such files, or of another storage, all at once. What is here already and says the
+        same is left alone. Raises `ConfigError` that names every conflict, and changes nothing,
+        unless what is here is to be kept (`keep`); `DataError` for what is no such file."""
+        path = Path(source).expanduser()
+        other = path if path.name == FOLDER else path / FOLDER
+        if other.is_dir():
+            models = exchange.shipped(ModelRegistry(other.resolve()).list_models(), str(path))
+        else:
+            models = exchange.read(path)
+        with self._changing() as change:
+            found = exchange.bring(change.book, models, change.write)
+            if found.kept and not keep:
+                raise ConfigError(
+                    f"{path}: {len(found.kept)} conflicts, and nothing was imported: "
+                    f"{'; '.join(found.kept)}. Change the file, or keep what is here (--keep)"
+                )
+            return found
+
+    def export_models(self, file: str | Path, **asked: Any) -> list[ModelVersion]:
+        """Write the models that fit (`list_models`) to a new `.jsonl`, one a line."""
+        path = Path(file).expanduser()
+        if path.exists():
+            raise ConfigError(f"{path} exists; name another file, or remove it")
+        if path.suffix != ".jsonl":
+            raise ConfigError(f"{path}: models are written as .jsonl; name it so")
+        models = self.list_models(**asked)
+        lines = [json.dumps(model.summary()) + "\n" for model in models]
+        write_atomic(path, "".join(lines).encode())
+        return models
+
     def update_metrics(self, name: str, metrics: Mapping[str, float]) -> ModelVersion:
         """Add measurements; one that is known is replaced."""
         ModelEntry.parse(name, {"checkpoint_path": "x", "metrics": dict(metrics)})
@@ -257,6 +302,7 @@ class ModelRegistry:
                     log.append([json.dumps(r).encode() for r in change.records])
         finally:
             lock.close()
+        tell(self._folder.parent, *change.facts)
 
 
 class _Change:
@@ -265,12 +311,16 @@ class _Change:
     def __init__(self, book: Book, now: float) -> None:
         self.book = book
         self.records: list[dict[str, Any]] = []
+        self.facts: list[Fact] = []
         self._now = now
 
     def write(self, kind: str, **fields: Any) -> None:
         record = {"type": kind, "v": VERSION, "time": self._now, **fields}
         self.records.append(record)
         self.book.fold([record])
+        number = self.book.numbers[record["name"]] if kind == "registered" else None
+        if (fact := model_fact(record, number or record.get("version"))) is not None:
+            self.facts.append(fact)
 
     def of(self, model: ModelVersion, kind: str, **fields: Any) -> None:
         self.write(kind, name=model.name, version=model.version, **fields)

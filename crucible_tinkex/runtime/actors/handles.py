@@ -117,8 +117,10 @@ class RegistryHandle:
     ) -> None:
         await self._call("record_result", trial_id, attempt, step, metrics, spent)
 
-    async def record_spend(self, trial_id: str, attempt: int, spent: Spent) -> Used:
-        used: Used = await self._call("record_spend", trial_id, attempt, spent)
+    async def record_spend(
+        self, trial_id: str, attempt: int, spent: Spent, announced: Spent | None = None
+    ) -> Used:
+        used: Used = await self._call("record_spend", trial_id, attempt, spent, announced)
         return used
 
     async def finish(

@@ -7,21 +7,21 @@ neither torch nor transformers, and no reader or writer of files.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 from dataclasses import dataclass
 from typing import Any
 
 from ray.actor import ActorHandle
 
-from crucible_tinkex.client.http.watch import Observer, QueueState, RequestRecord
-from crucible_tinkex.client.interface import TrainingService
 from crucible_tinkex.client.resolved import ResolvedService
 from crucible_tinkex.events import EventWriter
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.runtime.actors.handles import RegistryHandle, TelemetryHandle
+from crucible_tinkex.runtime.ports import Beat
+from crucible_tinkex.runtime.pulse import Pulse
 from crucible_tinkex.telemetry.sender import BufferedSink
+from crucible_tinkex.telemetry.tracing.asked import Tracing
+from crucible_tinkex.telemetry.tracing.run import joined
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.host import SessionHost
 from crucible_tinkex.training.outcome import Outcome
@@ -39,64 +39,37 @@ class RunContext:
     service: ResolvedService
     registry: ActorHandle[Any]
     telemetry: ActorHandle[Any]
-
-
-class _Waits(Observer):
-    """Hears of a session's waits, and passes all on."""
-
-    def __init__(self, run: _Run, observer: Observer) -> None:
-        self._run = run
-        self._observer = observer
-
-    def on_request(self, record: RequestRecord) -> None:
-        self._observer.on_request(record)
-
-    def on_queue_state(self, state: QueueState) -> None:
-        self._run.held(state.resume_at or 0.0)
-        self._observer.on_queue_state(state)
+    tracing: Tracing | None = None
 
 
 class _Run:
-    """The sessions of one run in this process, and how long the service asked them to wait."""
+    """The sessions of one run in this process."""
 
     def __init__(self, context: RunContext, data: SweepData) -> None:
         self.service = context.service
-        self._held_until = 0.0
-        self._held = asyncio.Event()
+        self.pulse = Pulse()
         telemetry = TelemetryHandle(context.telemetry, context.paths)
         writer = EventWriter(context.sweep_id, context.experiment_id, run_id=context.run_id)
         self._sink = BufferedSink(writer, telemetry.record)
+        handlers, self._exporting = joined(context.tracing)
         self.sessions = SessionHost(
-            connect=self._connect,
+            connect=self.pulse.watching(context.service.connect),
             registry=RegistryHandle(context.registry, context.paths, context.run_id),
             sink=self._sink,
             data=data,
             sweep=context.paths.root.name,
+            handlers=handlers,
         )
-
-    def _connect(self, observer: Observer) -> TrainingService:
-        return self.service.connect(_Waits(self, observer))
-
-    def held(self, until: float) -> None:
-        """The service asked a session here to send nothing before `until` (Unix seconds)."""
-        if until > self._held_until:
-            self._held_until = until
-            self._held.set()
-
-    async def held_until(self, after_s: float, known: float) -> float:
-        """The latest of these times: once it is later than `known`, or after `after_s`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(after_s):
-                while self._held_until <= known:
-                    self._held.clear()
-                    await self._held.wait()
-        return self._held_until
 
     async def aclose(self) -> None:
         try:
             await self.sessions.aclose()
         finally:
-            await self._sink.aclose()
+            try:
+                await self._sink.aclose()
+            finally:
+                if self._exporting is not None:
+                    await self._exporting.aclose()
 
 
 class SessionActor:
@@ -112,9 +85,10 @@ class SessionActor:
         """Make ready for a run; the other calls expect it."""
         self._runs[context.run_id] = _Run(context, data)
 
-    async def heartbeat(self, run_id: str, after_s: float, known: float) -> float:
-        """When the run's sessions here may send again (Unix seconds); see `pool.Host`."""
-        return await self._runs[run_id].held_until(after_s, known)
+    async def heartbeat(self, run_id: str, after_s: float, known: float) -> Beat:
+        """See `ports.Host`."""
+        run = self._runs[run_id]
+        return await run.pulse.beat(run.sessions, after_s, known)
 
     async def advance(self, run_id: str, plan: TrialPlan, to_step: int) -> Outcome:
         """Train a trial up to `to_step`; open its session first if it has none."""

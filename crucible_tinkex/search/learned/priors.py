@@ -7,6 +7,10 @@ more; the second is the rate that helps most where the first one is wrong; and s
 are an answer to "which n trials should I run", not n versions of one answer. Nothing is fitted: a
 few round widths say what "similar" means (`_WIDTH`, `_SAME_BASE`, `_SAME_FAMILY`).
 
+Where the storage holds finished sweeps of this very base, of like batch and length and trained in
+the same way, they alone are asked, whatever their ranks: a curve is then the best loss that a rate
+had. A toy (`BaseFacts.is_toy`) and a real model are never asked about each other.
+
 Batch size: rates are carried from one batch size to another by the square root of their ratio, the
 rule for Adam of Malladi et al. 2022 (arXiv 2205.10287). Number of steps: no rule has a good source
 (1.5 times below 100 steps is hearsay), so a length only weighs, and far ones are named.
@@ -17,18 +21,15 @@ outside the records is said in words, never silently extrapolated.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from itertools import pairwise
 from statistics import fmean
 
 from crucible_tinkex.search.learned.bases import BaseFacts, facts
+from crucible_tinkex.search.learned.records import RANK, RATE, Record
 
-RATE, RANK = "optimizer.learning_rate", "lora.rank"
 USUAL_RATES = tuple(float(f"{m}e{e}") for e in (-5, -4, -3, -2) for m in (1, 3))
 """Guessed from where the question offers no rates; finer steps gain less than seeds differ by."""
 DIVERGED = 0.5
@@ -38,22 +39,10 @@ _WIDTH = {"rank": 1.0, "billions": 4.0, "batch_size": 2.0, "steps": 2.0}
 """Doublings at which a curve of another rank, size, ... weighs half. A rate depends on the rank
 more than on the size: among the published grids the best one moves with the rank within a base."""
 _SAME_BASE, _SAME_FAMILY = 4.0, 1.5
+_SAME_RATE = math.log2(10) / 4
+"""Doublings within which two rates are one guess: half a step of the search."""
 _FAR = 2.0
 """Doublings beyond the records from which on a question is called out of range."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One finished trial. `metric`: smaller is better, and never negative."""
-
-    base: str
-    learning_rate: float
-    rank: int
-    batch_size: int
-    steps: int
-    metric: float
-    sweep: str = ""
-    """Trials of one sweep, base, batch size and length are compared with each other; no others."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +54,8 @@ class Question:
     steps: int
     ranks: tuple[int, ...] = ()
     rates: tuple[float, ...] = ()
+    way: str = ""
+    """As in `Record`."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +90,12 @@ class _Curve:
     steps: int
     points: tuple[tuple[float, float], ...]
     """log2 of the rate, ascending, and the loss there."""
+    own: bool = False
+    """Of this base, by the storage's own sweeps."""
+
+    @property
+    def best_rate(self) -> float:
+        return 2 ** min(self.points, key=lambda point: point[1])[0]
 
     def loss(self, log_rate: float) -> float | None:
         """Between two measured rates on a line; None outside them, within a rounding."""
@@ -108,39 +105,27 @@ class _Curve:
         return None
 
 
-@cache
-def published() -> tuple[Record, ...]:
-    """The grids that come with this package; see `recorded/README.md`."""
-    folder = resources.files("crucible_tinkex.search") / "recorded"
-    text = (folder / "tinker_sft_grids.csv").read_text(encoding="utf-8")
-    return tuple(grid_records(text.splitlines(), sweep="tulu3"))
-
-
-def grid_records(lines: Iterable[str], *, sweep: str) -> list[Record]:
-    """The rows of a table like the published one, which was made with batch 128 and 780 steps."""
-    return [
-        Record(
-            base=row["base_model"],
-            learning_rate=float(row["learning_rate"]),
-            rank=int(row["lora_rank"]),
-            batch_size=128,
-            steps=780,
-            metric=float(row["test_nll"]),
-            sweep=sweep,
-        )
-        for row in csv.DictReader(lines)
-    ]
-
-
 def suggest(records: Iterable[Record], question: Question, *, count: int = 2) -> Prior:
     """At most `count` guesses, fewer where fewer rates were ever measured; none, and in `doubts`
     why, where the records say nothing."""
-    found = [r for r in records if math.isfinite(r.metric)]
+    asked = facts(question.base)
+    finite = [r for r in records if math.isfinite(r.metric)]
+    found = [r for r in finite if facts(r.base).is_toy == asked.is_toy]
+    if not found and finite:
+        return Prior((), (_of_another_kind(question, asked),))
+    if own := _own_curves(found, question):
+        return _prior(found, own, question, _own_rank(own, question), count)
+    found = [r for r in found if r.way == question.way] or found
     curves = _curves(found)
     if not curves:
         return Prior((), ("no finished sweep has tried more than one learning rate",))
+    return _prior(found, curves, question, _best_rank(found, question, asked), count)
+
+
+def _prior(
+    found: Sequence[Record], curves: Sequence[_Curve], question: Question, rank: int, count: int
+) -> Prior:
     asked = facts(question.base)
-    rank = _best_rank(found, question, asked)
     weights = [_weight(curve, question, asked, rank) for curve in curves]
     losses = _losses(curves, weights, question)
     if not losses:
@@ -163,13 +148,52 @@ def _curves(records: Sequence[Record]) -> list[_Curve]:
         cells.setdefault(key, {}).setdefault(r.learning_rate, []).append(r.metric)
     curves = []
     for (_, base, rank, batch_size, steps), found in cells.items():
-        means = {math.log2(rate): fmean(values) for rate, values in found.items()}
-        best = min(means.values())
-        if len(means) < 2 or best <= 0:
-            continue
-        points = [(rate, min(DIVERGED, mean / best - 1)) for rate, mean in sorted(means.items())]
-        curves.append(_Curve(base, facts(base), rank, batch_size, steps, tuple(points)))
+        means = {rate: fmean(values) for rate, values in found.items()}
+        curves += _curve(base, rank, batch_size, steps, means)
     return curves
+
+
+def _curve(
+    base: str, rank: int, size: int, steps: int, losses: Mapping[float, float], *, own: bool = False
+) -> list[_Curve]:
+    """None where it says nothing. `losses`: by rate. `size`: of a batch."""
+    best = min(losses.values())
+    if len(losses) < 2 or best <= 0:
+        return []
+    points = [(math.log2(r), min(DIVERGED, x / best - 1)) for r, x in sorted(losses.items())]
+    return [_Curve(base, facts(base), rank, size, steps, tuple(points), own)]
+
+
+def _own_curves(records: Sequence[Record], question: Question) -> list[_Curve]:
+    """Of the storage's finished sweeps of this base, if they are near in batch size and length and
+    learn in the same way: one for each sweep, the least loss that a rate had at any rank; `rank`
+    is that of the best."""
+    sweeps: dict[tuple[str, int, int], dict[tuple[float, int], list[float]]] = {}
+    for r in records:
+        is_own = r.base == question.base and not r.published and r.way == question.way
+        apart = (
+            _doublings(r.batch_size, question.batch_size),
+            _doublings(r.steps, question.steps),
+        )
+        if is_own and max(apart) <= _FAR:
+            cells = sweeps.setdefault((r.sweep, r.batch_size, r.steps), {})
+            cells.setdefault((r.learning_rate, r.rank), []).append(r.metric)
+    curves = []
+    for (_, batch_size, steps), cells in sweeps.items():
+        means = {cell: fmean(losses) for cell, losses in cells.items()}
+        _, rank = min(means, key=lambda cell: means[cell])
+        least: dict[float, float] = {}
+        for (rate, _), loss in means.items():
+            least[rate] = min(least.get(rate, loss), loss)
+        curves += _curve(question.base, rank, batch_size, steps, least, own=True)
+    return curves
+
+
+def _own_rank(curves: Sequence[_Curve], question: Question) -> int:
+    """The one on offer that is nearest to the best of those sweeps (a median)."""
+    wished = _median([(1.0, math.log2(curve.rank)) for curve in curves])
+    offered = question.ranks or (round(2**wished),)
+    return min(offered, key=lambda rank: abs(math.log2(rank) - wished))
 
 
 def _weight(curve: _Curve, question: Question, asked: BaseFacts, rank: int) -> float:
@@ -230,13 +254,21 @@ def _losses(
     there is none, those that any has."""
     found: dict[float, list[float | None]] = {}
     covered: dict[float, float] = {}
-    for rate in question.rates or USUAL_RATES:
+    for rate in question.rates or _usual_rates(curves, question):
         row = [c.loss(math.log2(rate) + _carried(c, question)) for c in curves]
         found[rate] = row
         covered[rate] = sum(w for w, loss in zip(weights, row, strict=True) if loss is not None)
     half = sum(weights) / 2
     most = {rate: row for rate, row in found.items() if covered[rate] >= half}
     return most or {rate: row for rate, row in found.items() if covered[rate] > 0}
+
+
+def _usual_rates(curves: Sequence[_Curve], question: Question) -> list[float]:
+    """Also those that were best in own sweeps, and then nothing that is nearly the same."""
+    carried = {c.best_rate / 2 ** _carried(c, question) for c in curves if c.own}
+    best = {float(f"{rate:.3g}") for rate in carried}
+    others = [r for r in USUAL_RATES if all(_doublings(r, b) > _SAME_RATE for b in best)]
+    return sorted([*best, *others])
 
 
 def _carried(curve: _Curve, question: Question) -> float:
@@ -275,6 +307,9 @@ def _mean(row: Sequence[float | None], weights: Sequence[float]) -> float:
 
 
 def _reason(curves: Sequence[_Curve], weights: Sequence[float], rank: int) -> str:
+    if curves[0].own:
+        sweeps = "a finished sweep" if len(curves) == 1 else f"{len(curves)} finished sweeps"
+        return f"the best of {sweeps} of {curves[0].base} in this storage, at rank {rank}"
     of_base = {c.base for c in curves}
     nearest = max(zip(weights, curves, strict=True), key=lambda pair: pair[0])[1]
     return (
@@ -286,6 +321,8 @@ def _reason(curves: Sequence[_Curve], weights: Sequence[float], rank: int) -> st
 def _doubts(
     records: Sequence[Record], question: Question, asked: BaseFacts, rank: int
 ) -> Iterable[str]:
+    if all(r.way != question.way for r in records):
+        yield f"no recorded sweep learns with {question.way or 'what is usual'}"
     own = [r for r in records if r.base == question.base]  # they say more than family and size
     if not own:
         yield from _stranger([facts(r.base) for r in records], question, asked)
@@ -293,6 +330,12 @@ def _doubts(
     yield from _outside("rank", rank, [r.rank for r in nearest], "")
     yield from _outside("batch size", question.batch_size, [r.batch_size for r in nearest], "rows")
     yield from _outside("length", question.steps, [r.steps for r in nearest], "steps")
+
+
+def _of_another_kind(question: Question, asked: BaseFacts) -> str:
+    if asked.is_toy:
+        return f"{question.base!r} is a toy, and no finished sweep of a toy is in this storage"
+    return f"only sweeps of toys are known, which say nothing of {question.base!r}"
 
 
 def _stranger(known: Sequence[BaseFacts], question: Question, asked: BaseFacts) -> Iterable[str]:

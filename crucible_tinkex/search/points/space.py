@@ -163,6 +163,9 @@ def distinct(experiment: Experiment, points: Iterable[Values]) -> Iterator[Value
             yield values
 
 
+_PLAIN = (int, str, bool)
+
+
 def trial_settings(experiment: Experiment, values: Mapping[str, Any]) -> object:
     """What two configurations share that are the same trials, up to the noise of computed numbers.
     Raises `ConfigError` for values that the experiment's rules refuse."""
@@ -172,10 +175,12 @@ def trial_settings(experiment: Experiment, values: Mapping[str, Any]) -> object:
 
 
 def _settings(section: BaseModel) -> tuple[object, ...]:
-    return tuple(_setting(value) for _, value in section)
+    return tuple(_setting(value) for value in vars(section).values())
 
 
 def _setting(value: object) -> object:
+    if value is None or type(value) in _PLAIN:  # most are, and asking for a Mapping is slow
+        return value
     if isinstance(value, Mapping):
         return tuple(sorted((name, _setting(inner)) for name, inner in value.items()))
     return f"{value:.{SAME_DIGITS}g}" if isinstance(value, float) else value

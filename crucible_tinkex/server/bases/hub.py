@@ -11,11 +11,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import huggingface_hub
 from huggingface_hub import constants, errors
@@ -40,6 +43,7 @@ _FILES = (
     "*.safetensors.index.json",
 )
 _SPARE_BYTES = 64 * 1024 * 1024
+PROBE_S = 5.0
 
 
 class _Wanted(NamedTuple):
@@ -89,7 +93,19 @@ def _is_whole(folder: Path) -> bool:
     return bool(parts) and all((folder / part).is_file() for part in parts)
 
 
+def _reach() -> None:
+    """Raises `OSError` at once where there is no network: the hub's own client tries for half a
+    minute. A proxy is left to that."""
+    hub = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE:
+        raise errors.OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+    if hub.hostname and not getproxies().get(hub.scheme):
+        port = hub.port or (443 if hub.scheme == "https" else 80)
+        socket.create_connection((hub.hostname, port), timeout=PROBE_S).close()
+
+
 def _fetch(wanted: _Wanted, name: str) -> Path:
+    _reach()
     config = huggingface_hub.hf_hub_download(wanted.repo_id, _CONFIG, revision=wanted.revision)
     check_family(_json(Path(config)), name)
     with _without_bars():
@@ -161,10 +177,12 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _unreachable(name: str, error: Exception) -> ConfigError:
+    offline = constants.HF_HUB_OFFLINE
+    why = "HF_HUB_OFFLINE is set" if offline else f"{type(error).__name__}: {error}"
     return ConfigError(
         f"base {name!r}: no such folder here, it is not whole in the hub's cache "
         f"({constants.HF_HUB_CACHE}), and the Hugging Face hub cannot be reached "
-        f"({type(error).__name__}); fetch it where there is a network "
+        f"({why}); fetch it where there is a network "
         f"(`hf download {name.partition('@')[0]}`), or give the folder of the model as base"
     )
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -21,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 import crucible_tinkex.protocol.wire as wire
 from crucible_tinkex.errors import ConfigError, CrucibleError, ServiceError, StorageError
+from crucible_tinkex.protocol import traceparent
 from crucible_tinkex.protocol.proto import MalformedError
 from crucible_tinkex.server.operations import Engine, refused
 from crucible_tinkex.server.sessions.limits import Limits
@@ -45,6 +48,8 @@ _IN_ORDER = _LARGE | {
 _OPEN = frozenset(("GET healthz", "GET downloads/{token}/{file}"))
 """What needs no key; a download's token is one."""
 _log = logging.getLogger(__name__)
+Hear: TypeAlias = Callable[[str, int, float, str], None]
+"""Route, status, seconds, and the `traceparent` of the request."""
 
 
 class App:
@@ -60,7 +65,10 @@ class App:
         long_poll_s: float = LONG_POLL_S,
         limits: Limits | None = None,
         client_flags: Mapping[str, object] | None = None,
+        hear: Hear | None = None,
     ) -> None:
+        """`hear` is told of every answer to a request that is part of a trace."""
+        self._hear = hear
         self.service = Service(engine, store, limits=limits)
         self.routes = Routes(self.service, client_flags or {}, long_poll_s)
         self._openai = openai.OpenAi(self.service).table()
@@ -71,7 +79,7 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", scope["type"]
-        request = Request(scope, receive)
+        request, began = Request(scope, receive), time.perf_counter()
         path = scope["path"].rstrip("/")
         name, refuse = "unknown -", _refusal
         try:
@@ -91,7 +99,9 @@ class App:
         except ClientDisconnect:
             return
         if _log.isEnabledFor(logging.DEBUG):  # the template: a path may hold a download's token
-            _log.debug("%s %d", name, response.status_code)
+            _log.debug("%s %d%s", name, response.status_code, _traced(request))
+        if self._hear is not None and (parent := request.headers.get(traceparent.HEADER)):
+            self._hear(name, response.status_code, time.perf_counter() - began, parent)
         await response(scope, receive, send)
 
     async def _compatible(self, request: Request, path: str) -> Response:
@@ -150,6 +160,12 @@ class App:
         body = b"".join(parts)
         encoding = request.headers.get("content-encoding", "")
         return await aside(len(body), codec.decompress, body, encoding, limit_bytes)
+
+
+def _traced(request: Request) -> str:
+    """The trace that a request belongs to, as an addition to a line of the log."""
+    parent = traceparent.TraceParent.parse(request.headers.get(traceparent.HEADER, ""))
+    return "" if parent is None else f" trace={parent.trace_id} span={parent.span_id}"
 
 
 def _response(answer: Answer) -> Response:

@@ -33,7 +33,7 @@ from crucible_tinkex.errors import ConfigError, SweepBusyError
 from crucible_tinkex.server.operations import Engine
 from crucible_tinkex.server.sessions.limits import Limits
 from crucible_tinkex.server.store.store import Store
-from crucible_tinkex.server.web.app import App
+from crucible_tinkex.server.web.app import App, Hear
 from crucible_tinkex.storage import Lock, storage_errors, write_atomic
 
 Dtype = Literal["auto", "fp32", "bf16"]
@@ -76,8 +76,9 @@ class ServeOptions:
     """Added to what `client/config` tells clients."""
 
 
-def serve(options: ServeOptions) -> None:
-    """Run until a signal. Raises `ConfigError` or `StorageError` if it cannot start."""
+def serve(options: ServeOptions, *, hear: Hear | None = None) -> None:
+    """Run until a signal; `hear` is the App's. Raises `ConfigError` or `StorageError` if it cannot
+    start."""
     level = logging.WARNING if options.exit_with_parent else logging.INFO
     logging.basicConfig(
         stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s"
@@ -102,6 +103,7 @@ def serve(options: ServeOptions) -> None:
                 options.ready_file,
                 limits=options.limits,
                 client_flags=options.client_flags,
+                hear=hear,
             )
         finally:
             engine.close()
@@ -157,9 +159,10 @@ def serve_engine(
     *,
     limits: Limits | None = None,
     client_flags: Mapping[str, object] | None = None,
+    hear: Hear | None = None,
 ) -> None:
     """Serve any engine on a bound socket until a signal comes."""
-    app = App(engine, store, key, limits=limits, client_flags=client_flags)
+    app = App(engine, store, key, limits=limits, client_flags=client_flags, hear=hear)
     config = uvicorn.Config(
         app,
         loop="uvloop",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
+from typing import TypeAlias
 
 from crucible_tinkex.registry import (
     DONE,
@@ -38,6 +39,9 @@ from crucible_tinkex.sweep.deciding.proposing.confirming import (
 from crucible_tinkex.sweep.deciding.proposing.population import replacements
 from crucible_tinkex.sweep.deciding.rungs import Rung
 from crucible_tinkex.training.plan import TrialPlan
+
+_Judged: TypeAlias = tuple[TrialRecord, Verdict, str]
+"""A trial at a rung, what becomes of it, and the reason."""
 
 
 class Policy:
@@ -147,8 +151,7 @@ class Policy:
                 return self._end_by_budget(state, f"budget.trials: {len(state.trials)} are started")
             more = False
         crowded = more or free < 0
-        full = free <= 0
-        judged = list(self._judged(state, answering, more=more, crowded=crowded, full=full))
+        judged = list(self._judged(state, answering, more=more, crowded=crowded, free=free))
         room = free + sum(_room(state.trials.get(d.trial_id), d) for d in judged)
         room = room if left is None else min(room, left)
         started = [self._start(p) for p in self._asker.ask(state, max(0, room))]
@@ -204,11 +207,13 @@ class Policy:
             yield Decision("end", reason=found.ends)
 
     def _best_stopped(self, state: SweepState) -> TrialRecord | None:
-        """The best of those that were stopped furthest on, if no trial of the search is done."""
+        """The best of those that were stopped furthest on, if no trial of the search is done; not
+        of those that have used what one trial may."""
         trials = [t for t in state.trials.values() if not t.reference and t.phase == SEARCH]
         if any(t.state == DONE for t in trials):
             return None
         stopped = [t for t in trials if t.state == STOPPED and t.results]
+        stopped = [t for t in stopped if not self.budget.reached_by(t)]
         return min(stopped, key=lambda t: (-t.metrics_step, self._loss(t), t.index), default=None)
 
     def _loss(self, trial: TrialRecord) -> float:
@@ -250,14 +255,14 @@ class Policy:
         *,
         more: bool,
         crowded: bool,
-        full: bool,
+        free: int,
     ) -> Iterator[Decision]:
         """Decisions on the trials that stand at a rung; one that must wait keeps its slot unless
-        another trial needs it (`crowded`), and where there is none left (`full`) the best of those
-        that may go on go first."""
+        another trial needs it (`crowded`), and where none is `free` the best of those that may go
+        on go first."""
         for bracket in range(self._rule.brackets):
             yield from self._judged_in(
-                bracket, state, answering, more=more, crowded=crowded, full=full
+                bracket, state, answering, more=more, crowded=crowded, free=free
             )
 
     def _bracket(self, index: int) -> int:
@@ -271,7 +276,7 @@ class Policy:
         *,
         more: bool,
         crowded: bool,
-        full: bool,
+        free: int,
     ) -> Iterator[Decision]:
         """A rung is final, so that its best goes on whatever its share, once nobody can come to it
         any more."""
@@ -288,27 +293,31 @@ class Policy:
         for step in sorted({*standing, *state.paused}):
             rung = self._rung(state, step, bracket)
             final = not more and lowest > step
-            for trial in standing.get(step, ()):
+            parked = [(t, *self._verdict(rung, t, final=final)) for t in standing.get(step, ())]
+            paused = self._paused(state, rung, answering, final=final)
+            if parked or paused:
                 lowest = min(lowest, step)
-                verdict, reason = self._verdict(rung, trial, final=final)
-                is_passed = verdict == "go" and full and rung.has_better_paused(state, trial)
-                if is_passed or (verdict == "wait" and crowded):
-                    reason += ": those before it go first" if is_passed else ""
+            have = [t for t, verdict, _ in parked if verdict == "go"]
+            have_not = [t for t, verdict, _ in paused if verdict == "go"]
+            promises = {t.trial_id: self._asker.promise(state, t) for t in (*have, *have_not)}
+            later = rung.later(state, have, have_not, promises, free=free)
+            for trial, verdict, reason in parked:
+                if trial.trial_id in later or (verdict == "wait" and crowded):
+                    reason += ": those before it go first" if trial.trial_id in later else ""
                     yield Decision("pause", trial.trial_id, reason=reason)
                 elif verdict != "wait":
                     yield from self._judgement(state, rung, trial, verdict, reason)
-            for trial, verdict, reason in self._paused(state, rung, answering, final=final):
-                lowest = min(lowest, step)
-                if verdict != "wait":
+            for trial, verdict, reason in paused:
+                if verdict != "wait" and trial.trial_id not in later:
                     yield from self._judgement(state, rung, trial, verdict, reason)
 
     def _paused(
         self, state: SweepState, rung: Rung, answering: Collection[str], *, final: bool
-    ) -> list[tuple[TrialRecord, Verdict, str]]:
+    ) -> list[_Judged]:
         """Verdicts on those that are paused at a rung, up to the first that must wait: no other is
         better than that one."""
         taken: dict[str, TrialRecord] = {}
-        judged: list[tuple[TrialRecord, Verdict, str]] = []
+        judged: list[_Judged] = []
         while trial := rung.take_paused(state):
             if trial.trial_id in taken or trial.trial_id in answering:
                 taken[trial.trial_id] = trial

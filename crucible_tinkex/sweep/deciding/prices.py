@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,12 @@ def price_of(experiment: Experiment, *, today: date | None = None) -> Price | No
     found = _read(table)
     if (row := found["models"].get(base)) is None:
         return None
-    if (today - found["date"]).days > OLD_DAYS:
+    if not 0 <= (age := (today - found["date"]).days) <= OLD_DAYS:
         if own is None:
             return None
+        why = "more than a year old" if age > 0 else "which is yet to come"
         raise ConfigError(
-            f"{table} is of {found['date']}, more than a year old; check it and set its date"
+            f"budget.prices: {table} is of {found['date']}, {why}; check it and set its date"
         )
     train, prefill, sample = (_amount(table, base, row, key) for key in KEYS)
     storage = _amount(table, "checkpoints", found, "storage") if "storage" in found else None
@@ -79,7 +81,8 @@ def _read(table: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigError(f"budget.prices: {table} is not valid TOML: {e}") from e
     for key, kind in (("date", date), ("source", str), ("models", dict)):
-        if not isinstance(found.get(key), kind):
+        # A time is a date, too, but no day can be subtracted from it.
+        if not isinstance(found.get(key), kind) or isinstance(found[key], datetime):
             raise ConfigError(
                 f'budget.prices: {table} needs date = YYYY-MM-DD, source = "..." and '
                 f'[models."NAME"] with {", ".join(KEYS)} in dollars per million tokens; '
@@ -90,7 +93,7 @@ def _read(table: Path) -> dict[str, Any]:
 
 def _amount(table: Path, base: str, row: Any, key: str) -> float:
     value = row.get(key) if isinstance(row, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise ConfigError(f"budget.prices: {table}: {base!r} needs {key} = dollars per million")
     return float(value)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import bisect_left, insort
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from crucible_tinkex.registry import CONFIRM, PAUSED, SweepState, TrialRecord
@@ -95,6 +96,26 @@ class Rung:
             return False
         self.give_back(best)
         return self._loss(best) < self._loss(trial)
+
+    def later(
+        self,
+        state: SweepState,
+        have: Sequence[TrialRecord],
+        have_not: Sequence[TrialRecord],
+        promises: Mapping[str, float | None],
+        *,
+        free: int,
+    ) -> set[str]:
+        """Who lets others go first of those that may go on from here and `have` a slot, or
+        `have_not`. Where the search says what each promises, the least promising, for whom there
+        is no slot; else one that would keep its slot though none is free and a better one has
+        none."""
+        known = {trial_id: loss for trial_id, loss in promises.items() if loss is not None}
+        if len(known) < len(promises):
+            passed = have if free <= 0 else ()
+            return {t.trial_id for t in passed if self.has_better_paused(state, t)}
+        going = sorted((*have, *have_not), key=lambda t: (known[t.trial_id], t.index))
+        return {t.trial_id for t in going[len(have) + max(0, free) :]}
 
     def take_paused(self, state: SweepState) -> TrialRecord | None:
         """The best of those that are paused here; it is `give_back`'s to keep."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from crucible_tinkex.errors import ServiceError
@@ -37,12 +37,15 @@ class Keeper:
         *,
         run_id: str,
         clock: Callable[[], float] = time.time,
+        tell: Callable[[Mapping[str, Any]], None] = lambda record: None,
     ) -> None:
+        """`tell` hears of every deletion and expiry that the service has done."""
         self._registry = registry
         self._store = store
         self._models = models
         self._run_id = run_id
         self._clock = clock
+        self._tell = tell
         self._ops = 0
         self._looked_at: int | None = None
         self._work: asyncio.Task[None] | None = None
@@ -99,8 +102,7 @@ class Keeper:
     def _deletion(self, path: str, trial_id: str) -> Callable[[], Awaitable[None]]:
         async def delete() -> None:
             await self._store.delete(path)
-            record = {"type": "deleted", "trial_id": trial_id, "path": path}
-            await self._registry.upkeep([record], self._op())
+            await self._done({"type": "deleted", "trial_id": trial_id, "path": path})
 
         return delete
 
@@ -108,10 +110,13 @@ class Keeper:
         async def expire() -> None:
             left = None if at is None else max(1, round(at - self._clock()))
             await self._store.set_ttl(path, left)
-            record = {"type": "expiry_set", "path": path, "at": at}
-            await self._registry.upkeep([record], self._op())
+            await self._done({"type": "expiry_set", "path": path, "at": at})
 
         return expire
+
+    async def _done(self, record: Mapping[str, Any]) -> None:
+        await self._registry.upkeep([record], self._op())
+        self._tell(record)
 
     async def _act(self, work: list[Callable[[], Awaitable[None]]]) -> None:
         free = asyncio.Semaphore(AT_ONCE)

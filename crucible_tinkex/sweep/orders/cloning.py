@@ -34,7 +34,7 @@ def clone_plan(
     `ConfigError` for what cannot be; a clone that exists already is planned again, by its id."""
     if parent.reference:
         raise ConfigError("the untrained base model cannot be cloned")
-    check_axes(changes)
+    check_axes(changes, where=f"clone of {parent.run_name}")
     if fresh and at is not None:
         raise ConfigError("a fresh clone begins at step 0: leave --at or --fresh out")
     origin = Origin(parent.trial_id) if fresh else _forked(parent, changes, at)

@@ -29,6 +29,8 @@ Kind: TypeAlias = Literal["stop", "pause", "unpause", "clone", "extend", "retry"
 KINDS: tuple[str, ...] = get_args(Kind)
 LASTING = ("clone", "extend", "retry")
 """These make sense also where nothing runs."""
+CODE = "code"
+"""What an amendment calls functions of the user's that the sweep did not know."""
 POLL_S = 0.1
 
 log = logging.getLogger(__name__)

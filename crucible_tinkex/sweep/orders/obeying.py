@@ -52,10 +52,22 @@ def _open(state: SweepState) -> list[Trial]:
     return list(state.open.values())
 
 
+_NOTHING = {
+    ("stop", False): "they have ended",
+    ("pause", False): "they are paused",
+    ("unpause", False): "they are not paused",
+    ("unpause", True): "nothing is paused",
+    ("retry", False): "no trial has failed or was lost",
+}
+"""What is answered where no decision is needed; by the command, and whether it is on all."""
+
+
 def _told(
     kind: str, decisions: list[Decision], *, whole: bool = False
 ) -> tuple[list[Decision], str]:
     count = len(decisions)
+    if not count and (why := _NOTHING.get((kind, whole))):
+        return [], f"{kind}: nothing to do, {why}"
     trials = f"{count} {'trial' if count == 1 else 'trials'}"
     return decisions, f"{kind}: {'the sweep, ' if whole else ''}{trials}"
 

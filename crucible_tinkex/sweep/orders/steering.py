@@ -19,7 +19,7 @@ def steer(paths: SweepPaths, command: Command) -> str:
     """What became of it, in words. Raises `ConfigError` where it cannot be: nothing is changed."""
     if is_locked(paths.lock) or command.kind not in LASTING:
         return send(paths, command)
-    prepared = reopened(paths.root.parent, paths.root.name)
+    prepared = reopened(paths.root.parent, paths.root.name, [command])
     if command.kind == "extend":
         answer, is_new = _extension(prepared, command)
     else:

@@ -160,7 +160,7 @@ def estimate(
     kept = None if room is None else _kept(experiment, plans, saving, whole, paces, room)
     seconds, is_probed = _seconds(tokens, paces, budget.hours), False
     if seconds is None and probe is not None and probe.spent.tokens:
-        at_once = min(experiment.run.max_concurrent, max(1, trials))
+        at_once = min(experiment.run.most_concurrent, max(1, trials))
         seconds = _probed_seconds(steps, tokens, probe, at_once).capped(_in_seconds(budget.hours))
         is_probed = True
     return Estimate(

@@ -6,7 +6,7 @@ over and named, since a new sweep must not fail by an old one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -15,7 +15,7 @@ from typing import Any
 from crucible_tinkex.errors import ConfigError, StorageError
 from crucible_tinkex.names import SweepPaths, canonical_json
 from crucible_tinkex.registry import DONE, SweepState
-from crucible_tinkex.search.learned.priors import RANK, RATE, Record
+from crucible_tinkex.search.learned.records import RANK, RATE, USUAL_WAY, Record, way_of
 
 BATCH = "train.batch_size"
 METRICS = ("eval/nll", "train/nll")
@@ -95,10 +95,11 @@ def _records(state: SweepState) -> Iterator[Record]:
             base=declared["model"]["base"],
             learning_rate=values[RATE],
             rank=values[RANK],
-            batch_size=values[BATCH],
+            batch_size=values[BATCH] * _accumulated(declared, trial.values),
             steps=trial.total_steps,
             metric=trial.metrics[metric],
             sweep=f"{sweep} {canonical_json(others)}",
+            way=way_of({**_usual_way(declared), **trial.values}),
         )
 
 
@@ -106,3 +107,17 @@ def _defaults(declared: dict[str, Any]) -> dict[str, Any]:
     """What a trial has where nothing of it varies; `declared` is an experiment with all keys."""
     dotted = {key: key.split(".") for key in (RATE, RANK, BATCH)}
     return {key: declared[section][name] for key, (section, name) in dotted.items()}
+
+
+def _accumulated(declared: dict[str, Any], values: Mapping[str, Any]) -> int:
+    """Batches of a step."""
+    return int(values.get("train.accumulate", declared["train"].get("accumulate", 1)))
+
+
+def _usual_way(declared: dict[str, Any]) -> dict[str, Any]:
+    """How it learns, as declared; an old sweep may not have all of it."""
+    found = {}
+    for key, usual in USUAL_WAY.items():
+        section, _, name = key.partition(".")
+        found[key] = declared.get(section, {}).get(name, usual)
+    return found

@@ -40,8 +40,7 @@ class Objectives:
         learnt_by = [name for v in self._variants for name in learning_functions(v)]
         scored_by = [t.function for t in experiment.evaluation.scores if t.function is not None]
         whats = {**dict.fromkeys(scored_by, FUNCTION), **dict.fromkeys(learnt_by, "function")}
-        whats |= dict.fromkeys(experiment.steps.after, "step")
-        whats |= {experiment.steps.hooks: "steps.hooks"} if experiment.steps.hooks else {}
+        whats |= experiment.steps.functions
         self.code: Mapping[str, str] = {n: code_hash(n, what=what) for n, what in whats.items()}
         """The user's functions, with the hashes of their source."""
 
@@ -84,10 +83,13 @@ def _variants(
 ) -> Iterator[TrainSection]:
     """`[train]` of every kind of trial, each once, as far as learning goes."""
     points = list(_points(experiment)) if learns(experiment) else []
-    found: dict[object, TrainSection] = {}
+    kinds: dict[object, Mapping[str, Any]] = {}
     for values in (*configurations, *experiment.search.enqueue, *points):
-        own = {k: v for k, v in values.items() if _is_learning(k)}
-        train = experiment.configured(own).train
+        own = {k: v for k, v in values.items() if is_learning(k)}
+        kinds.setdefault(tuple(sorted(own.items())), own)
+    found: dict[object, TrainSection] = {}
+    for kind in kinds.values():
+        train = experiment.configured(kind).train
         numbers = tuple(sorted(train.weight_config.items()))
         found.setdefault((train.loss, train.token_weights, train.adapter, numbers), train)
     yield from found.values()
@@ -99,11 +101,12 @@ def _points(experiment: Experiment) -> Iterator[dict[str, Any]]:
     axes = {
         key: (axis.low,) if isinstance(axis, AxisRange) else axis if key in _NAMED else axis[:1]
         for key, axis in experiment.search.space.items()
-        if _is_learning(key)
+        if is_learning(key)
     }
     for point in product(*axes.values()):
         yield dict(zip(axes, point, strict=True))
 
 
-def _is_learning(key: str) -> bool:
+def is_learning(key: str) -> bool:
+    """Whether a setting decides what a trial learns by."""
     return key in _NAMED or key.startswith(f"{NUMBERS}.")

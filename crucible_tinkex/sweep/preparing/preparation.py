@@ -7,7 +7,6 @@ incomparable is refused.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,27 +19,30 @@ from crucible_tinkex.config import EMBEDDED, DataSection, Experiment, ServiceSec
 from crucible_tinkex.config.section import set_dotted
 from crucible_tinkex.config.sweep.search import TRAINING_DATA
 from crucible_tinkex.datasets import (
+    DataFile,
     Rows,
     TokenisedDataset,
     Tokenizer,
+    load_tokenizer,
     tokenise,
 )
-from crucible_tinkex.errors import ConfigError, CorruptLogError, SweepExistsError
+from crucible_tinkex.errors import ConfigError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import ATTESTED, Spent, SweepState
+from crucible_tinkex.registry import Spent, SweepState
 from crucible_tinkex.scoring import Scoring
 from crucible_tinkex.search import strategies
 from crucible_tinkex.search.auto_settings import chosen, kept, open_settings
-from crucible_tinkex.search.learned.priors import published
+from crucible_tinkex.search.learned.records import published
 from crucible_tinkex.search.points.space import Values
 from crucible_tinkex.search.rules import stopping_rule
-from crucible_tinkex.storage import storage_errors
 from crucible_tinkex.sweep.deciding.budget import Budget
 from crucible_tinkex.sweep.deciding.planner import Planner, TrainingData
 from crucible_tinkex.sweep.deciding.policy import Policy
 from crucible_tinkex.sweep.deciding.prices import checked_price
 from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
-from crucible_tinkex.sweep.orders.control import Inbox
+from crucible_tinkex.sweep.orders.control import Command, Inbox
+from crucible_tinkex.sweep.preparing.clones import cloned
+from crucible_tinkex.sweep.preparing.existing import Existing, read_resolved
 from crucible_tinkex.sweep.preparing.experience import finished_trials
 from crucible_tinkex.sweep.preparing.objectives import Objectives, changed_code
 from crucible_tinkex.sweep.preparing.training_sets import (
@@ -108,13 +110,24 @@ class PreparedSweep:
         return {name: self.training[d.files].fingerprint for name, d in self.data_of.items()}
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Rows that an epoch shows, by the fingerprint of the training data."""
+        return {found.fingerprint: found.epoch_rows for found in self.training.values()}
+
+    @property
     def amendments(self) -> list[str]:
         """Keys by which this run asks for something else than the sweep did; how wide it runs is
         nobody's business but its own."""
         if self.existing is None:
             return []
         changed = self.experiment.amendments(self.existing.experiment)
-        return [key for key in changed if not key.startswith(("run.", "notify."))]
+        changed = [key for key in changed if not key.startswith(("run.", "notify."))]
+        return [*changed, *(f"the source of {name}" for name in self._changed_code)]
+
+    @property
+    def _changed_code(self) -> list[str]:
+        former = self.existing.code if self.existing else {}
+        return changed_code(self.objectives.code, former)
 
     @cached_property
     def planner(self) -> Planner:
@@ -155,24 +168,35 @@ class PreparedSweep:
             self.objectives.try_on(train, tokenizer)
             trains[files] = train
         declared = trains[self.experiment.data.files]
-        held_out = None if self.eval_rows is None else self._tokenised(self.eval_rows, tokenizer)
+        held_out = None
+        if self.eval_rows is not None:
+            functions = self.experiment.evaluation.has_functions
+            held_out = self._tokenised(self.eval_rows, tokenizer, keep_text=functions)
         check_answerable(self.experiment.evaluation, held_out)
         sets = trains if len(trains) > 1 else {}
         return SweepData(declared, held_out, self.fingerprint, name, sets)
 
+    def tokenised_as(self, data: SweepData) -> SweepData:
+        """The rows as tokens, by the tokenizer of those."""
+        assert data.tokenizer is not None
+        return self.tokenised(load_tokenizer(data.tokenizer), data.tokenizer)
+
     def measured(self, data: SweepData) -> PreparedSweep:
-        """Planned for the rows that `tokenised` left of it. Raises `ConfigError` for training data
-        that are not there."""
-        training = {}
-        known = data.sets or {self.experiment.data.files: data.train}
-        for files, found in self.training.items():
-            if files not in known:
-                raise ConfigError(
-                    f"data.train: this run has not read {files[0].path}; stop it and resume the "
-                    "sweep"
-                )
-            training[files] = replace(found, epoch_rows=known[files].epoch_rows)
+        """Planned for the rows that `tokenised` left of it."""
+        known = self._known(data)
+        training = {
+            files: replace(found, epoch_rows=known[files].epoch_rows)
+            for files, found in self.training.items()
+        }
         return replace(self, training=training)
+
+    def is_read(self, data: SweepData) -> bool:
+        """Whether these are all the rows, with their texts where a trial reads them."""
+        has_texts = len(data.train.about_offsets) > 0 or not self.objectives.reads_text
+        return has_texts and self.training.keys() <= self._known(data).keys()
+
+    def _known(self, data: SweepData) -> Mapping[tuple[DataFile, ...], TokenisedDataset]:
+        return data.sets or {self.experiment.data.files: data.train}
 
     def _tokenised(
         self, rows: Rows, tokenizer: Tokenizer, *, keep_text: bool = False
@@ -207,63 +231,16 @@ class PreparedSweep:
         return [*found, *warnings_on(self.training, self.eval_rows)]
 
 
-def read_resolved(paths: SweepPaths) -> dict[str, Any]:
-    """What `manifest` wrote. Raises `CorruptLogError` if it is no longer that."""
-    with storage_errors(paths.resolved):
-        text = paths.resolved.read_bytes()
-    try:
-        found: dict[str, Any] = json.loads(text)
-        return {
-            **found,
-            "experiment": dict(found["experiment"]),
-            "fingerprint": found["fingerprint"],
-        }
-    except (ValueError, TypeError, KeyError) as e:
-        raise CorruptLogError(f"{paths.resolved} is damaged: {e!r}; restore it") from e
-
-
-@dataclass(frozen=True)
-class Existing:
-    """What a sweep was asked for until now: as its journal has it, or its folder before there is a
-    journal."""
-
-    experiment: Experiment
-    fingerprint: str
-    """Of the data as declared."""
-    service: str
-    sweep_id: str | None
-    """None: version 0.1.0 made it, which had none."""
-    attested: Mapping[str, Any] = field(default_factory=dict)
-    """What the service was proved to apply (`attesting`)."""
-    code: Mapping[str, str] = field(default_factory=dict)
-    """The user's functions, with the hashes of their source."""
-    fingerprints: Mapping[str, str] = field(default_factory=dict)
-    """Of the training data among which the search chooses, by name."""
-
-    @classmethod
-    def of(cls, state: SweepState, paths: SweepPaths) -> Existing:
-        found = state.meta or read_resolved(paths)
-        experiment = Experiment.loaded(found["experiment"], folder=paths.root)
-        service = found.get("service", EMBEDDED)
-        return cls(
-            experiment,
-            found["fingerprint"],
-            service,
-            found.get("sweep_id"),
-            attested=found.get(ATTESTED, {}),
-            code=found.get("code", {}),
-            fingerprints=found.get("fingerprints", {}),
-        )
-
-
 def prepare(
     experiment: Experiment,
     *,
     storage: str | None = None,
     name: str | None = None,
     source: str | None = None,
+    orders: Sequence[Command] = (),
 ) -> PreparedSweep:
-    """Check everything that can be checked here. Raises `ConfigError`, `DataError`."""
+    """Check everything that can be checked here. `orders`: clones that are asked for, besides those
+    that wait in the sweep's folder. Raises `ConfigError`, `DataError`."""
     paths = SweepPaths.of(storage or experiment.run.storage, name or experiment.name)
     training, eval_rows = opened(experiment)
     rows = training[experiment.data.files].epoch_rows
@@ -281,6 +258,7 @@ def prepare(
         experiment = with_former(experiment, existing.experiment, used)
         names = [name for name in experiment.data.sets if name in used]
         training = with_sets(experiment, training, eval_rows, names)
+        training = existing.counted(training, experiment)
     configurations = strategies.configurations(experiment)
     prepared = PreparedSweep(
         experiment=experiment,
@@ -289,7 +267,7 @@ def prepare(
         eval_rows=eval_rows,
         service=_address(experiment.service),
         configurations=configurations,
-        objectives=Objectives(experiment, configurations),
+        objectives=Objectives(experiment, [*configurations, *cloned(state, paths, orders)]),
         source=source,
         existing=existing,
         spent=state.spent if state else Spent(),
@@ -298,10 +276,10 @@ def prepare(
     )
     checked_price(experiment)
     Scoring(experiment.evaluation)  # refuses a function or schema that is none
-    if experiment.steps.after:
+    if experiment.steps.any:
         from crucible_tinkex.training.trial_steps import check_steps
 
-        check_steps(experiment.steps)
+        check_steps(experiment)
     if prepared.existing:
         _refuse_other(prepared, prepared.existing)
     return prepared
@@ -362,8 +340,12 @@ def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
         for name, found in prepared.fingerprints.items()
         if existing.fingerprints.get(name, found) != found
     ]
-    other = changed_code(prepared.objectives.code, existing.code)
-    changed += [f"the source of {name}" for name in other]
+    scorers = {table.function for table in prepared.experiment.evaluation.scores}
+    changed += [
+        f"the source of {name}"
+        for name in changed_code(prepared.objectives.code, existing.code)
+        if existing.is_measured or (existing.is_trained and name not in scorers)
+    ]
     if changed:
         raise SweepExistsError(
             f"sweep {prepared.name!r} exists with a different experiment "
@@ -372,9 +354,9 @@ def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
         )
 
 
-def reopened(storage: str | Path, name: str) -> PreparedSweep:
+def reopened(storage: str | Path, name: str, orders: Sequence[Command] = ()) -> PreparedSweep:
     """An existing sweep, prepared as its folder says. Raises as `prepare` and `load_sweep`."""
-    return prepare(load_sweep(storage, name), storage=str(storage), name=name)
+    return prepare(load_sweep(storage, name), storage=str(storage), name=name, orders=orders)
 
 
 def load_sweep(storage: str | Path, name: str) -> Experiment:

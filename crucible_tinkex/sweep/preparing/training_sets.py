@@ -19,6 +19,7 @@ from crucible_tinkex.datasets import (
     split,
 )
 from crucible_tinkex.errors import DataError
+from crucible_tinkex.training.recipes.answering import check_judged
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ def opened(experiment: Experiment) -> tuple[Training, Rows | None]:
         )
     elif data.eval is not None:
         evaluation = open_rows([data.eval], format=data.format, corpus=data.corpus)
+    asked = experiment.evaluation
+    formats = evaluation.formats if evaluation else ()
+    check_judged(asked, formats, said=asked.model_fields_set)
     declared = _set(experiment, train, evaluation)
     names = experiment.search.training_data
     return with_sets(experiment, {data.files: declared}, evaluation, names), evaluation

@@ -4,13 +4,14 @@ evaluated at the step that counts."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from crucible_tinkex.config import EvaluationSection, QualitySection
+from crucible_tinkex.config.sweep.quality import TRAINING_TARGETS
 from crucible_tinkex.metrics import SCORE, direction_of
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import SweepState
+from crucible_tinkex.registry import SweepState, TrialRecord
 from crucible_tinkex.scoring.quality import MISSED, Assessment, assess, overall
 from crucible_tinkex.sweep.results.leaderboard import Objective, best
 
@@ -25,8 +26,7 @@ def quality(state: SweepState, paths: SweepPaths) -> list[Assessment]:
     from crucible_tinkex.telemetry.query import read_evaluations
 
     objective, winner = Objective.of(state), best(state)
-    metrics: Mapping[str, float] = {}
-    found: Mapping[str, Any] = {}
+    found: dict[str, Any] = {}
     if winner is not None:
         trial = winner.best_trial
         metrics = objective.metrics(trial)
@@ -35,9 +35,11 @@ def quality(state: SweepState, paths: SweepPaths) -> list[Assessment]:
         asked = state.meta["experiment"].get("evaluation") or {}
         section = EvaluationSection.model_validate(asked)
         found = measured(metrics, examples_of(rows), section)
+        if any(name.rpartition("/")[2] in TRAINING_TARGETS for name in targets):
+            found |= _of_training(paths, trial, step)
     assessments = []
     for name, target in targets.items():
-        tag = known_as(name, metrics)
+        tag = known_as(name, found)
         value = found.get(tag)
         told = {} if value is None else {n: getattr(value, n) for n in ("value", "low", "high")}
         rows_of = value.n if value is not None and math.isfinite(value.low) else None
@@ -54,10 +56,26 @@ def quality(state: SweepState, paths: SweepPaths) -> list[Assessment]:
     return assessments
 
 
+def _of_training(paths: SweepPaths, trial: TrialRecord, step: int | None) -> dict[str, Any]:
+    """`train/loss_reduction` and `train/convergence_steps` up to the step that counts, of what was
+    minimised."""
+    from crucible_tinkex.telemetry.query import read_events
+    from crucible_tinkex.training.progress import progress
+
+    for name in ("train/loss", "train/nll"):
+        table = read_events(paths.events, trial_id=trial.trial_id, name=name)
+        rows = [r for r in table.to_pylist() if step is None or r["step"] <= step]
+        if rows:
+            told = progress([r["step"] for r in rows], [r["value"] for r in rows])
+            return {f"train/{tag}": value for tag, value in told.items()}
+    return {}
+
+
 def known_as(name: str, metrics: Iterable[str]) -> str:
-    """The metric that a target's name means: itself, or below `eval/` or `eval/score/`."""
+    """The metric that a target means: itself, or it below `eval/`, `eval/score/` or `train/`."""
     among = set(metrics)
-    return next((t for t in (name, f"eval/{name}", f"{SCORE}{name}") if t in among), name)
+    tags = (name, f"eval/{name}", f"{SCORE}{name}", f"train/{name}")
+    return next((tag for tag in tags if tag in among), name)
 
 
 def quality_summary(state: SweepState, paths: SweepPaths) -> dict[str, Any] | None:

@@ -78,10 +78,14 @@ class Bridge(Observer):
         event = BridgeEvent(
             name,
             {**(measurements or {}), "crucible_timestamp": int(self._wall() * 1000)},
-            {**metadata, **self._fixed},
+            {**self._fixed, **metadata},
         )
+        self.forward(event)
+
+    def forward(self, event: BridgeEvent) -> None:
+        """Give an event, also another bridge's, as it is to every handler that asked for it."""
         for handler_id, (names, handler) in list(self._handlers.items()):
-            if name in names:
+            if event.name in names:
                 self._call(handler_id, handler, event)
 
     def _call(self, handler_id: str, handler: Handler, event: BridgeEvent) -> None:

@@ -19,13 +19,32 @@ from crucible_tinkex.events import KINDS
 OPERATIONS = ("forward_backward", "forward", "optim_step", "sample", "save_weights", "load_weights")
 """Each has `_start`, and then `_stop` or `_exception`."""
 _ENDS = ("start", "stop", "exception")
+FACTS = (
+    "model_registered",
+    "model_metrics_updated",
+    "model_tagged",
+    "model_promoted",
+    "model_aliased",
+    "model_deleted",
+    "checkpoint_pinned",
+    "checkpoint_unpinned",
+    "checkpoint_pruned",
+    "checkpoint_expiry_set",
+    "checkpoint_expired",
+    "checkpoint_verified",
+    "checkpoint_downloaded",
+    "artifact_stored",
+    "dataset_registered",
+    "dataset_loaded",
+)
+"""Of a storage: to its handlers (`Telemetry.attach`), and kinds of their own in queries. A session
+prunes its own checkpoints by the same name, to its own handlers."""
 CATALOGUE: tuple[str, ...] = (
     "session_start",
     "session_end",
     *(f"{operation}_{end}" for operation in OPERATIONS for end in _ENDS),
     "checkpoint_saved",
     "checkpoint_loaded",
-    "checkpoint_pruned",
     "checkpoint_deleted",
     "sampler_created",
     "evaluation_complete",
@@ -40,6 +59,7 @@ CATALOGUE: tuple[str, ...] = (
     "stage_start",
     "stage_stop",
     "stage_error",
+    *FACTS,
 )
 """`stage_*` are those of the harness."""
 
@@ -49,6 +69,9 @@ _STORED: Mapping[str, tuple[str, ...]] = {
     "forward_backward_stop": ("training_step",),
     "optim_step_stop": ("optimizer_step",),
     "evaluation_complete": ("evaluation",),
+    "model": tuple(name for name in FACTS if name.startswith("model_")),
+    "artifact": ("artifact_stored", "checkpoint_downloaded"),
+    "dataset": ("dataset_registered", "dataset_loaded"),
     "stage_stop": ("stage",),
 }
 """The seed's event types, and its events, as the kinds under which they are stored."""
@@ -77,9 +100,9 @@ def check_event(name: str) -> str:
 
 def stored_kinds(event_type: str) -> tuple[str, ...]:
     """The kinds that an event type of the seed, or a kind itself, is stored under."""
-    if event_type in KINDS:
+    if event_type in KINDS or event_type in FACTS:
         return (event_type,)
-    return _STORED[_known(event_type, (*_STORED, *KINDS), what="event type")]
+    return _STORED[_known(event_type, (*_STORED, *KINDS, *FACTS), what="event type")]
 
 
 def _known(name: str, known: tuple[str, ...], *, what: str) -> str:

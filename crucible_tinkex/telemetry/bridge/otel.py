@@ -2,32 +2,42 @@
 
 | of an event | is made |
 |---|---|
-| `session_start` to `session_end` | a span `session`, the parent of what the session does |
-| `X_stop`, `X_exception` with `duration_s` | a span `X` of that length; failed, with the error |
-| the same | histogram `crucible.operation.duration` in seconds, by `operation` (and `error_type`) |
-| `evaluation_complete` | gauge `crucible.evaluation`, by `metric` |
-| any | counter `crucible.events`, by `event` |
+| `session_start` to `session_end` | a span `session` (`trial`, of a sweep's attempt): the parent |
+| `X_start` to `X_stop` or `X_exception` | a span `X` of `duration_s`; failed, with the error |
+| `http_request_*` of a call that had trouble | a span `http_request` in that of its operation |
+| `evaluation_complete`, `checkpoint_saved`, `queue_state` | a point on the session's span |
+| any | metrics: see `meters` |
 
-Without providers the global ones are used, as OpenTelemetry's own set-up makes them; without any
-set-up nothing is recorded. A span is made when its operation has ended, so operations that overlap
-need no matching, and one that never ends has none.
+Sweeps attach one by themselves: see `telemetry.tracing`. Without providers the global ones are
+used, as OpenTelemetry's own set-up makes them; without any set-up nothing is recorded. The span of
+an operation is active while it works (`teller`), so that its calls over HTTP carry `traceparent`.
+An operation that never ends has no span.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
-from opentelemetry import metrics, trace
+from opentelemetry import context as contexts
+from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, Status, StatusCode, TracerProvider
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from crucible_tinkex.telemetry.bridge.catalogue import BridgeEvent
+from crucible_tinkex.protocol import traceparent
+from crucible_tinkex.telemetry.bridge.catalogue import OPERATIONS, BridgeEvent
+from crucible_tinkex.telemetry.bridge.meters import Meters, experiment_of, numbers
 from crucible_tinkex.version import VERSION
 
 NAME = "crucible_tinkex"
 _ENDS = ("_stop", "_exception")
-_MEASURED = ("duration_s", "crucible_timestamp")
+_POINTS = ("evaluation_complete", "checkpoint_saved", "queue_state")
+_STARTS = frozenset(f"{operation}_start" for operation in OPERATIONS)
+_under_way: ContextVar[Mapping[int, Span]] = ContextVar("_under_way", default={})  # noqa: B039
+"""Of the operation in whose context this is read, by the handler that made it."""
 
 
 class OpenTelemetryHandler:
@@ -38,56 +48,102 @@ class OpenTelemetryHandler:
         *,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
+        parent: str | None = None,
     ) -> None:
+        """`parent`: the `traceparent` of the span that sessions belong to; by default the one that
+        is active when they start."""
         self._tracer = trace.get_tracer(NAME, VERSION, tracer_provider)
-        meter = metrics.get_meter(NAME, VERSION, meter_provider)
-        self._durations = meter.create_histogram("crucible.operation.duration", unit="s")
-        self._events = meter.create_counter("crucible.events")
-        self._evaluation = meter.create_gauge("crucible.evaluation")
-        self._sessions: dict[str, Span] = {}
+        self._meters = Meters(meter_provider)
+        self._parent = None if parent is None else context_of(parent)
+        self._sessions: dict[tuple[str, str], Span] = {}
 
     def __call__(self, event: BridgeEvent) -> None:
-        experiment = str(event.metadata["experiment_id"])
-        self._events.add(1, {"event": event.name, "experiment_id": experiment})
+        self._meters.count(event)
         if event.name == "session_start":
-            self._begin(event, experiment)
+            self._begin(event)
         elif event.name == "session_end":
-            self._end(event, experiment)
-        elif event.name == "evaluation_complete":
-            for name, value in _numbers(event.measurements).items():
-                self._evaluation.set(value, {"metric": name, "experiment_id": experiment})
-        for end in _ENDS:
-            if event.name.endswith(end) and "duration_s" in event.measurements:
-                self._operation(event, event.name.removesuffix(end), experiment)
+            self._end(event)
+        elif event.name in _STARTS:
+            self._operation_starts(event)
+        elif event.name in _POINTS:
+            if (span := self._sessions.get(_session(event))) is not None:
+                span.add_event(event.name, _attributes(event), _time(event))
+        elif event.name.startswith("http_request"):
+            self._request(event)
+        else:
+            for end in _ENDS:
+                if event.name.endswith(end) and "duration_s" in event.measurements:
+                    self._operation_ends(event, event.name.removesuffix(end))
 
-    def _begin(self, event: BridgeEvent, experiment: str) -> None:
-        self._sessions[experiment] = self._tracer.start_span(
-            "session", attributes=_attributes(event), start_time=_ended(event)
+    # --- sessions ------------------------------------------------------------------------------
+
+    def _begin(self, event: BridgeEvent) -> None:
+        is_trial = _is_trial(event)
+        span = self._tracer.start_span(
+            "trial" if is_trial else "session",
+            context=self._parent,
+            attributes=_attributes(event),
+            start_time=_time(event),
         )
+        self._sessions[_session(event)] = span
+        if is_trial:  # its work has a context of its own (`training.attempt.session`)
+            contexts.attach(trace.set_span_in_context(span))
 
-    def _end(self, event: BridgeEvent, experiment: str) -> None:
+    def _end(self, event: BridgeEvent) -> None:
         """Of a session that could not be opened there was no start."""
-        if (span := self._sessions.pop(experiment, None)) is None:
+        if (span := self._sessions.pop(_session(event), None)) is None:
             return
         span.set_attributes(_attributes(event))
         _fail(span, event)
-        span.end(_ended(event))
+        span.end(_time(event))
 
-    def _operation(self, event: BridgeEvent, operation: str, experiment: str) -> None:
-        duration = float(event.measurements["duration_s"])
-        about = {"operation": operation, "experiment_id": experiment}
-        if "error_type" in event.metadata:
-            about["error_type"] = str(event.metadata["error_type"])
-        self._durations.record(duration, about)
-        parent = self._sessions.get(experiment)
-        span = self._tracer.start_span(
-            operation,
-            context=None if parent is None else trace.set_span_in_context(parent),
-            attributes=_attributes(event),
-            start_time=_ended(event) - round(duration * 1e9),
-        )
+    # --- operations ----------------------------------------------------------------------------
+
+    def _operation_starts(self, event: BridgeEvent) -> None:
+        span = self._child(event, event.name.removesuffix("_start"), _time(event))
+        _under_way.set({**_under_way.get(), id(self): span})
+        contexts.attach(trace.set_span_in_context(span))
+
+    def _operation_ends(self, event: BridgeEvent, operation: str) -> None:
+        """One whose start was not told, as its handler came later, has the same length."""
+        length = round(float(event.measurements["duration_s"]) * 1e9)
+        begun = dict(_under_way.get())
+        span = begun.pop(id(self), None) or self._child(event, operation, _time(event) - length)
+        _under_way.set(begun)
+        span.set_attributes(_attributes(event))
         _fail(span, event)
-        span.end(_ended(event))
+        started = getattr(span, "start_time", None)  # None: it is not recorded
+        span.end(_time(event) if started is None else started + length)
+
+    def _request(self, event: BridgeEvent) -> None:
+        if event.measurements["attempts"] > 1 or "error" in event.metadata:
+            length = round(float(event.measurements["duration_s"]) * 1e9)
+            within = _under_way.get().get(id(self))
+            span = self._child(event, "http_request", _time(event) - length, within)
+            _fail(span, event)
+            span.end(_time(event))
+
+    def _child(self, event: BridgeEvent, name: str, start: int, parent: Span | None = None) -> Span:
+        parent = parent or self._sessions.get(_session(event))
+        return self._tracer.start_span(
+            name,
+            context=self._parent if parent is None else trace.set_span_in_context(parent),
+            attributes=_attributes(event),
+            start_time=start,
+        )
+
+
+def context_of(parent: str) -> Context:
+    """The context of a `traceparent` header's span."""
+    return TraceContextTextMapPropagator().extract({traceparent.HEADER: parent})
+
+
+def _session(event: BridgeEvent) -> tuple[str, str]:
+    return experiment_of(event), str(event.metadata.get("trial_id", ""))
+
+
+def _is_trial(event: BridgeEvent) -> bool:
+    return "trial_id" in event.metadata
 
 
 def _fail(span: Span, event: BridgeEvent) -> None:
@@ -95,19 +151,11 @@ def _fail(span: Span, event: BridgeEvent) -> None:
         span.set_status(Status(StatusCode.ERROR, str(error)))
 
 
-def _ended(event: BridgeEvent) -> int:
+def _time(event: BridgeEvent) -> int:
     """In nanoseconds since 1970."""
     return int(event.measurements["crucible_timestamp"]) * 1_000_000
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        name: float(value)
-        for name, value in values.items()
-        if isinstance(value, int | float) and name not in _MEASURED
-    }
-
-
 def _attributes(event: BridgeEvent) -> dict[str, str | int | float | bool]:
-    found = {**_numbers(event.measurements), **event.metadata}
+    found: dict[str, Any] = {**numbers(event.measurements), **event.metadata}
     return {k: v for k, v in found.items() if isinstance(v, str | int | float | bool)}

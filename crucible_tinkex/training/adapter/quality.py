@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
-from crucible_tinkex.config.sweep.quality import SEED_TARGETS
+from crucible_tinkex.config.sweep.quality import LEAST_STEPS, SEED_TARGETS, TRAINING_TARGETS
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import direction_of
 from crucible_tinkex.scoring.quality import (
@@ -24,6 +25,7 @@ from crucible_tinkex.scoring.quality import (
     Assessment,
     assess,
 )
+from crucible_tinkex.training.progress import progress
 
 
 def calculate_metrics(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -72,6 +74,26 @@ def validate_quality(
         "assessments": [_told(a) for a in found],
         "summary": summary,
     }
+
+
+def validate_training(
+    rows: Sequence[Mapping[str, Any]], targets: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """As `validate_quality`, on the rows of a training (`step`, `loss`), by default against the
+    seed's targets: `loss_reduction` (a share, with its interval), `convergence_steps` (both of
+    `training.progress`) and `citation_invalid_rate`, over all rows that were trained on, and so
+    exact."""
+    numbered = [(row.get("step", i), row["loss"]) for i, row in enumerate(rows, 1) if "loss" in row]
+    found: dict[str, Any] = {
+        name: asdict(value)
+        for name, value in progress([s for s, _ in numbered], [x for _, x in numbered]).items()
+    }
+    found["citation_invalid_rate"] = calculate_metrics(rows)["mean_citation_invalid_rate"]
+    defaults = {
+        name: {"target": target, "min_n": LEAST_STEPS.get(name, 1)}
+        for name, target in TRAINING_TARGETS.items()
+    }
+    return validate_quality(found, defaults if targets is None else targets)
 
 
 Verdict = Literal["ok", "warn", "fail"]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import secrets
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -133,6 +134,12 @@ class TinkexCallbacks:
             targets = config.get("quality_targets", config) if config is not None else None
         return quality.validate_quality(results, targets)
 
+    def validate_training(
+        self, results: Sequence[Mapping[str, Any]], targets: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """See `quality.validate_training`."""
+        return quality.validate_training(results, targets)
+
     def sampling_params(
         self,
         *,
@@ -241,6 +248,7 @@ class TinkexAdapter(TinkexCallbacks):
         if self._inner._callbacks is None and type(self) is not TinkexAdapter:
             self._inner._callbacks = self
         self._loop: LoopThread | None = None
+        self._opening = threading.Lock()
         self._sessions: weakref.WeakSet[BlockingSession] = weakref.WeakSet()
         self.attach = self._inner.attach
         self.detach = self._inner.detach
@@ -301,7 +309,8 @@ class TinkexAdapter(TinkexCallbacks):
         self.close()
 
     def _opened(self) -> LoopThread:
-        if self._loop is None:
-            self._loop = LoopThread()
-            atexit.register(self.close)
-        return self._loop
+        with self._opening:  # a harness's cells begin in threads
+            if self._loop is None:
+                self._loop = LoopThread()
+                atexit.register(self.close)
+            return self._loop

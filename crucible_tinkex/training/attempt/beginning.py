@@ -7,11 +7,11 @@ saved; else from the parent's of a fork; else from the base.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 
 from crucible_tinkex.client.interface import TrainingClient, TrainingService
-from crucible_tinkex.client.model.witnessed import WitnessedTraining
+from crucible_tinkex.client.model.witnessed import Asked, Witness, WitnessedTraining
 from crucible_tinkex.errors import CrucibleError, TrialFailedError
 from crucible_tinkex.protocol.wire import LoraConfig
 from crucible_tinkex.registry import AttemptGrant, CheckpointRecord, RegistryPort
@@ -47,12 +47,15 @@ class Beginning:
         service: TrainingService,
         registry: RegistryPort,
         meter: Meter,
+        teller: Witness | None = None,
     ) -> None:
+        """`teller`: another witness of what the model is asked for."""
         self._plan = plan
         self._recipe = recipe
         self._service = service
         self._registry = registry
         self._meter = meter
+        self._teller = teller
 
     async def begin(self, grant: AttemptGrant) -> Begun:
         """A checkpoint counts as lost only once something else could be opened: where nothing can,
@@ -79,8 +82,16 @@ class Beginning:
         return begun
 
     async def _loaded(self, path: str) -> TrainingClient:
-        training = await self._service.create_training_from_state(path)
-        return WitnessedTraining(training, self._meter)
+        def load() -> Awaitable[TrainingClient]:
+            return self._service.create_training_from_state(path)
+
+        asked = Asked("load_weights", {"path": path, "optimizer": True})
+        told = load() if self._teller is None else self._teller.around(asked, load)
+        return self._witnessed(await told)
+
+    def _witnessed(self, training: TrainingClient) -> TrainingClient:
+        counted = WitnessedTraining(training, self._meter)
+        return counted if self._teller is None else WitnessedTraining(counted, self._teller)
 
     async def _verify(self, training: TrainingClient, checkpoint: CheckpointRecord) -> None:
         """Raises `TrialFailedError` if the service gave other weights than were saved."""
@@ -139,4 +150,4 @@ class Beginning:
             ),
             user_metadata={"trial_id": self._plan.trial_id},
         )
-        return WitnessedTraining(training, self._meter)
+        return self._witnessed(training)

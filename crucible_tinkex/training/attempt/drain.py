@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any, TypeVar
 
 from crucible_tinkex.errors import TrialFailedError
@@ -29,11 +30,15 @@ async def contained(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def unless_drained(
-    work: Coroutine[Any, Any, T], drain: asyncio.Event, *, grace: Callable[[], float] = at_once
+    work: Coroutine[Any, Any, T],
+    drain: asyncio.Event,
+    *,
+    grace: Callable[[], float] = at_once,
+    context: Context | None = None,
 ) -> T:
-    """What `work` returns or raises; `DrainedError` if that takes longer than `grace()` seconds
-    from when `drain` was set. Nothing of `work` runs any more when this ends."""
-    task = asyncio.ensure_future(contained(work))
+    """What `work` returns or raises, in `context`; `DrainedError` if that takes longer than
+    `grace()` seconds from when `drain` was set. Nothing of `work` runs any more when this ends."""
+    task = asyncio.create_task(contained(work), context=context)
     asked = asyncio.ensure_future(drain.wait())
     try:
         await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)

@@ -90,6 +90,10 @@ class Reporter(Observer):
 
     def on_queue_state(self, state: QueueState) -> None:
         self.is_held = state.state != ACTIVE.state
+        self.waiting(state)
+
+    def waiting(self, state: QueueState) -> None:
+        """For something that is not the service: it can be drained like any other."""
         extra = {"reason": state.reason, "resume_at": state.resume_at}
         self.emit("queue_state", name=state.state, extra=extra)
 

@@ -15,8 +15,12 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
+from dataclasses import asdict
+from types import MappingProxyType
 
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
+from crucible_tinkex.client.service import TinkexService
 from crucible_tinkex.errors import (
     CrucibleError,
     StaleAttemptError,
@@ -32,6 +36,7 @@ from crucible_tinkex.registry import (
     CheckpointRecord,
     RegistryPort,
 )
+from crucible_tinkex.telemetry.bridge import Bridge, Teller
 from crucible_tinkex.training.attempt.allowance import Purse
 from crucible_tinkex.training.attempt.beginning import Beginning
 from crucible_tinkex.training.attempt.drain import DrainedError, unless_drained
@@ -45,6 +50,8 @@ from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.recipe import Recipe
 
 DELETE_TRIES = 5
+LISTING_S = 5.0
+NOTHING: Mapping[str, float] = MappingProxyType({})
 _END_REASONS: dict[str, EndReason] = {DONE: "success", STOPPED: "success", FAILED: "errored"}
 
 
@@ -61,8 +68,12 @@ class Session:
         reporter: Reporter,
         clock: Callable[[], float],
         after: After | None = None,
+        trained: Callable[[int], None] = lambda tokens: None,
+        bridge: Bridge | None = None,
     ) -> None:
-        """`after` is called on the weights of the trial's last step, when they are saved."""
+        """`after` is called on the weights of the trial's last step, when they are saved; `trained`
+        with the tokens of every step that is done; the handlers of `bridge` hear what the attempt
+        does."""
         self._plan = plan
         self._recipe = recipe
         self._service = service
@@ -72,9 +83,15 @@ class Session:
         """Set to have it finish its step, save, and stop."""
         self._clock = clock
         self._after = after
+        self._trained = trained
         self._meter = Meter(clock)
-        self._beginning = Beginning(plan, recipe, service, registry, self._meter)
-        self._purse = Purse(plan, registry, self._meter, self.drain)
+        self._bridge = bridge or Bridge()
+        teller = Teller(self._bridge, clock) if self._bridge.handlers() else None
+        self._beginning = Beginning(plan, recipe, service, registry, self._meter, teller)
+        self.context = copy_context()
+        """What its work runs in: what a handler sets at `session_start` holds for all of it."""
+        self._has_end = False
+        self._purse = Purse(plan, registry, self._meter, self.drain, reporter.waiting)
         self._found = Measurements()
         self._training: TrainingClient | None = None
         self._saved_step = 0
@@ -106,6 +123,7 @@ class Session:
         """Claim the next attempt; start fresh or from the newest checkpoint that can be loaded."""
         grant = await self._registry.start_attempt(self._plan.trial_id)
         self._report.attempt = grant.attempt
+        self._tell_start()
         begun = await self._beginning.begin(grant)
         self._training = begun.training
         self._saved_step = self._report.step = begun.step
@@ -122,6 +140,18 @@ class Session:
                 "resumed_step": self.step,
                 "model_id": begun.training.model_id,
             },
+        )
+
+    def _tell_start(self) -> None:
+        hparams = {f"hparams/{name}": value for name, value in self._plan.values.items()}
+        base = self._plan.experiment.model.base
+        self._bridge.execute(
+            "session_start",
+            attempt=self.attempt,
+            base_model=base,
+            seed=self._plan.seed,
+            total_steps=self._plan.total_steps,
+            **hparams,
         )
 
     async def _fingerprint(self) -> float | None:
@@ -168,9 +198,10 @@ class Session:
     async def _complete(self, step: StepResult) -> None:
         now = self._clock()
         seconds, self._last_time = now - self._last_time, now
-        measured = self._recipe.measure(step.update, step.backward)
+        measured = await self._recipe.measure(step.update, step.backward)
         self._report.step = step.number
         self._report.measure("training_step", measured)
+        self._trained(step.update.tokens)
         tokens_per_s = step.update.tokens / max(seconds, 1e-9)
         self._report.measure(
             "training_step", {"perf/step_s": seconds, "perf/tokens_per_s": tokens_per_s}
@@ -208,7 +239,7 @@ class Session:
     async def _milestone(self, to_step: int) -> None:
         """Evaluate if due and not done yet; then save, so that the checkpoint has the metrics."""
         owes = self._owes_evaluation(to_step) and not self.drain.is_set()
-        if owes and await self._purse.may_send(self.attempt):
+        if owes and await self._purse.may_evaluate(self.attempt, self._recipe.evaluation_cost()):
             with contextlib.suppress(DrainedError):
                 await unless_drained(self._evaluate(), self.drain)
         if self.step > self._saved_step and self._is_checkpoint_due(to_step):
@@ -219,11 +250,13 @@ class Session:
         """Record the step's result: means over the newest steps, and all held-out metrics."""
         started = self._clock()
         found = await self._recipe.evaluate(self._client, self._report.evaluating)
+        self._purse.evaluated()
         if found.metrics:
             self._report.measure("evaluation", found.metrics)
             self._report.measure("evaluation", {"perf/eval_s": self._clock() - started})
             self._report.examples(found.examples)
             self._report.training()
+            self._bridge.execute("evaluation_complete", found.metrics, step=self.step)
         self._check_finite(found.metrics)
         await self._registry.record_result(
             self._plan.trial_id,
@@ -251,6 +284,7 @@ class Session:
         except (StaleAttemptError, StaleEpochError):
             await self._take_back(path)
             raise
+        self._bridge.execute("checkpoint_saved", {"step": step}, checkpoint=name, path=path)
         self._saved_step = step
 
     async def _take_back(self, path: str) -> None:
@@ -293,6 +327,7 @@ class Session:
     async def _end(self, state: str, error: str | None, *, is_durable: bool) -> None:
         if not self.attempt:
             return
+        self._tell_end(state, error, await self._saved_bytes() if is_durable else {})
         self._report.emit("session_end", extra={"state": state, "error": error})
         if is_durable:
             await self._report.flush()
@@ -301,8 +336,32 @@ class Session:
         )
 
     async def leave(self, state: str) -> None:
-        """Finish the service's session without a word to anybody else."""
+        """Finish the service's session without a word to the registry."""
+        self._tell_end(state, None)
         await self._service.close(reason=_END_REASONS.get(state, "interrupted"))
+
+    def _tell_end(
+        self, state: str, error: str | None, measured: Mapping[str, float] = NOTHING
+    ) -> None:
+        """Once, and only of an attempt that began."""
+        if self.attempt and not self._has_end:
+            self._has_end = True
+            found = {"step": self.step, **asdict(self._meter.spent()), **measured}
+            self._bridge.execute("session_end", found, status=state, error=error)
+
+    async def _saved_bytes(self) -> Mapping[str, float]:
+        """Of the checkpoints that the attempt has saved, where somebody listens and the service
+        lists them soon."""
+        service, training = self._service, self._training
+        is_asked = self._bridge.handlers() and self._saved_step > 0
+        if not is_asked or training is None or not isinstance(service, TinkexService):
+            return NOTHING
+        sizes = []
+        with contextlib.suppress(CrucibleError, TimeoutError):
+            async with asyncio.timeout(LISTING_S):
+                async for checkpoint in service.rest.checkpoints(training.model_id):
+                    sizes.append(checkpoint.size_bytes or 0)
+        return {"checkpoint_bytes": float(sum(sizes))} if any(sizes) else NOTHING
 
     @property
     def _client(self) -> TrainingClient:

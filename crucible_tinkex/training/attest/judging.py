@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from crucible_tinkex.errors import ServiceError
-from crucible_tinkex.training.attest.contrasts import LOSS, RANK, Contrast, Settings
+from crucible_tinkex.training.attest.contrasts import MOVES, RANK, Contrast
+from crucible_tinkex.training.attest.settings import Settings
 
 Verdict: TypeAlias = Literal["applied", "not applied", "cannot be told"]
 APPLIED: Verdict = "applied"
@@ -56,6 +57,8 @@ class Finding:
 
     key: str
     asked: tuple[Any, ...]
+    field: str
+    """The setting of the two models, where it is not the key's own."""
     probed: tuple[Any, Any]
     verdict: Verdict
     why: str
@@ -83,20 +86,19 @@ def noise_of(readings: Sequence[Reading]) -> float:
 def judge(contrast: Contrast, readings: Mapping[Settings, Read], noise: float) -> Finding:
     """The verdict on one setting, with its reason in words."""
     verdict, why = _judged(contrast, readings[contrast.a], readings[contrast.b], noise)
-    return Finding(
-        contrast.key, contrast.asked, contrast.probed, verdict, why, varies=contrast.varies
-    )
+    asked, field, probed = contrast.asked, contrast.field, contrast.probed
+    return Finding(contrast.key, asked, field, probed, verdict, why, varies=contrast.varies)
 
 
 def _judged(contrast: Contrast, a: Read, b: Read, noise: float) -> tuple[Verdict, str]:
     for value, read in zip(contrast.probed, (a, b), strict=True):
         if isinstance(read, ServiceError):
-            verdict = NOT_APPLIED if contrast.is_asked else CANNOT_BE_TOLD
-            return verdict, f"the service refuses {contrast.key} = {value}: {read.message}"
+            verdict = NOT_APPLIED if value in contrast.asked else CANNOT_BE_TOLD
+            return verdict, f"the service refuses {contrast.field} = {value}: {read.message}"
     assert isinstance(a, Reading) and isinstance(b, Reading)
     if contrast.key == RANK and (told := _other_rank(contrast, a, b)):
         return NOT_APPLIED, told
-    seen = max(a.moved, b.moved) if contrast.key == LOSS else distance(a.values, b.values)
+    seen = max(a.moved, b.moved) if contrast.key == MOVES else distance(a.values, b.values)
     share = FAINT.get(contrast.key, RESOLUTION)
     return _seen(seen, moved=max(a.moved, b.moved), noise=noise, share=share)
 

@@ -21,7 +21,7 @@ from crucible_tinkex.errors import OperationFailedError, RequestRejectedError, S
 from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.training.attempt.meter import Meter
-from crucible_tinkex.training.attest.contrasts import Contrast, Settings, base_of, settings_of
+from crucible_tinkex.training.attest.contrasts import Contrast, base_of, settings_of
 from crucible_tinkex.training.attest.judging import (
     Finding,
     Read,
@@ -30,6 +30,8 @@ from crucible_tinkex.training.attest.judging import (
     judge,
     noise_of,
 )
+from crucible_tinkex.training.attest.rows import off_policy, weighed
+from crucible_tinkex.training.attest.settings import Settings
 from crucible_tinkex.training.recipes.datums import datum
 
 FIRST_ROWS, SECOND_ROWS = 1, 4
@@ -75,10 +77,13 @@ def cost(contrasts: Sequence[Contrast], data: TokenisedDataset) -> Attestation:
         return Attestation()
     batches = _batches(data)
     tokens = sum(len(c.tokens) for b in batches for d in b for c in d.model_input.chunks)
-    models = REPEATS + len(_others(contrasts))
-    # Each batch is trained on once, and scored once afterwards.
-    spent = Spent(models * tokens, models * tokens, steps=models * len(batches))
-    return Attestation(models=models, spent=spent)
+    wanted = [*[base_of(contrasts)] * REPEATS, *_others(contrasts)]
+    # Each batch is scored once after the steps; where the sampler's logprobs are made up from the
+    # model's, before them, too.
+    train = sum(settings.accumulate for settings in wanted) * tokens
+    prefill = sum(1 + settings.is_policy for settings in wanted) * tokens
+    spent = Spent(train, prefill, steps=len(wanted) * len(batches))
+    return Attestation(models=len(wanted), spent=spent)
 
 
 def _others(contrasts: Sequence[Contrast]) -> list[Settings]:
@@ -159,21 +164,35 @@ class _Prober:
 
     async def _read(self, model: TrainingClient, settings: Settings) -> Reading:
         first, second = self._batches
-        sent: list[Awaitable[Any]] = []
-        for batch in (first, second):
-            sent += [model.forward_backward(batch, loss_fn=settings.loss)]
-            sent += [model.optim_step(settings.adam)]
-        before, _, during, _ = await asyncio.gather(*sent)
-        after = await asyncio.gather(
-            model.forward(first, loss_fn=settings.loss),
-            model.forward(second, loss_fn=settings.loss),
-        )
+        if settings.is_policy:
+            before, _ = scored = await asyncio.gather(model.forward(first), model.forward(second))
+            pairs = zip(self._batches, scored, strict=True)
+            await self._step(model, [off_policy(b, o, settings) for b, o in pairs], settings)
+            during: tuple[float, ...] = ()
+        else:
+            batches = [weighed(batch, settings.weights) for batch in self._batches]
+            before, last = await self._step(model, batches, settings)
+            during = _numbers(last, second)
+        after = await asyncio.gather(model.forward(first), model.forward(second))
         learnt = _numbers(after[0], first)
         return Reading(
-            values=(*_numbers(during, second), *learnt, *_numbers(after[1], second)),
+            values=(*during, *learnt, *_numbers(after[1], second)),
             moved=distance(_numbers(before, first), learnt),
             rank=await _rank(model),
         )
+
+    async def _step(
+        self, model: TrainingClient, batches: Sequence[Sequence[Datum]], settings: Settings
+    ) -> tuple[ForwardBackwardOutput, ForwardBackwardOutput]:
+        """Both steps, sent at once; what each batch's own pass answered."""
+        sent: list[Awaitable[Any]] = []
+        config = dict(settings.loss_config) or None
+        for step, batch in enumerate(batches):
+            for rows in [*[batches[1 - step]] * (settings.accumulate - 1), batch]:
+                sent += [model.forward_backward(rows, loss_fn=settings.loss, loss_fn_config=config)]
+            sent += [model.optim_step(settings.adam(step))]
+        answers = await asyncio.gather(*sent)
+        return answers[settings.accumulate - 1], answers[-2]
 
 
 def _numbers(output: ForwardBackwardOutput, batch: Sequence[Datum]) -> tuple[float, ...]:

@@ -28,3 +28,5 @@ class StepContext:
     save: Callable[[Mapping[str, Any]], None] = lambda progress: None
     """Keep `progress` for a run that takes the step up again (JSON values)."""
     attempt: int = 1
+    is_stopping: Callable[[], bool] = lambda: False
+    """Whether the experiment is to end now: a `graceful` step saves and returns."""

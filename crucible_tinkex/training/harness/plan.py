@@ -16,7 +16,8 @@ from crucible_tinkex.training.harness.context import StepContext
 
 OnError = Literal["retry", "skip", "abort"]
 StepFunction: TypeAlias = Callable[[StepContext], Any]
-"""Gives what the step found, as JSON values; may be a coroutine function."""
+"""Gives what the step found, as JSON values; may be a coroutine function. A plain one runs in a
+thread."""
 
 DEFAULT_CONDITION = "default"
 MAX_RETRIES = 3
@@ -28,13 +29,18 @@ class Step:
     function: StepFunction
     options: Mapping[str, Any] = field(default_factory=dict)
     """What decides its result besides its name: a change is another experiment."""
+    graceful: bool = False
+    """It looks at `ctx.is_stopping()`: Ctrl-C lets it save and end; others are cut off."""
+    training: Mapping[str, Any] | None = None
+    """Of a step that `register_training_step` added: what it was asked for."""
 
 
 @dataclass(frozen=True)
 class Hooks:
     """Called around steps. `on_error` decides what becomes of a step that raised: `retry` (at most
     `max_retries` times, then it aborts), `skip` (the rest of the cell goes on without its result)
-    or `abort` (the cell ends; other cells go on, and the same call tries again)."""
+    or `abort` (the cell ends; other cells go on, unless `fail_fast` ends them, and the same call
+    tries again). Cells that run at the same time share them."""
 
     before_experiment: Callable[[], object] | None = None
     after_experiment: Callable[[], object] | None = None
@@ -67,13 +73,19 @@ class Plan:
             raise ConfigError("an experiment needs at least one condition")
 
     def add_step(
-        self, name: str, function: StepFunction, options: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        function: StepFunction,
+        options: Mapping[str, Any] | None = None,
+        *,
+        graceful: bool = False,
+        training: Mapping[str, Any] | None = None,
     ) -> Plan:
         """Raises `ConfigError` for a name that is taken or is no name."""
         check_segment(name, what="step name")
         if name in [step.name for step in self.steps]:
             raise ConfigError(f"there is a step {name!r} already")
-        self.steps.append(Step(name, function, dict(options or {})))
+        self.steps.append(Step(name, function, dict(options or {}), graceful, training))
         return self
 
     @property

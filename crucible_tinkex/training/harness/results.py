@@ -9,7 +9,8 @@ from typing import Any, Literal
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.training.tinkex.results import Checkpoint, best
 
-CellState = Literal["done", "aborted"]
+CellState = Literal["done", "aborted", "open"]
+"""`open`: interrupted, or not begun; the same call goes on with it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class CellResult:
 
 @dataclass(frozen=True)
 class HarnessResults:
-    """All cells, those that were aborted too: none is left out silently."""
+    """All cells in the plan's order, those that were aborted or not begun too: none is left out
+    silently."""
 
     name: str
     trace_id: str
@@ -36,7 +38,11 @@ class HarnessResults:
 
     @property
     def failed(self) -> list[CellResult]:
-        return [cell for cell in self.cells if cell.state != "done"]
+        return [cell for cell in self.cells if cell.state == "aborted"]
+
+    @property
+    def open(self) -> list[CellResult]:
+        return [cell for cell in self.cells if cell.state == "open"]
 
     def of(self, condition: str) -> list[CellResult]:
         return [cell for cell in self.cells if cell.condition == condition]

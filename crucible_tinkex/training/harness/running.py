@@ -1,32 +1,27 @@
-"""Runs the cells of a plan one after the other, step by step, through sessions.
+"""Runs the cells of a plan, so many at once, and gives what came of each in the plan's order.
 
-A step that is done is not done again when the same experiment runs in the same folder; one that was
-interrupted gets the progress that it saved. Steps may be functions or coroutine functions.
+Cells begin in that order; which of them ends first changes nothing in results and records, for each
+has a session, a seed and a file of its own. The first Ctrl-C lets trainings finish the step that
+was sent and save, cuts off any other step, closes the sessions and raises; the same call with the
+same folder then goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.telemetry.bridge import Bridge
 from crucible_tinkex.training.adapter.blocking import LoopThread
-from crucible_tinkex.training.harness.context import StepContext
-from crucible_tinkex.training.harness.plan import DEFAULT_CONDITION, Hooks, OnError, Plan, Step
-from crucible_tinkex.training.harness.results import CellResult, CellState, HarnessResults
+from crucible_tinkex.training.harness.cells import Bench, Cell, Sessions
+from crucible_tinkex.training.harness.plan import DEFAULT_CONDITION, Hooks, Plan
+from crucible_tinkex.training.harness.results import CellResult, HarnessResults
 from crucible_tinkex.training.harness.state import HarnessState
-
-log = logging.getLogger(__name__)
-
-Sessions = Callable[[str, int, Mapping[str, Any]], Any]
-"""Makes the session of a cell from its condition, seed and options. May be a coroutine function;
-what it makes is closed when the cell ends."""
 
 
 def run(
@@ -35,9 +30,10 @@ def run(
     **options: Any,
 ) -> HarnessResults:
     """As `arun`, for code without an event loop (or whose loop is a notebook's)."""
+    harness = _Harness(experiment, define, **options)
     loop = LoopThread("harness")
     try:
-        return loop.run(arun(experiment, define, **options))
+        return loop.run(harness.run(), on_interrupt=harness.stop)
     finally:
         loop.close()
 
@@ -45,158 +41,135 @@ def run(
 async def arun(
     experiment: Any,
     define: Callable[[Plan], object],
-    *,
-    session: Any = None,
-    sessions: Sessions | None = None,
-    dataset: Any = None,
-    conditions: Mapping[str, Mapping[str, Any]] | None = None,
-    repeats: int = 1,
-    seed: int = 0,
-    hooks: Hooks | None = None,
-    folder: str | Path | None = None,
-    bridge: Bridge | None = None,
-    trace_id: str | None = None,
+    **options: Any,
 ) -> HarnessResults:
     """Run `experiment` (anything with a `name`, or a name) by the steps that `define` adds.
 
+    | option | default | |
+    |---|---|---|
+    | `session` | | an open one, for an experiment of one cell |
+    | `sessions` | | makes one per cell: `Sessions` |
+    | `dataset` | none | what steps find as `ctx.dataset` |
+    | `conditions` | one | options by the condition's name |
+    | `repeats`, `seed` | 1, 0 | repeat r has `seed + r`, under every condition |
+    | `max_concurrent` | 1 | cells at once |
+    | `fail_fast` | false | the first cell that is aborted ends the others, saved |
+    | `hooks` | none | `Hooks`, called on the harness's loop |
+    | `folder` | none | keeps how far it got, and its trace id |
+    | `bridge`, `trace_id` | own | where events go; the id of a new experiment |
+
     One cell can use a `session` that is open; several need `sessions`, because a second training of
-    one session would go on from the first. `folder` keeps how far it got; a run that it keeps has
-    its `trace_id` already. Raises `ConfigError` for a plan that cannot run, and never for a cell
-    that failed: that is in its result.
+    one session would go on from the first. Raises `ConfigError` for a plan that cannot run, and
+    never for a cell that failed: that is in its result. Cancelled, it stops as by Ctrl-C.
     """
-    name = experiment if isinstance(experiment, str) else experiment.name
-    under = {DEFAULT_CONDITION: {}} if conditions is None else conditions
-    plan = Plan(name, under, repeats, hooks or Hooks())
-    define(plan)
-    if not plan.steps:
-        raise ConfigError("the experiment has no steps; `define` must add some")
-    cells = [(c, r) for c in plan.conditions for r in range(repeats)]
-    if (session is None) == (sessions is None):
-        raise ConfigError("give either session or sessions")
-    if session is not None and len(cells) > 1:
-        raise ConfigError(
-            f"{len(cells)} cells need a session each: give sessions, a function that makes one"
-        )
-    state = HarnessState(folder, plan.identity)
-    state.trace_id = state.trace_id or trace_id or uuid.uuid4().hex
-    runner = _Runner(plan, state, session, sessions, dataset, bridge or Bridge(name))
-    _call(plan.hooks.before_experiment)
-    results = []
-    for condition in plan.conditions:
-        _call(plan.hooks.before_condition, condition)
-        for repeat in range(repeats):
-            results.append(await runner.cell(condition, repeat, seed + repeat))
-        _call(plan.hooks.after_condition, condition)
-    _call(plan.hooks.after_experiment)
-    return HarnessResults(name, state.trace_id, results)
+    return await _Harness(experiment, define, **options).run()
 
 
-class _Runner:
+class _Harness:
+    """See `arun`."""
+
     def __init__(
         self,
-        plan: Plan,
-        state: HarnessState,
-        session: Any,
-        sessions: Sessions | None,
-        dataset: Any,
-        bridge: Bridge,
+        experiment: Any,
+        define: Callable[[Plan], object],
+        *,
+        session: Any = None,
+        sessions: Sessions | None = None,
+        dataset: Any = None,
+        conditions: Mapping[str, Mapping[str, Any]] | None = None,
+        repeats: int = 1,
+        seed: int = 0,
+        max_concurrent: int = 1,
+        fail_fast: bool = False,
+        hooks: Hooks | None = None,
+        folder: str | Path | None = None,
+        bridge: Bridge | None = None,
+        trace_id: str | None = None,
     ) -> None:
-        self._plan = plan
-        self._state = state
-        self._session = session
-        self._sessions = sessions
-        self._dataset = dataset
-        self._bridge = bridge
-
-    async def cell(self, condition: str, repeat: int, seed: int) -> CellResult:
-        key = f"{condition}/{repeat}"
-        params = self._plan.conditions[condition]
-        found: dict[str, Any] = {}
-        skipped: list[str] = []
-        session, state, error = self._session, "done", None
-        try:
-            for step in self._plan.steps:
-                known = self._state.step(key, step.name)
-                if known.get("state") == "done":
-                    found[step.name] = known["result"]
-                    continue
-                if session is None and self._sessions is not None:
-                    session = await _awaited(self._sessions(condition, seed, params))
-                context = StepContext(
-                    session,
-                    self._dataset,
-                    self._state.trace_id or "",
-                    condition,
-                    repeat,
-                    seed,
-                    params,
-                    found,
-                )
-                error = await self._step(key, step, context, found, skipped)
-                if error is not None:
-                    state = "aborted"
-                    break
-        finally:
-            if session is not None and session is not self._session:
-                await _awaited(session.close())
-        made: CellState = "done" if state == "done" else "aborted"
-        return CellResult(condition, repeat, seed, made, dict(found), tuple(skipped), error)
-
-    async def _step(
-        self,
-        key: str,
-        step: Step,
-        context: StepContext,
-        found: dict[str, Any],
-        skipped: list[str],
-    ) -> str | None:
-        """None, or why the cell ends here."""
-        about = {"stage": step.name, "cell": key, "trace_id": context.trace_id}
-        hooks = self._plan.hooks
-        for attempt in range(1, hooks.max_retries + 2):
-            context.attempt = attempt
-            context.progress = dict(self._state.step(key, step.name).get("progress", {}))
-            context.save = lambda p: self._state.record(
-                key, step.name, state="open", progress=dict(p)
+        name = experiment if isinstance(experiment, str) else experiment.name
+        under = {DEFAULT_CONDITION: {}} if conditions is None else conditions
+        plan = self._plan = Plan(name, under, repeats, hooks or Hooks())
+        define(plan)
+        if not plan.steps:
+            raise ConfigError("the experiment has no steps; `define` must add some")
+        if max_concurrent < 1:
+            raise ConfigError(f"max_concurrent = {max_concurrent} must be at least 1")
+        cells = len(plan.conditions) * repeats
+        if (session is None) == (sessions is None):
+            raise ConfigError("give either session or sessions")
+        if session is not None and cells > 1:
+            raise ConfigError(
+                f"{cells} cells need a session each: give sessions, a function that makes one"
             )
-            self._bridge.execute("stage_start", {"attempt": attempt}, **about)
-            try:
-                _call(hooks.before, context, step.name)
-                result = await _awaited(step.function(context))
-                self._state.record(key, step.name, state="done", result=result)
-                _call(hooks.after, context, step.name, result)
-            except Exception as error:
-                log.exception("step %s of %s failed", step.name, key)
-                text = f"{type(error).__name__}: {error}"
-                self._bridge.execute("stage_error", {"attempt": attempt}, **about, error=text)
-                decision = _decide(hooks, error, context, step.name)
-                if decision == "retry" and attempt <= hooks.max_retries:
-                    continue
-                if decision == "skip":
-                    skipped.append(step.name)
-                    return None
-                return f"{step.name}: {text}"
-            self._bridge.execute("stage_stop", {"attempt": attempt}, **about)
-            found[step.name] = result
-            return None
-        return f"{step.name}: no attempt is left"
+        self._seed = seed
+        self._folder = folder
+        self._trace_id = trace_id or uuid.uuid4().hex
+        self._max_concurrent = max_concurrent
+        self._fail_fast = fail_fast
+        self._given = (dataset, bridge or Bridge(name), session, sessions)
+        self._cells: list[Cell] = []
+        self._left: Counter[str] = Counter()
+        """Cells of each condition that have not ended."""
+        self._begun: set[str] = set()
+        self._stopping = False
 
+    def stop(self) -> None:
+        """End what runs, saved, and begin nothing. On its loop."""
+        self._stopping = True
+        for cell in self._cells:
+            cell.stop()
 
-def _decide(hooks: Hooks, error: BaseException, context: StepContext, name: str) -> OnError:
-    if hooks.on_error is None:
-        return "abort"
-    decision = hooks.on_error(error, context, name)
-    if decision not in ("retry", "skip", "abort"):
-        raise ConfigError(f"on_error gave {decision!r}; it decides 'retry', 'skip' or 'abort'")
-    return decision
+    async def run(self) -> HarnessResults:
+        plan, hooks = self._plan, self._plan.hooks
+        state = HarnessState(self._folder, plan.identity, self._trace_id)
+        try:
+            bench = Bench(plan, state.trace_id, *self._given)
+            self._cells = [
+                Cell(bench, state.cell(condition, repeat), condition, repeat, self._seed + repeat)
+                for condition in plan.conditions
+                for repeat in range(plan.repeats)
+            ]
+            self._left = Counter(cell.condition for cell in self._cells)
+            if hooks.before_experiment is not None:
+                hooks.before_experiment()
+            results = await self._all()
+            if hooks.after_experiment is not None and not self._stopping:
+                hooks.after_experiment()
+        finally:
+            state.close()
+        return HarnessResults(plan.name, state.trace_id, results)
 
+    async def _all(self) -> Sequence[CellResult]:
+        slots = asyncio.Semaphore(self._max_concurrent)
+        tasks = [asyncio.create_task(self._one(cell, slots)) for cell in self._cells]
+        try:
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            if any(not task.cancelled() and task.exception() for task in ended):
+                self.stop()
+                await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            self.stop()
+            await asyncio.wait(tasks)
+            raise
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return [task.result() for task in tasks]
 
-def _call(hook: Callable[..., object] | None, *arguments: Any) -> None:
-    if hook is not None:
-        hook(*arguments)
-
-
-async def _awaited(value: Awaitable[Any] | Any) -> Any:
-    """What a function or a coroutine function gave."""
-    await asyncio.sleep(0)
-    return await value if inspect.isawaitable(value) else value
+    async def _one(self, cell: Cell, slots: asyncio.Semaphore) -> CellResult:
+        hooks = self._plan.hooks
+        async with slots:
+            if self._stopping:
+                return cell.result("open")
+            if hooks.before_condition is not None and cell.condition not in self._begun:
+                hooks.before_condition(cell.condition)
+            self._begun.add(cell.condition)
+            result = await cell.run()
+            if result.state == "aborted" and self._fail_fast:
+                self.stop()
+            if result.state != "open":
+                self._left[cell.condition] -= 1
+            if hooks.after_condition is not None and self._left[cell.condition] == 0:
+                hooks.after_condition(cell.condition)
+            return result

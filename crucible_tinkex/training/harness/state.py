@@ -1,4 +1,5 @@
-"""How far an experiment got, as one small file that is replaced after every step.
+"""How far an experiment got: a small file of the experiment, and one of each cell, replaced after
+every step, so that cells that run at the same time disturb neither each other nor their order.
 
 The original's checkpoints were never written, and what would have read them looked for other keys.
 """
@@ -9,63 +10,109 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from crucible_tinkex.errors import ConfigError, CorruptLogError
-from crucible_tinkex.storage import storage_errors, write_atomic
+from crucible_tinkex.storage import Lock, storage_errors, write_atomic
 
 FILE = "harness.json"
-VERSION = 1
+CELLS = "cells"
+LOCK = "harness.lock"
+VERSION = 2
+
+
+class CellRecord:
+    """The steps of one cell: `state` (`done`, `open`), `result` and `progress` by name."""
+
+    def __init__(self, path: Path | None, steps: Mapping[str, Mapping[str, Any]]) -> None:
+        self._path = path
+        self._steps = dict(steps)
+
+    def step(self, name: str) -> Mapping[str, Any]:
+        return self._steps.get(name, {})
+
+    def record(self, name: str, **fields: Any) -> None:
+        """Raises `ConfigError` if a result is not made of JSON values; then nothing is kept of
+        it."""
+        steps = {**self._steps, name: fields}
+        if self._path is not None:
+            try:
+                text = json.dumps({"version": VERSION, "steps": steps}, indent=1)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"step {name!r} gave what JSON cannot hold ({error}); give plain values"
+                ) from None
+            write_atomic(self._path, text.encode())
+        self._steps = steps
 
 
 class HarnessState:
-    """Without a folder nothing is kept. `cells[condition/repeat][step]` has `state` (`done`,
-    `skipped`, `open`), `result` and `progress`."""
+    """Without a folder nothing is kept. With one it is this process's alone until `close`."""
 
-    def __init__(self, folder: str | Path | None, identity: str) -> None:
-        """Raises `ConfigError` if the folder holds another experiment, `CorruptLogError` if the
+    def __init__(self, folder: str | Path | None, identity: str, trace_id: str) -> None:
+        """`trace_id`: of an experiment that begins here. Raises `ConfigError` if the folder holds
+        another experiment, `SweepBusyError` if a process is at work in it, `CorruptLogError` if a
         file is damaged."""
-        self._path = None if folder is None else Path(folder) / FILE
+        self._folder = None if folder is None else Path(folder)
         self._identity = identity
-        self._cells: dict[str, dict[str, dict[str, Any]]] = {}
-        self.trace_id: str | None = None
-        if self._path is not None and self._path.exists():
-            self._read(self._path)
-
-    def _read(self, path: Path) -> None:
-        with storage_errors(path):
-            text = path.read_text(encoding="utf-8")
+        self._former: Mapping[str, Any] = {}
+        """Cells as version 1 kept them, in one file."""
+        self.trace_id = trace_id
+        self._lock = None if self._folder is None else Lock(self._folder / LOCK, wait_s=0.5)
         try:
-            found = json.loads(text)
-            identity, self._cells = found["identity"], found["cells"]
-            self.trace_id = found["trace_id"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptLogError(
-                f"{path} is damaged ({error}); move it away to begin the experiment again"
-            ) from None
+            if self._folder is not None:
+                self._begin(self._folder / FILE)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def cell(self, condition: str, repeat: int) -> CellRecord:
+        """Raises `CorruptLogError` if its file is damaged."""
+        former = self._former.get(f"{condition}/{repeat}", {})
+        if self._folder is None:
+            return CellRecord(None, former)
+        path = self._folder / CELLS / f"{quote(condition, safe='')}-{repeat}.json"
+        found = _read(path)
+        try:
+            return CellRecord(path, former if found is None else dict(found["steps"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, error) from None
+
+    def _begin(self, path: Path) -> None:
+        found = _read(path)
+        if found is None:
+            about = {"version": VERSION, "identity": self._identity, "trace_id": self.trace_id}
+            write_atomic(path, json.dumps(about, indent=1).encode())
+            return
+        try:
+            identity, self.trace_id = found["identity"], found["trace_id"]
+            self._former = dict(found.get("cells", {}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, error) from None
         if identity != self._identity:
             raise ConfigError(
                 f"{path.parent} holds an experiment of other steps, options or conditions; "
                 "choose another folder"
             )
 
-    def step(self, cell: str, name: str) -> Mapping[str, Any]:
-        return self._cells.get(cell, {}).get(name, {})
 
-    def record(self, cell: str, name: str, **fields: Any) -> None:
-        """Raises `ConfigError` if a result is not made of JSON values."""
-        self._cells.setdefault(cell, {})[name] = fields
-        if self._path is None:
-            return
-        content = {
-            "version": VERSION,
-            "identity": self._identity,
-            "trace_id": self.trace_id,
-            "cells": self._cells,
-        }
-        try:
-            text = json.dumps(content, indent=1)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"step {name!r} gave what JSON cannot hold ({error}); give plain values"
-            ) from None
-        write_atomic(self._path, text.encode())
+def _read(path: Path) -> Any:
+    """What the file holds; None where there is none."""
+    if not path.exists():
+        return None
+    with storage_errors(path):
+        text = path.read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> CorruptLogError:
+    return CorruptLogError(
+        f"{path} is damaged ({error}); move it away to begin what it was about again"
+    )

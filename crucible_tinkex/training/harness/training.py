@@ -7,11 +7,15 @@ the last step, and loses no rows when a step fails.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from crucible_tinkex.config.sweep.steps import TRAINING
+from crucible_tinkex.metrics import TRAIN_WINDOW_STEPS
+from crucible_tinkex.training.attempt.measurements import Measurements
+from crucible_tinkex.training.harness.cells import called
 from crucible_tinkex.training.harness.context import StepContext
 from crucible_tinkex.training.harness.plan import Plan
 from crucible_tinkex.training.tinkex.options import TrainOptions
@@ -25,13 +29,14 @@ def register_training_step(plan: Plan, *, name: str = NAME, **options: Any) -> P
 
     Raises `ConfigError` for an option that there is not.
     """
+    asked = dict(options)
     evaluation = options.pop("eval_dataset", None)
     TrainOptions.of(options)
 
     async def train(ctx: StepContext) -> Mapping[str, Any]:
         return await _train(ctx, {**options, "seed": ctx.seed, **ctx.params}, evaluation)
 
-    return plan.add_step(name, train, options)
+    return plan.add_step(name, train, options, graceful=True, training=asked)
 
 
 async def _train(ctx: StepContext, options: dict[str, Any], evaluation: Any) -> Mapping[str, Any]:
@@ -39,15 +44,17 @@ async def _train(ctx: StepContext, options: dict[str, Any], evaluation: Any) -> 
     saved = [Checkpoint(**c) for c in ctx.progress.get("checkpoints", [])]
     start = saved[-1].step if saved else 0
     if ctx.session.status == "failed":
-        await _done(ctx.session.recover())
+        await called(ctx.session.recover)
     if saved:
-        await _done(ctx.session.load_checkpoint(saved[-1]))
+        await called(ctx.session.load_checkpoint, saved[-1])
     rows = [row for row in before if row["step"] <= start]
     told = options.pop("on_step_end", None)
     heard = options.pop("on_checkpoint", None)
 
     def on_step_end(row: StepRow) -> None:
         rows.append(row)
+        if ctx.is_stopping():
+            ctx.session.stop()
         if told is not None:
             told(row)
 
@@ -57,26 +64,32 @@ async def _train(ctx: StepContext, options: dict[str, Any], evaluation: Any) -> 
         if heard is not None:
             heard(checkpoint)
 
-    result: TrainResult = await _done(
-        ctx.session.train(
-            ctx.dataset,
-            eval_dataset=evaluation,
-            start_step=start,
-            on_step_end=on_step_end,
-            on_checkpoint=on_checkpoint,
-            **options,
-        )
+    train = partial(
+        ctx.session.train,
+        eval_dataset=evaluation,
+        start_step=start,
+        on_step_end=on_step_end,
+        on_checkpoint=on_checkpoint,
+        **options,
     )
+    result: TrainResult = await called(train, ctx.dataset)
+    if ctx.is_stopping():
+        raise asyncio.CancelledError  # it may have ended early; what it saved is its progress
     whole = [*(row for row in before if row["step"] <= start), *result.results]
     return {
         "metrics": dict(ctx.session.adapter.calculate_metrics(whole)),
         "rows": whole,
         "checkpoints": [c.to_json() for c in saved],
-        "final_metrics": dict(result.final_metrics),
+        "final_metrics": _final(whole, result.final_metrics),
         "best_metric": result.best_metric,
         "trace_id": ctx.trace_id,
     }
 
 
-async def _done(value: Any) -> Any:
-    return await value if inspect.isawaitable(value) else value
+def _final(rows: Sequence[StepRow], found: Mapping[str, float]) -> dict[str, float]:
+    """The means over the last steps of the whole training, also of those before it was taken up."""
+    steps = Measurements()
+    for row in rows[-TRAIN_WINDOW_STEPS:]:
+        measured = {n: v for n, v in row["metrics"].items() if n.startswith("train/")}
+        steps.stepped(measured, row["weight"])
+    return {**found, **steps.means()}

@@ -94,13 +94,14 @@ def composite(parts: Mapping[str, tuple[float, CustomLossMaker]]) -> CustomLossM
 
 
 def guarded(name: str, maker: Callable[[Sequence[Datum]], Any]) -> CustomLossMaker:
-    """A stranger's maker: what it or its loss raises becomes a `ConfigError` that names it."""
+    """A stranger's maker: what it or its loss raises becomes a `ConfigError` that names it. The
+    maker is called with its loss, in the thread in which losses are."""
 
     def make(batch: Sequence[Datum]) -> CustomLoss:
-        made = _named(name, maker, batch)
-
         def called(logprobs: list[FloatArray]) -> tuple[float, Gradients, Mapping[str, float]]:
-            loss, gradients, metrics = _named(name, lambda given: tuple(made(given)), logprobs)
+            loss, gradients, metrics = _named(
+                name, lambda given: tuple(maker(batch)(given)), logprobs
+            )
             return loss, gradients, metrics
 
         return called

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CITATION = re.compile(r"\bciting\s+([\w.:-]*\w)", re.IGNORECASE)
 """`CLAIM[c2]: text (citing 4983)`: the published format of extracted claims."""
-_CLAIM_LINE = re.compile(r"^CLAIM\[c(\d+)\].*$", re.MULTILINE)
+_CLAIM_LINE = re.compile(r"^[ \t]*CLAIM\[c(\d+)\].*$", re.MULTILINE)
 
 
 class Span(NamedTuple):

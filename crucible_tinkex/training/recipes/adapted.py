@@ -42,9 +42,9 @@ class AdaptedRecipe(SupervisedRecipe):
     def _datums(self, rows: Sequence[int]) -> list[Datum]:
         return self._formatter.datums(self._data.train, rows)
 
-    def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
+    async def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
         found = measured(update, output, is_plain=False)
-        return {**found, **self._formatter.measured(update, found)}
+        return {**found, **await self._strange(self._formatter.measured, update, found)}
 
 
 class Formatter:

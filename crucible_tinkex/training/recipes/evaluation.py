@@ -29,6 +29,7 @@ from crucible_tinkex.client.model.loss import cross_entropy, target_logprobs
 from crucible_tinkex.config import EvaluationSection
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput, SamplingParams
+from crucible_tinkex.registry import Spent
 from crucible_tinkex.scoring import Scored, bits_per_byte, perplexity
 from crucible_tinkex.training.data import decoded
 from crucible_tinkex.training.recipes.answering import answer, check_answerable, scored
@@ -78,10 +79,25 @@ async def evaluate(
     if config.metrics:
         await work.answer()
         written = work.answers.__getitem__
-        found, scores = await asyncio.to_thread(scored, tokenizer, data, rows, written, config)
+        found, scores = await scored(tokenizer, data, rows, written, config)
         examples = [_answered(e, row) for e, row in zip(examples, found, strict=True)]
         metrics |= scores
     return Evaluation(metrics, examples)
+
+
+def cost(data: TokenisedDataset, config: EvaluationSection) -> Spent:
+    """What `evaluate` uses: each row read once; where `generate` asks for it, some prompts again
+    and their completions written, at most all; where `metrics` do, every prompt, and for each
+    sample at most `max_tokens`."""
+    count = min(len(data), config.max_rows or len(data))
+    whole = int(data.lengths[:count].sum())
+    prompts = int(data.prompt_lengths[:count].sum())
+    read, written = whole - count, 0
+    if config.generate and data.has_prompts:
+        read, written = read + prompts, whole - prompts
+    if config.metrics:
+        read, written = read + prompts, written + count * config.samples * config.max_tokens
+    return Spent(prefill_tokens=read, sample_tokens=written)
 
 
 def _likelihood(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from crucible_tinkex.client.interface import TrainingClient
 from crucible_tinkex.protocol.wire import AdamParams, Datum, ForwardBackwardOutput
+from crucible_tinkex.registry import Spent
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.plan import TrialPlan
 
@@ -88,12 +89,16 @@ class Updates(Protocol):
 class Recipe(Updates, Protocol):
     """One trial's way to learn."""
 
-    def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
+    async def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
         """Metrics of a step by tag; each must be finite, or the trial fails."""
         ...
 
     async def evaluate(self, client: TrainingClient, tell: Tell) -> Evaluation:
         """Measure the weights as they are now; changes nothing on the service."""
+        ...
+
+    def evaluation_cost(self) -> Spent:
+        """The tokens that `evaluate` uses: those that are read, and the most that are written."""
         ...
 
     async def fingerprint(self, client: TrainingClient) -> float:

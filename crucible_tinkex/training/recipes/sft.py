@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from crucible_tinkex.client.interface import TrainingClient
 from crucible_tinkex.client.model.loss import cross_entropy
 from crucible_tinkex.datasets import epoch_of
 from crucible_tinkex.protocol.wire import AdamParams, Datum, ForwardBackwardOutput
+from crucible_tinkex.registry import Spent
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.losses.objective import Objective, measured
+from crucible_tinkex.training.losses.registry import learning_functions
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.datums import datum, total_weight
-from crucible_tinkex.training.recipes.evaluation import evaluate
+from crucible_tinkex.training.recipes.evaluation import cost, evaluate
 from crucible_tinkex.training.recipes.recipe import Evaluation, Tell, Update
 from crucible_tinkex.training.recipes.schedule import adam_params
+from crucible_tinkex.user_calls import called
 from crucible_tinkex.user_code import check_code
+
+T = TypeVar("T")
 
 FINGERPRINT_ROWS = 2
 
@@ -31,11 +37,12 @@ class SupervisedRecipe:
         for name, source in plan.code.items():
             check_code(name, source, what="function")
         self._objective = Objective.of(plan.experiment.train)
+        self._users = ", ".join(learning_functions(plan.experiment.train))
 
     async def update(self, step: int, client: TrainingClient) -> Update:
         train = self._plan.experiment.train
         rows = self._data.train.batch(seed=self._plan.seed, step=step, batch_size=train.step_rows)
-        batch = self._datums(rows)
+        batch = await self._strange(self._datums, rows)
         return Update(
             batch,
             self._adam(step),
@@ -45,10 +52,16 @@ class SupervisedRecipe:
             custom=self._objective.loss.custom,
         )
 
+    async def _strange(self, function: Callable[..., T], *args: Any) -> T:
+        """Its result; called where it cannot stop the others, if it calls what the user wrote."""
+        if not self._users:
+            return function(*args)
+        return await called(function, *args, what=self._users)
+
     def _datums(self, rows: Sequence[int]) -> list[Datum]:
         return [self._objective.datum(self._data.train, i) for i in rows]
 
-    def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
+    async def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
         return measured(update, output, is_plain=self._objective.is_plain)
 
     async def evaluate(self, client: TrainingClient, tell: Tell) -> Evaluation:
@@ -58,6 +71,11 @@ class SupervisedRecipe:
         return await evaluate(
             client, self._data.eval, section, tokenizer=self._data.tokenizer, tell=tell
         )
+
+    def evaluation_cost(self) -> Spent:
+        if self._data.eval is None:
+            return Spent()
+        return cost(self._data.eval, self._plan.experiment.evaluation)
 
     async def fingerprint(self, client: TrainingClient) -> float:
         """The loss of the first training rows, in nats per token that is learnt."""

@@ -131,7 +131,7 @@ class AdapterRecipe:
             custom=self._loss.custom,
         )
 
-    def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
+    async def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
         return measured(update, output, is_plain=self._is_plain)
 
     def citation_invalid_rate(self, step: int) -> float:

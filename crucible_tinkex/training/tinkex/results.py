@@ -14,9 +14,9 @@ from crucible_tinkex.training.recipes.recipe import Example
 
 StepRow = dict[str, Any]
 """`step`, `epoch` (from 1), `loss` (mean, in nats per weight of the learnt tokens), `loss_sum`,
-`grad_norm` (None where the service does not tell), `learning_rate`, `tokens`, `seconds`,
-`timestamp` (ISO 8601, UTC), `metrics`, and where they were asked for `citation_invalid_rate` and
-`gradients`."""
+`weight` (of those tokens), `grad_norm` (None where the service does not tell), `learning_rate`,
+`tokens`, `seconds`, `timestamp` (ISO 8601, UTC), `metrics`, and where they were asked for
+`citation_invalid_rate` and `gradients`."""
 
 
 @dataclass(frozen=True)

@@ -85,12 +85,12 @@ class TrainingRun:
         self._last_time = self._clock()
         async with contextlib.aclosing(results):
             async for step in results:
-                self._complete(step)
+                await self._complete(step)
 
-    def _complete(self, result: StepResult) -> None:
+    async def _complete(self, result: StepResult) -> None:
         now = self._clock()
         seconds, self._last_time = now - self._last_time, now
-        measured = self._recipe.measure(result.update, result.backward)
+        measured = await self._recipe.measure(result.update, result.backward)
         self.step = result.number
         row = self._row(result, measured, seconds)
         self.rows[self.session_step] = row
@@ -119,6 +119,7 @@ class TrainingRun:
             "epoch": self._recipe.epoch(result.number) + 1,
             "loss": loss,
             "loss_sum": loss * result.update.weight,
+            "weight": result.update.weight,
             "grad_norm": grad_norm(result.optim),
             "learning_rate": result.update.adam.learning_rate,
             "tokens": result.update.tokens,

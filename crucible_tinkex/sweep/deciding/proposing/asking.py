@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Protocol
 
-from crucible_tinkex.registry import SweepState
+from crucible_tinkex.registry import SweepState, TrialRecord
 from crucible_tinkex.search.points.space import Values, trial_settings
 from crucible_tinkex.search.strategies import learns
 from crucible_tinkex.sweep.deciding.planner import Planner, numbered, usual_reason
@@ -41,6 +41,12 @@ class Asker(Protocol):
 
     def why(self, plan: TrialPlan) -> str:
         """Why the trial was asked for the last time."""
+        ...
+
+    def promise(self, state: SweepState, trial: TrialRecord) -> float | None:
+        """The loss that a trial which may go on from its rung is expected to end with. Those with
+        the least go on first, as slots get free; None where all that may go on are promoted at
+        once, in the order of their places."""
         ...
 
     @property
@@ -89,6 +95,9 @@ class ListedTrials:
 
     def why(self, plan: TrialPlan) -> str:
         return usual_reason(self._planner, plan)
+
+    def promise(self, state: SweepState, trial: TrialRecord) -> float | None:
+        return None
 
     def _fresh(self, state: SweepState, count: int) -> list[TrialPlan]:
         if state is not self._state:

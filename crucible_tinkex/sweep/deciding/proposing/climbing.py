@@ -13,7 +13,7 @@ from functools import cache
 from statistics import fmean
 
 from crucible_tinkex.registry import DONE, PAUSED, TERMINAL, SweepState, TrialRecord
-from crucible_tinkex.search.auto import KEEP, Look, next_places
+from crucible_tinkex.search.auto import KEEP, Look, expected, next_places
 from crucible_tinkex.search.points.space import Values
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.sweep.deciding.planner import Planner
@@ -43,14 +43,24 @@ class ClimbingTrials(LearnedTrials):
         self._rung = cache(lambda total_steps: rule.rungs(total_steps)[0])
         keep = search.stopping.keep if "topk" in search.stopping.rules else KEEP * len(self._seeds)
         self._keep = max(1, (keep if isinstance(keep, int) else keep[0]) // len(self._seeds))
-        self._found: tuple[object, _Refinement] | None = None
+        self._seen: tuple[object, dict[object, tuple[object, Look]]] = None, {}
+        self._found: _Refinement | None = None
 
     def why(self, plan: TrialPlan) -> str:
         usual = super().why(plan)
         if plan.values in self._planner.experiment.search.enqueue:
             return f"{usual}, suggested by earlier sweeps"
-        found = self._found[1] if self._found else None
+        found = self._found
         return found.reason if found and plan.values in found.values else usual
+
+    def promise(self, state: SweepState, trial: TrialRecord) -> float | None:
+        """Infinite for a trial that is not of the search's configurations."""
+        self._read(state)
+        looks = self._looks()
+        own = looks.get(self._tried.settings.get(trial.trial_id))
+        if own is None or own.early is None:
+            return math.inf
+        return expected(own.places, own.early, list(looks.values()), self._search.neighbourhood)
 
     def _has_new(self, state: SweepState) -> bool:
         if self._number < self._search.startup and self._number != self._dry:
@@ -71,14 +81,24 @@ class ClimbingTrials(LearnedTrials):
             yield from self._refinement().values[: self._search.total - self._number]
 
     def _refinement(self) -> _Refinement:
-        """Found anew only when a trial came, was measured, or has ended."""
+        looks = self._looks()
+        if self._found is None:
+            self._found = self._beside(list(looks.values()), self._tried.configurations)
+        return self._found
+
+    def _looks(self) -> dict[object, Look]:
+        """By settings. Made anew only when a trial came, was measured, or has ended."""
         tried = self._tried.configurations
-        trials = (t for c in tried.values() for t in c.trials.values())
-        standing = self._tried, [(t.state, t.hold, len(t.results)) for t in trials]
-        if self._found is None or self._found[0] != standing:
-            looks = [self._look(tried[s], places) for s, places in self._places.items()]
-            self._found = standing, self._beside(looks, tried)
-        return self._found[1]
+        if self._seen[0] is not tried:
+            self._seen, self._found = (tried, {}), None
+        seen = self._seen[1]
+        for settings, places in self._places.items():
+            trials = tried[settings].trials.values()
+            standing = [(t.state, t.hold, len(t.results)) for t in trials]
+            if settings not in seen or seen[settings][0] != standing:
+                seen[settings] = standing, self._look(tried[settings], places)
+                self._found = None
+        return {settings: look for settings, (_, look) in seen.items()}
 
     def _beside(self, looks: list[Look], known: Container[object]) -> _Refinement:
         """Where all neighbours of one are excluded, those of the next."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from crucible_tinkex.registry import SweepState
+from crucible_tinkex.registry import SweepState, TrialRecord
 from crucible_tinkex.search.learned.learners import SLOW, Told
 from crucible_tinkex.search.learned.learning import LearningSearch
 from crucible_tinkex.search.points.dimensions import Places
@@ -47,6 +47,9 @@ class LearnedTrials:
 
     def why(self, plan: TrialPlan) -> str:
         return usual_reason(self._planner, plan)
+
+    def promise(self, state: SweepState, trial: TrialRecord) -> float | None:
+        return None
 
     @property
     def is_slow(self) -> bool:

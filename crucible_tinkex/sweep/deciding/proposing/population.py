@@ -1,8 +1,10 @@
 """Who takes the places of a population's worst: clones of its best, with other settings.
 
-Population based training (Jaderberg et al. 2017, arXiv 1711.09846), where all wait for each other:
-when the last member stands at a rung, the worst quarter ends, and each of the best is cloned once,
-warm, from its checkpoint there (exploit), with a learning rate times 0.8 or 1.25 (explore).
+Population based training (Jaderberg et al. 2017, arXiv 1711.09846): truncation selection by a fifth
+(exploit), settings times 0.8 or 1.2 (explore). Where the paper's members draw one of the best fifth
+whenever they are ready, here all wait for each other: when the last member stands at a rung, the
+worst fifth ends, and each of the best is cloned once, warm, from its checkpoint there. Nothing is
+drawn anew from the space, which the paper leaves open.
 What shapes the adapter is inherited, because weights are. A pure function of the state.
 """
 
@@ -14,11 +16,11 @@ from typing import Any
 
 from crucible_tinkex.config import SearchSection
 from crucible_tinkex.registry import Origin, SweepState, TrialRecord
-from crucible_tinkex.search.stopping import quarter
+from crucible_tinkex.search.stopping import fifth
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.training.plan import TrialPlan
 
-FACTORS = (0.8, 1.25)
+FACTORS = (0.8, 1.2)
 PERTURBED = ("optimizer.learning_rate", "optimizer.weight_decay")
 """The second only where the search varies it."""
 MOST = {"optimizer.learning_rate": 10.0}
@@ -29,7 +31,7 @@ def replacements(
 ) -> dict[str, TrialPlan]:
     """By id of one that ends, the clone that follows it. `ranked`: all that were measured at the
     rung `step`, the best first. A best one without a checkpoint there has no clone."""
-    count = quarter(len(ranked))
+    count = fifth(len(ranked))
     worst = ranked[len(ranked) - count :]
     found: dict[str, TrialPlan] = {}
     for loser, parent in zip(worst, ranked, strict=False):

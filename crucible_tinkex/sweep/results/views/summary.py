@@ -10,7 +10,7 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import FAILED, LOST, PENDING, RUNNING, SweepState, TrialRecord
 from crucible_tinkex.storage import is_locked, storage_errors
-from crucible_tinkex.sweep.preparing.preparation import read_resolved
+from crucible_tinkex.sweep.preparing.existing import read_resolved
 from crucible_tinkex.sweep.results.leaderboard import (
     Configuration,
     Objective,
@@ -20,6 +20,8 @@ from crucible_tinkex.sweep.results.leaderboard import (
 )
 from crucible_tinkex.sweep.results.quality import quality_summary
 from crucible_tinkex.sweep.results.views.kept import checkpoint_counts
+
+INTERRUPTED = "interrupted"
 
 
 def existing_sweep(storage: str, name: str) -> SweepPaths:
@@ -76,9 +78,10 @@ def failed_trials(state: SweepState, names: Sequence[str] = ()) -> list[TrialRec
 
 
 def sweep_state(state: SweepState, paths: SweepPaths) -> str:
-    """running only while a live process owns the sweep."""
-    if state.state in (RUNNING, PENDING) and not is_locked(paths.lock):
-        return "interrupted"
+    """running only while a live process owns the sweep; pending where no run ever began, as that
+    was refused."""
+    if state.state in (RUNNING, PENDING) and state.runs and not is_locked(paths.lock):
+        return INTERRUPTED
     return state.state
 
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
-from crucible_tinkex.client.http.watch import Observer, QueueState, RequestRecord
+from crucible_tinkex.client.http.watch import Observer
 from crucible_tinkex.client.interface import TrainingService
 from crucible_tinkex.client.resolved import ResolvedService
 from crucible_tinkex.config import EMBEDDED
@@ -81,18 +81,3 @@ async def tokenizer_of(
             )
         name = (found.tokenizer_id if found is not None else None) or config.base_model
     return await asyncio.to_thread(load_tokenizer, name)
-
-
-class Observers(Observer):
-    """Several observers of one service."""
-
-    def __init__(self, *observers: Observer) -> None:
-        self._observers = observers
-
-    def on_request(self, record: RequestRecord) -> None:
-        for observer in self._observers:
-            observer.on_request(record)
-
-    def on_queue_state(self, state: QueueState) -> None:
-        for observer in self._observers:
-            observer.on_queue_state(state)

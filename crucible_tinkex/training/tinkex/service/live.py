@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
 
+from crucible_tinkex.client.http.watch import Observers
 from crucible_tinkex.client.interface import SamplingClient, TrainingClient, TrainingService
 from crucible_tinkex.client.model.witnessed import WitnessedTraining
 from crucible_tinkex.datasets import Tokenizer
@@ -27,7 +28,7 @@ from crucible_tinkex.training.outcome import speaks_of_checkpoint
 from crucible_tinkex.training.tinkex.options import RecoveryPolicy
 from crucible_tinkex.training.tinkex.results import Checkpoint, best
 from crucible_tinkex.training.tinkex.running import TrainingRun
-from crucible_tinkex.training.tinkex.service.connecting import Connect, Observers, tokenizer_of
+from crucible_tinkex.training.tinkex.service.connecting import Connect, tokenizer_of
 from crucible_tinkex.training.tinkex.service.samplers import Samplers
 from crucible_tinkex.training.tinkex.service.storing import Sink
 

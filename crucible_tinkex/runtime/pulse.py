@@ -1,0 +1,57 @@
+"""What a host tells in its heartbeats: how long the service asked its sessions to wait, and how
+much they have trained."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from crucible_tinkex.client.http.watch import Observer, QueueState, RequestRecord
+from crucible_tinkex.client.interface import TrainingService
+from crucible_tinkex.runtime.ports import Beat
+from crucible_tinkex.training.host import SessionHost
+
+
+class Pulse:
+    """Of the sessions of one run in one process."""
+
+    def __init__(self) -> None:
+        self._held_until = 0.0
+        self._held = asyncio.Event()
+
+    def watching(
+        self, connect: Callable[[Observer], TrainingService]
+    ) -> Callable[[Observer], TrainingService]:
+        """`connect`, so that what its services wait for is heard here."""
+        return lambda observer: connect(_Waits(self, observer))
+
+    def held(self, until: float) -> None:
+        """The service asked a session here to send nothing before `until` (Unix seconds)."""
+        if until > self._held_until:
+            self._held_until = until
+            self._held.set()
+
+    async def beat(self, sessions: SessionHost, after_s: float, known: float) -> Beat:
+        """See `ports.Host.heartbeat`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(after_s):
+                while self._held_until <= known:
+                    self._held.clear()
+                    await self._held.wait()
+        return Beat(self._held_until, sessions.tokens)
+
+
+class _Waits(Observer):
+    """Hears of a session's waits, and passes all on."""
+
+    def __init__(self, pulse: Pulse, observer: Observer) -> None:
+        self._pulse = pulse
+        self._observer = observer
+
+    def on_request(self, record: RequestRecord) -> None:
+        self._observer.on_request(record)
+
+    def on_queue_state(self, state: QueueState) -> None:
+        self._pulse.held(state.resume_at or 0.0)
+        self._observer.on_queue_state(state)

@@ -1,0 +1,86 @@
+"""What a sweep's folder holds already: what it was asked for, with which data, code and service."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from crucible_tinkex.config import EMBEDDED, Experiment
+from crucible_tinkex.errors import CorruptLogError
+from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.registry import ATTESTED, SweepState
+from crucible_tinkex.storage import storage_errors
+from crucible_tinkex.sweep.preparing.training_sets import Training
+
+COUNTS = "row_counts"
+
+
+def read_resolved(paths: SweepPaths) -> dict[str, Any]:
+    """What `manifest` wrote. Raises `CorruptLogError` if it is no longer that."""
+    with storage_errors(paths.resolved):
+        text = paths.resolved.read_bytes()
+    try:
+        found: dict[str, Any] = json.loads(text)
+        return {
+            **found,
+            "experiment": dict(found["experiment"]),
+            "fingerprint": found["fingerprint"],
+        }
+    except (ValueError, TypeError, KeyError) as e:
+        raise CorruptLogError(f"{paths.resolved} is damaged: {e!r}; restore it") from e
+
+
+@dataclass(frozen=True)
+class Existing:
+    """What a sweep was asked for until now: as its journal has it, or its folder before there is a
+    journal."""
+
+    experiment: Experiment
+    fingerprint: str
+    """Of the data as declared."""
+    service: str
+    sweep_id: str | None
+    """None: version 0.1.0 made it, which had none."""
+    attested: Mapping[str, Any] = field(default_factory=dict)
+    """What the service was proved to apply (`attesting`)."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """The user's functions, with the hashes of their source."""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Of the training data among which the search chooses, by name."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Rows that an epoch shows, by the fingerprint of the training data; none before a run has
+    tokenised them."""
+
+    is_trained: bool = False
+    """Something was learnt, by the code as it is known."""
+    is_measured: bool = False
+    """There are results."""
+
+    @classmethod
+    def of(cls, state: SweepState, paths: SweepPaths) -> Existing:
+        found = state.meta or read_resolved(paths)
+        experiment = Experiment.loaded(found["experiment"], folder=paths.root)
+        service = found.get("service", EMBEDDED)
+        return cls(
+            experiment,
+            found["fingerprint"],
+            service,
+            found.get("sweep_id"),
+            attested=found.get(ATTESTED, {}),
+            code=found.get("code", {}),
+            fingerprints=found.get("fingerprints", {}),
+            counts=found.get(COUNTS, {}),
+            is_trained=state.saved > 0,
+            is_measured=bool(state.measured),
+        )
+
+    def counted(self, training: Training, experiment: Experiment) -> Training:
+        """With the rows that were left of each when a run last tokenised it."""
+        if experiment.train.max_length != self.experiment.train.max_length:
+            return training
+        return {
+            files: replace(found, epoch_rows=self.counts.get(found.fingerprint, found.epoch_rows))
+            for files, found in training.items()
+        }

@@ -1,0 +1,60 @@
+"""Facts that no journal has: exports, downloads, verifications, datasets. One log per storage.
+
+Many processes may write: each takes a lock, and what it writes is a segment of its own. A ledger
+that cannot be written costs a warning and never the work that it would tell of.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from crucible_tinkex.errors import CrucibleError
+from crucible_tinkex.storage import Lock, SegmentLog, read_log
+from crucible_tinkex.telemetry.facts.fact import Fact
+from crucible_tinkex.telemetry.facts.telling import tell
+
+FOLDER = ".facts"
+VERSION = 1
+WAIT_S = 5.0
+_KNOWN = frozenset(f.name for f in fields(Fact))
+log = logging.getLogger(__name__)
+
+
+def record(storage: str | Path, facts: Sequence[Fact]) -> None:
+    """Store facts, then tell the handlers of the storage."""
+    if not facts:
+        return
+    folder = Path(storage) / FOLDER
+    try:
+        lock = Lock(folder / "lock", wait_s=WAIT_S)
+        try:
+            with SegmentLog(folder, mark=True) as entries:
+                entries.append([json.dumps({**asdict(f), "v": VERSION}).encode() for f in facts])
+        finally:
+            lock.close()
+    except CrucibleError as e:
+        log.warning("%s could not be recorded: %s", facts[0].name, e)
+    tell(storage, *facts)
+
+
+def recorded(storage: str | Path) -> Iterator[Fact]:
+    """Oldest first; what newer versions add is passed over. Raises `CorruptLogError`."""
+    folder = Path(storage) / FOLDER
+    if folder.is_dir():
+        for raw in read_log(folder):
+            found: dict[str, Any] = json.loads(raw)
+            yield Fact(**{k: v for k, v in found.items() if k in _KNOWN})
+
+
+def known_subjects(storage: str | Path, name: str) -> set[str]:
+    """What facts of this name were about; none, and a warning, where that cannot be read."""
+    try:
+        return {fact.subject for fact in recorded(storage) if fact.name == name}
+    except CrucibleError as e:
+        log.warning("what %s has recorded cannot be read: %s", FOLDER, e)
+        return set()

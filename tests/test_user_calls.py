@@ -1,0 +1,87 @@
+"""Functions of the user's that raise, exit or hang: the loop goes on, the call fails by name."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from crucible_tinkex.errors import TrialFailedError
+from crucible_tinkex.user_calls import called, within
+
+
+def spins() -> None:
+    while True:
+        pass
+
+
+def sleeps() -> None:
+    time.sleep(30)  # an exception reaches it only afterwards
+
+
+async def ticks(while_running: asyncio.Future[Any]) -> int:
+    found = 0
+    while not while_running.done():
+        await asyncio.sleep(0.01)
+        found += 1
+    return found
+
+
+async def test_a_result_and_an_error_come_through() -> None:
+    assert await called(divmod, 7, 2, what="f") == (3, 1)
+    for error in (ZeroDivisionError, TimeoutError):
+
+        def fails(error: type[Exception] = error) -> None:
+            raise error("its own")
+
+        with pytest.raises(error, match="its own"):
+            await called(fails, what="f")
+
+
+@pytest.mark.parametrize("ends", [sys.exit, lambda: exec("raise KeyboardInterrupt")])
+async def test_who_would_end_the_process_fails_by_name(ends: Callable[[], object]) -> None:
+    with pytest.raises(TrialFailedError, match=r"loss 'mine:f': unexpected (SystemExit|KeyboardI)"):
+        await called(ends, what="loss 'mine:f'")
+
+
+@pytest.mark.parametrize("hangs", [spins, sleeps])
+async def test_who_hangs_is_left_behind_and_the_loop_goes_on(hangs: Callable[[], None]) -> None:
+    call = asyncio.ensure_future(called(hangs, what="scorer 'mine:f'", deadline_s=0.2))
+    assert await ticks(call) > 3
+    with pytest.raises(TrialFailedError, match=r"scorer 'mine:f' did not return within 0\.2 s"):
+        await call
+    if hangs is spins:  # and it burns no core
+        await until(lambda: not running("scorer 'mine:f'", spins))
+
+
+async def test_a_call_that_is_cancelled_is_abandoned() -> None:
+    call = asyncio.ensure_future(called(spins, what="cancelled"))
+    await asyncio.sleep(0.05)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await until(lambda: not running("cancelled", spins))
+
+
+async def test_a_coroutine_that_takes_too_long() -> None:
+    with pytest.raises(TrialFailedError, match=r"step 'judge' did not return within 0\.01 s"):
+        async with within(0.01, what="step 'judge'"):
+            await asyncio.Event().wait()
+    with pytest.raises(TimeoutError, match="its own"):
+        async with within(10, what="step 'judge'"):
+            raise TimeoutError("its own")
+
+
+def running(name: str, function: Callable[[], None]) -> bool:
+    return any(t.name == name and t.is_alive() for t in threading.enumerate())
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not is_so():
+            await asyncio.sleep(0.01)
