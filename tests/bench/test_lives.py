@@ -10,7 +10,7 @@ from benchmarks.rates import Rate
 
 SWEEPS = 1000
 PARTS = 4
-OTHERS = 75
+OTHERS = 60
 
 
 @pytest.mark.parametrize("part", range(PARTS))
