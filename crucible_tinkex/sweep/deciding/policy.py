@@ -212,8 +212,7 @@ class Policy:
             yield Decision("end", reason=found.ends)
 
     def _again(self, state: SweepState) -> list[TrialRecord]:
-        """Who goes on after all, before the confirmation; nobody where spending is capped, as a
-        search is planned to cost half of that without them."""
+        """Before the confirmation; nobody where spending is capped: it is planned without them."""
         if self.budget.capped or any(t.phase == CONFIRM for t in state.trials.values()):
             return []
         return self._asker.again(state)
