@@ -25,11 +25,11 @@ from crucible_tinkex.sweep.results.conclusion import conclusion
 KEPT = 0.8
 """Correlation of a trial's values at two rungs that follow each other."""
 FIVE = {"seeds": [0, 1, 2, 3, 4]}
-PRUNED = {"stopping": {"rule": "halving", "eta": 2, "first_rung": 2}}
+PRUNED = {"stopping": {"rule": "halving", "eta": 2, "first_rung": 4}}
 LIVES: Mapping[str, Sequence[Mapping[str, Any]]] = {
-    "8 pruned to 2, confirmed; 4 more, pruned, confirmed": (
-        {"of": 8, **PRUNED},
-        {"of": 12, **PRUNED},
+    "6 pruned, the best 2 confirmed; 3 more, pruned, the best 2 confirmed": (
+        {"of": 6, **PRUNED},
+        {"of": 9, **PRUNED},
     ),
     "2 with five seeds, confirmed": ({"of": 2, **FIVE},),
     "2 with five seeds; then confirmed": ({"of": 2, **FIVE, "confirm": 0}, {"of": 2, **FIVE}),
@@ -128,6 +128,7 @@ def _experiment(*, of: int, steps: int = 8, **search: Any) -> Experiment:
                 "metric": "eval/nll",
                 "reference": False,
                 "confirm": "auto",
+                "confirm_top": 2,  # of whom a false winner has the least to beat
                 "confirm_max_seeds": 6,
                 "indifference": 0.1,
                 **search,

@@ -46,16 +46,15 @@ class PlayedSweep:
 
     def run(self) -> Iterator[SweepState]:
         """To its end; the state after every round of sessions."""
-        while True:
-            while decisions := self._policy.decide(self.state, slots=self._slots):
-                self._write(decisions)
+        while self.state.ended is None:
+            decisions = self._policy.decide(self.state, slots=self._slots)
+            self._write(decisions)
             waiting = [t for t in self.state.active.values() if is_waiting(t)]
             for trial in waiting:
                 self._train(trial)
-            yield self.state
-            if self.state.ended is not None:
-                return
-            if not waiting:
+            if waiting:
+                yield self.state
+            elif not decisions:
                 raise RuntimeError("the sweep stands still")
 
     def _prepared(self, experiment: Experiment) -> dict[str, Any]:

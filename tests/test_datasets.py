@@ -586,7 +586,8 @@ def test_the_quickstart_data_is_what_it_says() -> None:
     prompts = [row.content[0] for row in (*train, *evaluation)]
     assert len(set(prompts)) == len(prompts) == 684
     assert overlap(train, evaluation) == 0
-    assert sum(path.stat().st_size for path in DATA.iterdir() if path.is_file()) < 150_000
+    sizes = [path.stat().st_size for path in DATA.iterdir() if path.is_file()]
+    assert sum(sizes) < 350_000  # with the claims of the other experiments
 
 
 @pytest.mark.skipif(

@@ -57,8 +57,10 @@ def boundary(n: Any, df: Any, alpha: Any, *, effect_variance: float = EFFECT_VAR
 def log_ratio(lead: Any, variance: Any, n: Any, df: Any, zone: float) -> Floats:
     """What a mean `lead` of `n` differences says for a true one of `zone` against one of -`zone`:
     the log of the likelihood ratio, in nats, shrunk as Student's tail is beside the normal one
-    where their `variance` is known with `df` degrees of freedom. 0 where nothing is known of it."""
+    where their `variance` is known with `df` degrees of freedom; one of these is paid for looking
+    again while the variance is being found. 0 where nothing is known of it."""
     lead, variance, n, df = (np.asarray(x, dtype=float) for x in (lead, variance, n, df))
+    df = df - 1
     with np.errstate(divide="ignore", invalid="ignore"):
         plain = 2 * zone * n * np.abs(lead) / variance
         worth = df / 2 * np.log1p(2 * plain / df)

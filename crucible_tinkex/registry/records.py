@@ -205,6 +205,11 @@ class TrialRecord:
         at_rung = self.target in self.results and self.target < self.total_steps
         return self.state == RUNNING and at_rung
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it should train now: it has a rung to reach and has not ended."""
+        return self.state in (PENDING, RUNNING) and not self.parked
+
     def knows_checkpoint(self, path: str) -> bool:
         """Whether it was announced or committed, and neither lost nor deleted."""
         saved = any(c.path == path for c in (*self.checkpoints, *self.samplers))

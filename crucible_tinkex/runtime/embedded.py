@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from crucible_tinkex.config import ServiceSection
 from crucible_tinkex.errors import CrucibleError, ServiceUnavailableError
+from crucible_tinkex.telemetry.tracing.asked import ENDPOINT
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +40,20 @@ class Endpoint:
 class EmbeddedServer:
     """Starts, watches and ends one server process."""
 
-    def __init__(self, service: ServiceSection, *, model: str, data_dir: Path) -> None:
+    def __init__(
+        self,
+        service: ServiceSection,
+        *,
+        model: str,
+        data_dir: Path,
+        otlp_endpoint: str | None = None,
+    ) -> None:
+        """`otlp_endpoint`: where its spans go, instead of where the environment says."""
         self._service = service
         self._model = model
         self._data_dir = data_dir
+        named = {} if otlp_endpoint is None else {ENDPOINT: otlp_endpoint}
+        self._environment = {**os.environ, **named}
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -62,6 +74,7 @@ class EmbeddedServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
+            env=self._environment,
         )
         try:
             async with asyncio.timeout(START_S):

@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from crucible_tinkex.errors import CrucibleError, HostLostError, WorkerStartError
+from crucible_tinkex.runtime.members import Member, Seat
 from crucible_tinkex.runtime.ports import Beat, Host, HostLauncher, Packing
 from crucible_tinkex.runtime.width import Seen, Width
 from crucible_tinkex.training.outcome import Outcome, Verdict
@@ -41,45 +42,6 @@ class _Work:
 
     plan: TrialPlan
     to_step: int
-
-
-@dataclass(eq=False)
-class _Seat:
-    """A slot that a trial holds: during a call, and between two calls while its session is open."""
-
-    call: asyncio.Task[Any] | None = None
-    """None: parked."""
-    asked: bool = False
-    """The call is an advance, whose outcome is waited for."""
-
-
-@dataclass(eq=False)
-class _Member:
-    """A host and who sits on it."""
-
-    host: Host
-    slots: int
-    up: bool = False
-    tokens: int = 0
-    retired: bool = False
-    """It takes nobody new, and goes when the last has left."""
-    life: asyncio.Task[None] | None = None
-    seats: dict[str, _Seat] = field(default_factory=dict)
-
-    @property
-    def free(self) -> int:
-        return self.slots - len(self.seats) if self.up and not self.retired else 0
-
-    @property
-    def room(self) -> int:
-        """Of the pool's slots, those that are its own."""
-        return len(self.seats) if self.retired else self.slots
-
-    def cancel(self) -> None:
-        calls = [seat.call for seat in self.seats.values()]
-        for task in (self.life, *calls):
-            if task is not None:
-                task.cancel()
 
 
 class SessionPool:
@@ -111,7 +73,7 @@ class SessionPool:
         self._max_failed_starts = max_failed_starts
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, _Work] = {}
-        self._members: list[_Member] = []
+        self._members: list[Member] = []
         self._leaving: set[asyncio.Future[None]] = set()
         self._failed_starts = 0
         self._why: CrucibleError | None = None
@@ -233,7 +195,7 @@ class SessionPool:
             self._answer_waiting(self._no_host)
         self._start_hosts()
 
-    def _roomiest(self) -> _Member | None:
+    def _roomiest(self) -> Member | None:
         best = max(self._members, key=lambda m: m.free, default=None)
         return best if best and best.free > 0 else None
 
@@ -251,12 +213,12 @@ class SessionPool:
             room -= slots
 
     def _start(self, slots: int) -> None:
-        member = _Member(self._launcher.launch(slots), slots)
+        member = Member(self._launcher.launch(slots), slots)
         self._members.append(member)
         member.life = asyncio.create_task(self._live(member))
         member.life.add_done_callback(lambda task: self._lose(member, _reason(task)))
 
-    async def _live(self, member: _Member) -> None:  # ends by an error only
+    async def _live(self, member: Member) -> None:  # ends by an error only
         await self._within(self._start_s, member.host.ready())
         if self._held_until:
             await self._within(self._deadline_s, member.host.hold_back(self._held_until))
@@ -271,7 +233,7 @@ class SessionPool:
             if told.held_until > self._held_until + WORTH_SHARING_S:
                 await self.hold_back(told.held_until)
 
-    def _heard(self, member: _Member, told: Beat) -> None:
+    def _heard(self, member: Member, told: Beat) -> None:
         """Take as many sessions as the service bears."""
         self._tokens += told.tokens - member.tokens
         member.tokens = told.tokens
@@ -299,9 +261,9 @@ class SessionPool:
             task.cancel()
         raise HostLostError(f"the worker process did not answer for {seconds:.0f} s")
 
-    def _advance(self, member: _Member, plan: TrialPlan, to_step: int) -> None:
+    def _advance(self, member: Member, plan: TrialPlan, to_step: int) -> None:
         """Call the host for a trial that has a seat there, or takes one now."""
-        seat = member.seats.setdefault(plan.trial_id, _Seat())
+        seat = member.seats.setdefault(plan.trial_id, Seat())
         call = asyncio.create_task(member.host.advance(plan, to_step))
         seat.call, seat.asked = call, True
 
@@ -315,7 +277,7 @@ class SessionPool:
 
         call.add_done_callback(ended)
 
-    def _ended(self, member: _Member, trial_id: str, seat: _Seat, task: asyncio.Task[Any]) -> bool:
+    def _ended(self, member: Member, trial_id: str, seat: Seat, task: asyncio.Task[Any]) -> bool:
         """Whether a call ended well, on a host that is still one of ours; the seat rests then."""
         error = _reason(task)
         if member.seats.get(trial_id) is not seat:
@@ -326,7 +288,7 @@ class SessionPool:
         seat.call, seat.asked = None, False
         return True
 
-    def _lose(self, member: _Member, error: BaseException | None) -> None:
+    def _lose(self, member: Member, error: BaseException | None) -> None:
         """A host is gone, or must go: answer for those who sat on it. Does nothing twice."""
         if member not in self._members:
             return
@@ -340,13 +302,13 @@ class SessionPool:
             self._failed_starts = 0  # those were attempts to have more than there was
         self._reconcile()
 
-    def _dismiss(self, member: _Member) -> None:  # nobody is answered
+    def _dismiss(self, member: Member) -> None:  # nobody is answered
         self._members.remove(member)
         member.cancel()
         member.seats.clear()
         member.host.kill()
 
-    def _give_back(self, member: _Member) -> None:
+    def _give_back(self, member: Member) -> None:
         self._members.remove(member)
         member.cancel()
         call = asyncio.ensure_future(self._within(self._deadline_s, member.host.forget()))
@@ -383,7 +345,7 @@ class SessionPool:
             self._answer(trial_id, outcome())
 
     async def _tell(
-        self, message: Callable[[Host], Awaitable[None]], to: list[_Member] | None = None
+        self, message: Callable[[Host], Awaitable[None]], to: list[Member] | None = None
     ) -> None:
         """Tell these, or every host that is up; one that does not hear is lost."""
         members = [m for m in self._members if m.up] if to is None else to
@@ -394,7 +356,7 @@ class SessionPool:
             if isinstance(result, BaseException):
                 self._lose(member, result)
 
-    def _home(self, trial_id: str) -> _Member | None:  # where a trial holds a slot
+    def _home(self, trial_id: str) -> Member | None:  # where a trial holds a slot
         return next((m for m in self._members if trial_id in m.seats), None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from crucible_tinkex.runtime.width import FIRST
 from crucible_tinkex.training.outcome import Outcome
 from crucible_tinkex.training.plan import TrialPlan
 
@@ -20,7 +21,8 @@ class Packing:
 
     @property
     def actors(self) -> int:
-        return -(-self.slots // self.per_actor)
+        """Processes that are needed at once."""
+        return -(-(min(FIRST, self.slots) if self.probes else self.slots) // self.per_actor)
 
 
 class Beat(NamedTuple):

@@ -55,7 +55,10 @@ async def connected(
         if section.embedded:
             base = prepared.experiment.model.base
             server = EmbeddedServer(
-                section, model=base, data_dir=data_dir or prepared.paths.service
+                section,
+                model=base,
+                data_dir=data_dir or prepared.paths.service,
+                otlp_endpoint=prepared.experiment.run.otlp_endpoint,
             )
             endpoint = await server.start()
             service = ResolvedService(endpoint.base_url, endpoint.api_key_file, section.transport)

@@ -38,7 +38,7 @@ from crucible_tinkex.registry import (
 from crucible_tinkex.runtime.pool import SessionPool
 from crucible_tinkex.sweep.deciding.failing import Losses
 from crucible_tinkex.sweep.deciding.planner import Planner
-from crucible_tinkex.sweep.deciding.policy import Policy, is_waiting
+from crucible_tinkex.sweep.deciding.policy import Policy
 from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.orders.control import CODE, LASTING, REFUSED, Command, Inbox
 from crucible_tinkex.sweep.orders.obeying import obey
@@ -306,7 +306,7 @@ class Controller:
     def _submit(self) -> None:
         """Hand the pool every trial that should train and does not."""
         for trial in self._state.active.values():
-            if trial.trial_id not in self._submitted and is_waiting(trial):
+            if trial.trial_id not in self._submitted and trial.is_waiting:
                 self._submitted.add(trial.trial_id)
                 self._pool.submit(self._planner.of(trial), trial.target)
 

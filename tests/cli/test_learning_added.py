@@ -13,6 +13,8 @@ from nano_experiment import SPACE, make_experiment
 
 import crucible_tinkex as ct
 from crucible_tinkex.errors import ConfigError, SweepExistsError
+from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.sweep.preparing.preparation import extended
 
 CODE = """
 import numpy as np
@@ -79,7 +81,9 @@ def check_added(sweep: ct.Sweep, file: Path) -> None:
 
 
 def test_a_running_sweep_is_given_them(tmp_path: Path, module: Path) -> None:
-    running = ct.start(make_experiment(tmp_path, steps=30))
+    long = {"train.checkpoint_every": 15}
+    paths = SweepPaths.of(tmp_path / "runs", "small")
+    running = ct.start(extended(make_experiment(tmp_path, steps=30), long, paths))
     wait_for(lambda: sum(t.step > 2 for t in running.view.trials) == 2)
     sweep = ct.open_sweep("small", storage=str(tmp_path / "runs"))
     sweep.pause("1")  # there is something to do until all was asked
@@ -87,10 +91,7 @@ def test_a_running_sweep_is_given_them(tmp_path: Path, module: Path) -> None:
         sweep.clone("2", {"train.token_weights": "added_code:picky"}, fresh=True)
     with pytest.raises(ConfigError, match="has no nothing"):
         sweep.extend({"search.enqueue": [{"train.loss": "added_code:nothing"}]})
-    base = {key: values[0] for key, values in SPACE.items()}
-    more = {"train.token_weights": ["uniform", "added_code:twice"]}
-    wanted = [{**base, "train.token_weights": "added_code:twice"}]
-    assert sweep.extend({"search.space": {**SPACE, **more}, "search.enqueue": wanted})
+    assert sweep.extend({"search.space": {**SPACE, "train.token_weights": ["added_code:twice"]}})
     for key, value in (("train.loss", "added_code:same"), ("train.adapter", "added_code:Same")):
         assert "0" in sweep.clone("2", {key: value}, fresh=True)
     sweep.unpause()
@@ -104,8 +105,7 @@ def test_a_finished_sweep_is_given_them(tmp_path: Path, module: Path) -> None:
         sweep.clone("1", {"train.loss": "added_code:nothing"}, fresh=True)
     sweep.clone("1", {"train.loss": "added_code:same"}, at=2)
     sweep.clone("1", {"train.adapter": "added_code:Same"}, fresh=True)
-    more = {"train.token_weights": ["uniform", "added_code:twice"]}
-    sweep.extend({"search.space": {**SPACE, **more}})
+    sweep.extend({"search.space": {**SPACE, "train.token_weights": ["added_code:twice"]}})
     again = ct.run(ct.Experiment.from_toml(sweep.paths.experiment), name="small")
     assert again.status()["state"] == "done"
     check_added(sweep, module)

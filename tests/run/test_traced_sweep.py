@@ -14,12 +14,12 @@ from otlp_receiver import receiving
 STEPS = 4
 
 
-def test_one_trace_shows_the_whole_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_trace_shows_the_whole_sweep(tmp_path: Path) -> None:
     """Of two processes: the driver with its sessions, and the embedded server."""
     workspace = make_workspace(tmp_path, steps=STEPS)
     with receiving() as receiver:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
-        done = workspace.here("run", "nano.toml", *LOCAL)
+        endpoint = ("--set", f"run.otlp_endpoint={receiver.url}")
+        done = workspace.here("run", "nano.toml", *LOCAL, *endpoint)
     assert done.returncode == 0, done.stderr
     told = receiver.spans()
     assert len({span.trace_id for _, span in told}) == 1

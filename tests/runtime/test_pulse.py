@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from crucible_tinkex.client.http.watch import Observer, QueueState
+from crucible_tinkex.runtime.actors.pulse import Pulse
 from crucible_tinkex.runtime.ports import Beat
-from crucible_tinkex.runtime.pulse import Pulse
 from crucible_tinkex.testing.clock import run_virtual
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from crucible_tinkex.runtime.ports import Packing
 from crucible_tinkex.runtime.width import REST_S, WINDOW_S, Seen, Width
 
 BEAT_S = 5.0
@@ -105,3 +106,8 @@ def test_auto_stays_where_it_is_while_the_work_is_the_limit() -> None:
 def test_auto_judges_nothing_while_nothing_is_trained() -> None:
     service = Service(Width(64, probes=True), lambda width: 0.0)
     assert set(service.run(3600)) == {2}
+
+
+def test_auto_keeps_few_processes_warm() -> None:
+    assert [Packing(64, n, probes=True).actors for n in (1, 2, 64)] == [2, 1, 1]
+    assert [Packing(64, n).actors for n in (1, 3, 64)] == [64, 22, 1]

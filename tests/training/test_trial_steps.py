@@ -100,6 +100,39 @@ async def test_the_untrained_base_has_none(steps: ModuleType) -> None:
     assert stages(bench) == []
 
 
+def hangs(ctx: StepContext) -> None:
+    while True:
+        pass
+
+
+async def waits(ctx: StepContext) -> None:
+    await asyncio.Event().wait()
+
+
+def exits(ctx: StepContext) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (hangs, "'look' did not return within 0.2 s"),
+        (waits, "'look' did not return within 0.2 s"),
+        (exits, "unexpected KeyboardInterrupt"),
+    ],
+)
+async def test_one_that_hangs_or_exits_fails_its_trial(
+    steps: ModuleType, step: Any, said: str
+) -> None:
+    steps.look = step  # type: ignore[attr-defined]
+    plan = planned("look")
+    run = plan.experiment.run.model_copy(update={"step_timeout_s": 0.2})
+    experiment = plan.experiment.model_copy(update={"run": run})
+    bench, outcome = await ran(TrialPlan(**{**plan.__dict__, "experiment": experiment}))
+    assert (outcome.verdict, bench.trial.state) == (Verdict.FAILED, FAILED)
+    assert said in str(outcome.error)
+
+
 # --- errors and hooks ----------------------------------------------------------------------------
 
 

@@ -8,7 +8,8 @@ the leader is taken. With equal variances that are known this is the procedure o
 doi 10.1287/opre.2014.1282), which selects the best with 1 - alpha at least, and wastes next to
 nothing in the worst case, where all others are worse by just the zone. Variances are estimated
 here, so a ratio is shrunk to what it is worth on so many degrees of freedom (the constant of Kim
-and Nelson 2001, doi 10.1145/502109.502111); that it holds so is simulated.
+and Nelson 2001, doi 10.1145/502109.502111). That it holds so is simulated; where it does not, says
+docs/statistics.md.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from crucible_tinkex.client.resolved import ResolvedService
 from crucible_tinkex.events import EventWriter
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.runtime.actors.handles import RegistryHandle, TelemetryHandle
+from crucible_tinkex.runtime.actors.pulse import Pulse
 from crucible_tinkex.runtime.ports import Beat
-from crucible_tinkex.runtime.pulse import Pulse
 from crucible_tinkex.telemetry.sender import BufferedSink
 from crucible_tinkex.telemetry.tracing.asked import Tracing
 from crucible_tinkex.telemetry.tracing.run import joined

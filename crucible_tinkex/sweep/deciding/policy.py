@@ -18,9 +18,7 @@ from crucible_tinkex.registry import (
     FAILED,
     LOST,
     PAUSED,
-    PENDING,
     PERSON,
-    RUNNING,
     SEARCH,
     STOPPED,
     Decision,
@@ -117,7 +115,7 @@ class Policy:
             reason = f"it was paused by {_WHO[trial.hold]}, and a new run goes on"
             yield self.unpaused(trial, reason)
             return
-        if trial.reference or not (trial.state in (DONE, LOST) or is_waiting(trial)):
+        if trial.reference or not (trial.state in (DONE, LOST) or trial.is_waiting):
             return
         goal = self._planner.of(trial).total_steps
         if trial.state == DONE:
@@ -393,8 +391,3 @@ def _room(trial: TrialRecord | None, decision: Decision) -> int:
     if decision.kind == "advance":
         return -1 if trial.state == PAUSED else 0
     return 0 if trial.state == PAUSED else 1
-
-
-def is_waiting(trial: TrialRecord) -> bool:
-    """Whether the trial should train now: it has a rung to reach and has not ended."""
-    return trial.state in (PENDING, RUNNING) and not trial.parked

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from crucible_tinkex.training.harness.context import StepContext
 from crucible_tinkex.training.harness.plan import Hooks, OnError, Plan, Step
 from crucible_tinkex.training.harness.results import CellResult, CellState
 from crucible_tinkex.training.harness.state import CellRecord
-from crucible_tinkex.training.harness.threads import in_thread
+from crucible_tinkex.user_calls import called
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class Cell:
     async def _ran(self, step: Step, context: StepContext) -> Any:
         self._current = step
         try:
-            return await called(step.function, context)
+            return await awaited(step.function, context)
         finally:
             self._current = None
 
@@ -159,7 +160,7 @@ class Cell:
         sessions = self._bench.sessions
         if self._session is None and sessions is not None:
             params = self._bench.plan.conditions[self.condition]
-            self._session = await called(sessions, self.condition, self.seed, params)
+            self._session = await awaited(sessions, self.condition, self.seed, params)
         return self._session
 
     async def _close(self) -> None:
@@ -167,7 +168,7 @@ class Cell:
         if self._session is None or self._session is self._bench.session:
             return
         try:
-            await called(self._session.close)
+            await awaited(self._session.close)
         except Exception:
             log.warning("the session of %s was not closed", self._name, exc_info=True)
 
@@ -180,11 +181,13 @@ class Cell:
         self._bench.bridge.execute(event, {"attempt": attempt}, **about, **more)
 
 
-async def called(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function gives, in a thread, or a coroutine function, on this loop."""
+async def awaited(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function gives, in a thread, or a coroutine function, on this loop. It may take any
+    time; cancelled, it is left behind."""
     if inspect.iscoroutinefunction(function):
         return await function(*arguments)
-    value: Awaitable[Any] | Any = await in_thread(function, *arguments)
+    name = getattr(function, "__name__", "it")
+    value: Awaitable[Any] | Any = await called(function, *arguments, what=name, deadline_s=math.inf)
     return await value if inspect.isawaitable(value) else value
 
 

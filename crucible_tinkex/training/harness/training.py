@@ -15,7 +15,7 @@ from typing import Any
 from crucible_tinkex.config.sweep.steps import TRAINING
 from crucible_tinkex.metrics import TRAIN_WINDOW_STEPS
 from crucible_tinkex.training.attempt.measurements import Measurements
-from crucible_tinkex.training.harness.cells import called
+from crucible_tinkex.training.harness.cells import awaited
 from crucible_tinkex.training.harness.context import StepContext
 from crucible_tinkex.training.harness.plan import Plan
 from crucible_tinkex.training.tinkex.options import TrainOptions
@@ -44,9 +44,9 @@ async def _train(ctx: StepContext, options: dict[str, Any], evaluation: Any) -> 
     saved = [Checkpoint(**c) for c in ctx.progress.get("checkpoints", [])]
     start = saved[-1].step if saved else 0
     if ctx.session.status == "failed":
-        await called(ctx.session.recover)
+        await awaited(ctx.session.recover)
     if saved:
-        await called(ctx.session.load_checkpoint, saved[-1])
+        await awaited(ctx.session.load_checkpoint, saved[-1])
     rows = [row for row in before if row["step"] <= start]
     told = options.pop("on_step_end", None)
     heard = options.pop("on_checkpoint", None)
@@ -72,7 +72,7 @@ async def _train(ctx: StepContext, options: dict[str, Any], evaluation: Any) -> 
         on_checkpoint=on_checkpoint,
         **options,
     )
-    result: TrainResult = await called(train, ctx.dataset)
+    result: TrainResult = await awaited(train, ctx.dataset)
     if ctx.is_stopping():
         raise asyncio.CancelledError  # it may have ended early; what it saved is its progress
     whole = [*(row for row in before if row["step"] <= start), *result.results]
