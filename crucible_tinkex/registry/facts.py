@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -45,18 +44,6 @@ def model_fact(record: Record, version: int | None) -> Fact | None:
         numbers=record.get("metrics") or entry.get("metrics") or {},
         about={**about, **_rest(record), "model": record["name"], "version": version},
     )
-
-
-def model_facts(records: Iterable[Record]) -> Iterator[Fact]:
-    """Of the whole log, which alone knows the number of each registered version."""
-    numbers: Counter[str] = Counter()
-    for record in records:
-        version = record.get("version")
-        if record.get("type") == "registered":
-            numbers[record["name"]] += 1
-            version = numbers[record["name"]]
-        if (fact := model_fact(record, version)) is not None:
-            yield fact
 
 
 class JournalFacts:

@@ -61,6 +61,21 @@ def test_each_change_is_told_once_and_found_once(tmp_path: Path) -> None:
     assert len(heard) == len(ALL)
 
 
+def test_an_imported_version_is_told_by_its_own_number(tmp_path: Path) -> None:
+    source = tmp_path / "models.jsonl"
+    shipped = [{"name": "m", "version": n, "checkpoint_path": f"{PATH}{n}"} for n in (5, 2)]
+    source.write_text("\n".join(map(json.dumps, shipped)))
+    heard: list[BridgeEvent] = []
+    telemetry = Telemetry(tmp_path / "runs")
+    telemetry.attach("mine", heard.append)
+    models = ModelRegistry.open(tmp_path / "runs")
+    models.import_models(source)
+    models.register_model("m", checkpoint_path=PATH)
+    assert [e.metadata["subject"] for e in heard] == ["m:5", "m:2", "m:6"]
+    found = telemetry.query(event_type="model_registered")
+    assert found["name"].to_pylist() == ["m:5", "m:2", "m:6"]
+
+
 def test_queries_of_facts_are_filtered(tmp_path: Path) -> None:
     models = ModelRegistry.open(tmp_path)
     models.register_model("m", checkpoint_path=PATH, sweep="s", trial_id="t")

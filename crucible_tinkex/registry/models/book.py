@@ -55,6 +55,16 @@ class Book:
     def all(self) -> list[ModelVersion]:
         return [v for name in sorted(self.models) for v in self.versions(name)]
 
+    def number(self, record: Record) -> int | None:
+        """The version that a record is about. Of a new one the next, or that which an imported
+        model had, if nobody had it."""
+        asked: int | None = record.get("version")
+        if record.get("type") != "registered":
+            return asked
+        name = record["name"]
+        used = {*self.models.get(name, {}), *self.deleted.get(name, ())}
+        return self.numbers.get(name, 0) + 1 if asked is None or asked in used else asked
+
     def _frozen(self, model: _Model) -> ModelVersion:
         aliases = self.aliases.get(model.name, {})
         return ModelVersion(
@@ -77,7 +87,8 @@ class Book:
         fields = {k: v for k, v in record["entry"].items() if k in ModelEntry.model_fields}
         entry = ModelEntry.model_validate(fields)
         name = record["name"]
-        version = self._number(name, record.get("version"))
+        version = self.number(record)
+        assert version is not None
         self.numbers[name] = max(version, self.numbers.get(name, 0))
         self.models.setdefault(name, {})[version] = _Model(
             name,
@@ -87,11 +98,6 @@ class Book:
             dict(entry.metrics),
             dict.fromkeys(entry.tags),
         )
-
-    def _number(self, name: str, asked: int | None) -> int:
-        """Of a new version: the next, or that which an imported model had, if nobody had it."""
-        used = {*self.models.get(name, {}), *self.deleted.get(name, ())}
-        return self.numbers.get(name, 0) + 1 if asked is None or asked in used else asked
 
     def _metrics(self, record: Record) -> None:
         if model := self._find(record):

@@ -23,12 +23,12 @@ from typing import Any
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import Direction
-from crucible_tinkex.registry.facts import model_fact
 from crucible_tinkex.registry.journal import parsed
 from crucible_tinkex.registry.models import exchange
 from crucible_tinkex.registry.models.book import Book
 from crucible_tinkex.registry.models.ensemble import Distinct, find
 from crucible_tinkex.registry.models.exchange import Imported
+from crucible_tinkex.registry.models.facts import told
 from crucible_tinkex.registry.models.records import (
     ModelEntry,
     ModelVersion,
@@ -317,10 +317,7 @@ class _Change:
     def write(self, kind: str, **fields: Any) -> None:
         record = {"type": kind, "v": VERSION, "time": self._now, **fields}
         self.records.append(record)
-        self.book.fold([record])
-        number = self.book.numbers[record["name"]] if kind == "registered" else None
-        if (fact := model_fact(record, number or record.get("version"))) is not None:
-            self.facts.append(fact)
+        self.facts += told(self.book, record)
 
     def of(self, model: ModelVersion, kind: str, **fields: Any) -> None:
         self.write(kind, name=model.name, version=model.version, **fields)

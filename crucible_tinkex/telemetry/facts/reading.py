@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from crucible_tinkex.events import Event
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry.facts import CHECKPOINT_FACTS, MODEL_FACTS, JournalFacts, model_facts
+from crucible_tinkex.registry.facts import CHECKPOINT_FACTS, MODEL_FACTS, JournalFacts
 from crucible_tinkex.registry.journal import read_records
+from crucible_tinkex.registry.models.facts import model_facts
 from crucible_tinkex.registry.models.registry import FOLDER as MODELS
 from crucible_tinkex.telemetry.facts.fact import Fact
 from crucible_tinkex.telemetry.facts.ledger import FOLDER, recorded
