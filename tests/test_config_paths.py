@@ -127,6 +127,17 @@ def test_a_project_may_be_moved(project: Path, tmp_path: Path) -> None:
     assert found.run.storage == str(moved / "runs")
 
 
+@pytest.mark.parametrize("train", ["data/what?.jsonl", "data/x.jsonl?limit=2"])
+def test_a_question_mark_in_a_path_is_found_again(
+    project: Path, tmp_path: Path, train: str
+) -> None:
+    (project / "data/what?.jsonl").touch()
+    raw = kept(project / "exp.toml", project / "runs/s", **{"data.train": train})
+    shutil.move(project / "runs", tmp_path / "elsewhere")
+    found = Experiment.loaded(raw, tmp_path / "elsewhere/s")
+    assert found.data.train == str(project / train)
+
+
 def test_the_storage_may_be_moved_alone(project: Path, tmp_path: Path) -> None:
     raw = kept(project / "exp.toml", project / "runs/s")
     shutil.move(project / "runs", tmp_path / "elsewhere")

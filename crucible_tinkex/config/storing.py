@@ -84,5 +84,10 @@ class _Places(NamedTuple):
             return value
         # Normalised, because the sweep's former folder may be gone.
         places = [os.path.abspath(Path(start, value)) for start in self.starts]
-        found = next((p for p in places if os.path.exists(p.partition("?")[0])), None)
+        found = next((p for p in places if _exists(p)), None)
         return found or (value if self.optional else places[0])
+
+
+def _exists(path: str) -> bool:
+    """Also of a file that some rows are asked of; a name may have a `?` of its own."""
+    return os.path.exists(path) or os.path.exists(path.partition("?")[0])

@@ -147,6 +147,7 @@ def expected(places: Places, early: float, looks: Sequence[Look], around: Neighb
         (LIKENESS ** around.distance(places, look.places), look.final - look.early)
         for look in looks
         if look.early is not None and look.final is not None and math.isfinite(look.final)
+        if math.isfinite(look.early)  # what had no loss there tells nothing of what comes after
     ]
     weight = sum(w for w, _ in ended)
     return early + sum(w * later for w, later in ended) / weight if weight else early

@@ -170,6 +170,13 @@ def test_before_anybody_has_ended_the_loss_at_the_rung_is_what_is_expected() -> 
     assert auto.expected((0.1, 0.5, COSINE), 2.0, looks, around()) == 2.0
 
 
+def test_one_without_a_loss_at_the_rung_that_ended_well_changes_no_expectation() -> None:
+    """A metric may be undefined early; the way from there to its end is infinitely long."""
+    looks = [Look((0.5, 0.5, CONSTANT), 1.0, 0.5), Look((0.1, 0.5, COSINE), math.inf, 0.4)]
+    assert auto.expected((0.1, 0.5, CONSTANT), 2.0, looks, around()) == pytest.approx(1.5)
+    assert auto.expected((0.9, 0.5, COSINE), math.inf, looks, around()) == math.inf
+
+
 @pytest.mark.parametrize("shift", [0.0, -9.0])
 def test_what_those_alike_gained_later_is_expected_of_the_others(shift: float) -> None:
     """Also of a metric to maximise, whose losses are below zero."""

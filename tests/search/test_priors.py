@@ -80,6 +80,17 @@ def test_own_sweeps_of_the_base_are_asked_alone_whatever_else_is_known() -> None
     assert "in this storage" in prior.suggestions[0].reason
 
 
+def test_one_own_sweep_that_varied_more_than_the_rate_is_counted_once() -> None:
+    own = [
+        r
+        for schedule in ("constant", "cosine")
+        for r in planted(1e-3, base=LLAMA.base, sweep=f'a1 {{"optimizer.schedule":"{schedule}"}}')
+    ]
+    assert "the best of a finished sweep of" in suggest(own, LLAMA).suggestions[0].reason
+    more = [*own, *planted(1e-3, base=LLAMA.base, sweep="b2 {}")]
+    assert "the best of 2 finished sweeps of" in suggest(more, LLAMA).suggestions[0].reason
+
+
 @pytest.mark.parametrize(
     "other", [{"batch_size": 8}, {"steps": 40}, {"way": "train.loss = mine:loss"}]
 )

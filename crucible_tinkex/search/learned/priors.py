@@ -90,8 +90,8 @@ class _Curve:
     steps: int
     points: tuple[tuple[float, float], ...]
     """log2 of the rate, ascending, and the loss there."""
-    own: bool = False
-    """Of this base, by the storage's own sweeps."""
+    own: str | None = None
+    """The storage's own sweep of this base that it is of; None: it is of any."""
 
     @property
     def best_rate(self) -> float:
@@ -154,7 +154,13 @@ def _curves(records: Sequence[Record]) -> list[_Curve]:
 
 
 def _curve(
-    base: str, rank: int, size: int, steps: int, losses: Mapping[float, float], *, own: bool = False
+    base: str,
+    rank: int,
+    size: int,
+    steps: int,
+    losses: Mapping[float, float],
+    *,
+    own: str | None = None,
 ) -> list[_Curve]:
     """None where it says nothing. `losses`: by rate. `size`: of a batch."""
     best = min(losses.values())
@@ -179,13 +185,14 @@ def _own_curves(records: Sequence[Record], question: Question) -> list[_Curve]:
             cells = sweeps.setdefault((r.sweep, r.batch_size, r.steps), {})
             cells.setdefault((r.learning_rate, r.rank), []).append(r.metric)
     curves = []
-    for (_, batch_size, steps), cells in sweeps.items():
+    for (sweep, batch_size, steps), cells in sweeps.items():
+        of = sweep.partition(" ")[0]
         means = {cell: fmean(losses) for cell, losses in cells.items()}
         _, rank = min(means, key=lambda cell: means[cell])
         least: dict[float, float] = {}
         for (rate, _), loss in means.items():
             least[rate] = min(least.get(rate, loss), loss)
-        curves += _curve(question.base, rank, batch_size, steps, least, own=True)
+        curves += _curve(question.base, rank, batch_size, steps, least, own=of)
     return curves
 
 
@@ -265,7 +272,7 @@ def _losses(
 
 def _usual_rates(curves: Sequence[_Curve], question: Question) -> list[float]:
     """Also those that were best in own sweeps, and then nothing that is nearly the same."""
-    carried = {c.best_rate / 2 ** _carried(c, question) for c in curves if c.own}
+    carried = {c.best_rate / 2 ** _carried(c, question) for c in curves if c.own is not None}
     best = {float(f"{rate:.3g}") for rate in carried}
     others = [r for r in USUAL_RATES if all(_doublings(r, b) > _SAME_RATE for b in best)]
     return sorted([*best, *others])
@@ -307,8 +314,9 @@ def _mean(row: Sequence[float | None], weights: Sequence[float]) -> float:
 
 
 def _reason(curves: Sequence[_Curve], weights: Sequence[float], rank: int) -> str:
-    if curves[0].own:
-        sweeps = "a finished sweep" if len(curves) == 1 else f"{len(curves)} finished sweeps"
+    if curves[0].own is not None:
+        count = len({c.own for c in curves})
+        sweeps = "a finished sweep" if count == 1 else f"{count} finished sweeps"
         return f"the best of {sweeps} of {curves[0].base} in this storage, at rank {rank}"
     of_base = {c.base for c in curves}
     nearest = max(zip(weights, curves, strict=True), key=lambda pair: pair[0])[1]
