@@ -418,6 +418,18 @@ async def test_an_experiment_of_version_1_goes_on(tmp_path: Path) -> None:
     assert results.cells[0].steps["second"] == {"first": 7}
 
 
+async def test_what_one_seed_gave_is_never_told_as_that_of_another(tmp_path: Path) -> None:
+    def define(plan: Plan) -> None:
+        plan.add_step("drawn", lambda ctx: ctx.seed)
+
+    first = await arun("e", define, session=1, folder=tmp_path, seed=3)
+    assert first.cells[0].steps == {"drawn": 3}
+    with pytest.raises(ConfigError, match="with seed = 3, not 4; choose another folder"):
+        await arun("e", define, session=1, folder=tmp_path, seed=4)
+    again = await arun("e", define, session=1, folder=tmp_path, seed=3)
+    assert (again.cells[0].seed, again.cells[0].steps) == (3, {"drawn": 3})
+
+
 @pytest.mark.parametrize("options", [{"max_concurrent": 0}, {"max_concurrent": -1}])
 async def test_bad_bounds_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="max_concurrent"):

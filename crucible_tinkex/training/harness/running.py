@@ -121,7 +121,7 @@ class _Harness:
 
     async def run(self) -> HarnessResults:
         plan, hooks = self._plan, self._plan.hooks
-        state = HarnessState(self._folder, plan.identity, self._trace_id)
+        state = HarnessState(self._folder, plan.identity, self._trace_id, seed=self._seed)
         try:
             bench = Bench(plan, state.trace_id, *self._given)
             self._cells = [

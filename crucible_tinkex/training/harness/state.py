@@ -49,12 +49,15 @@ class CellRecord:
 class HarnessState:
     """Without a folder nothing is kept. With one it is this process's alone until `close`."""
 
-    def __init__(self, folder: str | Path | None, identity: str, trace_id: str) -> None:
+    def __init__(
+        self, folder: str | Path | None, identity: str, trace_id: str, *, seed: int = 0
+    ) -> None:
         """`trace_id`: of an experiment that begins here. Raises `ConfigError` if the folder holds
-        another experiment, `SweepBusyError` if a process is at work in it, `CorruptLogError` if a
-        file is damaged."""
+        another experiment, or this one with another `seed` of its first repeat, `SweepBusyError`
+        if a process is at work in it, `CorruptLogError` if a file is damaged."""
         self._folder = None if folder is None else Path(folder)
         self._identity = identity
+        self._seed = seed
         self._former: Mapping[str, Any] = {}
         """Cells as version 1 kept them, in one file."""
         self.trace_id = trace_id
@@ -86,7 +89,7 @@ class HarnessState:
         found = _read(path)
         if found is None:
             about = {"version": VERSION, "identity": self._identity, "trace_id": self.trace_id}
-            write_atomic(path, json.dumps(about, indent=1).encode())
+            write_atomic(path, json.dumps({**about, "seed": self._seed}, indent=1).encode())
             return
         try:
             identity, self.trace_id = found["identity"], found["trace_id"]
@@ -97,6 +100,11 @@ class HarnessState:
             raise ConfigError(
                 f"{path.parent} holds an experiment of other steps, options or conditions; "
                 "choose another folder"
+            )
+        if (seed := found.get("seed", self._seed)) != self._seed:  # version 1 did not say
+            raise ConfigError(
+                f"{path.parent} holds this experiment with seed = {seed}, not {self._seed}; "
+                "choose another folder, or that seed"
             )
 
 
