@@ -90,4 +90,4 @@ class _Places(NamedTuple):
 
 def _exists(path: str) -> bool:
     """Also of a file that some rows are asked of; a name may have a `?` of its own."""
-    return os.path.exists(path) or os.path.exists(path.partition("?")[0])
+    return os.path.exists(path) or os.path.exists(path.rpartition("?")[0])

@@ -263,6 +263,7 @@ def test_a_file_that_is_called_so_is_that_file(tmp_path: Path) -> None:
     path = labelled(tmp_path / "what?limit=3.jsonl")
     assert Address.parse(str(path)) == Address(str(path), Choice())
     assert len(open_rows([path])) == 100
+    assert len(open_rows([f"{path}?limit=2"])) == 2
 
 
 # --- in an experiment -----------------------------------------------------------------------------

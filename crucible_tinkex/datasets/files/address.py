@@ -1,6 +1,6 @@
 """What `data.train` and `data.eval` name: a path, an address or a short name, and which of its rows.
 
-After a `?` come options, `key=value` joined by `&`:
+After the last `?` come options, `key=value` joined by `&`:
 
 | option | of | takes |
 |---|---|---|
@@ -68,7 +68,7 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """Raises `DataError` that names the option and the legal ones."""
-        name, asks, query = text.partition("?")
+        name, asks, query = text.rpartition("?")
         if not asks or Path(text).exists():
             options: Mapping[str, str] = {}
             name = text
