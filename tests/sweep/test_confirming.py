@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_sweeps import Bench
+from local_sweeps import Bench, make_experiment
 from sweep_states import Journal
 
+from benchmarks.played import PlayedSweep
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import FAILED, TrialRecord
 from crucible_tinkex.sweep.results.conclusion import conclusion
@@ -21,12 +22,12 @@ AUTO = {"space": {"lora.rank": [1, 2, 3, 4]}, "seeds": [0, 1], "confirm": "auto"
 Loss = Callable[[TrialRecord], float]
 
 
-def noisy(means: dict[int, float], sd: float, *, shared: float = 0.0) -> Loss:
+def noisy(means: dict[int, float], sd: float, *, shared: float = 0.0, first: int = 0) -> Loss:
     """The same for a configuration and a seed whenever it is asked."""
 
     def loss(trial: TrialRecord) -> float:
         rank = int(trial.values["lora.rank"])
-        own = np.random.default_rng([trial.seed, rank]).normal(0, sd)
+        own = np.random.default_rng([trial.seed, rank + first]).normal(0, sd)
         return means[rank] + own + np.random.default_rng(trial.seed).normal(0, 1) * shared
 
     return loss
@@ -75,6 +76,27 @@ def test_equal_ones_are_not_separable() -> None:
     assert found.kind == "tie" and len(found.not_separable) == 3
     assert found.take in found.not_separable
     assert max(map(len, fresh(journal).values())) <= 20
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_a_sweep_that_grew_ends_when_its_verdict_is_given(seeds: list[int]) -> None:
+    """Those that led before it grew are judged by the verdict, so their seeds are asked for, too."""
+    for number in range(0, 60, 6):
+        loss = noisy({1: 1.0, 2: 1.0, 3: 1.0, 4: 0.6, 5: 0.4}, 0.4, first=number)
+        search = {"seeds": seeds, "indifference": 0.4, "confirm": "auto", "confirm_top": 2}
+        asked = [
+            make_experiment(
+                search={**search, "space": {"lora.rank": [*range(1, most)]}, "reference": False}
+            )
+            for most in (4, 5, 6)
+        ]
+        sweep = PlayedSweep(asked[0], lambda trial, _, loss=loss: loss(trial), slots=100)
+        for more in (None, *asked[1:]):
+            if more is not None:
+                sweep.amend(more)
+            assert list(sweep.run())
+            is_settled = "none is better" in str(sweep.state.ended)
+            assert is_settled == (conclusion(sweep.state).kind != "open")
 
 
 def test_what_cannot_be_told_ends_at_the_cap() -> None:

@@ -50,7 +50,9 @@ def batches(
         last = max(searched)
         before = sum(sizes[n] for n in searched) - sizes[last]
         sizes[last] = max(sizes[last], _asked(state, confirming=is_fresh) - before)
-    return [Batch(n, sizes[n]) for n in numbers]
+    # Who judges nothing spends nothing: a batch of such alone would take from those after it.
+    first = min(sizes, default=0)
+    return [Batch(n, sizes[n]) if sizes[n] else Batch(first, sizes[first]) for n in numbers]
 
 
 def _number(configuration: Configuration, first: int, begun: Sequence[int]) -> int:

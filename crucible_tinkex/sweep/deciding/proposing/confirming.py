@@ -76,9 +76,15 @@ def next_confirmations(state: SweepState, planner: Planner) -> Confirmation:
     able = [c for c in ranked if c.complete and not c.reference and not c.forked]
     leaders = able[: search.confirm_top]
     if search.confirm == AUTO:
-        return _until_told(state, planner, leaders)
+        # Who led before the sweep grew is judged, too: the verdict would else stay open about it.
+        former = [c for c in able[search.confirm_top :] if _has_confirmed(c)]
+        return _until_told(state, planner, [*leaders, *former])
     pairs = [(leader, seed) for seed in confirmation_seeds(search) for leader in leaders]
     return Confirmation(_lacking(state, planner, pairs))
+
+
+def _has_confirmed(configuration: Configuration) -> bool:
+    return any(t.phase == CONFIRM for t in configuration.trials)
 
 
 def _is_on_its_way(state: SweepState, search: SearchSection) -> bool:
