@@ -80,7 +80,7 @@ def test_equal_ones_are_not_separable() -> None:
 
 @pytest.mark.parametrize("seeds", [[0], [0, 1]])
 def test_a_sweep_that_grew_ends_when_its_verdict_is_given(seeds: list[int]) -> None:
-    """Those that led before it grew are judged by the verdict, so their seeds are asked for, too."""
+    """Those that led before it grew are judged by the verdict, so they get seeds, too."""
     for number in range(0, 60, 6):
         loss = noisy({1: 1.0, 2: 1.0, 3: 1.0, 4: 0.6, 5: 0.4}, 0.4, first=number)
         search = {"seeds": seeds, "indifference": 0.4, "confirm": "auto", "confirm_top": 2}
