@@ -127,6 +127,27 @@ def test_a_second_production_and_a_deleted_number_are_conflicts(
     ]
 
 
+@pytest.mark.parametrize("here_is", ["another", "renumbered", "deleted"])
+def test_no_child_is_given_to_a_model_that_is_not_its_parent(tmp_path: Path, here_is: str) -> None:
+    rows = [
+        {"name": name, "version": 1, "checkpoint_path": PATH.format(name), "parents": parents}
+        for name, parents in (("grandchild", ["child:1"]), ("child", ["base:1"]), ("base", []))
+    ]
+    file = tmp_path / "models.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    here = opened(tmp_path / "here")
+    here.register_model("base", checkpoint_path=PATH.format("other"))
+    if here_is == "renumbered":
+        here.register_model("base", checkpoint_path=PATH.format("base"))
+    if here_is == "deleted":
+        here.delete("base", 1)
+    before = told(here)
+    found = here.import_models(file, keep=True)
+    assert not found.added and told(here) == before
+    assert "child:1: its parent base:1 of the file is not what is here" in found.kept
+    assert "grandchild:1: its parent child:1 of the file is not what is here" in found.kept
+
+
 def test_only_name_and_checkpoint_are_needed(tmp_path: Path) -> None:
     file = tmp_path / "models.jsonl"
     rows = [{"name": "x", "checkpoint_path": PATH.format(n)} for n in (1, 2)]

@@ -126,10 +126,11 @@ def bring(book: Book, models: list[Shipped], write: Write) -> Imported:
     found: dict[str, list[str]] = {"added": [], "changed": [], "unchanged": []}
     conflicts: list[str] = []
     coming = {model.id for model in models}
+    others = _others_here(book, models)
     for model in models:
         here = _here(book, model)
         if here is None:
-            refused = [*_refusals(book, model, coming)]
+            refused = [*_refusals(book, model, coming, others)]
             if refused:
                 conflicts += refused
                 continue
@@ -149,18 +150,41 @@ def _here(book: Book, model: Shipped) -> ModelVersion | None:
     return next((m for m in book.versions(model.name) if m.checkpoint_path == path), None)
 
 
-def _refusals(book: Book, model: Shipped, coming: set[str]) -> Iterator[str]:
+def _others_here(book: Book, models: list[Shipped]) -> set[str]:
+    """Ids of the file that mean another model here, or none: nobody can come as a child of these,
+    and not as a child of such a child."""
+    found, size = set[str](), -1
+    while size < len(found):
+        size = len(found)
+        for model in models:
+            here = _here(book, model)
+            if here is not None:
+                is_other = model.version not in (None, here.version)
+            else:
+                is_other = any(_taken(book, model)) or not found.isdisjoint(model.entry.parents)
+            if is_other:
+                found.add(model.id)
+    return found
+
+
+def _taken(book: Book, model: Shipped) -> Iterator[str]:
+    """Why a model that is not here cannot have its number."""
+    taken = next((m for m in book.versions(model.name) if m.version == model.version), None)
+    if taken is not None:
+        yield f"{model.id} is another checkpoint here: {taken.checkpoint_path}"
+    elif model.version in book.deleted.get(model.name, ()):
+        yield f"{model.id} was deleted here, and its number is not used again"
+
+
+def _refusals(book: Book, model: Shipped, coming: set[str], others: set[str]) -> Iterator[str]:
     """Why a model that is not here cannot come."""
-    if model.version is not None:
-        taken = next((m for m in book.versions(model.name) if m.version == model.version), None)
-        if taken is not None:
-            yield f"{model.id} is another checkpoint here: {taken.checkpoint_path}"
-        elif model.version in book.deleted.get(model.name, ()):
-            yield f"{model.id} was deleted here, and its number is not used again"
+    yield from _taken(book, model)
     known = coming | {m.id for m in book.all()}
     for parent in model.entry.parents:
         if parent not in known:
             yield f"{model.id}: its parent {parent} is neither here nor in the file"
+        elif parent in others:
+            yield f"{model.id}: its parent {parent} of the file is not what is here"
 
 
 def _register(book: Book, model: Shipped, write: Write) -> ModelVersion:

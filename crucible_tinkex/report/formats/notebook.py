@@ -36,9 +36,10 @@ _LEADERBOARD = """
 sweep.leaderboard().to_pylist()
 """
 _CURVES = """
-Plots(sweep.query('''
+METRIC = {metric}
+Plots(sweep.query(f'''
     select run_name as trial, events.step, value from events join trials using (trial_id)
-    where name = {metric} and value is not null order by index, events.step
+    where name = $${{METRIC}}$$ and value is not null order by index, events.step
 '''))
 """
 _TRIALS = """
@@ -55,7 +56,7 @@ def notebook(sweeps: Sequence[Mapping[str, Any]], storage: str | Path, folder: P
         cells.append(_cell("markdown", f"# {data['name']}\n\n{verdict}"))
         cells.append(_code(_OPEN.format(name=repr(data["name"]), storage=repr(where))))
         cells.append(_code(_LEADERBOARD))
-        cells.append(_code(_CURVES.format(metric=f"'{data['metric']['name']}'")))
+        cells.append(_code(_CURVES.format(metric=repr(data["metric"]["name"]))))
         cells.append(_code(_TRIALS))
     content = {
         "cells": [{**cell, "id": f"{i}-{digest(cell)}"} for i, cell in enumerate(cells)],
