@@ -65,6 +65,8 @@ async def run_steps(
     """After a training with this `result`. Raises `TrialFailedError` where a step ends the trial,
     and what the infrastructure raised."""
     section = plan.experiment.steps
+    if not _functions(section):
+        return  # a plan may have its training only
     trace_id = f"{plan.trial_id}-{report.attempt}"
     trained = {"final_metrics": result, "total_steps": plan.total_steps, "trace_id": trace_id}
     run = _Steps(section, report, trained, plan.experiment.run.step_timeout_s)

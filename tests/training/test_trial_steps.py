@@ -255,6 +255,13 @@ def planned_by(name: str, **section: Any) -> TrialPlan:
     return TrialPlan(**{**plan.__dict__, "experiment": experiment})
 
 
+async def test_a_plan_that_only_trains_is_done_when_it_has(steps: ModuleType) -> None:
+    steps.define = register_training_step  # type: ignore[attr-defined]
+    bench, outcome = await ran(planned_by("define"))
+    assert (outcome.verdict, bench.trial.state, bench.trial.error) == (Verdict.ADVANCED, DONE, None)
+    assert stages(bench) == []
+
+
 async def test_a_plan_names_the_steps_as_for_the_harness(steps: ModuleType) -> None:
     def define(plan: Plan) -> None:
         register_training_step(plan, batch_size=4)
