@@ -16,7 +16,7 @@ from crucible_tinkex.registry import DONE, RUNNING, SweepState, TrialRecord
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.sweep.deciding.planner import Planner
-from crucible_tinkex.sweep.deciding.policy import Policy, is_waiting
+from crucible_tinkex.sweep.deciding.policy import Policy
 from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 from crucible_tinkex.sweep.results.batches import ASKED
 
@@ -49,7 +49,7 @@ class PlayedSweep:
         while self.state.ended is None:
             decisions = self._policy.decide(self.state, slots=self._slots)
             self._write(decisions)
-            waiting = [t for t in self.state.active.values() if is_waiting(t)]
+            waiting = [t for t in self.state.active.values() if t.is_waiting]
             for trial in waiting:
                 self._train(trial)
             if waiting:

@@ -21,7 +21,7 @@ from crucible_tinkex.registry import DONE, RUNNING, SEARCH, Decision, SweepState
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations, learns
 from crucible_tinkex.sweep.deciding.planner import Planner
-from crucible_tinkex.sweep.deciding.policy import Policy, is_waiting
+from crucible_tinkex.sweep.deciding.policy import Policy
 from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 from crucible_tinkex.training.plan import TrialPlan
 
@@ -111,7 +111,7 @@ def replay_sweep(
         while decisions := policy.decide(state, slots=SLOTS):
             for decision in decisions:
                 _tell(state, "decision", decision=_plain(decision))
-        waiting = (t for t in state.active.values() if is_waiting(t))
+        waiting = (t for t in state.active.values() if t.is_waiting)
         if (trial := next(waiting, None)) is not None:  # as the pool does: in order of submission
             _train(state, trial, ledger, places[_key(trial.values)])
         elif state.ended is None:
