@@ -120,17 +120,19 @@ def test_it_is_refused_and_nothing_is_changed(folder: Path, assignment: str, sai
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
-def test_a_running_sweep_refuses_a_file_that_it_has_not_read(folder: Path) -> None:
+def test_a_running_sweep_reads_a_file_that_is_new(folder: Path) -> None:
     experiment = ct.Experiment.from_toml(folder / "small.toml", overrides={"train.max_steps": 1})
     prepared = prepare(experiment, storage=str(folder / "runs"), name="asked")
-    new = {"search.space.data.train": ["data/true.jsonl", str(folder / "eval.jsonl")]}
+    added = str(folder / "eval.jsonl")
+    new = {"search.space.data.train": ["data/true.jsonl", added]}
     Inbox(prepared.paths).put(Command("extend", settings=new))
     result = Launch(prepared).run()
-    assert result.exit_code == 0 and len(result.state.trials) == 4
     (answer,) = result.state.commands.values()
-    assert answer.startswith("refused: ") and "stop it and resume the sweep" in answer
+    assert (result.exit_code, answer) == (0, "extend: search.space.data.train")
+    done = [t for t in result.state.trials.values() if t.state == "done"]
+    assert [t.values.get("data.train") for t in done].count(added) == 2
     kept = json.loads(prepared.paths.resolved.read_text())["experiment"]
-    assert list(kept["data"]["sets"]) == ["data/true.jsonl", "data/false.jsonl"]
+    assert added in kept["data"]["sets"]
 
 
 def test_a_file_is_added_to_a_sweep_that_has_ended(folder: Path) -> None:
