@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -48,13 +48,16 @@ def model_fact(record: Record, version: int | None) -> Fact | None:
 
 
 def model_facts(records: Iterable[Record]) -> Iterator[Fact]:
-    """Of the whole log, which alone knows the number of each registered version."""
-    numbers: Counter[str] = Counter()
+    """Of the whole log, which alone knows the number of each registered version: that which it had
+    elsewhere, if nobody here has had it, else the next (`models.book`)."""
+    used: defaultdict[str, set[int]] = defaultdict(set)
     for record in records:
         version = record.get("version")
         if record.get("type") == "registered":
-            numbers[record["name"]] += 1
-            version = numbers[record["name"]]
+            numbers = used[record["name"]]
+            if version is None or version in numbers:
+                version = max(numbers, default=0) + 1
+            numbers.add(version)
         if (fact := model_fact(record, version)) is not None:
             yield fact
 

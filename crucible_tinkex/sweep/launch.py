@@ -107,8 +107,8 @@ class Launch:
         paths = self._prepared.paths
         check_writable(paths.root, need_bytes=NEED_BYTES)
         lock = self._owned()
-        self._earlier = [c.command_id for c in Inbox(paths).waiting()]
         try:
+            self._earlier = [c.command_id for c in Inbox(paths).waiting()]
             meta = write_manifest(self._prepared)
             finished = self._finished()
             result = finished or self._told(lambda: asyncio.run(self._start(meta)))

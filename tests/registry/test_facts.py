@@ -61,6 +61,20 @@ def test_each_change_is_told_once_and_found_once(tmp_path: Path) -> None:
     assert len(heard) == len(ALL)
 
 
+def test_an_imported_model_is_told_by_the_number_that_it_keeps(tmp_path: Path) -> None:
+    heard: list[BridgeEvent] = []
+    telemetry = Telemetry(tmp_path)
+    telemetry.attach("mine", heard.append)
+    lines = [{"name": "m", "version": n, "checkpoint_path": f"{PATH}{n}"} for n in (7, 3)]
+    (tmp_path / "models.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    models = ModelRegistry.open(tmp_path)
+    models.import_models(tmp_path / "models.jsonl")
+    assert models.register_model("m", checkpoint_path=PATH).id == "m:8"
+    assert [e.metadata["subject"] for e in heard] == ["m:7", "m:3", "m:8"]
+    found = telemetry.query(event_type="model_registered")
+    assert found["name"].to_pylist() == ["m:7", "m:3", "m:8"]
+
+
 def test_queries_of_facts_are_filtered(tmp_path: Path) -> None:
     models = ModelRegistry.open(tmp_path)
     models.register_model("m", checkpoint_path=PATH, sweep="s", trial_id="t")

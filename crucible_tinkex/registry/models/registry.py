@@ -318,8 +318,10 @@ class _Change:
         record = {"type": kind, "v": VERSION, "time": self._now, **fields}
         self.records.append(record)
         self.book.fold([record])
-        number = self.book.numbers[record["name"]] if kind == "registered" else None
-        if (fact := model_fact(record, number or record.get("version"))) is not None:
+        version = record.get("version")
+        if kind == "registered":  # the one that the fold has just added
+            version = next(reversed(self.book.models[record["name"]]))
+        if (fact := model_fact(record, version)) is not None:
             self.facts.append(fact)
 
     def of(self, model: ModelVersion, kind: str, **fields: Any) -> None:
