@@ -92,5 +92,5 @@ def _final(rows: Sequence[StepRow], found: Mapping[str, float]) -> dict[str, flo
     for row in rows[-TRAIN_WINDOW_STEPS:]:
         measured = {n: v for n, v in row["metrics"].items() if n.startswith("train/")}
         # Rows that an earlier version saved have no weight: their tokens are near it.
-        steps.stepped(measured, row.get("weight", row["tokens"]))
+        steps.stepped(measured, row["weight"] if "weight" in row else row["tokens"])
     return {**found, **steps.means()}
