@@ -222,7 +222,10 @@ class SessionHost:
                 asked.set()
 
     async def aclose(self) -> None:
-        """Leave every session as it is, and deliver what telemetry still holds."""
+        """Leave every session as it is, and deliver what telemetry still holds. What would come is
+        not begun."""
+        for asked in self._coming.values():
+            asked.set()
         sessions = list(self._sessions.values())
         self._sessions.clear()
         await asyncio.gather(*(session.leave(PENDING) for session in sessions))

@@ -185,8 +185,8 @@ async def test_code_that_exits_or_hangs_harms_only_its_trial() -> None:
     assert (await hangs).verdict is Verdict.DRAINED
 
 
-@pytest.mark.parametrize("everybody", [True, False])
-async def test_a_drain_is_heard_while_users_code_makes_a_recipe(everybody: bool) -> None:
+@pytest.mark.parametrize("asked", ["all", "one", "leave"])
+async def test_a_drain_is_heard_while_users_code_makes_a_recipe(asked: str) -> None:
     """Its session is not there yet, and must not begin to train afterwards."""
     begun, may_end = threading.Event(), threading.Event()
 
@@ -199,7 +199,10 @@ async def test_a_drain_is_heard_while_users_code_makes_a_recipe(everybody: bool)
     host = bench.host(recipe=slow)
     advancing = asyncio.ensure_future(host.advance(replace(bench.plan, code={"m:f": "x"}), STEPS))
     await asyncio.to_thread(begun.wait, 10)
-    host.drain(None if everybody else bench.plan.trial_id)
+    if asked == "leave":
+        await host.aclose()
+    else:
+        host.drain(None if asked == "all" else bench.plan.trial_id)
     may_end.set()
     assert (await advancing).verdict is Verdict.DRAINED
     assert "forward_backward" not in bench.backend.calls
