@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import os
 import sys
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,20 @@ from crucible_tinkex.errors import ConfigError, TrialFailedError
 
 _loaded: dict[str, str] = {}
 """Modules that were loaded by this one, with the hash of their source then."""
+_loading: dict[str, threading.RLock] = {}
+"""By top-level package. Sessions load in threads (`user_calls`), and a module that another one is
+in the middle of importing must not be forgotten."""
 
 
 def load(name: str, *, what: str) -> Any:
     """The object at `module:attribute`. Raises `ConfigError` that begins with `what` and says what
-    is missing, also where the module itself raises."""
+    is missing, also where the module itself raises or wants to end the process."""
     module, attribute = _parts(name, what)
+    with _loading.setdefault(module.partition(".")[0], threading.RLock()):
+        return _loaded_now(name, module, attribute, what)
+
+
+def _loaded_now(name: str, module: str, attribute: str, what: str) -> Any:
     source = code_hash(name, what=what)
     if _loaded.get(module, source) != source:
         for own in _own_modules(module):
@@ -37,7 +46,7 @@ def load(name: str, *, what: str) -> Any:
         raise ConfigError(f"{what} {name!r}: {error}; is it on the Python path?") from error
     except AttributeError:
         raise ConfigError(f"{what} {name!r}: {module} has no {attribute}") from None
-    except Exception as error:  # a stranger's module may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's module may raise anything
         raise ConfigError(
             f"{what} {name!r}: importing {module} raised {type(error).__name__}: {error}"
         ) from error
@@ -81,7 +90,7 @@ def _own_modules(module: str, *, what: str = "function", name: str = "") -> dict
     importlib.invalidate_caches()  # the file may be younger than the last look at its folder
     try:
         first = _file(module)
-    except Exception as error:  # finding `a.b` imports `a`, a stranger's
+    except (Exception, SystemExit) as error:  # finding `a.b` imports `a`, a stranger's
         raise ConfigError(f"{what} {name!r}: {error}; is it on the Python path?") from error
     if first is None:
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,15 @@ def test_a_changed_module_is_read_anew_with_what_it_imports(write: Write) -> Non
     assert load("uc_main:f", what="function")() == 22
 
 
+def test_a_changed_module_is_read_anew_by_many_threads_at_once(write: Write) -> None:
+    write("uc_many.py", "def f():\n    return 1\n")
+    assert load("uc_many:f", what="function")() == 1
+    write("uc_many.py", "import time\ntime.sleep(0.05)\ndef f():\n    return 2\n")
+    with ThreadPoolExecutor(4) as threads:
+        found = [threads.submit(load, "uc_many:f", what="function") for _ in range(4)]
+    assert [f.result()() for f in found] == [2] * 4
+
+
 def test_the_hash_is_of_the_users_own_source_alone(write: Write) -> None:
     write("uc_pkg/__init__.py", "")
     write("uc_pkg/a.py", "import json\nfrom . import b\nfrom uc_pkg.c import x\ndef f(): ...\n")
@@ -75,6 +85,7 @@ def test_another_source_than_the_sweeps_ends_the_trial(write: Write) -> None:
         ("uc_nowhere:f", "No module named 'uc_nowhere'; is it on the Python path?"),
         ("uc_bad:g", "uc_bad has no g"),
         ("uc_raises:f", "importing uc_raises raised ZeroDivisionError"),
+        ("uc_exits:f", "importing uc_exits raised SystemExit: 3"),
         ("uc_needs:f", "No module named 'uc_not_there'"),
         ("uc_syntax:f", "importing uc_syntax raised SyntaxError"),
     ],
@@ -82,6 +93,7 @@ def test_another_source_than_the_sweeps_ends_the_trial(write: Write) -> None:
 def test_what_cannot_be_loaded_is_named(write: Write, name: str, message: str) -> None:
     write("uc_bad.py", "def f(): ...\n")
     write("uc_raises.py", "1 / 0\n")
+    write("uc_exits.py", "raise SystemExit(3)\n")
     write("uc_needs.py", "import uc_not_there\n")
     write("uc_syntax.py", "def f(:\n")
     with pytest.raises(ConfigError, match=message):

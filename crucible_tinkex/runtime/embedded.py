@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from crucible_tinkex.config import ServiceSection
 from crucible_tinkex.errors import CrucibleError, ServiceUnavailableError
-from crucible_tinkex.telemetry.tracing.asked import ENDPOINT
+from crucible_tinkex.telemetry.tracing.asked import environment
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +51,7 @@ class EmbeddedServer:
         self._service = service
         self._model = model
         self._data_dir = data_dir
-        named = {} if otlp_endpoint is None else {ENDPOINT: otlp_endpoint}
-        self._environment = {**os.environ, **named}
+        self._environment = environment(otlp_endpoint)
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._watch: asyncio.Task[None] | None = None

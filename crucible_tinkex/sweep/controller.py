@@ -20,6 +20,7 @@ from crucible_tinkex.errors import (
     CrucibleError,
     ServiceStorageError,
     ServiceUnavailableError,
+    StaleAttemptError,
 )
 from crucible_tinkex.registry import (
     DONE,
@@ -330,6 +331,7 @@ class Controller:
         """Try again, unless it was lost too often without progress."""
         losses = self._losses.setdefault(trial.trial_id, Losses())
         if losses.again(trial.step) < self._max_attempts or self._draining.is_set():
+            await self._take_back_announced(trial)
             return
         if isinstance(error, ServiceUnavailableError | ServiceStorageError):
             self._stop(error)  # not this trial's trouble: nobody else could go on either
@@ -337,6 +339,14 @@ class Controller:
         grant = await self._registry.start_attempt(trial.trial_id)
         text = f"lost {losses.count} times without progress: {error}"
         await self._registry.finish(trial.trial_id, grant.attempt, LOST, text, Spent())
+
+    async def _take_back_announced(self, trial: TrialRecord) -> None:
+        """What a lost session was to use: others wait for its evaluation (`allowance`), and it may
+        be they that hold the slots without which the trial cannot go on."""
+        if trial.state == RUNNING and self._policy.budget.capped:
+            spent = trial.spends.get(trial.attempt, Spent())
+            with contextlib.suppress(StaleAttemptError):  # a new one has begun
+                await self._registry.record_spend(trial.trial_id, trial.attempt, spent)
 
     def _stop(self, error: CrucibleError | None) -> None:
         self._stopped_by = self._stopped_by or error

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from crucible_tinkex.errors import (
     ConfigError,
@@ -24,6 +25,7 @@ from crucible_tinkex.errors import (
     InterruptedSweepError,
     ServiceError,
     SweepBusyError,
+    TrialFailedError,
 )
 from crucible_tinkex.events import EventWriter
 from crucible_tinkex.registry import ATTESTED, LOST, ControlPort, SweepState
@@ -53,6 +55,9 @@ from crucible_tinkex.sweep.results.views.view import Observer, SweepView, harmle
 from crucible_tinkex.sweep.signals import Signals
 from crucible_tinkex.telemetry.tracing.run import RunTrace, traced
 from crucible_tinkex.training.data import SweepData
+from crucible_tinkex.user_calls import called
+
+T = TypeVar("T")
 
 MISSED_CODE = 1
 """A quality target that is required was missed."""
@@ -107,8 +112,8 @@ class Launch:
         paths = self._prepared.paths
         check_writable(paths.root, need_bytes=NEED_BYTES)
         lock = self._owned()
-        self._earlier = [c.command_id for c in Inbox(paths).waiting()]
         try:
+            self._earlier = [c.command_id for c in Inbox(paths).waiting()]
             meta = write_manifest(self._prepared)
             finished = self._finished()
             result = finished or self._told(lambda: asyncio.run(self._start(meta)))
@@ -292,15 +297,15 @@ class Launch:
         pool: SessionPool,
         settings: Mapping[str, Any],
     ) -> Amendment:
-        """What the running sweep is with other settings. Reads its data again, in a thread; trials
-        that need more of it than this run has read get new hosts. Raises `ConfigError`."""
+        """What the running sweep is with other settings. Reads its data again; trials that need
+        more of it than this run has read get new hosts. Raises `ConfigError`."""
         paths = self._prepared.paths
         experiment = extended(self._prepared.experiment, settings, paths)
         storage, name = str(paths.root.parent), paths.root.name
-        prepared = await asyncio.to_thread(prepare, experiment, storage=storage, name=name)
+        prepared = await _aside(partial(prepare, experiment, storage=storage, name=name))
         data = self._data or connection.data
         if not prepared.is_read(data):
-            data = await asyncio.to_thread(prepared.tokenised_as, data)
+            data = await _aside(partial(prepared.tokenised_as, data))
         prepared = prepared.measured(data)
         proof: dict[str, Any] = {}
         try:
@@ -372,3 +377,12 @@ class Launch:
     def _show(self, phase: str) -> None:
         self.view.phase = phase
         self._observer(self.view)
+
+
+async def _aside(work: Callable[[], T]) -> T:
+    """In a thread. Users' code that wants to end the process there is refused as other mistakes of
+    an order are: the sweep goes on. Raises `ConfigError`."""
+    try:
+        return await called(work, what="the order", deadline_s=math.inf)
+    except TrialFailedError as error:
+        raise ConfigError(error.message) from error

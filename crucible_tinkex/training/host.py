@@ -79,6 +79,8 @@ class SessionHost:
         self._handlers = handlers or {}
         self._drain = asyncio.Event()
         self._sessions: dict[str, Session] = {}
+        self._coming: dict[str, asyncio.Event] = {}
+        """Set to have a session that is not made yet not be made: users' code may take long."""
         self.tokens = 0
         """Trained here so far."""
 
@@ -118,8 +120,19 @@ class SessionHost:
     async def _opened(self, plan: TrialPlan) -> Session:
         session = self._sessions.get(plan.trial_id)
         if session is None:
-            session = self._sessions[plan.trial_id] = await self._new_session(plan)
+            session = self._sessions[plan.trial_id] = await self._made(plan)
             await unless_drained(session.open(), session.drain, context=session.context)
+        return session
+
+    async def _made(self, plan: TrialPlan) -> Session:
+        """Raises `DrainedError` where it is asked to drain meanwhile."""
+        asked = self._coming[plan.trial_id] = asyncio.Event()
+        try:
+            session = await unless_drained(self._new_session(plan), asked)
+        finally:
+            del self._coming[plan.trial_id]
+        if asked.is_set():
+            session.drain.set()
         return session
 
     def _grace_s(self, session: Session) -> float:
@@ -204,9 +217,15 @@ class SessionHost:
         for session in list(self._sessions.values()):
             if trial_id in (None, session.trial_id):
                 session.drain.set()
+        for coming, asked in self._coming.items():
+            if trial_id in (None, coming):
+                asked.set()
 
     async def aclose(self) -> None:
-        """Leave every session as it is, and deliver what telemetry still holds."""
+        """Leave every session as it is, and deliver what telemetry still holds. What would come is
+        not begun."""
+        for asked in self._coming.values():
+            asked.set()
         sessions = list(self._sessions.values())
         self._sessions.clear()
         await asyncio.gather(*(session.leave(PENDING) for session in sessions))

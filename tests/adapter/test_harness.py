@@ -14,6 +14,7 @@ from crucible_tinkex.datasets import Tokenizer
 from crucible_tinkex.errors import ConfigError, CorruptLogError, SessionLostError
 from crucible_tinkex.training.adapter import TinkexAdapter, TinkexSession
 from crucible_tinkex.training.harness import (
+    HarnessResults,
     Hooks,
     Plan,
     StepContext,
@@ -56,6 +57,36 @@ def test_it_runs_through_the_blocking_session(tokenizer: Tokenizer) -> None:
     (cell,) = results.cells
     assert cell.state == "done"
     assert cell.steps["look"]["eval/nll"] > 0
+
+
+async def test_rows_that_an_earlier_version_saved_are_gone_on_from(
+    desk: Desk, tmp_path: Path
+) -> None:
+    """They have no `weight`."""
+
+    async def trained() -> HarnessResults:
+        async with desk.session() as session:
+            return await arun(
+                session.experiment,
+                lambda plan: register_training_step(
+                    plan, max_steps=6, batch_size=4, checkpoint_every=3
+                ),
+                session=session,
+                dataset=ROWS,
+                folder=tmp_path,
+            )
+
+    await trained()
+    file = next((tmp_path / "cells").glob("*.json"))
+    saved = json.loads(file.read_text())
+    step = saved["steps"]["tinkex_training"]
+    rows = [{k: v for k, v in row.items() if k != "weight"} for row in step["result"]["rows"]]
+    progress = {"rows": rows[:3], "checkpoints": step["result"]["checkpoints"][:1]}
+    saved["steps"]["tinkex_training"] = {"state": "open", "progress": progress}
+    file.write_text(json.dumps(saved))
+    again = await trained()
+    assert [row["step"] for row in again.rows] == [1, 2, 3, 4, 5, 6]
+    assert again.final_metrics["train/nll"] > 0
 
 
 async def test_conditions_and_repeats_have_sessions_and_seeds_of_their_own(desk: Desk) -> None:

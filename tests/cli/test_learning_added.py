@@ -29,6 +29,9 @@ def twice(row, completion, config):
 def picky(row, completion, config):
     raise RuntimeError("not for these rows")
 
+def leaves(row, completion, config):
+    raise SystemExit(3)
+
 class Same(TinkexCallbacks):
     def calculate_metrics(self, results):
         return {"rows": len(results)}
@@ -81,14 +84,16 @@ def check_added(sweep: ct.Sweep, file: Path) -> None:
 
 
 def test_a_running_sweep_is_given_them(tmp_path: Path, module: Path) -> None:
-    long = {"train.checkpoint_every": 15}
+    long = {"train.checkpoint_every": 75}
     paths = SweepPaths.of(tmp_path / "runs", "small")
-    running = ct.start(extended(make_experiment(tmp_path, steps=30), long, paths))
+    running = ct.start(extended(make_experiment(tmp_path, steps=150), long, paths))
     wait_for(lambda: sum(t.step > 2 for t in running.view.trials) == 2)
     sweep = ct.open_sweep("small", storage=str(tmp_path / "runs"))
     sweep.pause("1")  # there is something to do until all was asked
     with pytest.raises(ConfigError, match=r"training row .*not for these rows"):
         sweep.clone("2", {"train.token_weights": "added_code:picky"}, fresh=True)
+    with pytest.raises(ConfigError, match="SystemExit"):
+        sweep.clone("2", {"train.token_weights": "added_code:leaves"}, fresh=True)
     with pytest.raises(ConfigError, match="has no nothing"):
         sweep.extend({"search.enqueue": [{"train.loss": "added_code:nothing"}]})
     assert sweep.extend({"search.space": {**SPACE, "train.token_weights": ["added_code:twice"]}})

@@ -23,6 +23,7 @@ from crucible_tinkex.client.model.training_client import TinkexTraining
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import (
     ConfigError,
+    OperationFailedError,
     ProtocolError,
     RequestRejectedError,
     ServiceError,
@@ -373,6 +374,19 @@ async def test_they_make_room_the_oldest_first(
         await service.create_training(base_model="m", lora=LORA)
         assert unloaded(scripted) == ["a"]
         assert len({b["model_seq_id"] for b in scripted.bodies("create_model")[2:]}) == 2
+
+
+async def test_a_service_that_is_out_of_order_keeps_all_models_but_one(
+    scripted: ScriptedService,
+) -> None:
+    for name in "abc":
+        await trained(scripted, name)
+    scripted.results["r0"] = {"error": "a fault of ours", "category": "server"}
+    scripted.on("create_model", *[Answer(body={"request_id": "r0"})] * 4)
+    async with TinkexService(scripted.url, settings=FAST) as service:
+        with pytest.raises(OperationFailedError, match="a fault of ours"):
+            await service.create_training(base_model="m", lora=LORA)
+    assert unloaded(scripted) == ["a"]
 
 
 async def test_a_service_that_was_full_gets_every_place_back_at_once(

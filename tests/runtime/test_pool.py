@@ -362,16 +362,20 @@ def draw_script(draw: random.Random) -> Script:
         dies_at=draw.uniform(0, 30) if fate == "dies" else None,
         hangs_at=draw.uniform(0, 30) if fate == "hangs" else None,
         step_s=draw.choice([0.0, 0.1, 1.0, 10.0]),
+        held=draw.choice([None, (draw.uniform(0, 40), draw.uniform(10, 1000))]),
+        tokens_per_s=10.0,
     )
 
 
 async def storm(seed: int) -> None:
-    """Random work on random hosts: rungs, pauses, retries, withdrawals; ends with all answered."""
-    draw = random.Random(seed)
+    """Random work on random hosts: rungs, pauses, retries, withdrawals, renewals, and a service
+    that asks to slow down; ends with all answered."""
+    draw, renews = random.Random(seed), seed % 3 == 0
     slots = draw.randint(1, 8)
     launcher = ScriptedLauncher([draw_script(draw) for _ in range(300)], at_once=draw.randint(1, 4))
+    per_actor, probes = draw.randint(1, slots), seed % 2 == 0
     pool, answers = make_pool(
-        launcher, slots=slots, per_actor=draw.randint(1, slots), deadline_s=20, start_s=30
+        launcher, slots=slots, per_actor=per_actor, probes=probes, deadline_s=20, start_s=30
     )
     work = [Plan(f"t{i}") for i in range(draw.randint(1, 60))]
     submitted: Counter[str] = Counter()
@@ -408,6 +412,12 @@ async def storm(seed: int) -> None:
         else:
             finish(trial_id)
 
+    async def renewals() -> None:
+        while renews:
+            await asyncio.sleep(draw.uniform(0, 20))
+            pool.renew()
+
+    renewing = asyncio.ensure_future(renewals())
     answers.then = then
     for plan in work:
         submit(plan.trial_id)
@@ -416,11 +426,14 @@ async def storm(seed: int) -> None:
         submitted[withdrawn] -= 1
         finish(withdrawn)
     await over.wait()
+    renewing.cancel()
     assert Counter(t for t, _ in answers.given) == +submitted, "each submit is answered once"
     assert all(task.done() and not task.exception() for task in pauses)
     assert pool.load == 0
     lost = sum(h.ended == "killed" for h in launcher.hosts)
-    assert len(launcher.hosts) <= lost + slots, "a host is started only for one that is gone"
+    assert renews or len(launcher.hosts) <= lost + slots, (
+        "a host is started only for one that is gone"
+    )
     began = now()
     await pool.close()
     assert now() - began < 20.1

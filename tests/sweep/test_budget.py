@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_sweeps import Bench, make_experiment, numbers
+from local_sweeps import Bench, MortalHost, make_experiment, numbers
 from sweep_states import Journal
 
 from crucible_tinkex.config import BudgetSection, parse_budget
@@ -222,6 +222,37 @@ def test_evaluations_are_decided_on_before_they_begin(
     assert (exit_code(state), state.ended_by) == (3, "budget")
     assert bench.backend.calls.count("forward") <= 1 + room // 30, "one more than there is room for"
     assert steps + room <= state.spent.tokens < steps + room + evaluation
+
+
+def test_nobody_waits_for_the_evaluation_of_a_lost_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its trial gets no other host, while the one that waits for it holds its slot."""
+    bench = Bench(
+        tmp_path,
+        backend=FakeBackend(delays={"forward": 5.0}),
+        budget={"tokens": 2 * 4 * 6 + 30},
+        train={"eval_every": 1, "submit_ahead": 0},
+        search={"space": {"lora.rank": [1, 2]}, "reference": False},
+        run={"max_concurrent": 2, "verify_resume": False},
+    )
+
+    async def never(host: MortalHost) -> None:
+        await asyncio.Event().wait()
+
+    async def kill(bench: Bench) -> None:
+        while bench.backend.calls.count("forward") < 1:
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(2.0)  # the other waits
+        monkeypatch.setattr(MortalHost, "ready", never)
+        bench.hosts[1].die()  # that evaluates
+        await asyncio.sleep(60.0)
+        assert bench.controller
+        bench.controller.request_drain()
+
+    state = bench.run(meanwhile=kill)
+    assert state.ended_by == "budget"
+    assert bench.backend.calls.count("forward") == 2
 
 
 def test_what_an_evaluation_may_write_keeps_others_waiting_and_no_longer() -> None:

@@ -17,7 +17,7 @@ from spans import Collector
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.protocol.traceparent import active
-from crucible_tinkex.telemetry.tracing.asked import Tracing, asked
+from crucible_tinkex.telemetry.tracing.asked import Tracing, asked, environment
 from crucible_tinkex.telemetry.tracing.run import joined, traced
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -46,6 +46,12 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_the_standard_variables_decide(environ: dict[str, str], is_asked: bool) -> None:
     assert (asked(None, environ) is not None) is is_asked
+
+
+def test_a_process_of_ours_tells_the_experiments_endpoint_and_no_other() -> None:
+    named = {ENDPOINT: "http://a:1", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://b:1/v1"}
+    assert environment(None, {"X": "1", **named}) == {"X": "1", **named}
+    assert environment("http://c:1", {"X": "1", **named}) == {"X": "1", ENDPOINT: "http://c:1"}
 
 
 def test_the_experiments_endpoint_is_instead_of_the_environments() -> None:

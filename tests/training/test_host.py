@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -181,6 +183,29 @@ async def test_code_that_exits_or_hangs_harms_only_its_trial() -> None:
     assert not hangs.done()
     host.drain(plans[2].trial_id)
     assert (await hangs).verdict is Verdict.DRAINED
+
+
+@pytest.mark.parametrize("asked", ["all", "one", "leave"])
+async def test_a_drain_is_heard_while_users_code_makes_a_recipe(asked: str) -> None:
+    """Its session is not there yet, and must not begin to train afterwards."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(plan: TrialPlan, data: SweepData) -> SupervisedRecipe:
+        begun.set()
+        may_end.wait(10)
+        return SupervisedRecipe(replace(plan, code={}), data)
+
+    bench = Bench()
+    host = bench.host(recipe=slow)
+    advancing = asyncio.ensure_future(host.advance(replace(bench.plan, code={"m:f": "x"}), STEPS))
+    await asyncio.to_thread(begun.wait, 10)
+    if asked == "leave":
+        await host.aclose()
+    else:
+        host.drain(None if asked == "all" else bench.plan.trial_id)
+    may_end.set()
+    assert (await advancing).verdict is Verdict.DRAINED
+    assert "forward_backward" not in bench.backend.calls
 
 
 async def test_a_recipe_that_exits_while_it_is_made_fails_its_trial() -> None:

@@ -45,8 +45,10 @@ class Room:
         watch: Watch,
     ) -> T:
         """What `create` makes, as soon as the service has room, within `policy.queue_s`. Each call
-        of `create` must be a new operation."""
+        of `create` must be a new operation. Trouble that may be want of room is tried with one
+        model less, once: a service that is only out of order is to keep the others."""
         clock, wait_s = settings.clock, _FIRST_S
+        guessed = False
         give_up_at = clock.monotonic() + settings.policy.queue_s
         while True:
             try:
@@ -54,7 +56,8 @@ class Room:
             except (RequestRejectedError, OperationFailedError) as refusal:
                 full = is_full(refusal)
                 self.is_short = self.is_short or full
-                if self.left and (full or _is_services_trouble(refusal)):
+                if self.left and (full or (_is_services_trouble(refusal) and not guessed)):
+                    guessed = guessed or not full
                     await unload(self.left.popleft())
                     continue
                 if not full or clock.monotonic() >= give_up_at:

@@ -51,6 +51,15 @@ def asked(endpoint: str | None, environ: Mapping[str, str] | None = None) -> Tra
     return Tracing(variables, required=endpoint is not None)
 
 
+def environment(endpoint: str | None, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """That of a process of ours which is to tell `endpoint`, if there is one, and then no other
+    receiver that this environment names."""
+    known = dict(os.environ if environ is None else environ)
+    if endpoint is None:
+        return known
+    return {**{k: v for k, v in known.items() if k not in ENDPOINTS}, ENDPOINT: endpoint}
+
+
 def is_disabled(environ: Mapping[str, str] | None = None) -> bool:
     known = os.environ if environ is None else environ
     return known.get(DISABLED, "").strip().lower() == "true"

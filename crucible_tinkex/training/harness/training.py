@@ -91,5 +91,6 @@ def _final(rows: Sequence[StepRow], found: Mapping[str, float]) -> dict[str, flo
     steps = Measurements()
     for row in rows[-TRAIN_WINDOW_STEPS:]:
         measured = {n: v for n, v in row["metrics"].items() if n.startswith("train/")}
-        steps.stepped(measured, row["weight"])
+        # Rows that an earlier version saved have no weight: their tokens are near it.
+        steps.stepped(measured, row["weight"] if "weight" in row else row["tokens"])
     return {**found, **steps.means()}
