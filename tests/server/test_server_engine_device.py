@@ -15,7 +15,7 @@ from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import bases
 from crucible_tinkex.server.engine import losses
 from crucible_tinkex.server.engine.engine import TorchEngine
-from crucible_tinkex.server.engine.launch import chosen_device, own_cores
+from crucible_tinkex.server.engine.launch import chosen_device, fitting_threads, own_cores
 from crucible_tinkex.server.operations import (
     ForwardBackward,
     ForwardOutput,
@@ -44,6 +44,12 @@ def test_cores_are_counted_where_there_is_no_affinity(monkeypatch: pytest.Monkey
     assert own_cores() == 6
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert own_cores() == 1
+
+
+def test_a_tiny_base_gets_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    assert fitting_threads(bases.hidden_size(bases.ensure_base("nano"))) == 1
+    assert fitting_threads(576) == 3
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="there is a CUDA device")

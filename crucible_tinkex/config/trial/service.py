@@ -33,7 +33,7 @@ class ServiceSection(Section):
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     """Embedded server: where it computes; auto: CUDA where there is one."""
     threads: int | None = Field(default=None, ge=1)
-    """Embedded server: CPU threads (default: all cores)."""
+    """Embedded server: CPU threads (default: all cores; one for a tiny base)."""
 
     @field_validator("base_url")
     @classmethod

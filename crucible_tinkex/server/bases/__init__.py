@@ -93,6 +93,11 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
 
 
+def hidden_size(base: Base) -> int:
+    config: Any = nano.config() if base.folder is None else AutoConfig.from_pretrained(base.folder)
+    return int(config.hidden_size)
+
+
 def max_length(config: Any) -> int:
     """The longest row: the context, or the sliding window where that is shorter."""
     window = getattr(config, "sliding_window", None) or config.max_position_embeddings
