@@ -259,6 +259,7 @@ class SessionPool:
                     return task.result()
         finally:
             task.cancel()
+            task.add_done_callback(_reason)  # nobody waits for it any more: no word in the log
         raise HostLostError(f"the worker process did not answer for {seconds:.0f} s")
 
     def _advance(self, member: Member, plan: TrialPlan, to_step: int) -> None:

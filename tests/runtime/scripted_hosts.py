@@ -85,9 +85,13 @@ class ScriptedHost:
         until = self.script.held[1] if self.script.held else 0.0
         beats = asyncio.ensure_future(self._takes(after_s))
         news = asyncio.ensure_future(self._held.wait() if until > known else beats)
-        await asyncio.wait({beats, news}, return_when=asyncio.FIRST_COMPLETED)
-        if beats.done():
-            await beats
+        try:
+            await asyncio.wait({beats, news}, return_when=asyncio.FIRST_COMPLETED)
+            if beats.done():
+                await beats
+        finally:
+            beats.cancel()
+            news.cancel()
         self.tokens += after_s * self.script.tokens_per_s * len(self.running)
         return Beat(until if self._held.is_set() else 0.0, int(self.tokens))
 
