@@ -73,14 +73,13 @@ class Want:
         """Who must leave: the trial that is parked longest, if for a while nobody who waits was
         given a place, and nobody trains who will give one up."""
         asked = {i: seat for m in members for i, seat in m.seats.items() if seat.asked}
-        waiting = {i for m in members for i in m.waiting if i in asked}
-        self.complaints += bool(waiting - self.waiting)
-        if not self.waiting or self.waiting - waiting:
+        before, self.waiting = self.waiting, {i for m in members for i in m.waiting if i in asked}
+        self.complaints += bool(self.waiting - before)
+        will_end = any(seat.ends for i, seat in asked.items() if i not in self.waiting)
+        if not before or before - self.waiting or will_end:
             self._since = now
-        self.waiting = waiting
-        is_patient = now - self._since < PATIENCE_S
-        if not waiting or is_patient or any(s.ends for i, s in asked.items() if i not in waiting):
+        parked = [(s.since, m, i) for m in members for i, s in m.seats.items() if s.call is None]
+        if not self.waiting or not parked or now - self._since < PATIENCE_S:
             return None
         self._since = now
-        parked = [(s.since, m, i) for m in members for i, s in m.seats.items() if s.call is None]
-        return min(parked, key=lambda found: found[0])[1:] if parked else None
+        return min(parked, key=lambda found: found[0])[1:]

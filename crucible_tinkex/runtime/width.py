@@ -62,7 +62,7 @@ class Width:
         """Call it every few seconds."""
         start = self._start
         if start is None:
-            self._start = seen
+            self._start = seen._replace(complaints=0)
         elif seen.complaints > start.complaints:
             self._narrow(seen)
         elif seen.waits:

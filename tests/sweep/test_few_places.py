@@ -68,3 +68,38 @@ def test_nobody_leaves_where_there_are_places_for_all(tmp_path: Path) -> None:
     state = bench.run(meanwhile=stall)
     assert state.complete
     assert all(t.attempt == 1 for t in state.trials.values())
+
+
+@pytest.mark.parametrize("after_s", [20.0, 33.0, 36.0, 70.0])
+def test_a_process_that_dies_meanwhile_costs_no_numbers(tmp_path: Path, after_s: float) -> None:
+    expected = halving(tmp_path / "all", None).run()
+    bench = halving(tmp_path / "few", 2)
+
+    async def kill(bench: Bench) -> None:
+        await asyncio.sleep(after_s)
+        alive = [host for host in bench.hosts if not host.gone.is_set()]
+        alive[0].die()
+        await asyncio.sleep(60)  # until the service misses the heartbeats of its sessions
+        for session in list(alive[0].sessions._sessions.values()):
+            await session.leave("pending")
+        await stall(bench)
+
+    state = bench.run(meanwhile=kill)
+    assert state.complete, Counter((t.state, t.target) for t in state.trials.values())
+    assert_same(state, expected)
+
+
+@pytest.mark.parametrize("after_s", [5.0, 31.0, 34.0, 50.0])
+def test_a_run_that_is_interrupted_meanwhile_goes_on(tmp_path: Path, after_s: float) -> None:
+    expected = halving(tmp_path / "all", None).run()
+    bench = halving(tmp_path / "few", 2)
+
+    async def interrupt(bench: Bench) -> None:
+        await asyncio.sleep(after_s)
+        assert bench.controller
+        bench.controller.request_drain()
+
+    assert not bench.run(meanwhile=interrupt).complete
+    state = bench.run(meanwhile=stall)
+    assert state.complete
+    assert_same(state, expected)
