@@ -149,7 +149,7 @@ class FakeBackend:
         while self.places is not None and self.loaded.total() >= self.places:
             observer.on_queue_state(is_full)
             await asyncio.sleep(POLL_S)
-        observer.on_queue_state(ACTIVE)
+            observer.on_queue_state(ACTIVE)
         self.loaded[session_id] += 1
         self.most_loaded = max(self.most_loaded, self.loaded.total())
 
