@@ -20,6 +20,7 @@ from scripted_service import FAST, Answer, Recorder, ScriptedService
 from crucible_tinkex.client import ClientSettings, Clock, RetryPolicy, TinkexService
 from crucible_tinkex.client.model.loss import cross_entropy, loss_of
 from crucible_tinkex.client.model.training_client import TinkexTraining
+from crucible_tinkex.client.resolved import ResolvedService
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import (
     ConfigError,
@@ -432,8 +433,7 @@ async def test_a_service_that_is_out_of_order_keeps_what_is_to_go_on(
 async def test_what_another_process_needs_is_unloaded_at_once(scripted: ScriptedService) -> None:
     await trained(scripted, "a")
     await interrupted(scripted, "b")
-    async with TinkexService(scripted.url, settings=FAST) as service:
-        await service.make_room()
+    await ResolvedService(scripted.url).make_room()
     assert sorted(unloaded(scripted)) == ["a", "b"]
     await interrupted(scripted, "c")
     assert unloaded(scripted)[2:] == ["c"], "and from then on"
