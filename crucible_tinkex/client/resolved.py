@@ -81,6 +81,11 @@ class ResolvedService:
             observer=observer,
         )
 
+    async def make_room(self) -> None:
+        """Another process found the service full: unload what ended sessions of this one left."""
+        async with self.over_http() as service:
+            await service.make_room()
+
     def hold_back(self, until: float) -> None:
         """Let all sessions of this process send nothing before `until` (Unix seconds)."""
         hold_back(self._address, ApiKey(self.api_key_file), until)

@@ -175,6 +175,10 @@ class TinkexService:
         """Checkpoints. Usable until `close`."""
         return RestClient(self._live)
 
+    async def make_room(self) -> None:
+        """Unload what ended sessions of this process left, now and from now on."""
+        await self._live.room.make(self._live.unload)
+
     async def close(self, *, reason: EndReason = "success", detail: str | None = None) -> None:
         """May be called again; the second call does nothing."""
         await self._live.close(reason, detail)

@@ -74,6 +74,9 @@ class RayHost:
     async def hold_back(self, until: float) -> None:
         await self._call("hold_back", until)
 
+    async def make_room(self, trial_id: str | None = None) -> None:
+        await self._call("make_room", trial_id)
+
     async def forget(self) -> None:
         await self._call("forget")
 

@@ -4,7 +4,8 @@ Everything that happens (a submit, an answer, a host that came up, died or fell 
 function, `_reconcile`, which looks at what waits, what is free and what is coming, and brings them
 together; there is no other place where work is assigned or a host is started. Guarantees: every
 submit is answered once, by its outcome or by the loss of its host; never more sessions than
-`packing.slots`, and fewer while the service asks to slow down (`width`); hosts are started only for
+`packing.slots`, and fewer while the service asks to slow down (`width`); none parked keeps a place
+on the service that another has waited for (`Want`); hosts are started only for
 work that neither a free nor a coming slot will take, few at a time, with a back-off after a failure
 and an end after several; a host that does not answer is killed; nothing here waits without a
 deadline. It knows hosts only as ports: a host may be a Ray actor or the driver's own event loop.
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from crucible_tinkex.errors import CrucibleError, HostLostError, WorkerStartError
-from crucible_tinkex.runtime.members import Member, Seat
+from crucible_tinkex.runtime.members import Member, Seat, Want
 from crucible_tinkex.runtime.ports import Beat, Host, HostLauncher, Packing
 from crucible_tinkex.runtime.width import Seen, Width
 from crucible_tinkex.training.outcome import Outcome, Verdict
@@ -66,6 +67,8 @@ class SessionPool:
         self._packing = packing
         self._width = Width(packing.slots, probes=packing.probes)
         self._tokens = self._complaints = 0
+        self._want = Want()
+        self._is_short = False
         self._done = done
         self._heartbeat_s = heartbeat_s
         self._deadline_s = deadline_s
@@ -99,9 +102,10 @@ class SessionPool:
         """
         trial_id = plan.trial_id
         member = self._home(trial_id)
-        if self._closed or trial_id in self._waiting or (member and member.seats[trial_id].call):
+        seat = member.seats[trial_id] if member else None
+        if self._closed or trial_id in self._waiting or (seat and seat.asked):
             raise ValueError(f"trial {trial_id}: a call is under way, or the pool is closed")
-        if member:
+        if member and seat and not seat.call:
             self._advance(member, plan, to_step)
         else:
             self._waiting[trial_id] = _Work(plan, to_step)
@@ -118,17 +122,23 @@ class SessionPool:
         seat = member.seats[trial_id] if member else None
         if member is None or seat is None or seat.call:
             return False
-        call = asyncio.create_task(member.host.release(trial_id, state, reason))
-        seat.call = call
+        call = self._vacate(member, trial_id, member.host.release(trial_id, state, reason))
+        await asyncio.wait({call})
+        return _reason(call) is None
 
-        def ended(task: asyncio.Task[None]) -> None:
+    def _vacate(
+        self, member: Member, trial_id: str, leave: Awaitable[None]
+    ) -> asyncio.Future[None]:
+        seat = member.seats[trial_id]
+        call = seat.call = asyncio.ensure_future(leave)
+
+        def ended(task: asyncio.Future[None]) -> None:
             if self._ended(member, trial_id, seat, task):
                 del member.seats[trial_id]
                 self._reconcile()
 
         call.add_done_callback(ended)
-        await asyncio.wait({call})
-        return _reason(call) is None
+        return call
 
     async def drain(self) -> None:
         """Start nothing more; running sessions finish their step, save and stop. What waits is
@@ -186,14 +196,17 @@ class SessionPool:
         if self._draining:
             self._answer_waiting(lambda: Outcome(Verdict.DRAINED))
         bearable = self._bearable
-        while self._waiting and bearable > 0 and (member := self._roomiest()):
+        while bearable > 0 and (first := self._first()) and (member := self._roomiest()):
             bearable -= 1
-            work = self._waiting.pop(next(iter(self._waiting)))
+            work = self._waiting.pop(first)
             self._advance(member, work.plan, work.to_step)
         if self._failed_starts >= self._max_failed_starts and not self._members:
             self._failed_starts = 0
             self._answer_waiting(self._no_host)
         self._start_hosts()
+
+    def _first(self) -> str | None:  # whose session is being closed comes when it is
+        return next((i for i in self._waiting if not self._home(i)), None)
 
     def _roomiest(self) -> Member | None:
         best = max(self._members, key=lambda m: m.free, default=None)
@@ -222,6 +235,8 @@ class SessionPool:
         await self._within(self._start_s, member.host.ready())
         if self._held_until:
             await self._within(self._deadline_s, member.host.hold_back(self._held_until))
+        if self._is_short:
+            await self._within(self._deadline_s, member.host.make_room())
         member.up = True
         self._failed_starts = 0
         self._start_not_before = -math.inf
@@ -232,6 +247,9 @@ class SessionPool:
             self._heard(member, told)
             if told.held_until > self._held_until + WORTH_SHARING_S:
                 await self.hold_back(told.held_until)
+            if told.is_full and not self._is_short:
+                self._is_short = True
+                await self._tell(lambda host: host.make_room())
 
     def _heard(self, member: Member, told: Beat) -> None:
         """Take as many sessions as the service bears."""
@@ -239,7 +257,11 @@ class SessionPool:
         member.tokens = told.tokens
         self._complaints += told.held_until > self._held_until + WORTH_SHARING_S
         now, is_full = self._loop.time(), self._bearable <= 0
-        self._width.look(Seen(now, self._tokens, self._complaints, is_full))
+        member.waiting = told.waiting
+        if (parked := self._want.look(self._members, now)) and not self._draining:
+            self._vacate(*parked, parked[0].host.make_room(parked[1]))
+        complaints = self._complaints + self._want.complaints
+        self._width.look(Seen(now, self._tokens, complaints, is_full, bool(self._want.waiting)))
         self._reconcile()
 
     @property
@@ -266,7 +288,7 @@ class SessionPool:
         """Call the host for a trial that has a seat there, or takes one now."""
         seat = member.seats.setdefault(plan.trial_id, Seat())
         call = asyncio.create_task(member.host.advance(plan, to_step))
-        seat.call, seat.asked = call, True
+        seat.call, seat.asked, seat.ends = call, True, to_step >= plan.total_steps
 
         def ended(task: asyncio.Task[Outcome]) -> None:
             if self._ended(member, plan.trial_id, seat, task):
@@ -278,7 +300,7 @@ class SessionPool:
 
         call.add_done_callback(ended)
 
-    def _ended(self, member: Member, trial_id: str, seat: Seat, task: asyncio.Task[Any]) -> bool:
+    def _ended(self, member: Member, trial_id: str, seat: Seat, task: asyncio.Future[Any]) -> bool:
         """Whether a call ended well, on a host that is still one of ours; the seat rests then."""
         error = _reason(task)
         if member.seats.get(trial_id) is not seat:
@@ -286,7 +308,7 @@ class SessionPool:
         if error:
             self._lose(member, error)
             return False
-        seat.call, seat.asked = None, False
+        seat.call, seat.asked, seat.since = None, False, self._loop.time()
         return True
 
     def _lose(self, member: Member, error: BaseException | None) -> None:

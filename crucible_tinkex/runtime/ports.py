@@ -32,6 +32,10 @@ class Beat(NamedTuple):
     """When it may send again (Unix seconds): later than now if the service asked it to wait."""
     tokens: int = 0
     """Trained here so far."""
+    waiting: frozenset[str] = frozenset()
+    """Trials that the service keeps waiting for their models."""
+    is_full: bool = False
+    """It said that it has no place for them."""
 
 
 class Host(Protocol):
@@ -50,6 +54,10 @@ class Host(Protocol):
     async def drain(self, trial_id: str | None = None) -> None: ...  # one session, or all
 
     async def hold_back(self, until: float) -> None: ...
+
+    async def make_room(self, trial_id: str | None = None) -> None:
+        """Have the service unload what ended sessions left, now and from now on; with `trial_id`,
+        leave that parked session, whose trial goes on in a new one."""
 
     async def forget(self) -> None:
         """Deliver and drop what it holds for this sweep."""

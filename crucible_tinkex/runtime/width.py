@@ -1,12 +1,12 @@
 """How many sessions train at the same time: fewer when the service asks to slow down, more later.
 
-Each time the service asks for a pause the width is halved; after every quiet window it grows. That
-is AIMD, as TCP does it (Chiu and Jain, 1989, "Analysis of the increase and decrease algorithms for
-congestion avoidance in computer networks"), with a step of a quarter in place of one, and doubled
-(slow start; Jacobson, 1988, "Congestion avoidance and control") until there is a sign to stop. With
-a number in `run.max_concurrent` it starts there. With "auto" it starts at `FIRST`, and a step is
-kept only if it is worth it: tokens per second over all trials must rise by `WORTH`, else it is
-taken back, and tried again after `REST_S`.
+Each time the service asks for a pause, or has no place for a model, the width is halved; after
+every quiet window it grows. That is AIMD, as TCP does it (Chiu and Jain, 1989, "Analysis of the
+increase and decrease algorithms for congestion avoidance in computer networks"), with a step of a
+quarter in place of one, and doubled (slow start; Jacobson, 1988, "Congestion avoidance and
+control") until there is a sign to stop. With a number in `run.max_concurrent` it starts there. With
+"auto" it starts at `FIRST`, and a step is kept only if it is worth it: tokens per second over all
+trials must rise by `WORTH`, else it is taken back, and tried again after `REST_S`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ class Seen(NamedTuple):
     tokens: int
     """Trained so far."""
     complaints: int
-    """How often the service asked for a pause so far."""
+    """How often the service asked for a pause, or had no place, so far."""
     is_full: bool
     """As many sessions train as may."""
+    waits: bool = False
+    """Somebody waits for a place on the service."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,11 @@ class Width:
         """Call it every few seconds."""
         start = self._start
         if start is None:
-            self._start = seen
+            self._start = seen._replace(complaints=0)
         elif seen.complaints > start.complaints:
             self._narrow(seen)
+        elif seen.waits:
+            self._start = seen
         elif seen.time_s - start.time_s >= WINDOW_S:
             rate = (seen.tokens - start.tokens) / (seen.time_s - start.time_s)
             if not self._probes or (seen.is_full and start.is_full and rate > 0):

@@ -66,6 +66,11 @@ class LocalHost:
     async def hold_back(self, until: float) -> None:
         """All sessions of a process share the client's back-off already."""
 
+    async def make_room(self, trial_id: str | None = None) -> None:
+        """What ended sessions left, the one that waits has unloaded: it is this process."""
+        if trial_id is not None:
+            await self._sessions.leave(trial_id)
+
     async def forget(self) -> None:
         await self._sessions.aclose()
 

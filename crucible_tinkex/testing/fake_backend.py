@@ -10,13 +10,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from crucible_tinkex.client.http.watch import ACTIVE, PAUSED_RATE_LIMIT, Observer, QueueState
+from crucible_tinkex.client.http.watch import (
+    ACTIVE,
+    PAUSED_CAPACITY,
+    PAUSED_RATE_LIMIT,
+    Observer,
+    QueueState,
+)
 from crucible_tinkex.errors import OperationFailedError, RequestRejectedError
 from crucible_tinkex.protocol.wire import Wire
 from crucible_tinkex.testing.fake_model import FakeWeights, uniform
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Wire)
+POLL_S = 1.0
 
 
 class Failure(NamedTuple):
@@ -62,6 +69,11 @@ class FakeBackend:
     """Whether `info` says the rank: the one that was applied."""
     noise: float = 0.0
     """Nats, at most, by which all logprobs of a call are wrong, another time by something else."""
+    places: int | None = None
+    """Models at most. Who asks for one more waits for a session to end, and is told so."""
+    loaded: Counter[str] = field(default_factory=Counter)
+    """Models by session."""
+    most_loaded: int = 0
     checkpoints: dict[str, FakeWeights] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     """Operations in the order in which they began."""
@@ -131,6 +143,15 @@ class FakeBackend:
         if planned is not None:
             raise copy.copy(planned.error)
         return result
+
+    async def take_place(self, session_id: str, observer: Observer) -> None:
+        is_full = QueueState(PAUSED_CAPACITY, "maximum number of models reached", for_place=True)
+        while self.places is not None and self.loaded.total() >= self.places:
+            observer.on_queue_state(is_full)
+            await asyncio.sleep(POLL_S)
+            observer.on_queue_state(ACTIVE)
+        self.loaded[session_id] += 1
+        self.most_loaded = max(self.most_loaded, self.loaded.total())
 
     async def _wait(self, observer: Observer) -> None:
         if self._held is None:

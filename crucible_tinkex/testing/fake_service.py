@@ -87,6 +87,7 @@ class FakeService:
         lora: LoraConfig,
         user_metadata: Mapping[str, Any] | None = None,
     ) -> FakeTraining:
+        await self.backend.take_place(self.session_id, self.observer)
         return await self._call(
             "create_training",
             lambda: self._training(
@@ -98,6 +99,7 @@ class FakeService:
         self, path: str, *, optimizer: bool = True
     ) -> FakeTraining:
         TinkerPath.parse(path)
+        await self.backend.take_place(self.session_id, self.observer)
         return await self._call(
             "create_training_from_state", lambda: self._training(self.backend.load(path))
         )
@@ -124,6 +126,7 @@ class FakeService:
     async def close(self, *, reason: EndReason = "success", detail: str | None = None) -> None:
         if not self._is_closed:
             self.backend.ends.append(reason)
+            del self.backend.loaded[self.session_id]
         self._is_closed = True
 
     async def _call(self, operation: str, effect: Callable[[], T]) -> T:

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from crucible_tinkex.client.http.watch import Observer, Observers
+from crucible_tinkex.client.http.watch import Observer, Observers, QueueState
 from crucible_tinkex.client.interface import TrainingService
 from crucible_tinkex.errors import CrucibleError, TrialFailedError
 from crucible_tinkex.events import EventSink
@@ -208,6 +208,19 @@ class SessionHost:
         session = self._sessions.pop(trial_id, None)
         if session is not None:
             await session.close(state, reason)
+
+    @property
+    def waiting(self) -> dict[str, QueueState]:
+        """Trials that the service keeps waiting for their models, and what it said."""
+        waits = {i: session.waits_for_place for i, session in self._sessions.items()}
+        return {trial_id: state for trial_id, state in waits.items() if state}
+
+    async def leave(self, trial_id: str) -> None:
+        """Give a parked session's place up without a word to the registry: its rung was saved, and
+        the trial goes on from there in a new session. Nothing if there is none."""
+        session = self._sessions.pop(trial_id, None)
+        if session is not None:
+            await session.leave(PENDING)
 
     def drain(self, trial_id: str | None = None) -> None:
         """Sessions that train finish their step, save, and stop; parked ones stay, to be released.

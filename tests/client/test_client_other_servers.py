@@ -20,6 +20,7 @@ from scripted_service import FAST, Answer, Recorder, ScriptedService
 from crucible_tinkex.client import ClientSettings, Clock, RetryPolicy, TinkexService
 from crucible_tinkex.client.model.loss import cross_entropy, loss_of
 from crucible_tinkex.client.model.training_client import TinkexTraining
+from crucible_tinkex.client.resolved import ResolvedService
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import (
     ConfigError,
@@ -397,6 +398,45 @@ async def test_a_service_that_was_full_gets_every_place_back_at_once(
     await trained(scripted, "b")
     await trained(scripted, "c")
     assert unloaded(scripted) == ["a", "b", "c"]
+
+
+async def interrupted(scripted: ScriptedService, name: str) -> None:
+    scripted.on("sessions/s1/finish", NO_FINISH)
+    scripted.results[name] = {"model_id": name}
+    scripted.on("create_model", Answer(body={"request_id": name}))
+    service = TinkexService(scripted.url, settings=FAST)
+    await service.create_training(base_model="m", lora=LORA)
+    await service.close(reason="interrupted")
+
+
+async def test_models_that_are_to_go_on_make_room_last(scripted: ScriptedService) -> None:
+    await interrupted(scripted, "parked")
+    await trained(scripted, "done")
+    scripted.on("create_model", *[Answer(400, {"detail": FULL})] * 2)
+    async with TinkexService(scripted.url, settings=FAST) as service:
+        await service.create_training(base_model="m", lora=LORA)
+    assert unloaded(scripted)[:2] == ["done", "parked"]
+
+
+async def test_a_service_that_is_out_of_order_keeps_what_is_to_go_on(
+    scripted: ScriptedService,
+) -> None:
+    await interrupted(scripted, "parked")
+    scripted.results["r0"] = {"error": "a fault of ours", "category": "server"}
+    scripted.on("create_model", Answer(body={"request_id": "r0"}))
+    async with TinkexService(scripted.url, settings=FAST) as service:
+        with pytest.raises(OperationFailedError, match="a fault of ours"):
+            await service.create_training(base_model="m", lora=LORA)
+    assert unloaded(scripted) == []
+
+
+async def test_what_another_process_needs_is_unloaded_at_once(scripted: ScriptedService) -> None:
+    await trained(scripted, "a")
+    await interrupted(scripted, "b")
+    await ResolvedService(scripted.url).make_room()
+    assert sorted(unloaded(scripted)) == ["a", "b"]
+    await interrupted(scripted, "c")
+    assert unloaded(scripted)[2:] == ["c"], "and from then on"
 
 
 async def test_a_refusal_for_another_reason_unloads_nothing(scripted: ScriptedService) -> None:

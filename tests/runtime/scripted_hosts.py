@@ -121,6 +121,12 @@ class ScriptedHost:
     async def hold_back(self, until: float) -> None:
         self.heard.append(("hold_back", until))
 
+    async def make_room(self, trial_id: str | None = None) -> None:
+        await self._takes(0.1)
+        self.heard.append(("make_room", trial_id))
+        if trial_id is not None:
+            self.parked.remove(trial_id)
+
     async def forget(self) -> None:
         await self._takes(0.1)
         self.heard.append(("forget", None))

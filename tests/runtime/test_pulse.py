@@ -22,7 +22,7 @@ class Hears(Observer):
 
 def test_a_wait_is_told_at_once_and_passed_on() -> None:
     async def test() -> None:
-        pulse, hears, sessions = Pulse(), Hears(), SimpleNamespace(tokens=7)
+        pulse, hears, sessions = Pulse(), Hears(), SimpleNamespace(tokens=7, waiting={})
         made: list[Observer] = []
         connect: Any = made.append
         pulse.watching(connect)(hears)

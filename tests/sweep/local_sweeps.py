@@ -19,6 +19,7 @@ from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import HostLostError, ServiceUnavailableError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Registry, SweepState
+from crucible_tinkex.runtime.actors.pulse import Pulse
 from crucible_tinkex.runtime.pool import SessionPool
 from crucible_tinkex.runtime.ports import Beat, Packing
 from crucible_tinkex.search.rules import stopping_rule
@@ -160,7 +161,7 @@ class MortalHost:
 
     async def heartbeat(self, after_s: float, known: float) -> Beat:
         await self._alive(asyncio.sleep(after_s))
-        return Beat(0.0, self.sessions.tokens)
+        return await Pulse().beat(self.sessions, 0.0, 0.0)
 
     async def advance(self, plan: TrialPlan, to_step: int) -> Outcome:
         outcome: Outcome = await self._alive(self.sessions.advance(plan, to_step))
@@ -174,6 +175,10 @@ class MortalHost:
 
     async def hold_back(self, until: float) -> None:
         return None
+
+    async def make_room(self, trial_id: str | None = None) -> None:
+        if trial_id is not None:
+            await self._alive(self.sessions.leave(trial_id))
 
     async def forget(self) -> None:
         await self._alive(self.sessions.aclose())

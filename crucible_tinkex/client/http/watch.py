@@ -17,12 +17,14 @@ class QueueState(NamedTuple):
 
     `state` is the service's word: `active`, `paused_capacity`, `paused_rate_limit`, or one that is
     newer than this client. `resume_at` (seconds of the Unix clock) is when calls are sent again,
-    known only for a back-off that the service asked this key for.
+    known only for a back-off that the service asked this key for. `for_place`: it has no place for
+    one more model until another is given up.
     """
 
     state: str
     reason: str | None = None
     resume_at: float | None = None
+    for_place: bool = False
 
 
 ACTIVE = QueueState("active")

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable
+from functools import partial
 from secrets import token_hex
 from typing import Protocol, TypeVar
 from urllib.parse import quote
@@ -212,11 +213,10 @@ class LiveSession:
         try:
             await self._farewell(transport, "finish_session", path, request)
         except RequestRejectedError:
-            if reason == "interrupted":
-                return  # it is to go on, and TuFT forgets an unloaded model's checkpoints
-            self.room.left.extend(client.model_id for client in self._clients)
-            while self.room.is_short and self.room.left:
-                await self._unload(transport, self.room.left.popleft())
+            left = self.room.interrupted if reason == "interrupted" else self.room.left
+            left.extend(client.model_id for client in self._clients)
+            if self.room.is_short:
+                await self.room.make(partial(self._unload, transport))
         except ServiceError as error:
             _log.info("the session %s was not finished: %s", session_id, error)
 

@@ -3,12 +3,15 @@
 Where a session cannot be finished, its models keep their places. They are not unloaded at once:
 some services forget a model's checkpoints with it (TuFT). They are left behind, and unloaded, the
 oldest first, when the service has no room for another; from then on, as soon as a session of this
-process ends. A service that is full where others would say 429 is waited for: a place becomes free
-when some model is unloaded or its session ends, so the refusal is no fault of the trial that asked.
+process ends. A service that says that it is full (SkyRL) keeps the checkpoints, so that there the
+models of interrupted sessions go, too. Other processes are told by way of the pool (`make`). A
+service that is full where others would say 429 is waited for: a place becomes free when some model
+is unloaded or its session ends, so the refusal is no fault of the trial that asked.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -34,8 +37,18 @@ class Room:
 
     left: deque[str] = field(default_factory=deque)
     """Models of ended sessions that are still loaded, the oldest first."""
+    interrupted: deque[str] = field(default_factory=deque)
+    """The same of sessions whose trials are to go on: unloaded last, and on no guess."""
     is_short: bool = False
     """It was full once."""
+
+    async def make(self, unload: Callable[[str], Awaitable[object]]) -> None:
+        """The service is full: unload all that is left, now and from now on."""
+        self.is_short = True
+        models = [*self.left, *self.interrupted]
+        self.left.clear()
+        self.interrupted.clear()
+        await asyncio.gather(*map(unload, models))
 
     async def when_there_is(
         self,
@@ -56,13 +69,15 @@ class Room:
             except (RequestRejectedError, OperationFailedError) as refusal:
                 full = is_full(refusal)
                 self.is_short = self.is_short or full
-                if self.left and (full or (_is_services_trouble(refusal) and not guessed)):
+                spare = self.left or (self.interrupted if full else None)
+                if spare and (full or (_is_services_trouble(refusal) and not guessed)):
                     guessed = guessed or not full
-                    await unload(self.left.popleft())
+                    await unload(spare.popleft())
                     continue
                 if not full or clock.monotonic() >= give_up_at:
                     raise
-                with watch.waiting(create, QueueState(PAUSED_CAPACITY, refusal.message)):
+                state = QueueState(PAUSED_CAPACITY, refusal.message, for_place=True)
+                with watch.waiting(create, state):
                     await clock.sleep(wait_s * (1 + clock.chance()) / 2)
             wait_s = min(2 * wait_s, _LONGEST_S)
 

@@ -1,5 +1,5 @@
-"""What a host tells in its heartbeats: how long the service asked its sessions to wait, and how
-much they have trained."""
+"""What a host tells in its heartbeats: how long the service asked its sessions to wait, how
+much they have trained, and which of them wait for a place."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class Pulse:
                 while self._held_until <= known:
                     self._held.clear()
                     await self._held.wait()
-        return Beat(self._held_until, sessions.tokens)
+        waiting = sessions.waiting
+        is_full = any(state.for_place for state in waiting.values())
+        return Beat(self._held_until, sessions.tokens, frozenset(waiting), is_full)
 
 
 class _Waits(Observer):

@@ -106,6 +106,14 @@ class SessionActor:
         """Send nothing before `until` (Unix seconds)."""
         self._runs[run_id].service.hold_back(until)
 
+    async def make_room(self, run_id: str, trial_id: str | None = None) -> None:
+        """See `ports.Host`."""
+        run = self._runs[run_id]
+        if trial_id is None:
+            await run.service.make_room()
+        else:
+            await run.sessions.leave(trial_id)
+
     async def forget(self, run_id: str) -> None:
         """The run is over: leave its sessions, deliver what is left, drop what was kept."""
         run = self._runs.pop(run_id, None)

@@ -33,6 +33,7 @@ class Reporter(Observer):
         self.step = 0
         self.is_held = False
         """The service lets nothing through."""
+        self.last_wait: QueueState | None = None
 
     def emit(self, kind: str, **fields: Any) -> None:
         self._sink.emit(
@@ -90,6 +91,7 @@ class Reporter(Observer):
 
     def on_queue_state(self, state: QueueState) -> None:
         self.is_held = state.state != ACTIVE.state
+        self.last_wait = state if self.is_held else self.last_wait
         self.waiting(state)
 
     def waiting(self, state: QueueState) -> None:

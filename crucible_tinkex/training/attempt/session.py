@@ -19,6 +19,7 @@ from contextvars import copy_context
 from dataclasses import asdict
 from types import MappingProxyType
 
+from crucible_tinkex.client.http.watch import QueueState
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
 from crucible_tinkex.client.service import TinkexService
 from crucible_tinkex.errors import (
@@ -116,6 +117,11 @@ class Session:
     def is_held(self) -> bool:
         """The service keeps it waiting."""
         return self._report.is_held
+
+    @property
+    def waits_for_place(self) -> QueueState | None:
+        """What the service said when it kept it waiting for its model, which it has not yet."""
+        return self._report.last_wait if self._training is None else None
 
     # --- its beginning -------------------------------------------------------------------------
 
