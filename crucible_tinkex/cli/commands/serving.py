@@ -29,9 +29,7 @@ def serve(
     device: Annotated[
         Literal["cpu", "cuda", "auto"], typer.Option(help="auto: CUDA where there is one.")
     ] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads (default: all cores).")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads (default: all cores).")] = None,
     memory_gb: Annotated[
         float | None,
         typer.Option(min=0.01, help="For adapters; idle ones lie on disk (default: RAM / 4)."),
