@@ -6,6 +6,7 @@ import pytest
 from desk import ROWS, Desk
 from spans import Collector
 
+from crucible_tinkex.protocol.traceparent import active
 from crucible_tinkex.telemetry.bridge import Bridge
 
 
@@ -33,6 +34,17 @@ def test_an_operation_is_a_span_of_its_length_within_its_session(collector: Coll
     assert (point.count, point.sum) == (1, 1.5)
     assert point.attributes == {"operation": "forward_backward", "experiment_id": "e1"}
     assert sum(p.value for p in collector.points("crucible.events")) == 4
+
+
+def test_after_an_operation_what_was_active_before_it_is_active(collector: Collector) -> None:
+    bridge = Bridge("e1")
+    bridge.attach("otel", collector.handler)
+    with collector.tracers.get_tracer("mine").start_as_current_span("mine"):
+        before = active()
+        bridge.execute("sample_start")
+        assert active() != before
+        bridge.execute("sample_stop", {"duration_s": 0.1})
+        assert active() == before is not None
 
 
 def test_what_failed_says_why(collector: Collector) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from opentelemetry import context as contexts
 from opentelemetry import trace
@@ -36,7 +36,16 @@ NAME = "crucible_tinkex"
 _ENDS = ("_stop", "_exception")
 _POINTS = ("evaluation_complete", "checkpoint_saved", "queue_state")
 _STARTS = frozenset(f"{operation}_start" for operation in OPERATIONS)
-_under_way: ContextVar[Mapping[int, Span]] = ContextVar("_under_way", default={})  # noqa: B039
+
+
+class _Begun(NamedTuple):
+    """An operation under way, and what was active before it."""
+
+    span: Span
+    before: Context
+
+
+_under_way: ContextVar[Mapping[int, _Begun]] = ContextVar("_under_way", default={})  # noqa: B039
 """Of the operation in whose context this is read, by the handler that made it."""
 
 
@@ -101,15 +110,18 @@ class OpenTelemetryHandler:
 
     def _operation_starts(self, event: BridgeEvent) -> None:
         span = self._child(event, event.name.removesuffix("_start"), _time(event))
-        _under_way.set({**_under_way.get(), id(self): span})
+        begun = _Begun(span, contexts.get_current())
+        _under_way.set({**_under_way.get(), id(self): begun})
         contexts.attach(trace.set_span_in_context(span))
 
     def _operation_ends(self, event: BridgeEvent, operation: str) -> None:
         """One whose start was not told, as its handler came later, has the same length."""
         length = round(float(event.measurements["duration_s"]) * 1e9)
-        begun = dict(_under_way.get())
-        span = begun.pop(id(self), None) or self._child(event, operation, _time(event) - length)
-        _under_way.set(begun)
+        under_way = dict(_under_way.get())
+        if (begun := under_way.pop(id(self), None)) is not None:
+            contexts.attach(begun.before)
+        span = begun.span if begun else self._child(event, operation, _time(event) - length)
+        _under_way.set(under_way)
         span.set_attributes(_attributes(event))
         _fail(span, event)
         started = getattr(span, "start_time", None)  # None: it is not recorded
@@ -118,7 +130,8 @@ class OpenTelemetryHandler:
     def _request(self, event: BridgeEvent) -> None:
         if event.measurements["attempts"] > 1 or "error" in event.metadata:
             length = round(float(event.measurements["duration_s"]) * 1e9)
-            within = _under_way.get().get(id(self))
+            begun = _under_way.get().get(id(self))
+            within = None if begun is None else begun.span
             span = self._child(event, "http_request", _time(event) - length, within)
             _fail(span, event)
             span.end(_time(event))
