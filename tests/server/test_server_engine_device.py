@@ -52,6 +52,12 @@ def test_a_tiny_base_gets_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fitting_threads(576) == 3
 
 
+def test_a_base_of_another_kind_is_named_before_its_size_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(ConfigError, match="holds a 'clip' model"):
+        bases.hidden_size(bases.ensure_base(str(tmp_path)))
+
+
 @pytest.mark.skipif(HAS_CUDA, reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="no CUDA device"):

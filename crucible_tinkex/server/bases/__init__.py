@@ -88,13 +88,19 @@ def load_model(base: Base, dtype: torch.dtype) -> Any:
 
 
 def _load_folder(folder: Path, dtype: torch.dtype) -> Any:
-    config = AutoConfig.from_pretrained(folder)
-    check_family(config.to_dict(), str(folder))
+    _config(folder)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
 
 
+def _config(folder: Path) -> Any:
+    """Of a family that is known. Raises `ConfigError`."""
+    config = AutoConfig.from_pretrained(folder)
+    check_family(config.to_dict(), str(folder))
+    return config
+
+
 def hidden_size(base: Base) -> int:
-    config: Any = nano.config() if base.folder is None else AutoConfig.from_pretrained(base.folder)
+    config = nano.config() if base.folder is None else _config(base.folder)
     return int(config.hidden_size)
 
 
