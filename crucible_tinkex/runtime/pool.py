@@ -244,8 +244,10 @@ class SessionPool:
         while True:
             beat = member.host.heartbeat(self._heartbeat_s, self._held_until + WORTH_SHARING_S)
             told = await self._within(self._heartbeat_s + self._deadline_s, beat)
+            is_held = told.held_until > self._held_until + WORTH_SHARING_S
+            self._complaints += is_held
             self._heard(member, told)
-            if told.held_until > self._held_until + WORTH_SHARING_S:
+            if is_held:
                 await self.hold_back(told.held_until)
             if told.is_full and not self._is_short:
                 self._is_short = True
@@ -255,7 +257,6 @@ class SessionPool:
         """Take as many sessions as the service bears."""
         self._tokens += told.tokens - member.tokens
         member.tokens = told.tokens
-        self._complaints += told.held_until > self._held_until + WORTH_SHARING_S
         now, is_full = self._loop.time(), self._bearable <= 0
         member.waiting = told.waiting
         if (parked := self._want.look(self._members, now)) and not self._draining:

@@ -7,14 +7,14 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from crucible_tinkex.client.http.watch import Observer, QueueState, RequestRecord
+from crucible_tinkex.client.http.watch import Observer, Observers, QueueState
 from crucible_tinkex.client.interface import TrainingService
 from crucible_tinkex.runtime.ports import Beat
 from crucible_tinkex.training.host import SessionHost
 
 
-class Pulse:
-    """Of the sessions of one run in one process."""
+class Pulse(Observer):
+    """Of the sessions of one run in one process; hears what their services wait for."""
 
     def __init__(self) -> None:
         self._held_until = 0.0
@@ -24,10 +24,10 @@ class Pulse:
         self, connect: Callable[[Observer], TrainingService]
     ) -> Callable[[Observer], TrainingService]:
         """`connect`, so that what its services wait for is heard here."""
-        return lambda observer: connect(_Waits(self, observer))
+        return lambda observer: connect(Observers(self, observer))
 
-    def held(self, until: float) -> None:
-        """The service asked a session here to send nothing before `until` (Unix seconds)."""
+    def on_queue_state(self, state: QueueState) -> None:
+        until = state.resume_at or 0.0
         if until > self._held_until:
             self._held_until = until
             self._held.set()
@@ -42,18 +42,3 @@ class Pulse:
         waiting = sessions.waiting
         is_full = any(state.for_place for state in waiting.values())
         return Beat(self._held_until, sessions.tokens, frozenset(waiting), is_full)
-
-
-class _Waits(Observer):
-    """Hears of a session's waits, and passes all on."""
-
-    def __init__(self, pulse: Pulse, observer: Observer) -> None:
-        self._pulse = pulse
-        self._observer = observer
-
-    def on_request(self, record: RequestRecord) -> None:
-        self._observer.on_request(record)
-
-    def on_queue_state(self, state: QueueState) -> None:
-        self._pulse.held(state.resume_at or 0.0)
-        self._observer.on_queue_state(state)
