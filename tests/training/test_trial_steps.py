@@ -291,6 +291,17 @@ async def test_a_plan_may_be_an_object_with_hooks_that_decide(steps: ModuleType)
     assert bench.trial.state == DONE
 
 
+async def test_a_plans_steps_and_hooks_are_of_one_call_of_its_function(steps: ModuleType) -> None:
+    def define(plan: Plan) -> Plan:
+        told: list[str] = []
+        hooks = Hooks(before=lambda ctx, name: told.append(name))
+        return Plan("p", hooks=hooks).add_step("look", lambda ctx: list(told))
+
+    steps.define = define  # type: ignore[attr-defined]
+    bench, _ = await ran(planned_by("define"))
+    assert stages(bench) == [("look", ["look"])]
+
+
 def _plans() -> dict[str, Any]:
     """What is refused, by what is said of it."""
 
