@@ -65,27 +65,27 @@ class Session:
         service: TrainingService,
         registry: RegistryPort,
         reporter: Reporter,
+        drain: asyncio.Event,
         clock: Callable[[], float],
-        after: After | None = None,
-        trained: Callable[[int], None] = lambda tokens: None,
-        bridge: Bridge | None = None,
+        after: After | None,
+        trained: Callable[[int], None],
+        bridge: Bridge,
     ) -> None:
-        """`after` is called on the weights of the trial's last step, when they are saved; `trained`
-        with the tokens of every step that is done; the handlers of `bridge` hear what the attempt
-        does."""
+        """`drain` is set to have it finish its step, save, and stop. `after` is called on the
+        weights of the trial's last step, when they are saved; `trained` with the tokens of every
+        step that is done; the handlers of `bridge` hear what the attempt does."""
         self._plan = plan
         self._recipe = recipe
         self._service = service
         self._registry = registry
         self._report = reporter
-        self.drain = asyncio.Event()
-        """Set to have it finish its step, save, and stop."""
+        self.drain = drain
         self._clock = clock
         self._after = after
         self._trained = trained
         self._meter = Meter(clock)
-        self._bridge = bridge or Bridge()
-        teller = Teller(self._bridge, clock) if self._bridge.handlers() else None
+        self._bridge = bridge
+        teller = Teller(bridge, clock) if bridge.handlers() else None
         self._beginning = Beginning(plan, recipe, service, registry, self._meter, teller)
         self.context = copy_context()
         """What its work runs in: what a handler sets at `session_start` holds for all of it."""
