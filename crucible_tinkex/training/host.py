@@ -80,7 +80,8 @@ class SessionHost:
         self._drain = asyncio.Event()
         self._sessions: dict[str, Session] = {}
         self._coming: dict[str, asyncio.Event] = {}
-        """Set to have a session that is not made yet not be made: users' code may take long."""
+        """The `drain` of sessions that are not made yet, for users' code may take long: set, they
+        are not made."""
         self.tokens = 0
         """Trained here so far."""
 
@@ -126,14 +127,11 @@ class SessionHost:
 
     async def _made(self, plan: TrialPlan) -> Session:
         """Raises `DrainedError` where it is asked to drain meanwhile."""
-        asked = self._coming[plan.trial_id] = asyncio.Event()
+        drain = self._coming[plan.trial_id] = asyncio.Event()
         try:
-            session = await unless_drained(self._new_session(plan), asked)
+            return await unless_drained(self._new_session(plan, drain), drain)
         finally:
             del self._coming[plan.trial_id]
-        if asked.is_set():
-            session.drain.set()
-        return session
 
     def _grace_s(self, session: Session) -> float:
         return min(HELD_S, self._drain_s) if session.is_held else self._drain_s
@@ -171,7 +169,7 @@ class SessionHost:
             grant = await self._registry.start_attempt(plan.trial_id)
             await self._registry.finish(plan.trial_id, grant.attempt, FAILED, error, Spent())
 
-    async def _new_session(self, plan: TrialPlan) -> Session:
+    async def _new_session(self, plan: TrialPlan, drain: asyncio.Event) -> Session:
         data = self._data.of(plan.experiment.data)
         if plan.code:
             recipe = await called(self._recipe, plan, data, what=", ".join(plan.code))
@@ -187,6 +185,7 @@ class SessionHost:
             service=self._connect(Observers(reporter, bridge) if self._handlers else reporter),
             registry=self._registry,
             reporter=reporter,
+            drain=drain,
             clock=self._clock,
             after=self._steps(plan),
             trained=self._trained,
@@ -230,15 +229,15 @@ class SessionHost:
         for session in list(self._sessions.values()):
             if trial_id in (None, session.trial_id):
                 session.drain.set()
-        for coming, asked in self._coming.items():
+        for coming, drain in self._coming.items():
             if trial_id in (None, coming):
-                asked.set()
+                drain.set()
 
     async def aclose(self) -> None:
         """Leave every session as it is, and deliver what telemetry still holds. What would come is
         not begun."""
-        for asked in self._coming.values():
-            asked.set()
+        for drain in self._coming.values():
+            drain.set()
         sessions = list(self._sessions.values())
         self._sessions.clear()
         await asyncio.gather(*(session.leave(PENDING) for session in sessions))

@@ -49,10 +49,12 @@ T = TypeVar("T")
 def check_steps(experiment: Experiment) -> None:
     """Raises `ConfigError` for a function that cannot be imported, for hooks that are none, and for
     a plan that no trial of the experiment can run."""
-    if experiment.steps.plan is not None:
-        check_plan(experiment.steps.plan, experiment)
-    _functions(experiment.steps)
-    _hooks(experiment.steps)
+    section = experiment.steps
+    plan = _plan(section)
+    if section.plan is not None and plan is not None:
+        check_plan(section.plan, plan, experiment)
+    _functions(section, plan)
+    _hooks(section, plan)
 
 
 async def run_steps(
@@ -65,11 +67,13 @@ async def run_steps(
     """After a training with this `result`. Raises `TrialFailedError` where a step ends the trial,
     and what the infrastructure raised."""
     section = plan.experiment.steps
-    if not _functions(section):
+    given = _plan(section)
+    functions = _functions(section, given)
+    if not functions:
         return  # a plan may have its training only
     trace_id = f"{plan.trial_id}-{report.attempt}"
     trained = {"final_metrics": result, "total_steps": plan.total_steps, "trace_id": trace_id}
-    run = _Steps(section, report, trained, plan.experiment.run.step_timeout_s)
+    run = _Steps(plan.experiment, functions, _hooks(section, given), report, trained)
     session = TrialSession(plan, data, client, report)
     results = await arun(
         plan.run_name,
@@ -90,26 +94,28 @@ async def run_steps(
 
 
 class _Steps:
-    """The functions and hooks of a section, telling what they find."""
+    """The functions and hooks of an experiment, telling what they find."""
 
     def __init__(
         self,
-        section: StepsSection,
+        experiment: Experiment,
+        functions: Mapping[str, Callable[..., Any]],
+        hooks: Hooks,
         report: Reporter,
         trained: Mapping[str, Any],
-        limit_s: float,
     ) -> None:
-        self._section = section
-        self._limit_s = limit_s
+        self._section = experiment.steps
+        self._limit_s = experiment.run.step_timeout_s
+        self._functions = functions
         self._trained = trained
         self._report = report
-        self._given = _hooks(section)
-        self.hooks = replace(self._given, on_error=self._decide)
+        self._given = hooks
+        self.hooks = replace(hooks, on_error=self._decide)
         self.fault: CrucibleError | None = None
         """The infrastructure's."""
 
     def define(self, plan: Plan, session: TrialSession) -> None:
-        for name, function in _functions(self._section).items():
+        for name, function in self._functions.items():
             plan.add_step(name, self._telling(name, function, session))
 
     def _telling(
@@ -251,14 +257,19 @@ class BlockingTrialSession:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
-def _functions(section: StepsSection) -> dict[str, Callable[..., Any]]:
-    if section.plan is not None:
-        return {step.name: step.function for step in steps_after(load_plan(section.plan))}
+def _plan(section: StepsSection) -> Plan | None:
+    """Loaded once, so that its steps and its hooks are of the same call of the user's function."""
+    return None if section.plan is None else load_plan(section.plan)
+
+
+def _functions(section: StepsSection, plan: Plan | None) -> dict[str, Callable[..., Any]]:
+    if plan is not None:
+        return {step.name: step.function for step in steps_after(plan)}
     return {step_name(step): load_function(step, what="step") for step in section.after}
 
 
-def _hooks(section: StepsSection) -> Hooks:
-    planned = Hooks() if section.plan is None else load_plan(section.plan).hooks
+def _hooks(section: StepsSection, plan: Plan | None) -> Hooks:
+    planned = Hooks() if plan is None else plan.hooks
     if section.hooks is None:
         return planned
     if planned != Hooks():

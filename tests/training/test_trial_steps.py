@@ -6,6 +6,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -34,10 +35,13 @@ def steps() -> Iterator[ModuleType]:
 
 
 def planned(*names: str, reference: bool = False, **section: Any) -> TrialPlan:
-    plan = make_plan(reference=reference)
     after = tuple(f"{MODULE}:{name}" for name in names)
-    experiment = plan.experiment.model_copy(update={"steps": StepsSection(after=after, **section)})
-    return TrialPlan(**{**plan.__dict__, "experiment": experiment})
+    plan = make_plan(reference=reference)
+    return changed(plan, steps=StepsSection(after=after, **section))
+
+
+def changed(plan: TrialPlan, **sections: Any) -> TrialPlan:
+    return replace(plan, experiment=plan.experiment.model_copy(update=sections))
 
 
 async def ran(plan: TrialPlan) -> tuple[Bench, Outcome]:
@@ -127,8 +131,7 @@ async def test_one_that_hangs_or_exits_fails_its_trial(
     steps.look = step  # type: ignore[attr-defined]
     plan = planned("look")
     run = plan.experiment.run.model_copy(update={"step_timeout_s": 0.2})
-    experiment = plan.experiment.model_copy(update={"run": run})
-    bench, outcome = await ran(TrialPlan(**{**plan.__dict__, "experiment": experiment}))
+    bench, outcome = await ran(changed(plan, run=run))
     assert (outcome.verdict, bench.trial.state) == (Verdict.FAILED, FAILED)
     assert said in str(outcome.error)
 
@@ -249,10 +252,7 @@ async def test_results_that_json_cannot_hold_fail_the_trial(steps: ModuleType) -
 
 
 def planned_by(name: str, **section: Any) -> TrialPlan:
-    plan = make_plan()
-    steps = StepsSection(plan=f"{MODULE}:{name}", **section)
-    experiment = plan.experiment.model_copy(update={"steps": steps})
-    return TrialPlan(**{**plan.__dict__, "experiment": experiment})
+    return changed(make_plan(), steps=StepsSection(plan=f"{MODULE}:{name}", **section))
 
 
 async def test_a_plan_that_only_trains_is_done_when_it_has(steps: ModuleType) -> None:
@@ -289,6 +289,17 @@ async def test_a_plan_may_be_an_object_with_hooks_that_decide(steps: ModuleType)
     assert heard == ["bad", "good"]
     assert stages(bench)[-1] == ("good", 1)
     assert bench.trial.state == DONE
+
+
+async def test_a_plans_steps_and_hooks_are_of_one_call_of_its_function(steps: ModuleType) -> None:
+    def define(plan: Plan) -> Plan:
+        told: list[str] = []
+        hooks = Hooks(before=lambda ctx, name: told.append(name))
+        return Plan("p", hooks=hooks).add_step("look", lambda ctx: list(told))
+
+    steps.define = define  # type: ignore[attr-defined]
+    bench, _ = await ran(planned_by("define"))
+    assert stages(bench) == [("look", ["look"])]
 
 
 def _plans() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-from crucible_tinkex.config.sweep.quality import LEAST_STEPS, SEED_TARGETS, TRAINING_TARGETS
+from crucible_tinkex.config.sweep.quality import SEED_TARGETS, TRAINING_TARGETS, QualitySection
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import direction_of
 from crucible_tinkex.scoring.quality import (
@@ -89,11 +89,10 @@ def validate_training(
         for name, value in progress([s for s, _ in numbered], [x for _, x in numbered]).items()
     }
     found["citation_invalid_rate"] = calculate_metrics(rows)["mean_citation_invalid_rate"]
-    defaults = {
-        name: {"target": target, "min_n": LEAST_STEPS.get(name, 1)}
-        for name, target in TRAINING_TARGETS.items()
-    }
-    return validate_quality(found, defaults if targets is None else targets)
+    if targets is None:
+        known = QualitySection(targets=dict(TRAINING_TARGETS)).resolved
+        targets = {name: target.model_dump() for name, target in known.items()}
+    return validate_quality(found, targets)
 
 
 Verdict = Literal["ok", "warn", "fail"]

@@ -78,8 +78,14 @@ class Purse:
         """The most tokens that an evaluation wrote."""
 
     async def may_step(self, attempt: int, update: Update) -> bool:
+        if not self._allowance.budget.meters:
+            return True
         cost = cost_of(update.batch, custom=update.custom is not None)
-        return await self._may_send(attempt, cost)
+        spent = self._meter.spent() + cost
+        used = await self._registry.record_spend(self._trial_id, attempt, spent)
+        if self._allowance.refuses(cost, used):
+            self._drain.set()
+        return not self._drain.is_set()
 
     async def may_evaluate(self, attempt: int, most: Spent) -> bool:
         """`most`: what the evaluation may use. Waits for those of others, while they may leave
@@ -113,12 +119,3 @@ class Purse:
         """An evaluation is over; what it wrote is what the next one is taken to write."""
         written = self._meter.sampled - self._sampled_before
         self._written = max(written, self._written or 0)
-
-    async def _may_send(self, attempt: int, operation: Spent) -> bool:
-        if not self._allowance.budget.meters:
-            return True
-        spent = self._meter.spent() + operation
-        used = await self._registry.record_spend(self._trial_id, attempt, spent)
-        if self._allowance.refuses(operation, used):
-            self._drain.set()
-        return not self._drain.is_set()

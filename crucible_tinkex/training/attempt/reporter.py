@@ -91,7 +91,8 @@ class Reporter(Observer):
 
     def on_queue_state(self, state: QueueState) -> None:
         self.is_held = state.state != ACTIVE.state
-        self.last_wait = state if self.is_held else self.last_wait
+        if self.is_held:
+            self.last_wait = state
         self.waiting(state)
 
     def waiting(self, state: QueueState) -> None:

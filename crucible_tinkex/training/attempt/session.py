@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import asdict
-from types import MappingProxyType
 
 from crucible_tinkex.client.http.watch import QueueState
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
@@ -52,7 +51,6 @@ from crucible_tinkex.training.recipes.recipe import Recipe
 
 DELETE_TRIES = 5
 LISTING_S = 5.0
-NOTHING: Mapping[str, float] = MappingProxyType({})
 _END_REASONS: dict[str, EndReason] = {DONE: "success", STOPPED: "success", FAILED: "errored"}
 
 
@@ -67,27 +65,27 @@ class Session:
         service: TrainingService,
         registry: RegistryPort,
         reporter: Reporter,
+        drain: asyncio.Event,
         clock: Callable[[], float],
-        after: After | None = None,
-        trained: Callable[[int], None] = lambda tokens: None,
-        bridge: Bridge | None = None,
+        after: After | None,
+        trained: Callable[[int], None],
+        bridge: Bridge,
     ) -> None:
-        """`after` is called on the weights of the trial's last step, when they are saved; `trained`
-        with the tokens of every step that is done; the handlers of `bridge` hear what the attempt
-        does."""
+        """`drain` is set to have it finish its step, save, and stop. `after` is called on the
+        weights of the trial's last step, when they are saved; `trained` with the tokens of every
+        step that is done; the handlers of `bridge` hear what the attempt does."""
         self._plan = plan
         self._recipe = recipe
         self._service = service
         self._registry = registry
         self._report = reporter
-        self.drain = asyncio.Event()
-        """Set to have it finish its step, save, and stop."""
+        self.drain = drain
         self._clock = clock
         self._after = after
         self._trained = trained
         self._meter = Meter(clock)
-        self._bridge = bridge or Bridge()
-        teller = Teller(self._bridge, clock) if self._bridge.handlers() else None
+        self._bridge = bridge
+        teller = Teller(bridge, clock) if bridge.handlers() else None
         self._beginning = Beginning(plan, recipe, service, registry, self._meter, teller)
         self.context = copy_context()
         """What its work runs in: what a handler sets at `session_start` holds for all of it."""
@@ -343,12 +341,10 @@ class Session:
 
     async def leave(self, state: str) -> None:
         """Finish the service's session without a word to the registry."""
-        self._tell_end(state, None)
+        self._tell_end(state, None, {})
         await self._service.close(reason=_END_REASONS.get(state, "interrupted"))
 
-    def _tell_end(
-        self, state: str, error: str | None, measured: Mapping[str, float] = NOTHING
-    ) -> None:
+    def _tell_end(self, state: str, error: str | None, measured: Mapping[str, float]) -> None:
         """Once, and only of an attempt that began."""
         if self.attempt and not self._has_end:
             self._has_end = True
@@ -361,13 +357,13 @@ class Session:
         service, training = self._service, self._training
         is_asked = self._bridge.handlers() and self._saved_step > 0
         if not is_asked or training is None or not isinstance(service, TinkexService):
-            return NOTHING
+            return {}
         sizes = []
         with contextlib.suppress(CrucibleError, TimeoutError):
             async with asyncio.timeout(LISTING_S):
                 async for checkpoint in service.rest.checkpoints(training.model_id):
                     sizes.append(checkpoint.size_bytes or 0)
-        return {"checkpoint_bytes": float(sum(sizes))} if any(sizes) else NOTHING
+        return {"checkpoint_bytes": float(sum(sizes))} if any(sizes) else {}
 
     @property
     def _client(self) -> TrainingClient:

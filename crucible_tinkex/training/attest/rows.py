@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from crucible_tinkex.client.model.loss import target_logprobs
-from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput, TensorData
+from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput
 from crucible_tinkex.training.attest.settings import Settings
-from crucible_tinkex.training.recipes.datums import with_weights
+from crucible_tinkex.training.recipes.datums import numbers, with_weights
 
 
 def weighed(batch: Sequence[Datum], weights: Sequence[float]) -> list[Datum]:
@@ -26,23 +26,14 @@ def off_policy(
     found = []
     for row, logprobs in zip(batch, target_logprobs(scored, batch), strict=True):
         sampled = [p - d for p, d in zip(logprobs, _at_learnt(row, drifts), strict=True)]
-        inputs = {"logprobs": sampled, "advantages": _at_learnt(row, advantages)}
-        found.append(
-            row.model_copy(
-                update={
-                    "loss_fn_inputs": {
-                        "target_tokens": row.loss_fn_inputs["target_tokens"],
-                        **{name: _tensor(values) for name, values in inputs.items()},
-                    }
-                }
-            )
-        )
+        inputs = {
+            "target_tokens": row.loss_fn_inputs["target_tokens"],
+            "logprobs": numbers(sampled),
+            "advantages": numbers(_at_learnt(row, advantages)),
+        }
+        found.append(row.model_copy(update={"loss_fn_inputs": inputs}))
     return found
 
 
 def _at_learnt(row: Datum, turn: Iterator[float]) -> list[float]:
     return [next(turn) if weight else 0.0 for weight in row.loss_fn_inputs["weights"].data]
-
-
-def _tensor(values: list[float]) -> TensorData:
-    return TensorData(data=values, dtype="float32", shape=[len(values)])

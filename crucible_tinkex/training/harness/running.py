@@ -12,6 +12,7 @@ import asyncio
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class _Harness:
     ) -> None:
         name = experiment if isinstance(experiment, str) else experiment.name
         under = {DEFAULT_CONDITION: {}} if conditions is None else conditions
-        plan = self._plan = Plan(name, under, repeats, hooks or Hooks())
+        plan = Plan(name, under, repeats, hooks or Hooks())
         define(plan)
         if not plan.steps:
             raise ConfigError("the experiment has no steps; `define` must add some")
@@ -101,12 +102,12 @@ class _Harness:
             raise ConfigError(
                 f"{cells} cells need a session each: give sessions, a function that makes one"
             )
+        trace_id = trace_id or uuid.uuid4().hex
+        self._bench = Bench(plan, trace_id, dataset, bridge or Bridge(name), session, sessions)
         self._seed = seed
         self._folder = folder
-        self._trace_id = trace_id or uuid.uuid4().hex
         self._max_concurrent = max_concurrent
         self._fail_fast = fail_fast
-        self._given = (dataset, bridge or Bridge(name), session, sessions)
         self._cells: list[Cell] = []
         self._left: Counter[str] = Counter()
         """Cells of each condition that have not ended."""
@@ -120,10 +121,10 @@ class _Harness:
             cell.stop()
 
     async def run(self) -> HarnessResults:
-        plan, hooks = self._plan, self._plan.hooks
-        state = HarnessState(self._folder, plan.identity, self._trace_id, seed=self._seed)
+        plan, hooks = self._bench.plan, self._bench.plan.hooks
+        state = HarnessState(self._folder, plan.identity, self._bench.trace_id, seed=self._seed)
         try:
-            bench = Bench(plan, state.trace_id, *self._given)
+            bench = replace(self._bench, trace_id=state.trace_id)
             self._cells = [
                 Cell(bench, state.cell(condition, repeat), condition, repeat, self._seed + repeat)
                 for condition in plan.conditions
@@ -158,7 +159,7 @@ class _Harness:
         return [task.result() for task in tasks]
 
     async def _one(self, cell: Cell, slots: asyncio.Semaphore) -> CellResult:
-        hooks = self._plan.hooks
+        hooks = self._bench.plan.hooks
         async with slots:
             if self._stopping:
                 return cell.result("open")

@@ -66,10 +66,10 @@ def steps_after(plan: Plan) -> list[Step]:
     return [step for step in plan.steps if step.training is None]
 
 
-def check_plan(name: str, experiment: Experiment) -> None:
-    """Raises `ConfigError` as `load_plan`, and where the plan's training is another than that of
-    the experiment."""
-    for step in load_plan(name).steps:
+def check_plan(name: str, plan: Plan, experiment: Experiment) -> None:
+    """Raises `ConfigError` where the training of the plan of this name is another than that of the
+    experiment."""
+    for step in plan.steps:
         for option, value in (step.training or {}).items():
             _check_option(name, option, value, experiment)
 

@@ -44,6 +44,8 @@ class AdaptedRecipe(SupervisedRecipe):
 
     async def measure(self, update: Update, output: ForwardBackwardOutput) -> Mapping[str, float]:
         found = measured(update, output, is_plain=False)
+        if not self._formatter.measures:
+            return found  # no thread for nothing, at every step
         return {**found, **await self._strange(self._formatter.measured, update, found)}
 
 
@@ -56,7 +58,7 @@ class Formatter:
         self._tokenizer = tokenizer
         self._adapter = adapter_of(train)
         own = getattr(type(self._adapter), "calculate_metrics", None)
-        self._measures = own is not TinkexCallbacks.calculate_metrics
+        self.measures = own is not TinkexCallbacks.calculate_metrics
         """The seed's own means say nothing of a single step."""
 
     def datums(self, data: TokenisedDataset, rows: Sequence[int]) -> list[Datum]:
@@ -84,9 +86,7 @@ class Formatter:
         return made
 
     def measured(self, update: Update, found: Mapping[str, float]) -> dict[str, float]:
-        """What the adapter says of one step, by tag."""
-        if not self._measures:
-            return {}
+        """What the adapter says of one step, by tag, where it `measures`."""
         row = {"loss": found["train/loss"], "tokens": update.tokens, "metrics": dict(found)}
         try:
             told = dict(self._adapter.calculate_metrics([row]))

@@ -37,5 +37,10 @@ def total_weight(data: Sequence[Datum]) -> float:
 
 def with_weights(given: Datum, weights: Sequence[float]) -> Datum:
     """The row with other loss weights, one for each target."""
-    tensor = TensorData(data=list(weights), dtype="float32", shape=[len(weights)])
-    return given.model_copy(update={"loss_fn_inputs": {**given.loss_fn_inputs, "weights": tensor}})
+    inputs = {**given.loss_fn_inputs, "weights": numbers(weights)}
+    return given.model_copy(update={"loss_fn_inputs": inputs})
+
+
+def numbers(values: Sequence[float]) -> TensorData:
+    """One for each target."""
+    return TensorData(data=list(values), dtype="float32", shape=[len(values)])
