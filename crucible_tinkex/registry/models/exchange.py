@@ -28,6 +28,7 @@ from crucible_tinkex.registry.models.records import (
     checked_name,
     checked_stage,
     model_id,
+    wrong_keys,
 )
 
 _ENTRY = frozenset(ModelEntry.model_fields)
@@ -260,14 +261,9 @@ def _entry(fields: dict[str, Any], where: str) -> ModelEntry:
     # What a summary has as null or empty is what nobody said.
     said = {k: v for k, v in fields.items() if v not in (None, "", [], {})}
     try:
-        entry = ModelEntry.model_validate(said)
+        return ModelEntry.model_validate(said)
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, p['loc']))}: {p['msg'].removeprefix('Value error, ')}"
-            for p in error.errors()
-        )
-        raise DataError(f"{where}: {wrong}") from None
-    return entry
+        raise DataError(f"{where}: {wrong_keys(error)}") from None
 
 
 def _typed(
