@@ -29,7 +29,8 @@ def server_spans() -> Iterator[Hear | None]:
         return
     from opentelemetry.trace import SpanKind, Status, StatusCode
 
-    from crucible_tinkex.telemetry.bridge.otel import NAME, context_of
+    from crucible_tinkex.telemetry.bridge.meters import NAME
+    from crucible_tinkex.telemetry.bridge.otel import context_of
 
     tracer = exporting.tracers.get_tracer(NAME)
 
