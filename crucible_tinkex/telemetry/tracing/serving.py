@@ -7,15 +7,13 @@ time of an operation is in `retrieve_future`, which waits for its turn and its w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
 
+from crucible_tinkex.protocol.traceparent import Hear
 from crucible_tinkex.telemetry.tracing.asked import asked
 from crucible_tinkex.telemetry.tracing.run import opened
 
-Hear: TypeAlias = Callable[[str, int, float, str], None]
-"""Of an answer: route, status, seconds that it took, and the `traceparent` of the request."""
 _FAILED = 500
 
 
