@@ -37,7 +37,7 @@ def files_hash(rows: Rows) -> Any:
             "file": file_hash(file.local),
             "weight": file.declared.weight,
             **({"corpus": file_hash(file.corpus)} if file.corpus else {}),
-            **({} if file.address.choice.all else {"rows": file.address.choice.identity()}),
+            **({"rows": choice} if (choice := file.address.choice.identity()) else {}),
         }
         for file in rows.files
     ]

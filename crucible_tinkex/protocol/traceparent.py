@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 HEADER = "traceparent"
+Hear: TypeAlias = Callable[[str, int, float, str], None]
+"""Of a server's answer to a traced request: route, status, seconds that it took, and the header."""
 _VERSION_00 = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _SAMPLED = 1
 

@@ -55,6 +55,11 @@ class ModelInput(Wire):
     def tokens(self) -> list[int]:
         return [t for c in self.chunks for t in c.tokens]
 
+    @property
+    def length(self) -> int:
+        """How many tokens; nothing is copied."""
+        return sum(len(c.tokens) for c in self.chunks)
+
 
 class Datum(Wire):
     """One row: `model_input` of N tokens; per-loss inputs of N or N x K (`target_tokens`, ...)."""

@@ -2,50 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from crucible_tinkex.scoring.quality import Assessment
 from crucible_tinkex.sweep.results.leaderboard import Objective
 
 MOST_ROWS = 50
-STANDING = {"best": "best", "not separable": "≈ best", "worse": "worse"}
+_STANDING = {"best": "best", "not separable": "≈ best", "worse": "worse"}
 
 
 def markdown(data: Mapping[str, Any]) -> str:
     """One sweep (`report_data`)."""
-    metric = data["metric"]
-    axes = data["axes"]
-    heads = [
-        "#",
-        *(a["name"] for a in axes),
-        str(Objective(metric["name"], metric["direction"], metric["at"])),
-        "n",
-        "verdict",
-        "state",
-    ]
     notes = [f"- {note}" for note in data["conclusion"]["notes"]]
     lines = [f"# {data['name']}", "", data["verdict"], "", *notes, *([""] if notes else [])]
-    lines.append(_row(heads))
-    lines.append(_row(["---"] * len(heads)))
-    for found in data["configurations"][:MOST_ROWS]:
-        settings = [
-            found["values"].get(a["key"], "untrained" if found["reference"] else "") for a in axes
-        ]
-        numbers = [measured(found), found["n"], STANDING.get(found.get("standing"), "-")]
-        cells = [found["place"] or "-", *settings, *numbers, found["state"]]
-        lines.append(_row(cells))
-    left = len(data["configurations"]) - MOST_ROWS
-    if left > 0:
+    head = heads(data)
+    lines += [_row(head), _row(["---"] * len(head)), *map(_row, rows(data))]
+    if (left := len(data["configurations"]) - MOST_ROWS) > 0:
         lines += ["", f"and {left} more"]
+    for title, texts in lists(data):
+        lines += ["", f"## {title}", "", *(f"- {text}" for text in texts)]
+    return "\n".join([*lines, ""])
+
+
+def heads(data: Mapping[str, Any]) -> list[str]:
+    """Of the leaderboard's columns."""
+    metric = data["metric"]
+    of = Objective(metric["name"], metric["direction"], metric["at"])
+    return ["#", *(a["name"] for a in data["axes"]), str(of), "n", "verdict", "state"]
+
+
+def rows(data: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """Of the leaderboard, the first `MOST_ROWS`: a cell for each of `heads`."""
+    for found in data["configurations"][:MOST_ROWS]:
+        unset = "untrained" if found["reference"] else ""
+        settings = [found["values"].get(a["key"], unset) for a in data["axes"]]
+        numbers = [measured(found), found["n"], _STANDING.get(found.get("standing"), "-")]
+        yield [found["place"] or "-", *settings, *numbers, found["state"]]
+
+
+def lists(data: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """What follows the leaderboard, by title: targets, and trials that stopped or failed."""
     if data["quality"]:
-        lines += ["", "## Quality targets", ""]
-        lines += [f"- {Assessment(**target)}" for target in data["quality"]["targets"]]
+        yield "Quality targets", [str(Assessment(**t)) for t in data["quality"]["targets"]]
     for title, faults in (("Stopped early", data["stopped"]), ("Failed or lost", data["failures"])):
         if faults:
-            lines += ["", f"## {title}", ""]
-            lines += [f"- {f['trial']} at step {f['step']}: {f['why']}" for f in faults[:MOST_ROWS]]
-    return "\n".join([*lines, ""])
+            first = faults[:MOST_ROWS]
+            yield title, [f"{f['trial']} at step {f['step']}: {f['why']}" for f in first]
 
 
 def measured(found: Mapping[str, Any]) -> str:

@@ -75,7 +75,8 @@ class Telemetry:
         wanted = FACTS if None in kinds else [kind for kind in kinds if kind in FACTS]
         if wanted:
             equal = {"experiment_id": experiment_id, "trial_id": trial_id, "name": name}
-            tables.append(_filtered(fact_rows(self._storage, wanted), equal, from_, to))
+            facts = fact_rows(self._storage, wanted, experiment_id)
+            tables.append(_filtered(facts, equal, from_, to))
         return pa.concat_tables(tables).sort_by([("time", "ascending"), ("seq", "ascending")])
 
     def attach(

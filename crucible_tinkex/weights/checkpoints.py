@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from crucible_tinkex.client.interface import (
     SamplingClient,
@@ -158,7 +157,8 @@ class CheckpointManager:
         blocking(change())
         at = None if ttl_s is None else time.time() + ttl_s
         trial_id = checkpoint.record.trial_id
-        self._record("checkpoint_expiry_set", path, trial_id, {}, {"path": path, "at": at})
+        about = {"path": path, "at": at}
+        facts.record_of(self._paths, "checkpoint_expiry_set", path, trial_id, {}, about)
 
     def prune_checkpoints(
         self,
@@ -285,7 +285,8 @@ class CheckpointManager:
         size = sum(file["size_bytes"] for file in copy.files.values())
         told = {"checkpoint": path, "files": list(copy.files), "merged": False}
         subject = f"{copies.objects.url}/{copy.prefix}"
-        self._record("artifact_stored", subject, record.trial_id, {"bytes": size}, told)
+        numbers = {"bytes": size}
+        facts.record_of(self._paths, "artifact_stored", subject, record.trial_id, numbers, told)
         return copy
 
     # --- small things -------------------------------------------------------------------------
@@ -295,19 +296,6 @@ class CheckpointManager:
             if checkpoint.path == path:
                 return checkpoint
         raise ConfigError(f"no checkpoint {path!r}; `crucible checkpoints list` shows them")
-
-    def _record(
-        self,
-        name: str,
-        subject: str,
-        trial_id: str,
-        numbers: Mapping[str, float],
-        about: Mapping[str, Any],
-    ) -> None:
-        root = self._paths.root
-        facts.record(
-            root.parent, [Fact(name, time.time(), subject, root.name, trial_id, numbers, about)]
-        )
 
     def _models(self) -> Mapping[str, Sequence[str]]:
         return registered(self._paths.root.parent)

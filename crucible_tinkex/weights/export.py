@@ -12,8 +12,7 @@ import contextlib
 import json
 import os
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,7 @@ from crucible_tinkex.errors import ConfigError, ProtocolError, StorageError
 from crucible_tinkex.names import SweepPaths, TinkerPath, hub_id
 from crucible_tinkex.storage import make_folder, storage_errors
 from crucible_tinkex.sweep.results.trained import Trained
-from crucible_tinkex.telemetry.facts.fact import Fact
-from crucible_tinkex.telemetry.facts.ledger import record
+from crucible_tinkex.telemetry.facts.ledger import record_of
 from crucible_tinkex.weights.service import blocking, sampling_path, service_of
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -77,7 +75,8 @@ def export_trial(
         files = _publish(ready, folder)
     about = {"checkpoint": trained.checkpoint.path, "files": list(files), "merged": merged}
     size = sum((folder / name).stat().st_size for name in files)
-    _record(trained, "artifact_stored", str(folder), {"bytes": size}, about)
+    trial_id = trained.trial.trial_id
+    record_of(trained.paths, "artifact_stored", str(folder), trial_id, {"bytes": size}, about)
     return Exported(
         folder,
         files,
@@ -87,17 +86,6 @@ def export_trial(
         trained.base,
         merged,
     )
-
-
-def _record(
-    trained: Trained,
-    name: str,
-    subject: str,
-    numbers: Mapping[str, float],
-    about: Mapping[str, Any],
-) -> None:
-    root, trial = trained.paths.root, trained.trial.trial_id
-    record(root.parent, [Fact(name, time.time(), subject, root.name, trial, numbers, about)])
 
 
 def _check_free(folder: Path, *, force: bool) -> None:
@@ -148,7 +136,8 @@ async def _download(trained: Trained, out: Path, progress: Progress | None) -> N
         path = await sampling_path(service, trained.checkpoint)
         await service.rest.download(path, out, progress=progress)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    _record(trained, "checkpoint_downloaded", path, {"bytes": size}, {})
+    trial_id = trained.trial.trial_id
+    record_of(trained.paths, "checkpoint_downloaded", path, trial_id, {"bytes": size}, {})
 
 
 def _complete(trained: Trained, out: Path) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from in_process import crucible
-from nano_experiment import make_experiment
+from nano_experiment import make_experiment, wait_for
 
 import crucible_tinkex as ct
 from crucible_tinkex.errors import ConfigError
@@ -18,13 +16,6 @@ from crucible_tinkex.sweep.launch import Launch
 from crucible_tinkex.sweep.orders.control import Command, Inbox
 from crucible_tinkex.sweep.orders.steering import steer
 from crucible_tinkex.sweep.preparing.preparation import extended, prepare, reopened
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.1)
 
 
 def test_a_sweep_that_has_ended_is_cloned_extended_and_confirmed(tmp_path: Path) -> None:

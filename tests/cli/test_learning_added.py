@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from nano_experiment import SPACE, make_experiment
+from nano_experiment import SPACE, make_experiment, wait_for
 
 import crucible_tinkex as ct
 from crucible_tinkex.errors import ConfigError, SweepExistsError
@@ -46,13 +44,6 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "added_code.py"
     file.write_text(CODE)
     return file
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.1)
 
 
 def numbers(sweep: ct.Sweep) -> dict[str, dict[str, Any]]:

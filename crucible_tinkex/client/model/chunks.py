@@ -33,7 +33,7 @@ def cut(data: Sequence[Datum], *, max_rows: int, max_bytes: int) -> Iterator[Seq
 
 def estimated_bytes(datum: Datum) -> int:
     """About how long the row is as JSON."""
-    size = _ROW_BYTES + _INT_BYTES * sum(len(c.tokens) for c in datum.model_input.chunks)
+    size = _ROW_BYTES + _INT_BYTES * datum.model_input.length
     for tensor in datum.loss_fn_inputs.values():
         size += len(tensor.data) * (_INT_BYTES if tensor.dtype == "int64" else _FLOAT_BYTES)
     return size

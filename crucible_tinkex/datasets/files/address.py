@@ -38,10 +38,6 @@ class Choice:
     stratify: str | None = None
     seed: int = 0
 
-    @property
-    def all(self) -> bool:
-        return self == Choice()
-
     def taken(self, rows: int, labels: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Of `rows` rows, those of the sample; `labels`: of each, where it is stratified."""
         if self.sample is None:

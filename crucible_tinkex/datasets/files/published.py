@@ -20,6 +20,7 @@ Understanding", 2021). HumanEval's tests are kept beside the row, and never run 
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +111,7 @@ def _fever(value: Value, origin: Origin) -> Row:
     return pair(f"Claim: {claim}\nVerify:", f" {label}", origin)
 
 
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_LETTERS = string.ascii_uppercase
 
 
 def _mmlu(value: Value, origin: Origin) -> Row:

@@ -164,16 +164,18 @@ class TokenisedDataset:
     def text(self, i: int) -> RowText:
         """What row i says; only where texts were kept."""
         start, end = self._span(i)
-        kept = json.loads(bytes(self.about[self.about_offsets[i] : self.about_offsets[i + 1]]))
+        kept = self._kept(i)
         return RowText(kept["row"], kept["completion"], self.spans.reshape(-1, 2)[start + 1 : end])
 
     def notes(self, i: int) -> Mapping[str, Any]:
         """The keys of row i that its format does not read; none where texts were not kept."""
-        if not len(self.about_offsets):
-            return {}
-        kept = json.loads(bytes(self.about[self.about_offsets[i] : self.about_offsets[i + 1]]))
-        notes: Mapping[str, Any] = kept.get("notes", {})
-        return notes
+        return self._kept(i).get("notes", {}) if len(self.about_offsets) else {}
+
+    def _kept(self, i: int) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(
+            bytes(self.about[self.about_offsets[i] : self.about_offsets[i + 1]])
+        )
+        return found
 
     def _span(self, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):

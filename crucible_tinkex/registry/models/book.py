@@ -52,6 +52,12 @@ class Book:
         """Oldest first; none for an unknown name."""
         return [self._frozen(m) for _, m in sorted(self.models.get(name, {}).items())]
 
+    def of_checkpoint(self, name: str, path: str) -> ModelVersion | None:
+        """That version of a name, if there is one: a checkpoint is registered once."""
+        found = (m for m in self.models.get(name, {}).values() if m.entry.checkpoint_path == path)
+        model = next(found, None)
+        return None if model is None else self._frozen(model)
+
     def all(self) -> list[ModelVersion]:
         return [v for name in sorted(self.models) for v in self.versions(name)]
 

@@ -28,6 +28,7 @@ from crucible_tinkex.registry.models.records import (
     checked_name,
     checked_stage,
     model_id,
+    wrong_keys,
 )
 
 _ENTRY = frozenset(ModelEntry.model_fields)
@@ -125,16 +126,17 @@ def bring(book: Book, models: list[Shipped], write: Write) -> Imported:
     """Write what is new of `models`; `kept` are the conflicts. `book` knows all that is here."""
     found: dict[str, list[str]] = {"added": [], "changed": [], "unchanged": []}
     conflicts: list[str] = []
-    coming = {model.id for model in models}
+    known = {m.id for m in book.all()} | {m.id for m in models}
     others = _others_here(book, models)
     for model in models:
         here = _here(book, model)
         if here is None:
-            refused = [*_refusals(book, model, coming, others)]
+            refused = [*_refusals(book, model, known, others)]
             if refused:
                 conflicts += refused
                 continue
             here = _register(book, model, write)
+            known.add(here.id)
             kind = "added"
         else:
             conflicts += _differences(here, model)
@@ -146,8 +148,7 @@ def bring(book: Book, models: list[Shipped], write: Write) -> Imported:
 
 
 def _here(book: Book, model: Shipped) -> ModelVersion | None:
-    path = model.entry.checkpoint_path
-    return next((m for m in book.versions(model.name) if m.checkpoint_path == path), None)
+    return book.of_checkpoint(model.name, model.entry.checkpoint_path)
 
 
 def _others_here(book: Book, models: list[Shipped]) -> set[str]:
@@ -176,10 +177,9 @@ def _taken(book: Book, model: Shipped) -> Iterator[str]:
         yield f"{model.id} was deleted here, and its number is not used again"
 
 
-def _refusals(book: Book, model: Shipped, coming: set[str], others: set[str]) -> Iterator[str]:
-    """Why a model that is not here cannot come."""
+def _refusals(book: Book, model: Shipped, known: set[str], others: set[str]) -> Iterator[str]:
+    """Why a model that is not here cannot come; `known`: ids here and in the file."""
     yield from _taken(book, model)
-    known = coming | {m.id for m in book.all()}
     for parent in model.entry.parents:
         if parent not in known:
             yield f"{model.id}: its parent {parent} is neither here nor in the file"
@@ -260,14 +260,9 @@ def _entry(fields: dict[str, Any], where: str) -> ModelEntry:
     # What a summary has as null or empty is what nobody said.
     said = {k: v for k, v in fields.items() if v not in (None, "", [], {})}
     try:
-        entry = ModelEntry.model_validate(said)
+        return ModelEntry.model_validate(said)
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, p['loc']))}: {p['msg'].removeprefix('Value error, ')}"
-            for p in error.errors()
-        )
-        raise DataError(f"{where}: {wrong}") from None
-    return entry
+        raise DataError(f"{where}: {wrong_keys(error)}") from None
 
 
 def _typed(

@@ -70,12 +70,10 @@ class ModelEntry(BaseModel):
         try:
             return cls.model_validate(dict(found))
         except ValidationError as e:
-            wrong = "; ".join(
-                f"{'.'.join(map(str, p['loc']))}: {p['msg'].removeprefix('Value error, ')}"
-                for p in e.errors()
-            )
             legal = ", ".join(cls.model_fields)
-            raise ConfigError(f"model {name!r} cannot be registered: {wrong}; keys: {legal}") from e
+            raise ConfigError(
+                f"model {name!r} cannot be registered: {wrong_keys(e)}; keys: {legal}"
+            ) from e
 
 
 @dataclass(frozen=True)
@@ -135,6 +133,14 @@ class Reference:
             raise ConfigError(f"{text!r} is not a model: write NAME, NAME:VERSION or NAME@ALIAS")
         name, version, alias = match.groups()
         return cls(name, int(version) if version else None, alias)
+
+
+def wrong_keys(error: ValidationError) -> str:
+    """Every wrong key of an entry, and what is wrong with it."""
+    return "; ".join(
+        f"{'.'.join(map(str, p['loc']))}: {p['msg'].removeprefix('Value error, ')}"
+        for p in error.errors()
+    )
 
 
 def model_id(name: str, version: int) -> str:

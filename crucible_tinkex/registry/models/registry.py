@@ -179,9 +179,8 @@ class ModelRegistry:
         checked_name(name)
         entry = ModelEntry.parse(name, {**(metadata or {}), **more})
         with self._changing() as change:
-            for model in change.book.versions(name):
-                if model.checkpoint_path == entry.checkpoint_path:
-                    return self._added(change, model, entry)
+            if model := change.book.of_checkpoint(name, entry.checkpoint_path):
+                return self._added(change, model, entry)
             for parent in entry.parents:
                 _chosen(change.book, Reference.parse(parent))
             change.write("registered", name=name, entry=_json(name, entry))

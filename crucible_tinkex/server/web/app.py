@@ -12,9 +12,8 @@ from __future__ import annotations
 import hmac
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
 
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -48,8 +47,6 @@ _IN_ORDER = _LARGE | {
 _OPEN = frozenset(("GET healthz", "GET downloads/{token}/{file}"))
 """What needs no key; a download's token is one."""
 _log = logging.getLogger(__name__)
-Hear: TypeAlias = Callable[[str, int, float, str], None]
-"""Route, status, seconds, and the `traceparent` of the request."""
 
 
 class App:
@@ -65,7 +62,7 @@ class App:
         long_poll_s: float = LONG_POLL_S,
         limits: Limits | None = None,
         client_flags: Mapping[str, object] | None = None,
-        hear: Hear | None = None,
+        hear: traceparent.Hear | None = None,
     ) -> None:
         """`hear` is told of every answer to a request that is part of a trace."""
         self._hear = hear

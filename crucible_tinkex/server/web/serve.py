@@ -30,10 +30,11 @@ from typing import Literal
 import uvicorn
 
 from crucible_tinkex.errors import ConfigError, SweepBusyError
+from crucible_tinkex.protocol.traceparent import Hear
 from crucible_tinkex.server.operations import Engine
 from crucible_tinkex.server.sessions.limits import Limits
 from crucible_tinkex.server.store.store import Store
-from crucible_tinkex.server.web.app import App, Hear
+from crucible_tinkex.server.web.app import App
 from crucible_tinkex.storage import Lock, storage_errors, write_atomic
 
 Dtype = Literal["auto", "fp32", "bf16"]

@@ -34,7 +34,6 @@ from crucible_tinkex.version import VERSION
 
 NAME = "crucible_tinkex"
 _MEASURED = ("duration_s", "crucible_timestamp")
-_ENDS = ("_stop", "_exception")
 
 
 @dataclass
@@ -81,15 +80,14 @@ class Meters:
     def count(self, event: BridgeEvent) -> None:
         about = {"experiment_id": experiment_of(event)}
         self._events.add(1, {"event": event.name, **about})
-        for end in _ENDS:
-            if event.name.endswith(end) and "duration_s" in event.measurements:
-                self._ended(event, event.name.removesuffix(end), about)
+        if (operation := ended(event)) is not None:
+            self._ended(event, operation, about)
         match event.name:
             case "session_start":
                 self._open.add(1, about)
-                self._sessions[_session(event)] = _Steps()
+                self._sessions[session_of(event)] = _Steps()
             case "session_end":
-                if self._sessions.pop(_session(event), None) is not None:
+                if self._sessions.pop(session_of(event), None) is not None:
                     self._open.add(-1, about)
                 self._bytes.add(event.measurements.get("checkpoint_bytes", 0), about)
             case "forward_backward_start" | "optim_step_start" | "optim_step_exception":
@@ -119,7 +117,7 @@ class Meters:
                 self._waits.add(waited, of)
 
     def _step(self, event: BridgeEvent, about: Mapping[str, str]) -> None:
-        if (steps := self._sessions.get(_session(event))) is None:
+        if (steps := self._sessions.get(session_of(event))) is None:
             return
         now = event.measurements["crucible_timestamp"] / 1000
         if event.name == "forward_backward_start":
@@ -136,6 +134,17 @@ def experiment_of(event: BridgeEvent) -> str:
     return str(event.metadata["experiment_id"])
 
 
+def session_of(event: BridgeEvent) -> tuple[str, str]:
+    """Experiment and trial."""
+    return experiment_of(event), str(event.metadata.get("trial_id", ""))
+
+
+def ended(event: BridgeEvent) -> str | None:
+    """The operation that this is the end of."""
+    operation = event.name.removesuffix("_stop").removesuffix("_exception")
+    return operation if operation != event.name and "duration_s" in event.measurements else None
+
+
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """What was measured, without the time of it."""
     return {
@@ -143,7 +152,3 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
         for name, value in values.items()
         if isinstance(value, int | float) and name not in _MEASURED
     }
-
-
-def _session(event: BridgeEvent) -> tuple[str, str]:
-    return experiment_of(event), str(event.metadata.get("trial_id", ""))

@@ -29,11 +29,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from crucible_tinkex.protocol import traceparent
 from crucible_tinkex.telemetry.bridge.catalogue import OPERATIONS, BridgeEvent
-from crucible_tinkex.telemetry.bridge.meters import Meters, experiment_of, numbers
+from crucible_tinkex.telemetry.bridge.meters import NAME, Meters, ended, numbers, session_of
 from crucible_tinkex.version import VERSION
 
-NAME = "crucible_tinkex"
-_ENDS = ("_stop", "_exception")
 _POINTS = ("evaluation_complete", "checkpoint_saved", "queue_state")
 _STARTS = frozenset(f"{operation}_start" for operation in OPERATIONS)
 
@@ -75,32 +73,30 @@ class OpenTelemetryHandler:
         elif event.name in _STARTS:
             self._operation_starts(event)
         elif event.name in _POINTS:
-            if (span := self._sessions.get(_session(event))) is not None:
+            if (span := self._sessions.get(session_of(event))) is not None:
                 span.add_event(event.name, _attributes(event), _time(event))
         elif event.name.startswith("http_request"):
             self._request(event)
-        else:
-            for end in _ENDS:
-                if event.name.endswith(end) and "duration_s" in event.measurements:
-                    self._operation_ends(event, event.name.removesuffix(end))
+        elif (operation := ended(event)) is not None:
+            self._operation_ends(event, operation)
 
     # --- sessions ------------------------------------------------------------------------------
 
     def _begin(self, event: BridgeEvent) -> None:
-        is_trial = _is_trial(event)
+        is_trial = "trial_id" in event.metadata
         span = self._tracer.start_span(
             "trial" if is_trial else "session",
             context=self._parent,
             attributes=_attributes(event),
             start_time=_time(event),
         )
-        self._sessions[_session(event)] = span
+        self._sessions[session_of(event)] = span
         if is_trial:  # its work has a context of its own (`training.attempt.session`)
             contexts.attach(trace.set_span_in_context(span))
 
     def _end(self, event: BridgeEvent) -> None:
         """Of a session that could not be opened there was no start."""
-        if (span := self._sessions.pop(_session(event), None)) is None:
+        if (span := self._sessions.pop(session_of(event), None)) is None:
             return
         span.set_attributes(_attributes(event))
         _fail(span, event)
@@ -116,7 +112,7 @@ class OpenTelemetryHandler:
 
     def _operation_ends(self, event: BridgeEvent, operation: str) -> None:
         """One whose start was not told, as its handler came later, has the same length."""
-        length = round(float(event.measurements["duration_s"]) * 1e9)
+        length = _length(event)
         under_way = dict(_under_way.get())
         if (begun := under_way.pop(id(self), None)) is not None:
             contexts.attach(begun.before)
@@ -129,15 +125,15 @@ class OpenTelemetryHandler:
 
     def _request(self, event: BridgeEvent) -> None:
         if event.measurements["attempts"] > 1 or "error" in event.metadata:
-            length = round(float(event.measurements["duration_s"]) * 1e9)
             begun = _under_way.get().get(id(self))
             within = None if begun is None else begun.span
-            span = self._child(event, "http_request", _time(event) - length, within)
+            start = _time(event) - _length(event)
+            span = self._child(event, "http_request", start, within)
             _fail(span, event)
             span.end(_time(event))
 
     def _child(self, event: BridgeEvent, name: str, start: int, parent: Span | None = None) -> Span:
-        parent = parent or self._sessions.get(_session(event))
+        parent = parent or self._sessions.get(session_of(event))
         return self._tracer.start_span(
             name,
             context=self._parent if parent is None else trace.set_span_in_context(parent),
@@ -151,14 +147,6 @@ def context_of(parent: str) -> Context:
     return TraceContextTextMapPropagator().extract({traceparent.HEADER: parent})
 
 
-def _session(event: BridgeEvent) -> tuple[str, str]:
-    return experiment_of(event), str(event.metadata.get("trial_id", ""))
-
-
-def _is_trial(event: BridgeEvent) -> bool:
-    return "trial_id" in event.metadata
-
-
 def _fail(span: Span, event: BridgeEvent) -> None:
     if (error := event.metadata.get("error")) is not None:
         span.set_status(Status(StatusCode.ERROR, str(error)))
@@ -167,6 +155,11 @@ def _fail(span: Span, event: BridgeEvent) -> None:
 def _time(event: BridgeEvent) -> int:
     """In nanoseconds since 1970."""
     return int(event.measurements["crucible_timestamp"]) * 1_000_000
+
+
+def _length(event: BridgeEvent) -> int:
+    """In nanoseconds."""
+    return round(float(event.measurements["duration_s"]) * 1e9)
 
 
 def _attributes(event: BridgeEvent) -> dict[str, str | int | float | bool]:

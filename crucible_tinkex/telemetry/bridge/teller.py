@@ -80,7 +80,7 @@ class Teller:
 def _measured(data: Sequence[Datum], answer: object) -> Mapping[str, Any]:
     match answer:
         case ForwardBackwardOutput():
-            tokens = sum(len(chunk.tokens) for d in data for chunk in d.model_input.chunks)
+            tokens = sum(d.model_input.length for d in data)
             return {**(answer.metrics or {}), "tokens": tokens}
         case OptimStepResponse():
             return dict(answer.metrics or {})

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from crucible_tinkex.errors import CrucibleError
+from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.storage import Lock, SegmentLog, read_log
 from crucible_tinkex.telemetry.facts.fact import Fact
 from crucible_tinkex.telemetry.facts.telling import tell
@@ -40,6 +42,19 @@ def record(storage: str | Path, facts: Sequence[Fact]) -> None:
     except CrucibleError as e:
         log.warning("%s could not be recorded: %s", facts[0].name, e)
     tell(storage, *facts)
+
+
+def record_of(
+    paths: SweepPaths,
+    name: str,
+    subject: str,
+    trial_id: str,
+    numbers: Mapping[str, float],
+    about: Mapping[str, Any],
+) -> None:
+    """`record` one fact about a trial of a sweep, which has just happened."""
+    root = paths.root
+    record(root.parent, [Fact(name, time.time(), subject, root.name, trial_id, numbers, about)])
 
 
 def recorded(storage: str | Path) -> Iterator[Fact]:

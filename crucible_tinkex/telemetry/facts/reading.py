@@ -1,7 +1,8 @@
 """The facts of a storage as rows of the event log: `kind` is the fact's name, `name` its subject.
 
 `extra` has what it is about and what was measured; `value` is the measurement where there is one.
-Read afresh from their records; of a sweep's journal only while one of its facts is asked for.
+Read afresh from their records; of the journals, only that of the sweep that is asked for, and only
+while one of their facts is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from crucible_tinkex.events import Event
-from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry.facts import CHECKPOINT_FACTS, MODEL_FACTS, JournalFacts
 from crucible_tinkex.registry.journal import read_records
 from crucible_tinkex.registry.models.facts import model_facts
@@ -23,27 +23,29 @@ from crucible_tinkex.telemetry.facts.ledger import FOLDER, recorded
 from crucible_tinkex.telemetry.log.schema import events_to_table
 
 
-def fact_rows(storage: Path, names: Collection[str]) -> pa.Table:
-    """Those of these names, in `EVENT_SCHEMA`."""
+def fact_rows(storage: Path, names: Collection[str], sweep: str | None = None) -> pa.Table:
+    """Those of these names, in `EVENT_SCHEMA`; of another sweep than this there may be some."""
     found = [
         _event(fact, writer, seq)
-        for writer, facts in _sources(storage, names)
+        for writer, facts in _sources(storage, names, sweep)
         for seq, fact in enumerate(facts, 1)
         if fact.name in names
     ]
     return events_to_table(found)
 
 
-def _sources(storage: Path, names: Collection[str]) -> Iterator[tuple[str, Iterator[Fact]]]:
+def _sources(
+    storage: Path, names: Collection[str], sweep: str | None
+) -> Iterator[tuple[str, Iterator[Fact]]]:
     """Every record of facts, under a name that stays the same."""
     yield FOLDER, recorded(storage)
     if not MODEL_FACTS.isdisjoint(names) and (storage / MODELS).is_dir():
         yield MODELS, model_facts(read_records(storage / MODELS))
     if not CHECKPOINT_FACTS.isdisjoint(names):
         for journal in sorted(storage.glob("*/journal")):
-            sweep = journal.parent.name
-            paths = SweepPaths.of(storage, sweep)
-            yield f"{sweep}/journal", JournalFacts(sweep).of(read_records(paths.journal))
+            name = journal.parent.name
+            if sweep in (None, name):
+                yield f"{name}/journal", JournalFacts(name).of(read_records(journal))
 
 
 def _event(fact: Fact, writer: str, seq: int) -> Event:

@@ -37,13 +37,10 @@ class Tracing:
 
 def asked(endpoint: str | None, environ: Mapping[str, str] | None = None) -> Tracing | None:
     """What this process's environment, and the experiment's `endpoint`, ask for."""
-    known = os.environ if environ is None else environ
+    known = environment(endpoint, environ)
     if is_disabled(known):
         return None
     variables = {k: v for k, v in known.items() if k.startswith("OTEL_") and not _SECRET.search(k)}
-    if endpoint is not None:  # instead of all that the environment names
-        variables = {k: v for k, v in variables.items() if k not in ENDPOINTS}
-        variables[ENDPOINT] = endpoint
     receivers = [variables.get(name) for name in ENDPOINTS]
     exporters = [name for name in EXPORTERS if variables.get(name, "none") not in ("", "none")]
     if not any(receivers) and not exporters:

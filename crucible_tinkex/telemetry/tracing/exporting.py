@@ -80,7 +80,7 @@ class _Own(Exporting):
     async def aclose(self) -> None:
         await asyncio.to_thread(self.close)
 
-    def close(self, close_s: float = CLOSE_S) -> None:
+    def close(self) -> None:
         def shut() -> None:
             for provider in self._providers:
                 provider.shutdown()
@@ -88,9 +88,9 @@ class _Own(Exporting):
         # A thread of its own, which nobody waits for at the end of the process.
         closing = threading.Thread(target=shut, name="otel-close", daemon=True)
         closing.start()
-        closing.join(close_s)
+        closing.join(CLOSE_S)
         if closing.is_alive():
-            log.warning("spans and metrics were not taken within %g s", close_s)
+            log.warning("spans and metrics were not taken within %g s", CLOSE_S)
 
 
 def own_set_up() -> Exporting | None:

@@ -51,7 +51,8 @@ async def traced(endpoint: str | None, **about: str) -> AsyncIterator[RunTrace]:
         return
     from opentelemetry import trace
 
-    from crucible_tinkex.telemetry.bridge.otel import NAME, context_of
+    from crucible_tinkex.telemetry.bridge.meters import NAME
+    from crucible_tinkex.telemetry.bridge.otel import context_of
 
     given = None if traceparent.active() else os.environ.get(PARENT)
     tracer = trace.get_tracer(NAME, tracer_provider=exporting.tracers)

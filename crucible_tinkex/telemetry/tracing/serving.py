@@ -7,15 +7,13 @@ time of an operation is in `retrieve_future`, which waits for its turn and its w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
 
+from crucible_tinkex.protocol.traceparent import Hear
 from crucible_tinkex.telemetry.tracing.asked import asked
 from crucible_tinkex.telemetry.tracing.run import opened
 
-Hear: TypeAlias = Callable[[str, int, float, str], None]
-"""Of an answer: route, status, seconds that it took, and the `traceparent` of the request."""
 _FAILED = 500
 
 
@@ -29,7 +27,8 @@ def server_spans() -> Iterator[Hear | None]:
         return
     from opentelemetry.trace import SpanKind, Status, StatusCode
 
-    from crucible_tinkex.telemetry.bridge.otel import NAME, context_of
+    from crucible_tinkex.telemetry.bridge.meters import NAME
+    from crucible_tinkex.telemetry.bridge.otel import context_of
 
     tracer = exporting.tracers.get_tracer(NAME)
 

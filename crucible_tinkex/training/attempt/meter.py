@@ -54,4 +54,4 @@ def cost_of(data: Sequence[Datum], *, custom: bool) -> Spent:
 
 
 def _tokens(data: Sequence[Datum]) -> int:
-    return sum(len(chunk.tokens) for d in data for chunk in d.model_input.chunks)
+    return sum(d.model_input.length for d in data)

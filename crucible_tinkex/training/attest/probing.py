@@ -76,7 +76,7 @@ def cost(contrasts: Sequence[Contrast], data: TokenisedDataset) -> Attestation:
     if not contrasts:
         return Attestation()
     batches = _batches(data)
-    tokens = sum(len(c.tokens) for b in batches for d in b for c in d.model_input.chunks)
+    tokens = sum(d.model_input.length for batch in batches for d in batch)
     wanted = [*[base_of(contrasts)] * REPEATS, *_others(contrasts)]
     # Each batch is scored once after the steps; where the sampler's logprobs are made up from the
     # model's, before them, too.

@@ -117,7 +117,7 @@ def _problem(made: Sequence[Datum], rows: Sequence[Any]) -> str | None:
         return f"{len(made)} datums for {len(rows)} rows"
     for number, datum in enumerate(made, 1):
         lengths = {name: len(t.data) for name, t in datum.loss_fn_inputs.items()}
-        tokens = len(datum.model_input.tokens())
+        tokens = datum.model_input.length
         if lengths != {"target_tokens": tokens, "weights": tokens}:
             return f"a row {number} with {tokens} tokens and {lengths}; give both, of that length"
         if not any(datum.loss_fn_inputs["weights"].data):

@@ -46,7 +46,7 @@ class Update:
     @property
     def tokens(self) -> int:
         """Input tokens, which is what a service bills."""
-        return sum(len(c.tokens) for d in self.batch for c in d.model_input.chunks)
+        return sum(d.model_input.length for d in self.batch)
 
 
 @dataclass(frozen=True)
