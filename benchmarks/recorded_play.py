@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from benchmarks.recorded_grid import Ledger, Surface
 from crucible_tinkex.config import Experiment
@@ -312,7 +312,7 @@ class Player:
         self._rule = stopping_rule(experiment.search)
         space = Space(experiment)
         self._around = Neighbourhood(space.dimensions)
-        self._points = {_key(point): i for i, point in enumerate(surface.points)}
+        self._surface = surface
         places = [space.places(point) for point in surface.points]
         self._places = [p for p in places if p is not None]
         assert len(self._places) == len(surface.points)
@@ -334,7 +334,7 @@ class Player:
             found = LearningSearch(experiment).beforehand()
         else:
             found = configurations(experiment)
-        return [self._points[_key(values)] for values in found]
+        return [self._surface.number(values) for values in found]
 
     def _source(self, drawn: Sequence[int]) -> Source:
         search = self._experiment.search
@@ -348,7 +348,3 @@ class Player:
 
 def _rounded(places: Places) -> Places:
     return tuple(round(place, 6) for place in places)
-
-
-def _key(values: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(values[key] for key in sorted(values))
