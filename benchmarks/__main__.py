@@ -1,5 +1,5 @@
 """`make bench`: all benchmarks but `sessions` (six minutes, 8 GB), `telemetry` (five minutes),
-`replay` (a quarter of an hour) and `makespan` (ten minutes), or those named: `python -m benchmarks
+`replay` (half an hour) and `makespan` (ten minutes), or those named: `python -m benchmarks
 engine sampling server sessions client data telemetry overhead throughput scale honesty selection
 priors replay makespan`."""
 

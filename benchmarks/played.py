@@ -7,12 +7,12 @@ thousand of these is what sweeps do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.registry import DONE, RUNNING, SweepState, TrialRecord
+from crucible_tinkex.registry import DONE, RUNNING, Decision, SweepState, TrialRecord
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.sweep.deciding.planner import Planner
@@ -23,16 +23,26 @@ from crucible_tinkex.sweep.results.batches import ASKED
 ROWS = 100
 
 
+def planner_of(experiment: Experiment) -> Planner:
+    return Planner(experiment, rows=ROWS, fingerprint="played")
+
+
 class PlayedSweep:
     """One sweep over as many amendments as wanted. `loss(trial, step)` is measured at a rung."""
 
     def __init__(
-        self, experiment: Experiment, loss: Callable[[TrialRecord, int], float], *, slots: int
+        self,
+        experiment: Experiment,
+        loss: Callable[[TrialRecord, int], float],
+        *,
+        slots: int,
+        planner: Callable[[Experiment], Planner] = planner_of,
     ) -> None:
         self.state = SweepState()
         self._experiment = experiment
         self._loss = loss
         self._slots = slots
+        self._planner = planner
         self._tell("created", meta=self._prepared(experiment), v=2)
         self._tell("run", run="run-1")
 
@@ -49,16 +59,17 @@ class PlayedSweep:
         while self.state.ended is None:
             decisions = self._policy.decide(self.state, slots=self._slots)
             self._write(decisions)
-            waiting = [t for t in self.state.active.values() if t.is_waiting]
-            for trial in waiting:
+            waiting = (t for t in self.state.active.values() if t.is_waiting)
+            training = list(islice(waiting, self._slots))  # as the pool: in order of submission
+            for trial in training:
                 self._train(trial)
-            if waiting:
+            if training:
                 yield self.state
             elif not decisions:
                 raise RuntimeError("the sweep stands still")
 
     def _prepared(self, experiment: Experiment) -> dict[str, Any]:
-        planner = Planner(experiment, rows=ROWS, fingerprint="played")
+        planner = self._planner(experiment)
         listed = configurations(experiment)
         sign = 1.0 if experiment.search.objective_direction == "min" else -1.0
         self._policy = Policy(
@@ -70,9 +81,9 @@ class PlayedSweep:
         )
         return {"experiment": experiment.model_dump(mode="json"), ASKED: len(listed)}
 
-    def _write(self, decisions: list[Any]) -> None:
+    def _write(self, decisions: Sequence[Decision]) -> None:
         for decision in decisions:
-            self._tell("decision", decision=asdict(decision))
+            self._tell("decision", decision=vars(decision))
 
     def _train(self, trial: TrialRecord) -> None:
         if trial.state != RUNNING:

@@ -7,7 +7,7 @@ noise, and a trial stands for one with every seed).
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -58,9 +58,20 @@ class Surface:
         final = self.losses[:, -1]
         return np.asarray(final <= final.min() * (1 + WITHIN))
 
+    def number(self, point: Mapping[str, Any]) -> int:
+        return self._numbers[_key(point)]
+
+    @cached_property
+    def _numbers(self) -> dict[tuple[Any, ...], int]:
+        return {_key(point): i for i, point in enumerate(self.points)}
+
     def loss(self, point: int, step: int) -> float:
         """At the first evaluation at or after `step`."""
         return float(self.losses[point, bisect_left(self.steps, step)])
+
+
+def _key(point: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(point[key] for key in sorted(point))
 
 
 def surfaces(path: Path = RECORDED) -> Iterator[Surface]:

@@ -1,8 +1,7 @@
-"""A sweep whose sessions are recorded curves: the sweep's own policy decides, a ledger trains.
+"""A sweep over a recorded surface: its own policy decides, the ledger is what training costs.
 
-What a user's controller does with one slot, without files and clocks: every decision is folded into
-the state of a journal, and a trial that trains has at once the result that was recorded. So what a
-replay measures is what a sweep does.
+It is played (`benchmarks.played`) with one slot, and a trial that trains has the result that was
+recorded. So what a replay measures is what a sweep does.
 
 A replay's orders differ in the search's seed alone, so what a configuration means is worked out
 once for all of them (`Recorded`, `RecordedPlanner`).
@@ -15,14 +14,11 @@ from typing import Any, TypeAlias
 
 from pydantic import PrivateAttr
 
+from benchmarks.played import PlayedSweep
 from benchmarks.recorded_grid import Ledger, Surface
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.registry import DONE, RUNNING, SEARCH, Decision, SweepState, TrialRecord
-from crucible_tinkex.search.rules import stopping_rule
-from crucible_tinkex.search.strategies import configurations, learns
+from crucible_tinkex.registry import SEARCH, SweepState
 from crucible_tinkex.sweep.deciding.planner import Planner
-from crucible_tinkex.sweep.deciding.policy import Policy
-from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 from crucible_tinkex.training.plan import TrialPlan
 
 Plans: TypeAlias = dict[object, TrialPlan]
@@ -93,49 +89,15 @@ def replay_sweep(
 ) -> SweepState:
     """Run the sweep to its end, or until `enough`; what it spends is the ledger's. `seed`: of the
     search. `plans`: kept for the next order of the same experiment."""
+    surface, known = ledger.surface, {} if plans is None else plans
     search = experiment.search.model_copy(update={"seed": seed})
-    experiment = experiment.model_copy(update={"search": search})
-    planner = RecordedPlanner(experiment, ledger.surface, {} if plans is None else plans)
-    policy = Policy(
-        planner,
-        trials_of(planner, [] if learns(experiment) else configurations(experiment)),
-        stopping_rule(search),
-        metric=search.metric,
-        sign=1.0,
+    sweep = PlayedSweep(
+        experiment.model_copy(update={"search": search}),
+        lambda trial, step: ledger.train(surface.number(trial.values), step),
+        slots=SLOTS,
+        planner=lambda one: RecordedPlanner(one, surface, known),
     )
-    state = SweepState()
-    _tell(state, "created", meta={}, v=2)
-    _tell(state, "run", run="replay")
-    places = {_key(point): i for i, point in enumerate(ledger.surface.points)}
-    while state.ended is None and not enough():
-        while decisions := policy.decide(state, slots=SLOTS):
-            for decision in decisions:
-                _tell(state, "decision", decision=_plain(decision))
-        waiting = (t for t in state.active.values() if t.is_waiting)
-        if (trial := next(waiting, None)) is not None:  # as the pool does: in order of submission
-            _train(state, trial, ledger, places[_key(trial.values)])
-        elif state.ended is None:
-            raise RuntimeError(f"the sweep of {ledger.surface.task} stands still")
-    return state
-
-
-def _train(state: SweepState, trial: TrialRecord, ledger: Ledger, point: int) -> None:
-    loss = ledger.train(point, trial.target)
-    if trial.state != RUNNING:
-        _tell(state, "attempt", trial_id=trial.trial_id, attempt=trial.attempt + 1)
-    metrics = {"eval/nll": loss}
-    _tell(state, "result", trial_id=trial.trial_id, step=trial.target, metrics=metrics)
-    if trial.target == trial.total_steps:
-        _tell(state, "finished", trial_id=trial.trial_id, state=DONE, error=None)
-
-
-def _tell(sweep: SweepState, kind: str, **fields: Any) -> None:
-    sweep.apply({"type": kind, "time": 0.0, "epoch": 1, **fields})
-
-
-def _plain(decision: Decision) -> dict[str, Any]:
-    return dict(vars(decision))
-
-
-def _key(values: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(values.values())
+    for _ in sweep.run():
+        if enough():
+            break
+    return sweep.state

@@ -1,13 +1,11 @@
 """Searches replayed over recorded curves: tokens until a setting is found, and winners killed.
 
 Every search but the grid is a sweep as a user declares it, by the product's own strategies and
-stopping rules. TPE and GP are decided by the sweep's own policy (`benchmarks.recorded_sweep`), the
-others by a copy of it that keeps no journal (`benchmarks.recorded_play`; tests hold both to the
-same tokens). Found: a point within 0.5 %
-of the best final loss was trained to its end. A search that has ended without it goes on with what
-it dropped, the best first, so every search has a number. Killed: the point that ends best was
-started and stopped when the search ended. `auto` is replayed without its confirmation, for which
-nothing was recorded.
+stopping rules, decided by the sweep's own policy (`benchmarks.recorded_sweep`). Found: a point
+within 0.5 % of the best final loss was trained to its end. A search that has ended without it goes
+on with what it dropped, the best first, so every search has a number. Killed: the point that ends
+best was started and stopped when the search ended. `auto` is replayed without its confirmation, for
+which nothing was recorded.
 """
 
 from __future__ import annotations
@@ -25,14 +23,13 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.recorded_grid import HELD_OUT, RECORDED, Ledger, Surface, surfaces
-from benchmarks.recorded_play import Drawn, Player
 from benchmarks.recorded_sweep import Plans, declared, replay_sweep
+from crucible_tinkex.config import Experiment
 from crucible_tinkex.search.auto_settings import chosen
 from crucible_tinkex.search.learned.records import RANK, RATE, Record
 
 Search = Callable[[Ledger, int], object]
 """Trains points of the ledger's surface until it has its answer. The number seeds it."""
-DRAWN: Drawn = {}
 PIECE = 50
 """Orders that a process replays before it answers."""
 BATCH, SCHEDULE = "train.batch_size", "optimizer.schedule"
@@ -49,9 +46,6 @@ def until_found(surface: Surface, strategy: str) -> Search:
     """One that stops nobody and would try everything."""
     asked = {"strategy": strategy, "trials": len(surface.points)}
     experiment = declared(surface, asked)
-    if strategy == "random":
-        player = Player(experiment, surface, DRAWN)
-        return lambda ledger, seed: player(ledger, seed, enough=lambda: ledger.found)
     plans: Plans = {}
     return lambda ledger, seed: replay_sweep(
         experiment, ledger, seed=seed, enough=lambda: ledger.found, plans=plans
@@ -61,14 +55,18 @@ def until_found(surface: Surface, strategy: str) -> Search:
 def stopping(surface: Surface, **rule: Any) -> Search:
     """Everybody in a random order, under a rule."""
     asked = {"strategy": "random", "trials": len(surface.points), "stopping": rule}
-    return Player(declared(surface, asked), surface, DRAWN)
+    return _to_its_end(declared(surface, asked))
 
 
 def automatic(surface: Surface, records: Sequence[Record]) -> Search:
     """What a user gets whose storage holds these finished trials, and who gives only the space."""
     asked = declared(surface, {"strategy": "auto"})
-    experiment = chosen(asked, steps=surface.total, records=records).experiment
-    return Player(experiment, surface, DRAWN)
+    return _to_its_end(chosen(asked, steps=surface.total, records=records).experiment)
+
+
+def _to_its_end(experiment: Experiment) -> Search:
+    plans: Plans = {}
+    return lambda ledger, seed: replay_sweep(experiment, ledger, seed=seed, plans=plans)
 
 
 # --- what the prior knows ---------------------------------------------------------------------

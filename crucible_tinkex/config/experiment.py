@@ -194,6 +194,13 @@ class Experiment(Section):
         """Dotted keys in which this differs from `old` and that a sweep may not change."""
         return contradictions(self, old)
 
+    def setting(self, key: str) -> Any:
+        """What is declared at a dotted key, which may be a number of a table, or None."""
+        found: Any = self
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, Mapping) else getattr(found, part, None)
+        return found
+
     def not_applied(self) -> list[str]:
         """Keys that were given and that the Tinker API cannot take."""
         given = self.model_dump(exclude_none=True)

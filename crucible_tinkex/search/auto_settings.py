@@ -97,13 +97,8 @@ def _question(experiment: Experiment, steps: int, ranks: Sequence[int]) -> Quest
     if space:
         ranks = _listed(space.get(RANK, (experiment.lora.rank,)))
         rates = _listed(space.get(RATE, (experiment.optimizer.learning_rate,)))
-    way = way_of({key: _declared(experiment, key) for key in USUAL_WAY})
+    way = way_of({key: experiment.setting(key) for key in USUAL_WAY})
     return Question(base, experiment.train.step_rows, steps, tuple(ranks), rates, way)
-
-
-def _declared(experiment: Experiment, key: str) -> Any:
-    section, _, name = key.partition(".")
-    return getattr(getattr(experiment, section), name)
 
 
 def _listed(axis: Axis) -> tuple[Any, ...]:

@@ -170,8 +170,7 @@ def _as_written(wish: Wish, file: Path, news: Mapping[str, Any]) -> Experiment:
 
 
 def _said(draft: Experiment, key: str) -> str | None:
-    section, name = key.split(".")
-    found = getattr(getattr(draft, section), name)
+    found = draft.setting(key)
     return found if isinstance(found, str) else None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,7 +11,6 @@ import pytest
 
 from benchmarks import recorded_tasks, replay
 from benchmarks.recorded_grid import HELD_OUT, RECORDED, Ledger, Surface, surfaces
-from benchmarks.recorded_play import Player
 from benchmarks.recorded_sweep import declared, replay_sweep
 from crucible_tinkex.search.auto_settings import chosen
 
@@ -89,37 +87,6 @@ def test_every_search_has_a_number_and_the_same_one_again(name: str) -> None:
     scores = replay.replay(found, search, range(3))
     assert all(0 < score.tokens <= 1 and 0 < score.trained <= 1 for score in scores)
     assert scores == replay.replay(found, search, range(3))
-
-
-RULES: list[dict[str, Any]] = [
-    {"rule": "none"},
-    {"rule": "halving", "first_rung": 4},
-    {"rule": "halving", "first_rung": 8},
-    {"rule": "hyperband", "first_rung": 8},
-    {"rule": "topk", "first_rung": 4, "keep": 6},
-    {},
-]
-
-
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("rule", "auto"))
-@pytest.mark.parametrize("seed", ["0", "mean"])
-def test_without_a_journal_the_same_points_are_trained_as_by_the_policy(
-    rule: dict[str, Any], seed: str
-) -> None:
-    found = next(s for s in surfaces() if s.seed == seed)
-    if rule:
-        search = {"strategy": "random", "trials": len(found.points), "stopping": rule}
-        experiment = declared(found, search)
-    else:
-        asked = declared(found, {"strategy": "auto"})
-        experiment = chosen(asked, steps=found.total, records=[]).experiment
-    player = Player(experiment, found, {})
-    for order in range(2):
-        sweep, played = Ledger(found), Ledger(found)
-        replay_sweep(experiment, sweep, seed=order)
-        player(played, order)
-        assert played.at == sweep.at and played.spent == sweep.spent
-        assert played.reached == sweep.reached
 
 
 def test_processes_give_what_one_gives() -> None:

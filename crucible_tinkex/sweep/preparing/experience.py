@@ -12,12 +12,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from crucible_tinkex.config.section import get_dotted
 from crucible_tinkex.errors import ConfigError, StorageError
 from crucible_tinkex.names import SweepPaths, canonical_json
 from crucible_tinkex.registry import DONE, SweepState
 from crucible_tinkex.search.learned.records import RANK, RATE, USUAL_WAY, Record, way_of
 
 BATCH = "train.batch_size"
+ACCUMULATE = "train.accumulate"
+_LATER = {**USUAL_WAY, ACCUMULATE: 1}
+"""Settings that an old sweep may lack, as it had them."""
 METRICS = ("eval/nll", "train/nll")
 """The first that all trials of a sweep have; both are better when smaller."""
 
@@ -72,9 +76,9 @@ def _checkpoint_bytes(paths: SweepPaths, state: SweepState) -> float | None:
     if not paths.service.is_dir():
         return None
     files = (f for f in (paths.service / "checkpoints").rglob("*") if f.is_file())
-    declared = state.meta["experiment"]
+    usual = _settings(state.meta["experiment"])
     ranks = sum(
-        {**_defaults(declared), **trial.values}[RANK] * len((*trial.checkpoints, *trial.samplers))
+        {**usual, **trial.values}[RANK] * len((*trial.checkpoints, *trial.samplers))
         for trial in state.trials.values()
     )
     total = sum(f.stat().st_size for f in files)
@@ -87,37 +91,25 @@ def _records(state: SweepState) -> Iterator[Record]:
     if not done or metric is None:
         return
     declared = state.meta["experiment"]
+    usual = _settings(declared)
     sweep = str(state.meta.get("sweep_id", ""))
     for trial in done:
-        values = {**_defaults(declared), **trial.values}
+        values = {**usual, **trial.values}
         others = {k: v for k, v in trial.values.items() if k not in (RATE, RANK, BATCH)}
         yield Record(
             base=declared["model"]["base"],
             learning_rate=values[RATE],
             rank=values[RANK],
-            batch_size=values[BATCH] * _accumulated(declared, trial.values),
+            batch_size=values[BATCH] * values[ACCUMULATE],
             steps=trial.total_steps,
             metric=trial.metrics[metric],
             sweep=f"{sweep} {canonical_json(others)}",
-            way=way_of({**_usual_way(declared), **trial.values}),
+            way=way_of(values),
         )
 
 
-def _defaults(declared: dict[str, Any]) -> dict[str, Any]:
-    """What a trial has where nothing of it varies; `declared` is an experiment with all keys."""
-    dotted = {key: key.split(".") for key in (RATE, RANK, BATCH)}
-    return {key: declared[section][name] for key, (section, name) in dotted.items()}
-
-
-def _accumulated(declared: dict[str, Any], values: Mapping[str, Any]) -> int:
-    """Batches of a step."""
-    return int(values.get("train.accumulate", declared["train"].get("accumulate", 1)))
-
-
-def _usual_way(declared: dict[str, Any]) -> dict[str, Any]:
-    """How it learns, as declared; an old sweep may not have all of it."""
-    found = {}
-    for key, usual in USUAL_WAY.items():
-        section, _, name = key.partition(".")
-        found[key] = declared.get(section, {}).get(name, usual)
-    return found
+def _settings(declared: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial has where nothing of it varies; `declared` is an experiment with all keys, but
+    those that an old sweep may not have."""
+    found = {key: get_dotted(declared, key) for key in (RATE, RANK, BATCH, *_LATER)}
+    return {key: _LATER.get(key) if value is None else value for key, value in found.items()}

@@ -114,7 +114,7 @@ def _tried_values(experiment: Experiment) -> dict[str, tuple[Any, ...]]:
         found.setdefault(key, {})[value] = None
     if search.strategy == "list" or search.enqueue:
         for key, values in found.items():  # where a configuration leaves it out, it is as declared
-            values.setdefault(_value(experiment, key), None)
+            values.setdefault(experiment.setting(key), None)
     return {key: tuple(values) for key, values in found.items() if is_contrasted(key)}
 
 
@@ -128,13 +128,6 @@ def _tried(experiment: Experiment) -> Iterator[tuple[str, Any]]:
         yield from configuration.items()
 
 
-def _value(experiment: Experiment, key: str) -> Any:
-    section, _, name = key.partition(".")
-    name, _, inner = name.partition(".")
-    found = getattr(getattr(experiment, section), name, None)
-    return found.get(inner) if inner and isinstance(found, Mapping) else found
-
-
 def _declared(experiment: Experiment) -> dict[str, tuple[Any, ...]]:
     """What the experiment sets to something that no service would do by itself."""
     found = {}
@@ -143,7 +136,7 @@ def _declared(experiment: Experiment) -> dict[str, tuple[Any, ...]]:
             continue
         section, _, name = key.partition(".")
         default = type(getattr(experiment, section)).model_fields[name].default
-        if (value := _value(experiment, key)) != default:
+        if (value := experiment.setting(key)) != default:
             found[key] = (value,)
     return found
 
