@@ -2,7 +2,7 @@
 
 A function that raises, exits or hangs harms the trial that called it, and nothing else: the loop
 goes on meanwhile, and after a deadline without an answer the call fails by name. A thread
-cannot be killed, so one that hangs in Python is sent an exception, and one that hangs elsewhere
+cannot be killed, so one that computes in Python is sent an exception, and one that waits
 (`time.sleep(1e9)`, a socket) is left behind; it is a daemon, which the end of the process does not
 wait for. What only a process of its own contains stays: `os._exit`, and C code that does not let go
 of the interpreter. On Ray that ends one session process, and its trials are tried again.
@@ -13,9 +13,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextvars import copy_context
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from crucible_tinkex.errors import TrialFailedError
@@ -40,6 +43,7 @@ class _Call(Generic[T]):
         self._result: T
         self._loop = asyncio.get_running_loop()
         self.ended = asyncio.Event()
+        self._started = time.monotonic()
         context = copy_context()
         self._thread = threading.Thread(
             target=lambda: context.run(self._run), name=name, daemon=True
@@ -63,11 +67,24 @@ class _Call(Generic[T]):
         raise TrialFailedError(f"{what}: unexpected {self._error!r}") from self._error
 
     def abandon(self) -> None:
+        """Ends the thread where it computes. One that waits would take the exception only after it,
+        and while one is pending Python 3.11 cannot be traced: under a debugger or coverage each
+        thread repeats its next function's start for ever (`DO_TRACING` of its `ceval.c`)."""
         thread = self._thread.ident
-        if thread is not None and self._thread.is_alive():
+        if thread is not None and self._thread.is_alive() and self._is_computing():
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(thread), ctypes.py_object(_AbandonedError)
             )
+
+    def _is_computing(self) -> bool:
+        """Whether it has had a core for a tenth of its time. Unknown (no Linux) is yes."""
+        stat = Path(f"/proc/self/task/{self._thread.native_id}/stat")  # see proc(5)
+        try:
+            user, system = stat.read_text().rpartition(")")[2].split()[11:13]
+        except OSError:
+            return True
+        used_s = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        return used_s > 0.1 * (time.monotonic() - self._started)
 
 
 async def called(
