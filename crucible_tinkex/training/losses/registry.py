@@ -8,7 +8,6 @@ always used the service's loss whatever was registered; what is named here is wh
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crucible_tinkex.config import TrainSection
-from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.errors import ConfigError, did_you_mean
 from crucible_tinkex.training.losses.custom import composite, focal, nll
 from crucible_tinkex.training.losses.custom import guarded as guarded_loss
 from crucible_tinkex.training.losses.schemes import SCHEMES, WeightScheme, guarded
@@ -103,8 +102,7 @@ class LossRegistry:
         if name in self.weights:
             return self.weights[name]
         known = self.names()
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, known, cutoff=0.5)
         raise ConfigError(f"unknown loss {name!r}; {hint}known: {', '.join(known)}")
 
     def names(self) -> list[str]:
