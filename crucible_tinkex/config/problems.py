@@ -43,7 +43,9 @@ def _key(detail: Mapping[str, Any], section: str) -> str:
 
 
 def _is_member(part: int | str) -> bool:
-    return isinstance(part, str) and (part in _MEMBERS or "[" in part)
+    return isinstance(part, str) and (
+        part in _MEMBERS or part.startswith("constrained-") or "[" in part
+    )
 
 
 def _explain(key: str, details: Sequence[Mapping[str, Any]], model: type[BaseModel]) -> str:
