@@ -21,7 +21,13 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from crucible_tinkex.config.advice import advise
 from crucible_tinkex.config.identity import amendments, contradictions, trial_settings
 from crucible_tinkex.config.problems import explain
-from crucible_tinkex.config.section import Section, anchor_of, get_dotted, set_dotted
+from crucible_tinkex.config.section import (
+    Section,
+    anchor_of,
+    as_value_error,
+    get_dotted,
+    set_dotted,
+)
 from crucible_tinkex.config.storing import stored, unstored
 from crucible_tinkex.config.sweep.budget import BudgetSection
 from crucible_tinkex.config.sweep.checkpoints import CheckpointsSection
@@ -70,10 +76,8 @@ class Experiment(Section):
     @field_validator("name")
     @classmethod
     def _safe_name(cls, name: str) -> str:
-        try:
+        with as_value_error():
             return check_segment(name, what="name")
-        except ConfigError as e:
-            raise ValueError(e.message) from None
 
     @field_validator("model")
     @classmethod

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from crucible_tinkex.config.section import Section
-from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.config.section import Section, as_value_error
 from crucible_tinkex.names import check_segment
 
 TRAINING = "tinkex_training"
@@ -104,7 +103,5 @@ def _named(step: str) -> str:
         raise ValueError(f"{TRAINING!r} is the trial's own training, and only stands first")
     if not _FUNCTION.fullmatch(step):
         raise ValueError(f"{step!r} must be written module:function")
-    try:
+    with as_value_error():
         return check_segment(step_name(step), what="step name")
-    except ConfigError as e:
-        raise ValueError(e.message) from None
