@@ -20,7 +20,7 @@ from crucible_tinkex.training.losses.custom import composite, focal, nll
 from crucible_tinkex.training.losses.custom import guarded as guarded_loss
 from crucible_tinkex.training.losses.schemes import SCHEMES, WeightScheme, guarded
 from crucible_tinkex.training.recipes.recipe import CustomLossMaker
-from crucible_tinkex.user_code import load
+from crucible_tinkex.user_code import FUNCTION, load
 
 SERVICE_LOSSES = ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro")
 """Those of the Tinker protocol; which of them a service has, it says itself."""
@@ -51,7 +51,7 @@ class Loss:
 def learning_functions(train: TrainSection) -> list[str]:
     """The user's functions and adapters (`module:name`) that a trial learns by."""
     named = f"{train.loss} {train.token_weights or ''} {train.adapter or ''}"
-    return list(dict.fromkeys(re.findall(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", named)))
+    return list(dict.fromkeys(FUNCTION.findall(named)))
 
 
 @dataclass
