@@ -16,9 +16,9 @@ import numpy as np
 
 from crucible_tinkex.bench.groups import ALPHA, GROUP_TESTS, Finding, between
 from crucible_tinkex.bench.intervals import Floats
-from crucible_tinkex.bench.plain import plain
 from crucible_tinkex.bench.plot import svg
 from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.names import plain
 
 _MAD_TO_SD = 1.4826
 _STEP = "step"

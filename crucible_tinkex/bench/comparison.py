@@ -19,11 +19,11 @@ from scipy import special
 
 from crucible_tinkex.bench.intervals import Floats, Indices
 from crucible_tinkex.bench.means import numbered
-from crucible_tinkex.bench.plain import plain
 from crucible_tinkex.bench.power import detectable
 from crucible_tinkex.bench.resampling import bca, sign_flip
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import Direction
+from crucible_tinkex.names import plain
 
 FEW_CLUSTERS = 30
 """Below this, p comes from flipping signs, and a bootstrap interval stands beside Student's."""

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crucible_tinkex.bench.plain import plain
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.metrics import metric
-from crucible_tinkex.names import SweepPaths, short_keys
+from crucible_tinkex.names import SweepPaths, plain, short_keys
 from crucible_tinkex.registry import CONFIRM, FAILED, LOST, STOPPED, Spent, SweepState, TrialRecord
 from crucible_tinkex.report.curves import curves
 from crucible_tinkex.report.importance import importance

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crucible_tinkex.bench.means import Measured
-from crucible_tinkex.bench.plain import plain
-from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.names import SweepPaths, plain
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.storage import make_folder, storage_errors
 from crucible_tinkex.storage.files import write_atomic
