@@ -88,13 +88,13 @@ def table(
     """`chosen_by`: seeds by which the competitors were chosen from more; where two others are there
     for two of them, those seeds are left aside, because they flatter whom they chose. `at_least`:
     with fewer seeds a configuration does not compete. Raises `ConfigError` for two of one name."""
-    names = [c.name for c in configurations]
-    twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
+    names = Counter(c.name for c in configurations)
+    twice = sorted(name for name, count in names.items() if count > 1)
     if twice:
         raise ConfigError(f"two configurations are called {twice[0]!r}; names must be distinct")
+    choosing = set(chosen_by)
     fresh = {
-        c.name: {s: v for s, v in c.measured.items() if s not in set(chosen_by)}
-        for c in configurations
+        c.name: {s: v for s, v in c.measured.items() if s not in choosing} for c in configurations
     }
     aside = bool(chosen_by) and sum(len(v) >= at_least for v in fresh.values()) >= 2
     measured = fresh if aside else {c.name: c.measured for c in configurations}
