@@ -8,9 +8,17 @@ or restored by `__reduce__`. No error ever holds the API key.
 
 from __future__ import annotations
 
+import difflib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """For a message on an unknown name: the known one that is nearest, as a question; nothing
+    where none is as like as `cutoff` (`difflib`)."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 class CrucibleError(Exception):

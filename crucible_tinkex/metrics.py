@@ -6,14 +6,13 @@ the nearest known one. Not here: measuring (`session`, `evaluation`) and ranking
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, NoReturn
 
-from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.errors import ConfigError, did_you_mean
 
 Direction = Literal["min", "max"]
 
@@ -217,6 +216,5 @@ def direction_of(name: str) -> Direction:
 
 
 def _unknown(name: str, names: tuple[str, ...], *, what: str) -> NoReturn:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = did_you_mean(name, names, cutoff=0.5)
     raise ConfigError(f"unknown {what} {name!r}; {hint}known: {', '.join((*names, *FAMILIES))}")

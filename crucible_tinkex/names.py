@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -49,6 +50,17 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any, length: int = 12) -> str:
     """Hex identity of a JSON value."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+
+
+def plain(value: Any) -> Any:
+    """Results as JSON has them: lists for tuples, and None for what it has no number for."""
+    if isinstance(value, Mapping):
+        return {key: plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def run_dir_name(index: int, config: Mapping[str, Any], seed: int) -> str:

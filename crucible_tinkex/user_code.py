@@ -12,6 +12,7 @@ import ast
 import hashlib
 import importlib
 import os
+import re
 import sys
 import threading
 from importlib.util import find_spec
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from crucible_tinkex.errors import ConfigError, TrialFailedError
+
+FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+"""How a function or class of the user's is written; whether there is such a one, `load` tells."""
 
 _loaded: dict[str, str] = {}
 """Modules that were loaded by this one, with the hash of their source then."""

@@ -61,6 +61,13 @@ def experiment(**sections: Any) -> Experiment:
         ({"search": {"space": {"lora.rank": {"low": 8, "high": 4}}}}, "must be below high"),
         ({"name": "../etc"}, "name"),
         ({"run": {"sessions_per_actor": 0}}, "sessions_per_actor: .*at least 1"),
+        (
+            {"run": {"max_concurrent": 0}},
+            "run.max_concurrent: .* greater than or equal to 1, or .*'auto' .got 0.$",
+        ),
+        ({"run": {"max_concurrent": 10_001}}, "max_concurrent: .* equal to 10000, or .*'auto'"),
+        ({"search": {"confirm": -1}}, "search.confirm: .* equal to 0, or .*'auto' .got -1.$"),
+        ({"search": {"stopping": {"keep": 0}}}, "search.stopping.keep: .* to 1, or .* list"),
         ({"run": {"executor": "rey"}}, "run.executor: .*'ray' or 'local'"),
         ({"search": {"metric": "eval/acc"}}, "search.metric: .*did you mean 'eval/accuracy'"),
         ({"search": {"metric": "perf/step_s"}}, "cannot rank trials; choose one of eval/nll"),

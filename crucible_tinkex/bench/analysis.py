@@ -14,19 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from crucible_tinkex.bench.groups import GROUP_TESTS, between
+from crucible_tinkex.bench.groups import ALPHA, GROUP_TESTS, Finding, between
 from crucible_tinkex.bench.intervals import Floats
-from crucible_tinkex.bench.plain import plain
 from crucible_tinkex.bench.plot import svg
 from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.names import plain
 
-ALPHA = 0.05
 _MAD_TO_SD = 1.4826
 _STEP = "step"
 _LONGEST_EXACT = 5000
 """Shapiro's p is not trusted beyond."""
-
-Finding = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
-from crucible_tinkex.bench.intervals import Floats
-from crucible_tinkex.bench.plain import plain
+from crucible_tinkex.bench.intervals import Floats, Indices
+from crucible_tinkex.bench.means import numbered
 from crucible_tinkex.bench.power import detectable
 from crucible_tinkex.bench.resampling import bca, sign_flip
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import Direction
+from crucible_tinkex.names import plain
 
 FEW_CLUSTERS = 30
 """Below this, p comes from flipping signs, and a bootstrap interval stands beside Student's."""
@@ -119,9 +119,9 @@ class _Pairs:
     """The differences, and what each is of as numbers from 0."""
 
     differences: Floats
-    examples: NDArray[np.intp]
-    clusters: NDArray[np.intp]
-    seeds: NDArray[np.intp]
+    examples: Indices
+    clusters: Indices
+    seeds: Indices
     left_out: tuple[int, int]
     not_measured: int
     all_seeds: tuple[set[Hashable], set[Hashable]]
@@ -137,9 +137,9 @@ class _Pairs:
         groups = {**_clusters(b), **_clusters(a)}
         return cls(
             differences[finite],
-            _numbered([example for example, _ in kept]),
-            _numbered([groups[example] for example, _ in kept]),
-            _numbered([seed for _, seed in kept]),
+            numbered([example for example, _ in kept]),
+            numbered([groups[example] for example, _ in kept]),
+            numbered([seed for _, seed in kept]),
             (len(left) - len(shared), len(right) - len(shared)),
             int((~finite).sum()),
             ({seed for _, seed in left}, {seed for _, seed in right}),
@@ -158,11 +158,6 @@ def _by_cell(scores: Scores) -> dict[tuple[Hashable, Hashable], float]:
 def _clusters(scores: Scores) -> Mapping[Hashable, Hashable]:
     groups = scores.clusters if scores.clusters is not None else scores.examples
     return dict(zip(scores.examples, groups, strict=True))
-
-
-def _numbered(labels: Sequence[Hashable]) -> NDArray[np.intp]:
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(x, len(numbers)) for x in labels], dtype=np.intp)
 
 
 def _judged(
@@ -207,12 +202,11 @@ def _judged(
         pairs.not_measured,
         tuple(_notes(pairs, counts)),
     )
-    said = _verdict(found, pairs, direction, alpha, names)
-    return Comparison(**{**vars(found), "verdict": said})
+    return replace(found, verdict=_verdict(found, pairs, direction, alpha, names))
 
 
 def standard_error(
-    differences: Floats, clusters: NDArray[np.intp], seeds: NDArray[np.intp], *, alpha: float = 0.05
+    differences: Floats, clusters: Indices, seeds: Indices, *, alpha: float = 0.05
 ) -> tuple[float, float]:
     """Of the mean, robust to clusters and seeds, and its degrees of freedom; (nan, 0) where there
     are fewer than two clusters.
@@ -253,7 +247,7 @@ def _half_width(beyond: float, df: float, by_seed: float, seeds_df: float, level
     return float(((sure * beyond) ** power + (rough * by_seed) ** power) ** (1 / power))
 
 
-def _interaction(differences: Floats, clusters: NDArray[np.intp], seeds: NDArray[np.intp]) -> float:
+def _interaction(differences: Floats, clusters: Indices, seeds: Indices) -> float:
     """Variance of the mean as if all cells of cluster and seed were independent: from what is left
     of them without the effects of both. Where seeds have clusters of their own, nothing is left to
     tell the two apart: infinite."""
@@ -269,7 +263,7 @@ def _interaction(differences: Floats, clusters: NDArray[np.intp], seeds: NDArray
     return float((np.bincount(cells, left) ** 2).sum()) * count / df / len(differences) ** 2
 
 
-def _variance(differences: Floats, groups: NDArray[np.intp]) -> tuple[float, float]:
+def _variance(differences: Floats, groups: Indices) -> tuple[float, float]:
     """Liang and Zeger's, of the mean, times G / (G - 1); and G - 1."""
     sums = np.bincount(groups, differences - differences.mean())
     count = len(np.unique(groups))

@@ -20,11 +20,9 @@ from scipy import special
 
 from crucible_tinkex.bench.classical import holm
 from crucible_tinkex.bench.intervals import Floats
+from crucible_tinkex.bench.resampling import bootstrapped
 
 ALPHA = 0.05
-_RESAMPLES = 9_999
-_SEED = 0
-"""The same numbers give the same answer."""
 
 Groups = Mapping[str, Floats]
 Finding = Mapping[str, Any]
@@ -230,20 +228,14 @@ def _f_variance(x: Floats, y: Floats) -> _Found:
 
 def _bootstrap(x: Floats, y: Floats) -> _Found:
     """BCa interval of the difference of the means (Efron 1987), no p-value."""
-    from scipy import stats
-
     _spread(x, y)
-    found = stats.bootstrap(
+    low, high = bootstrapped(
         (x, y),
         lambda a, b, axis=-1: a.mean(axis=axis) - b.mean(axis=axis),
-        vectorized=True,
-        confidence_level=1 - ALPHA,
-        n_resamples=_RESAMPLES,
+        alpha=ALPHA,
         method="BCa" if min(len(x), len(y)) > 2 else "percentile",
-        rng=np.random.default_rng(_SEED),
-    ).confidence_interval
+    )
     difference = float(x.mean() - y.mean())
-    low, high = float(found.low), float(found.high)
     return _Found(difference, math.nan, difference / _pooled_sd(x, y), low, high)
 
 

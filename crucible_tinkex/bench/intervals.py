@@ -28,26 +28,26 @@ _MOST = 50.0
 """Nats of one ratio; more is certain, and would overflow."""
 
 
-def e_value(t: Any, n: Any, df: Any, *, effect_variance: float = EFFECT_VARIANCE) -> Floats:
+def e_value(t: Any, n: Any, df: Any) -> Floats:
     """The evidence against a mean of zero: t statistic of `n` values, `df` degrees of freedom.
 
     Its expectation is at most 1 where the mean is zero, at every n chosen by any rule.
     """
     t, n, df = (np.asarray(x, dtype=float) for x in (t, n, df))
-    growth = 1 + n * effect_variance
+    growth = 1 + n * EFFECT_VARIANCE
     log_ratio = np.log1p(t**2 / df) - np.log1p(t**2 / (growth * df))
     with np.errstate(over="ignore"):
         return np.asarray(np.exp((df + 1) / 2 * log_ratio - np.log(growth) / 2))
 
 
-def boundary(n: Any, df: Any, alpha: Any, *, effect_variance: float = EFFECT_VARIANCE) -> Floats:
+def boundary(n: Any, df: Any, alpha: Any) -> Floats:
     """The |t| at which `e_value` reaches 1 / `alpha`; infinite where so few values cannot.
 
     `mean +- boundary * sd / sqrt(n)` is the confidence sequence of level 1 - `alpha`.
     """
     n, df, alpha = (np.asarray(x, dtype=float) for x in (n, df, alpha))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        growth = 1 + n * effect_variance
+        growth = 1 + n * EFFECT_VARIANCE
         excess = np.expm1(2 / (df + 1) * (np.log(growth) / 2 - np.log(alpha)))
         square = df * excess / (1 - (excess + 1) / growth)
         possible = (n > 0) & (df > 0) & (excess + 1 < growth)

@@ -17,14 +17,14 @@ MOST_POINTS = 1000
 def svg(name: str, steps: Floats, values: Floats, *, marked: Collection[float] = ()) -> str:
     """A whole document of some tens of KB: long series are thinned. `marked` steps get a ring."""
     kept = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_POINTS)).astype(int))
-    kept = np.union1d(kept, np.flatnonzero(np.isin(steps, list(marked)))).astype(int)
+    is_marked = np.isin(steps, list(marked))
+    kept = np.union1d(kept, np.flatnonzero(is_marked)).astype(int)
     x = _LEFT + _share(steps)[kept] * (WIDTH - _LEFT - _RIGHT)
     y = HEIGHT - _BOTTOM - _share(values)[kept] * (HEIGHT - _TOP - _BOTTOM)
     line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
     rings = "".join(
         f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="none" stroke="#d55e00"/>'
-        for a, b, step in zip(x, y, steps[kept], strict=True)
-        if step in set(marked)
+        for a, b in zip(x[is_marked[kept]], y[is_marked[kept]], strict=True)
     )
     low, high = float(values.min()), float(values.max())
     return (

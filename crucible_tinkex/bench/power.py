@@ -7,6 +7,8 @@ from scipy import special
 
 from crucible_tinkex.bench.intervals import boundary, log_ratio
 
+POWER = 0.8
+"""With which a difference should be seen."""
 MOST_SEEDS = 1000
 """Beyond this a question counts as not to be settled by seeds."""
 
@@ -22,13 +24,11 @@ def paired_power(effect: float, n: int, *, alpha: float = 0.05) -> float:
     return float(1 - inside)
 
 
-def detectable(
-    standard_error: float, df: float, *, alpha: float = 0.05, power: float = 0.8
-) -> float:
-    """The smallest true difference that a two-sided test sees with probability `power`, in the unit
+def detectable(standard_error: float, df: float, *, alpha: float = 0.05) -> float:
+    """The smallest true difference that a two-sided test sees with probability `POWER`, in the unit
     of `standard_error` (Bloom 1995, doi 10.1177/0193841X9501900504; Miller 2024, arXiv 2411.00640,
     section 5)."""
-    quantiles = special.stdtrit(df, 1 - alpha / 2) + special.stdtrit(df, power)
+    quantiles = special.stdtrit(df, 1 - alpha / 2) + special.stdtrit(df, POWER)
     return float(quantiles * standard_error)
 
 
@@ -41,10 +41,9 @@ def seeds_to_settle(
     level: float,
     zone: float,
     nats: float = np.inf,
-    power: float = 0.8,
 ) -> int | None:
     """How many seeds a pair needs in all until the confidence sequence of `level`, or a ratio of
-    `nats` (`log_ratio`), says with probability `power` that the rival is not better by more than
+    `nats` (`log_ratio`), says with probability `POWER` that the rival is not better by more than
     `zone`; None if more than `MOST_SEEDS`. Takes the lead and spread seen so far for true, so it is
     a forecast."""
     if not sd > 0 or not np.isfinite(sd):
@@ -52,7 +51,7 @@ def seeds_to_settle(
     n = np.arange(max(shared, 1), MOST_SEEDS + 1)
     more = df + n - shared
     half = boundary(n, more, level) * sd / np.sqrt(n)
-    least = lead - special.ndtri(power) * sd / np.sqrt(n)
+    least = lead - special.ndtri(POWER) * sd / np.sqrt(n)
     told = (least + zone >= half) | (log_ratio(least, sd**2, n, more, zone) >= nats)
     enough = np.flatnonzero(told)
     return int(n[enough[0]]) if len(enough) else None

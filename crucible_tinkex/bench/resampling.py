@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -32,24 +34,36 @@ def sign_flip(sums: Floats) -> tuple[float, str]:
 def bca(sums: Floats, sizes: Floats, *, alpha: float) -> tuple[float, float] | None:
     """Interval of `sums / sizes` over clusters (Efron 1987, doi 10.1080/01621459.1987.10478410);
     None where it is not defined."""
-    from scipy import stats
-
     if len(sums) < 3 or np.ptp(sums / sizes) == 0:
         return None
 
     def ratio(total: Floats, size: Floats, axis: int = -1) -> Floats:
         return np.asarray(total.sum(axis=axis) / size.sum(axis=axis))
 
+    found = bootstrapped((sums, sizes), ratio, alpha=alpha, paired=True)
+    return found if all(map(math.isfinite, found)) else None
+
+
+def bootstrapped(
+    samples: Sequence[Floats],
+    statistic: Callable[..., Floats],
+    *,
+    alpha: float,
+    paired: bool = False,
+    method: Literal["BCa", "percentile"] = "BCa",
+) -> tuple[float, float]:
+    """Interval of level 1 - `alpha` of a statistic of the samples, which takes an `axis`; not
+    finite where it is not defined."""
+    from scipy import stats
+
     found = stats.bootstrap(
-        (sums, sizes),
-        ratio,
-        paired=True,
+        samples,
+        statistic,
+        paired=paired,
         vectorized=True,
         confidence_level=1 - alpha,
         n_resamples=RESAMPLES,
-        method="BCa",
+        method=method,
         rng=np.random.default_rng(_SEED),
     ).confidence_interval
-    if not (math.isfinite(found.low) and math.isfinite(found.high)):
-        return None
     return float(found.low), float(found.high)

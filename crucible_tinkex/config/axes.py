@@ -5,7 +5,6 @@ Guarantees: a key that may vary decides the numbers of a trial, so two points ar
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ from crucible_tinkex.config.trial.data import DataSection
 from crucible_tinkex.config.trial.evaluation import EvaluationSection
 from crucible_tinkex.config.trial.model import NOT_APPLIED, LoraSection
 from crucible_tinkex.config.trial.train import OptimizerSection, TrainSection
-from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.errors import ConfigError, did_you_mean
 
 SECTIONS = ("lora", "optimizer", "train", "model", "data", "evaluation", "service", "run")
 """First parts of dotted keys."""
@@ -115,8 +114,7 @@ def check_axes(keys: Iterable[str], *, where: str = "search.space") -> None:
         if key in FIXED:
             raise ConfigError(f"{where}: {key!r} cannot vary: {FIXED[key]}")
         if key not in legal:
-            close = difflib.get_close_matches(key, legal, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(key, legal)
             raise ConfigError(
                 f"{where}: unknown axis {key!r}; {hint}legal: {', '.join(sorted(legal))}, "
                 f"{NUMBERS}.NAME"

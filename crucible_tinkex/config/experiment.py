@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from crucible_tinkex.config.advice import advise
 from crucible_tinkex.config.identity import amendments, contradictions, trial_settings
 from crucible_tinkex.config.problems import explain
-from crucible_tinkex.config.section import Section, anchor_of, get_dotted, set_dotted
+from crucible_tinkex.config.section import Section, anchor_of, as_value_error, set_dotted
 from crucible_tinkex.config.storing import stored, unstored
 from crucible_tinkex.config.sweep.budget import BudgetSection
 from crucible_tinkex.config.sweep.checkpoints import CheckpointsSection
@@ -70,10 +70,8 @@ class Experiment(Section):
     @field_validator("name")
     @classmethod
     def _safe_name(cls, name: str) -> str:
-        try:
+        with as_value_error():
             return check_segment(name, what="name")
-        except ConfigError as e:
-            raise ValueError(e.message) from None
 
     @field_validator("model")
     @classmethod
@@ -203,8 +201,7 @@ class Experiment(Section):
 
     def not_applied(self) -> list[str]:
         """Keys that were given and that the Tinker API cannot take."""
-        given = self.model_dump(exclude_none=True)
-        return [k for k in NOT_APPLIED if get_dotted(given, k) is not None]
+        return [key for key in NOT_APPLIED if self.setting(key) is not None]
 
 
 def _read(path: Path) -> dict[str, Any]:

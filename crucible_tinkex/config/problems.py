@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+
+from crucible_tinkex.errors import did_you_mean
 
 _MEMBERS = {
     "range",
@@ -42,7 +43,9 @@ def _key(detail: Mapping[str, Any], section: str) -> str:
 
 
 def _is_member(part: int | str) -> bool:
-    return isinstance(part, str) and (part in _MEMBERS or "[" in part)
+    return isinstance(part, str) and (
+        part in _MEMBERS or part.startswith("constrained-") or "[" in part
+    )
 
 
 def _explain(key: str, details: Sequence[Mapping[str, Any]], model: type[BaseModel]) -> str:
@@ -50,8 +53,7 @@ def _explain(key: str, details: Sequence[Mapping[str, Any]], model: type[BaseMod
     if detail["type"] == "extra_forbidden":
         location = [str(p) for p in detail["loc"] if not _is_member(p)]
         legal = _legal_keys(model, location[:-1])
-        close = difflib.get_close_matches(location[-1], legal, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(location[-1], legal)
         return f"unknown key {key!r}; {hint}legal here: {', '.join(legal)}"
     if detail["type"] == "missing":
         return f"missing key {key!r}"

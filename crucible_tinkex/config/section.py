@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,15 @@ class Section(BaseModel):
     """Base of all sections: frozen, extras forbidden, NaN and infinity refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@contextmanager
+def as_value_error() -> Iterator[None]:
+    """In a validator: a `ConfigError` becomes what pydantic takes for a problem of the key."""
+    try:
+        yield
+    except ConfigError as e:
+        raise ValueError(e.message) from None
 
 
 def anchored(value: str, folder: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.metrics import metric
-from crucible_tinkex.names import SweepPaths, short_keys
+from crucible_tinkex.names import SweepPaths, plain, short_keys
 from crucible_tinkex.registry import CONFIRM, FAILED, LOST, STOPPED, Spent, SweepState, TrialRecord
 from crucible_tinkex.report.curves import curves
 from crucible_tinkex.report.importance import importance
@@ -80,12 +80,12 @@ def _configuration(found: Configuration) -> dict[str, Any]:
         "reference": found.reference,
         "complete": found.complete,
         "state": found.state,
-        "mean": _number(found.mean),
-        "sd": _number(found.spread),
-        "half_width": _number(found.half_width),
+        "mean": plain(found.mean),
+        "sd": plain(found.spread),
+        "half_width": plain(found.half_width),
         "n": len(found.done),
         "phase": found.phase,
-        "seeds": {str(t.seed): _number(found.objective.value(t)) for t in found.trials},
+        "seeds": {str(t.seed): plain(found.objective.value(t)) for t in found.trials},
         "fresh_seeds": [t.seed for t in found.trials if t.phase == CONFIRM],
         "missing_seeds": list(found.missing_seeds),
         "trials": [t.trial_id for t in found.trials],
@@ -106,7 +106,7 @@ def _trial(trial: TrialRecord) -> dict[str, Any]:
         "step": trial.step,
         "total_steps": trial.total_steps,
         "attempts": trial.attempt,
-        "metrics": {name: _number(value) for name, value in trial.metrics.items()},
+        "metrics": plain(trial.metrics),
         "reason": trial.decisions[-1].reason if trial.decisions else None,
         "checkpoint": trial.last_checkpoint.path if trial.last_checkpoint else None,
     }
@@ -140,11 +140,6 @@ def _from_here(file: Path) -> str:
     """As a shell in this folder takes it."""
     here = Path.cwd()
     return shlex.quote(str(file.relative_to(here) if file.is_relative_to(here) else file))
-
-
-def _number(value: float | None) -> float | None:
-    """JSON has no NaN."""
-    return None if value is None or not math.isfinite(value) else value
 
 
 def differing(data: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ is never changed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,17 +59,16 @@ def chosen(
     *,
     steps: int,
     records: Iterable[Record],
-    ranks: Sequence[int] = RANKS,
     budget: float | None = None,
 ) -> Chosen:
-    """`steps`: of a trial. `ranks`: those that the service has. `budget`: of all steps, in whole
-    trials; by default what `budget.steps` allows. Raises `ConfigError` for an impossible space."""
+    """`steps`: of a trial. `budget`: of all steps, in whole trials; by default what `budget.steps`
+    allows. Raises `ConfigError` for an impossible space."""
     search = experiment.search
     left = open_settings(search)
-    prior = suggest(records, _question(experiment, steps, ranks), count=GUESSES)
+    prior = suggest(records, _question(experiment, steps), count=GUESSES)
     settings: dict[str, Any] = {}
     if "space" in left:
-        settings["space"] = _space(prior, ranks)
+        settings["space"] = _space(prior)
     placed = _with(experiment, settings)
     if "enqueue" in left:
         settings["enqueue"] = _guesses(placed, prior)
@@ -91,28 +90,29 @@ def _with(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
 # --- where ----------------------------------------------------------------------------------------
 
 
-def _question(experiment: Experiment, steps: int, ranks: Sequence[int]) -> Question:
+def _question(experiment: Experiment, steps: int) -> Question:
     space, base = experiment.search.space, experiment.model.base
+    ranks: tuple[int, ...] = RANKS
     rates: tuple[float, ...] = ()
     if space:
         ranks = _listed(space.get(RANK, (experiment.lora.rank,)))
         rates = _listed(space.get(RATE, (experiment.optimizer.learning_rate,)))
     way = way_of({key: experiment.setting(key) for key in USUAL_WAY})
-    return Question(base, experiment.train.step_rows, steps, tuple(ranks), rates, way)
+    return Question(base, experiment.train.step_rows, steps, ranks, rates, way)
 
 
 def _listed(axis: Axis) -> tuple[Any, ...]:
     return () if isinstance(axis, AxisRange) else tuple(axis)
 
 
-def _space(prior: Prior, ranks: Sequence[int]) -> dict[str, Axis]:
+def _space(prior: Prior) -> dict[str, Axis]:
     low, high = RATES
     rates = [float(s.values[RATE]) for s in prior.suggestions]
     if rates and prior.in_range:
         lowest, highest = min(rates), max(rates)
         low = max(min(low, lowest / FACTOR), lowest / AROUND)  # a guess has room on both sides
         high = min(max(high, highest * FACTOR), highest * AROUND)
-    return {RATE: AxisRange(low=low, high=high, log=True), RANK: tuple(ranks)}
+    return {RATE: AxisRange(low=low, high=high, log=True), RANK: RANKS}
 
 
 def _guesses(experiment: Experiment, prior: Prior) -> tuple[dict[str, Any], ...]:

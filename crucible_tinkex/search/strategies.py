@@ -9,14 +9,14 @@ beforehand; `learning` says the others.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from crucible_tinkex.config import Experiment, check_axes
 from crucible_tinkex.config.sweep.search import LEARNING, SAMPLED
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.search.learned.learning import LearningSearch
 from crucible_tinkex.search.points.drawing import draws
-from crucible_tinkex.search.points.space import Space, Values, distinct
+from crucible_tinkex.search.points.space import Candidate, Space, Values, candidates, distinct
 
 
 def configurations(experiment: Experiment) -> list[Values]:
@@ -27,9 +27,10 @@ def configurations(experiment: Experiment) -> list[Values]:
     if learns(experiment):
         found = LearningSearch(experiment).beforehand()
     else:
-        points = itertools.chain(map(dict, search.enqueue), _points(experiment))
+        guesses = candidates(experiment, map(dict, search.enqueue))
+        offered = distinct(itertools.chain(guesses, _candidates(experiment)))
         wanted = search.trials if search.strategy in SAMPLED else None
-        found = list(itertools.islice(distinct(experiment, points), wanted))
+        found = [values for _, values in itertools.islice(offered, wanted)]
     if not found:
         raise ConfigError("search.where excludes every point of the space")
     return found
@@ -52,13 +53,13 @@ def _check(experiment: Experiment) -> None:
             raise ConfigError(f"search.strategy {search.strategy!r} needs a search.space")
 
 
-def _points(experiment: Experiment) -> Iterable[Values]:
+def _candidates(experiment: Experiment) -> Iterator[Candidate]:
     search = experiment.search
     if search.strategy == "list":
-        return _listed(experiment)
+        return candidates(experiment, _listed(experiment))
     space = Space(experiment)
     if search.strategy == "grid":
-        return space.grid()
+        return candidates(experiment, space.grid())
     return draws(experiment, space, spread=search.strategy == "qmc")
 
 

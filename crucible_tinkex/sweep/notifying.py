@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 from crucible_tinkex.client.http.key import KEY_FILE_VARIABLE, KEY_VARIABLE, scrub
 from crucible_tinkex.config.sweep.notify import NotifySection
 from crucible_tinkex.errors import CrucibleError
+from crucible_tinkex.names import plain
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.sweep.results.leaderboard import Objective, best
-from crucible_tinkex.sweep.results.views.summary import finite
 
 TIMEOUT_S = 15.0
 EVENTS = {0: "done", 1: "trials failed", 3: "budget reached", 130: "interrupted"}
@@ -43,7 +43,7 @@ def ended(name: str, state: SweepState, exit_code: int) -> dict[str, Any]:
         "reason": state.ended,
         "trials": counts,
         "best": winner and dict(winner.values),
-        "metrics": winner and finite(Objective.of(state).metrics(winner.best_trial)),
+        "metrics": winner and plain(Objective.of(state).metrics(winner.best_trial)),
     }
 
 

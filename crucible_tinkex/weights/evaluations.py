@@ -8,14 +8,13 @@ read, and what is measured.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crucible_tinkex.bench.means import Measured
-from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.names import SweepPaths, plain
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.storage import make_folder, storage_errors
 from crucible_tinkex.storage.files import write_atomic
@@ -54,7 +53,7 @@ class AfterEvaluation:
     def summary(self) -> dict[str, Any]:
         """JSON values without the rows; keys are only ever added."""
         told = {name: value for name, value in vars(self).items() if name != "rows"}
-        metrics = {tag: _finite(asdict(value)) for tag, value in self.metrics.items()}
+        metrics = {tag: plain(asdict(value)) for tag, value in self.metrics.items()}
         return {**told, "metrics": metrics, "n": len(self.rows)}
 
 
@@ -101,14 +100,6 @@ def _read(path: Path) -> AfterEvaluation | None:
 def _measured(value: Mapping[str, Any]) -> Measured:
     known = {name: number for name, number in value.items() if number is not None}
     return Measured(**known)
-
-
-def _finite(value: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity: a bound that is not known is null."""
-    return {
-        name: None if isinstance(v, float) and not math.isfinite(v) else v
-        for name, v in value.items()
-    }
 
 
 def tables(paths: SweepPaths, state: SweepState, sql: str) -> dict[str, pa.Table]:

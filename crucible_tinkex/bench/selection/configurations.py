@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -21,6 +21,8 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import Direction
 
 Status = Literal["complete", "unfinished", "stopped", "failed", "lost"]
+LEAST_SEEDS = 2
+"""With fewer a configuration does not compete."""
 FIRST = 0.9
 """Of alpha, for those of a sweep's first declaration; what may be added later has the rest. Their
 intervals are 1 to 3 % wider than if nothing could come (5 to 20 seeds)."""
@@ -71,7 +73,7 @@ class Table:
     shares: Floats
     """Of alpha, one each."""
     left_out: tuple[LeftOut, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def counts(self) -> Floats:
@@ -83,25 +85,24 @@ def table(
     *,
     direction: Direction,
     chosen_by: Sequence[int] = (),
-    at_least: int = 2,
 ) -> Table:
     """`chosen_by`: seeds by which the competitors were chosen from more; where two others are there
-    for two of them, those seeds are left aside, because they flatter whom they chose. `at_least`:
-    with fewer seeds a configuration does not compete. Raises `ConfigError` for two of one name."""
-    names = [c.name for c in configurations]
-    twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
+    for two of them, those seeds are left aside, because they flatter whom they chose. Raises
+    `ConfigError` for two of one name."""
+    names = Counter(c.name for c in configurations)
+    twice = sorted(name for name, count in names.items() if count > 1)
     if twice:
         raise ConfigError(f"two configurations are called {twice[0]!r}; names must be distinct")
+    choosing = set(chosen_by)
     fresh = {
-        c.name: {s: v for s, v in c.measured.items() if s not in set(chosen_by)}
-        for c in configurations
+        c.name: {s: v for s, v in c.measured.items() if s not in choosing} for c in configurations
     }
-    aside = bool(chosen_by) and sum(len(v) >= at_least for v in fresh.values()) >= 2
+    aside = bool(chosen_by) and sum(len(v) >= LEAST_SEEDS for v in fresh.values()) >= 2
     measured = fresh if aside else {c.name: c.measured for c in configurations}
     left = tuple(
         LeftOut(c.name, _why_not(c, len(measured[c.name])))
         for c in configurations
-        if c.status != "complete" or len(measured[c.name]) < at_least
+        if c.status != "complete" or len(measured[c.name]) < LEAST_SEEDS
     )
     out = {one.name for one in left}
     rows = [c for c in configurations if c.name not in out]
@@ -153,7 +154,7 @@ def _why_not(configuration: Configuration, seeds: int) -> str:
         return f"{configuration.status}{reason}"
     if configuration.measured and not seeds:
         return "no leader: it ran none of the fresh seeds"
-    return {0: "never measured", 1: "seen with one seed only"}.get(seeds, "too few seeds")
+    return "seen with one seed only" if seeds else "never measured"
 
 
 def _aligned(rows: Sequence[Mapping[int, float]], seeds: Sequence[int]) -> Floats:

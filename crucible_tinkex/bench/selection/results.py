@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from crucible_tinkex.bench.classical import Test
-from crucible_tinkex.bench.plain import plain
 from crucible_tinkex.bench.selection.configurations import LeftOut
 from crucible_tinkex.metrics import Direction
+from crucible_tinkex.names import plain
 
 Kind = Literal["winner", "tie", "open", "nothing"]
 

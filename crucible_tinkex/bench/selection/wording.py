@@ -31,12 +31,10 @@ def verdict(
         return f"winner: {leader}, better than all {competing - 1} others; {worth}"
     among = f"{len(tied)} of {competing} are not separable ({_list(tied)})"
     if kind == "tie":
-        why = "the cheapest" if cheaper and take != leader else "none"
-        if why == "none":
-            return (
-                f"tie: {among}; take {take}: none is better by more than {agreed.zone:g}; {worth}"
-            )
-        return f"tie: {among}; take {take}, the cheapest that is within {agreed.zone:g} of the best"
+        if cheaper and take != leader:
+            near = f"within {agreed.zone:g} of the best"
+            return f"tie: {among}; take {take}, the cheapest that is {near}"
+        return f"tie: {among}; take {take}: none is better by more than {agreed.zone:g}; {worth}"
     return f"not enough evidence: {among}; {leader} leads; {_more(more, agreed.cost_unit)}"
 
 

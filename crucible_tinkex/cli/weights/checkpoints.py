@@ -10,6 +10,7 @@ import typer
 
 from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Folder, Json, Sweep
 from crucible_tinkex.cli.weights.numbers import number_text
+from crucible_tinkex.names import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -178,8 +179,6 @@ def _open(sweep: str, storage: str) -> CheckpointManager:
 
 
 def _summary(checkpoint: Checkpoint) -> dict[str, Any]:
-    from crucible_tinkex.sweep.results.views.summary import finite
-
     record = checkpoint.record
     return {
         "path": record.path,
@@ -188,7 +187,7 @@ def _summary(checkpoint: Checkpoint) -> dict[str, Any]:
         "step": record.step,
         "attempt": record.attempt,
         "kind": record.kind,
-        "metrics": finite(record.metrics),
+        "metrics": plain(record.metrics),
         "pinned": checkpoint.pinned,
         "models": list(checkpoint.models),
         "protected": checkpoint.protected,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import field_validator
 
-from crucible_tinkex.config.section import Section
-from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.config.section import Section, as_value_error
 from crucible_tinkex.names import check_segment
 
 
@@ -20,10 +19,8 @@ class ModelsSection(Section):
     @field_validator("auto_register")
     @classmethod
     def _safe_name(cls, name: str | None) -> str | None:
-        try:
+        with as_value_error():
             return name and check_segment(name, what="model name")
-        except ConfigError as e:
-            raise ValueError(e.message) from None
 
     @field_validator("tags")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -19,7 +19,7 @@ class RunSection(Section):
 
     executor: Literal["ray", "local"] = "ray"
     """Session processes on Ray, or all sessions in this process (debugging, notebooks)."""
-    max_concurrent: int | Literal["auto"] = 8
+    max_concurrent: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = 8
     """Sessions that train at the same time: from 1 to 10000, or "auto", which begins with two and
     takes more, up to 64, as long as that trains more tokens per second. Fewer while the service
     asks to slow down."""
@@ -65,13 +65,6 @@ class RunSection(Section):
     def most_concurrent(self) -> int:
         """What "auto" ends at is known only then; this is the most."""
         return AUTO_MOST if self.max_concurrent == "auto" else self.max_concurrent
-
-    @field_validator("max_concurrent")
-    @classmethod
-    def _bounded(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and not 1 <= value <= 10_000:
-            raise ValueError('must be from 1 to 10000, or "auto"')
-        return value
 
     @field_validator("sessions_per_actor")
     @classmethod

@@ -5,15 +5,14 @@ Declared and checked here; drawing configurations is `search`, stopping is the c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from crucible_tinkex.config.axes import NUMBERS, SECTIONS, Axis, AxisRange, AxisValue
 from crucible_tinkex.config.expression import Expression
-from crucible_tinkex.config.section import Section
-from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.config.section import Section, as_value_error
 from crucible_tinkex.metrics import Direction, objective
 
 DEFAULT_METRIC = "eval/nll"
@@ -157,10 +156,8 @@ class SearchSection(Section):
     @field_validator("metric")
     @classmethod
     def _is_objective(cls, name: str) -> str:
-        try:
+        with as_value_error():
             return objective(name).name
-        except ConfigError as e:
-            raise ValueError(e.message) from None
 
     @field_validator("seeds")
     @classmethod
@@ -172,15 +169,13 @@ class SearchSection(Section):
     @field_validator("where")
     @classmethod
     def _are_conditions(cls, where: tuple[str, ...]) -> tuple[str, ...]:
-        for text in where:
-            _check_condition(text)
+        _check_conditions(where)
         return where
 
     @field_validator("when")
     @classmethod
     def _have_conditions(cls, when: dict[str, str]) -> dict[str, str]:
-        for text in when.values():
-            _check_condition(text)
+        _check_conditions(when.values())
         return when
 
     @field_validator("space", "when", mode="before")
@@ -210,11 +205,10 @@ class SearchSection(Section):
         return self.direction or objective(self.metric).direction or "min"
 
 
-def _check_condition(text: str) -> None:
-    try:
-        Expression.parse(text)
-    except ConfigError as e:
-        raise ValueError(e.message) from None
+def _check_conditions(texts: Iterable[str]) -> None:
+    with as_value_error():
+        for text in texts:
+            Expression.parse(text)
 
 
 def flat(tables: Mapping[str, Any]) -> dict[str, Any]:

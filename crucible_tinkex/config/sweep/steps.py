@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from crucible_tinkex.config.section import Section
-from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.config.section import Section, as_value_error
 from crucible_tinkex.names import check_segment
+from crucible_tinkex.user_code import FUNCTION
 
 TRAINING = "tinkex_training"
 """The harness's name of the step that every trial begins with: its own training."""
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class StepsSection(Section):
@@ -102,9 +100,7 @@ def _import_path(given: Any) -> Any:
 def _named(step: str) -> str:
     if step_name(step) == TRAINING:
         raise ValueError(f"{TRAINING!r} is the trial's own training, and only stands first")
-    if not _FUNCTION.fullmatch(step):
+    if not FUNCTION.fullmatch(step):
         raise ValueError(f"{step!r} must be written module:function")
-    try:
+    with as_value_error():
         return check_segment(step_name(step), what="step name")
-    except ConfigError as e:
-        raise ValueError(e.message) from None

@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator,
 
 from crucible_tinkex.config.section import Section, anchor_of, anchored
 from crucible_tinkex.metrics import SCORE, known
+from crucible_tinkex.user_code import FUNCTION
 
 EXACT, MAJORITY, CLASSES, PASS = "exact_match", "majority", "classification", "pass@"
 SIMILARITY = "similarity"
@@ -26,7 +27,6 @@ CLAIMS = (
 _OURS = "crucible_tinkex.scoring.claims:"
 _CLASS_TAGS = ("eval/class_accuracy", "eval/f1_macro")
 _CLASS_FAMILIES = ("eval/precision/", "eval/recall/", "eval/f1/")
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _NAME = re.compile(r"[\w.-]{1,64}")
 
 
@@ -65,7 +65,7 @@ class ScoreTable(Section):
     @field_validator("function")
     @classmethod
     def _names_a_function(cls, value: str | None) -> str | None:
-        if value is not None and not _FUNCTION.fullmatch(value):
+        if value is not None and not FUNCTION.fullmatch(value):
             raise ValueError("it must be written module:function")
         return value
 
@@ -157,7 +157,7 @@ class EvaluationSection(Section):
         return self
 
     def _check(self, name: str) -> None:
-        if name in (EXACT, SIMILARITY, CLASSES, *CLAIMS) or _FUNCTION.fullmatch(name):
+        if name in (EXACT, SIMILARITY, CLASSES, *CLAIMS) or FUNCTION.fullmatch(name):
             return
         if name == MAJORITY:
             if self.samples < 2:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from crucible_tinkex.config.section import AnchoredPath, Section
+from crucible_tinkex.errors import did_you_mean
 
 EMBEDDED = "embedded"
 
@@ -40,8 +40,7 @@ class ServiceSection(Section):
     def _embedded_or_url(cls, value: str | None) -> str | None:
         if value is None or value == EMBEDDED or _is_url(value):
             return value
-        close = difflib.get_close_matches(value.casefold(), (EMBEDDED,), n=1)
-        hint = f"did you mean {EMBEDDED!r}? " if close else ""
+        hint = did_you_mean(value.casefold(), (EMBEDDED,))
         raise ValueError(f"{hint}it must be {EMBEDDED!r} or https://HOST[:PORT][/PATH]")
 
     @property

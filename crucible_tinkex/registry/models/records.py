@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.names import TinkerPath, check_segment
+from crucible_tinkex.names import TinkerPath, check_segment, plain
 
 STAGES = ("development", "staging", "production", "archived")
 _REFERENCE = re.compile(r"^(?P<name>[^:@]+)(?::(?P<version>[0-9]+)|@(?P<alias>.+))?$")
@@ -104,7 +103,6 @@ class ModelVersion:
 
     def summary(self) -> dict[str, Any]:
         """JSON values; keys are only ever added. What is not a number becomes null."""
-        metrics = {k: v if math.isfinite(v) else None for k, v in self.metrics.items()}
         return {
             "id": self.id,
             "name": self.name,
@@ -112,7 +110,7 @@ class ModelVersion:
             "stage": self.stage,
             "aliases": list(self.aliases),
             **self.entry.model_dump(mode="json"),
-            "metrics": metrics,
+            "metrics": plain(self.metrics),
             "tags": list(self.tags),
             "created": self.created,
         }

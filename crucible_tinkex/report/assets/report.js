@@ -78,7 +78,7 @@ class View {
     const done = s.trials.filter(t => t.state === "done").length;
     const sum = column => `SELECT sum(${column}) FROM trials`;
     const facts = [["trials done", `${done} of ${s.trials.length}`, "SELECT state, count(*) FROM trials GROUP BY state"], ["training tokens", number(spent.train_tokens), sum("train_tokens")], ["all tokens", number(tokens)],
-      ["session time", duration(spent.seconds), sum("seconds")], ["wall time", duration(spent.wall_s)], ...(s.cost ? [["cost", s.cost]] : [])];
+      ["session time", duration(spent.seconds), sum("seconds")], ["wall time", duration(spent.wall_s)]];
     return el("ul", { class: "facts" }, ...facts.map(([name, value, text]) => el("li", {}, el("b", {}, value), el("span", { class: "soft" }, name, " "), text ? copy(sql(s, text), "SQL") : null)));
   }
 

@@ -24,7 +24,14 @@ from crucible_tinkex.search.learned.learners import Learner, Told, check_usable,
 from crucible_tinkex.search.neighbourhood import Neighbourhood
 from crucible_tinkex.search.points.dimensions import Places
 from crucible_tinkex.search.points.drawing import count_up_to, draws
-from crucible_tinkex.search.points.space import Space, Values, distinct, trial_settings
+from crucible_tinkex.search.points.space import (
+    Candidate,
+    Space,
+    Values,
+    candidates,
+    distinct,
+    trial_settings,
+)
 
 MOST_STARTUP = 10
 
@@ -40,9 +47,8 @@ class LearningSearch:
         check_usable(search.strategy)
         self._experiment = experiment
         self._space = Space(experiment)
-        self._guesses = list(distinct(experiment, map(dict, search.enqueue)))
-        self._guessed = {trial_settings(experiment, guess) for guess in self._guesses}
-        outside = sum(self._space.places(g) is None for g in self._guesses)
+        self._guesses = dict(distinct(candidates(experiment, map(dict, search.enqueue))))
+        outside = sum(self._space.places(g) is None for g in self._guesses.values())
         inside = count_up_to(experiment, self._space, search.trials)
         self.total = min(search.trials, inside + outside)
         """How many configurations will be tried."""
@@ -50,8 +56,9 @@ class LearningSearch:
         """How many must be measured before the strategy is asked."""
         if search.strategy == "auto":
             self.startup = min(self.total, auto.first(len(self._guesses)))
-        self._spread = self._guesses_and_draws()
-        self._first: list[tuple[object, Values]] = []
+        spread = draws(experiment, self._space, spread=True)
+        self._rest = distinct(itertools.chain(self._guesses.items(), spread))
+        self._first: list[Candidate] = []
 
     @cached_property
     def _learner(self) -> Learner:
@@ -73,7 +80,7 @@ class LearningSearch:
 
     def is_guess(self, settings: object) -> bool:
         """Whether these are the settings of one of `search.enqueue`."""
-        return settings in self._guessed
+        return settings in self._guesses
 
     def places(self, values: Mapping[str, Any]) -> tuple[float, ...] | None:
         """Where it stands in the space; None for one that the strategy cannot learn from."""
@@ -83,7 +90,7 @@ class LearningSearch:
         """The configuration with this number, counted from 0 in the order of asking. `told`: all
         that stand in the space, in that order; `known`: the settings of all that were asked for.
         None when the space has no other."""
-        guesses = itertools.islice(self._in_order(), len(self._guesses))
+        guesses = self._guesses.items()
         guess = next((values for settings, values in guesses if settings not in known), None)
         if guess is not None:
             return guess
@@ -124,24 +131,15 @@ class LearningSearch:
         except ConfigError:
             return False  # the experiment's rules exclude it as a condition would
 
-    def _in_order(self) -> Iterator[tuple[object, Values]]:
+    def _in_order(self) -> Iterator[Candidate]:
         """The guesses, then evenly spread points; drawn once, as far as they are asked for."""
         for i in itertools.count():
             if i == len(self._first):
-                following = next(self._spread, None)
+                following = next(self._rest, None)
                 if following is None:
                     return
                 self._first.append(following)
             yield self._first[i]
-
-    def _guesses_and_draws(self) -> Iterator[tuple[object, Values]]:
-        seen = set()
-        spread = draws(self._experiment, self._space, spread=True)
-        for values in itertools.chain(self._guesses, spread):
-            settings = self.settings(values)
-            if settings not in seen:
-                seen.add(settings)
-                yield settings, values
 
 
 def _seed(*parts: int) -> int:

@@ -15,7 +15,13 @@ import numpy as np
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.search.points.dimensions import Places
-from crucible_tinkex.search.points.space import Space, Values, trial_settings
+from crucible_tinkex.search.points.space import (
+    Candidate,
+    Space,
+    candidates,
+    distinct,
+    trial_settings,
+)
 
 DRY_FINITE = 200
 """Draws in a row that bring nothing new after which a finite space is gone through in order."""
@@ -23,7 +29,7 @@ DRY = 20_000
 """The same for a space that cannot be gone through: its conditions leave almost nothing."""
 
 
-def draws(experiment: Experiment, space: Space, *, spread: bool) -> Iterator[Values]:
+def draws(experiment: Experiment, space: Space, *, spread: bool) -> Iterator[Candidate]:
     """Different configurations, each once; ends with a finite space. `spread`: a scrambled Sobol
     sequence instead of random points. Ends also where the conditions leave too little of a space to
     find more of it; raises `ConfigError` where nothing was found at all."""
@@ -37,24 +43,15 @@ def draws(experiment: Experiment, space: Space, *, spread: bool) -> Iterator[Val
         if values is not None and settings not in seen:
             seen.add(settings)
             dry = 0
-            yield values
+            yield settings, values
         elif dry == DRY_FINITE and (everything := space.everything()) is not None:
-            yield from _left(experiment, everything, seen)
+            left = distinct(candidates(experiment, everything))
+            yield from (candidate for candidate in left if candidate[0] not in seen)
             return
         elif dry == DRY and seen:
             return
         elif dry == DRY:
             raise ConfigError(f"search.where excludes all of {DRY:,} points drawn from the space")
-
-
-def _left(
-    experiment: Experiment, everything: Iterator[Values], seen: set[object]
-) -> Iterator[Values]:
-    for values in everything:
-        settings = trial_settings(experiment, values)
-        if settings not in seen:
-            seen.add(settings)
-            yield values
 
 
 def _random(dims: int, seed: int) -> Iterator[Places]:
@@ -77,4 +74,4 @@ def count_up_to(experiment: Experiment, space: Space, wanted: int) -> int:
     everything = space.everything()
     if everything is None:
         return wanted
-    return len(list(islice(_left(experiment, everything, set()), wanted)))
+    return len(list(islice(distinct(candidates(experiment, everything)), wanted)))

@@ -31,6 +31,8 @@ computed."""
 
 Values = dict[str, Any]
 """One configuration: dotted key to value, in the order of the space."""
+Candidate = tuple[object, Values]
+"""A configuration behind its `trial_settings`, which tell it from others."""
 
 
 class Space:
@@ -152,15 +154,18 @@ def _declared(experiment: Experiment) -> dict[str, Any]:
     return {**dict.fromkeys(experiment.search.space), **declared, **numbers, **data}
 
 
-def distinct(experiment: Experiment, points: Iterable[Values]) -> Iterator[Values]:
-    """The points that are different trials, the first of each, in order. Raises `ConfigError` for
-    one that the experiment's rules refuse."""
+def candidates(experiment: Experiment, points: Iterable[Values]) -> Iterator[Candidate]:
+    """Raises `ConfigError` for a point that the experiment's rules refuse."""
+    return ((trial_settings(experiment, values), values) for values in points)
+
+
+def distinct(found: Iterable[Candidate]) -> Iterator[Candidate]:
+    """Those that are different trials, the first of each, in order."""
     seen: set[object] = set()
-    for values in points:
-        settings = trial_settings(experiment, values)
+    for settings, values in found:
         if settings not in seen:
             seen.add(settings)
-            yield values
+            yield settings, values
 
 
 _PLAIN = (int, str, bool)

@@ -8,12 +8,11 @@ of their own (`http_request_*`) and are never mixed with operations.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.errors import ConfigError, did_you_mean
 from crucible_tinkex.events import KINDS
 
 OPERATIONS = ("forward_backward", "forward", "optim_step", "sample", "save_weights", "load_weights")
@@ -108,6 +107,5 @@ def stored_kinds(event_type: str) -> tuple[str, ...]:
 def _known(name: str, known: tuple[str, ...], *, what: str) -> str:
     if name in known:
         return name
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = did_you_mean(name, known, cutoff=0.5)
     raise ConfigError(f"unknown {what} {name!r}; {hint}known: {', '.join(known)}")

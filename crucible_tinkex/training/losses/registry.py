@@ -8,7 +8,6 @@ always used the service's loss whatever was registered; what is named here is wh
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -16,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crucible_tinkex.config import TrainSection
-from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.errors import ConfigError, did_you_mean
 from crucible_tinkex.training.losses.custom import composite, focal, nll
 from crucible_tinkex.training.losses.custom import guarded as guarded_loss
 from crucible_tinkex.training.losses.schemes import SCHEMES, WeightScheme, guarded
 from crucible_tinkex.training.recipes.recipe import CustomLossMaker
-from crucible_tinkex.user_code import load
+from crucible_tinkex.user_code import FUNCTION, load
 
 SERVICE_LOSSES = ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro")
 """Those of the Tinker protocol; which of them a service has, it says itself."""
@@ -52,7 +51,7 @@ class Loss:
 def learning_functions(train: TrainSection) -> list[str]:
     """The user's functions and adapters (`module:name`) that a trial learns by."""
     named = f"{train.loss} {train.token_weights or ''} {train.adapter or ''}"
-    return list(dict.fromkeys(re.findall(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", named)))
+    return list(dict.fromkeys(FUNCTION.findall(named)))
 
 
 @dataclass
@@ -103,8 +102,7 @@ class LossRegistry:
         if name in self.weights:
             return self.weights[name]
         known = self.names()
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, known, cutoff=0.5)
         raise ConfigError(f"unknown loss {name!r}; {hint}known: {', '.join(known)}")
 
     def names(self) -> list[str]:

@@ -6,7 +6,6 @@ given has the official SDK's default, not the original's, which never reached th
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -16,7 +15,7 @@ from pydantic import ValidationError
 from crucible_tinkex.config import OptimizerSection
 from crucible_tinkex.config.problems import explain
 from crucible_tinkex.config.trial.train import DEFAULT_EPOCHS, asked_steps
-from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.errors import ConfigError, did_you_mean
 from crucible_tinkex.training.losses.gradient_hooks import Hook
 from crucible_tinkex.training.recipes.recipe import CustomLossMaker
 
@@ -89,8 +88,7 @@ class TrainOptions:
         known = [f.name for f in fields(cls)]
         for name in given:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]!r}? " if close else ""
+                hint = did_you_mean(name, known)
                 raise ConfigError(f"train has no option {name!r}; {hint}it has {', '.join(known)}")
         options = cls(**given)
         for name, least in (

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.names import SweepPaths, plain
 from crucible_tinkex.registry import FAILED, LOST, PENDING, RUNNING, SweepState, TrialRecord
 from crucible_tinkex.storage import is_locked, storage_errors
 from crucible_tinkex.sweep.preparing.existing import read_resolved
@@ -148,7 +147,7 @@ def trial_summary(trial: TrialRecord, objective: Objective) -> dict[str, Any]:
         "config": trial.values,
         "step": trial.step,
         "total_steps": trial.total_steps,
-        "metrics": finite(objective.metrics(trial)),
+        "metrics": plain(objective.metrics(trial)),
         "metrics_step": objective.step(trial),
         "checkpoints": [{"step": c.step, "path": c.path} for c in trial.checkpoints],
         "samplers": [{"step": c.step, "path": c.path} for c in trial.samplers],
@@ -162,7 +161,6 @@ def trial_summary(trial: TrialRecord, objective: Objective) -> dict[str, Any]:
 
 
 def configuration_summary(configuration: Configuration) -> dict[str, Any]:
-    mean, spread = configuration.mean, configuration.spread
     return {
         "config": dict(configuration.values),
         "reference": configuration.reference,
@@ -170,13 +168,8 @@ def configuration_summary(configuration: Configuration) -> dict[str, Any]:
         "complete": configuration.complete,
         "n": len(configuration.done),
         "missing_seeds": list(configuration.missing_seeds),
-        "mean": None if mean is None or not math.isfinite(mean) else mean,
-        "sd": None if spread is None or not math.isfinite(spread) else spread,
+        "mean": plain(configuration.mean),
+        "sd": plain(configuration.spread),
         "half_width": configuration.half_width,
         "trials": [t.trial_id for t in configuration.trials],
     }
-
-
-def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN: what is not a number becomes null."""
-    return {k: v if math.isfinite(v) else None for k, v in metrics.items()}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from crucible_tinkex.bench.plain import plain
 from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.names import plain
 from crucible_tinkex.registry import SweepState, TrialRecord
 
 if TYPE_CHECKING:
