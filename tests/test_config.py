@@ -269,7 +269,7 @@ VALUES = [
 ]
 
 
-@settings(deadline=None, max_examples=300, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), min_size=1, max_size=3))
 def test_any_assignment_gives_an_experiment_or_a_config_error(overrides: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from crucible_tinkex.config import Experiment
 
-unhurried = settings(deadline=None, max_examples=80, derandomize=True)
+unhurried = settings(max_examples=80, derandomize=True)
 
 BASE: dict[str, Any] = {
     "name": "e",

@@ -42,7 +42,7 @@ from crucible_tinkex.datasets import (
 from crucible_tinkex.errors import ConfigError, DataError
 
 # Shared machines stall; what is tested here is not time.
-unhurried = settings(deadline=None, max_examples=60, derandomize=True)
+unhurried = settings(max_examples=60, derandomize=True)
 
 DATA = Path(__file__).parents[1] / "experiments" / "data"
 CHATML = (

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scripted_service import FAST, NEVER_S, Answer, Recorder, ScriptedService, VirtualTime
 
@@ -316,7 +316,6 @@ def test_merge_by_suffix() -> None:
     assert merge([piece(3.0, 0)] * 2).metrics["a:mean"] == 3.0
 
 
-@settings(deadline=None)  # the first example imports the SDK
 @given(
     st.lists(
         st.tuples(st.floats(-1e6, 1e6), st.integers(1, 2**63), st.integers(1, 50)),

@@ -101,7 +101,7 @@ def _listed(given: ForwardInput) -> ForwardInput:
     return given
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(REQUESTS, st.booleans())
 def test_requests_survive_the_sdk_s_classes(
     request: ForwardBackwardRequest, forward_only: bool
@@ -129,7 +129,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ROWS, st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False), max_size=3))
 def test_outputs_survive_the_sdk_s_classes(rows: Any, metrics: dict[str, float]) -> None:
     encoded = proto.encode_forward_backward_output(rows, metrics)
@@ -171,7 +171,7 @@ SEQUENCES = st.lists(st.tuples(INT32, FLOATS), max_size=5).map(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.builds(
         SampleResponse,
@@ -359,7 +359,7 @@ def test_a_record_cannot_claim_endless_rows() -> None:
         proto.decode_forward_backward_output(message.SerializeToString())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(max_size=60))
 def test_any_bytes_end_in_a_message_or_a_malformed_error(data: bytes) -> None:
     for decode in (

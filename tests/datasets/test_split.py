@@ -26,7 +26,7 @@ from crucible_tinkex.datasets import (
 from crucible_tinkex.datasets.order import mixed_indices
 from crucible_tinkex.errors import ConfigError
 
-unhurried = settings(deadline=None, max_examples=60, derandomize=True)
+unhurried = settings(max_examples=60, derandomize=True)
 
 
 def written(path: Path, *texts: str) -> Rows:

@@ -199,7 +199,7 @@ SPACES = st.sets(st.sampled_from(sorted(AXES)), min_size=1).flatmap(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(SPACES, st.sampled_from(["grid", "random", "qmc"]), st.booleans(), st.booleans())
 def test_every_configuration_is_inside_allowed_and_there_once(
     axes: dict[str, Any], strategy: str, filtered: bool, conditional: bool
@@ -237,7 +237,7 @@ def test_every_configuration_is_inside_allowed_and_there_once(
             assert inside, (key, value)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(SPACES, st.lists(st.floats(0, 1, exclude_max=True), min_size=5, max_size=5))
 def test_a_row_stands_where_it_was_drawn(axes: dict[str, Any], drawn: list[float]) -> None:
     declared = experiment({"space": axes}).search.space

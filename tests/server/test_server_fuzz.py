@@ -49,9 +49,7 @@ _names = (
 _names += ("sampling_params", "forward_backward_input", "forward_input", "adam_params", "target")
 _names += ("lora_config", "base_model", "num_samples", "ttl_seconds", "reason", "request_id")
 _bodies = st.dictionaries(st.sampled_from(_names), _values, max_size=6)
-_some = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+_some = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 _OPEN_PARTS = ("{run}", "{kind}", "{name}", "{id}", "{token}", "{file}")

@@ -54,7 +54,7 @@ def _plain(name: str, p: torch.Tensor, x: dict[str, Any], low: Any, high: Any) -
 
 @pytest.mark.parametrize("clips", ["settings", "tensors"])
 @pytest.mark.parametrize("name", LOSS_SPECS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_values_and_gradients_equal_the_formulas(name: str, clips: str, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -62,7 +62,7 @@ def _equal(a: Any, b: Any) -> None:
         assert a == b
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     steps=st.lists(
         st.tuples(st.integers(0, 2), st.sampled_from(["train", "step", "snapshot", "sample"])),

@@ -81,7 +81,7 @@ def check(machine: Machine) -> None:
     assert [r for r in found if r in machine.acknowledged] == machine.acknowledged
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(STEPS, st.data())
 def test_what_was_acknowledged_survives(
     steps: list[tuple[str, int | None]], data: st.DataObject

@@ -46,9 +46,7 @@ def test_no_schedule_of_faults_breaks_an_invariant(first: int) -> None:
 
 
 @given(st.randoms(use_true_random=False))
-@settings(
-    max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=100, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_the_smallest_schedule_that_breaks_one_is_shown(rng: random.Random) -> None:
     """The same lives with Hypothesis's dice: it looks for odd ones, and shrinks what it finds."""
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
