@@ -47,10 +47,8 @@ def chosen_trial(state: SweepState, name: str | None) -> TrialRecord:
                 "(`crucible status` shows them)"
             )
         return winner.best_trial
-    for trial in state.trials.values():
-        if name in (trial.trial_id, trial.run_name, str(trial.index)):
-            return trial
-    raise ConfigError(f"no trial {name!r} in this sweep; `crucible status` shows them")
+    [trial] = state.named([name])
+    return trial
 
 
 def counting_checkpoint(trial: TrialRecord, objective: Objective) -> CheckpointRecord:
