@@ -32,6 +32,7 @@ from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.orders.control import Inbox
 from crucible_tinkex.sweep.ports import Amendment
+from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.sweep.results.views.view import SweepView
 from crucible_tinkex.testing import FakeBackend, FakeService
 from crucible_tinkex.testing.clock import run_virtual
@@ -296,8 +297,7 @@ class Bench:
             planner,
             trials_of(planner, configurations(self.experiment)),
             stopping_rule(self.experiment.search),
-            metric="eval/nll",
-            sign=1.0,
+            objective=Objective.asked(self.experiment),
             budget=Budget(self.experiment.budget),
         )
 

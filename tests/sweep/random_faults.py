@@ -44,6 +44,7 @@ from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy
 from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 from crucible_tinkex.sweep.orders.control import KINDS, Command, Inbox
+from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.sweep.results.views.view import SweepView
 from crucible_tinkex.testing import FakeBackend, FakeService
 from crucible_tinkex.testing.clock import run_virtual
@@ -347,8 +348,7 @@ class World:
             planner,
             trials_of(planner, configurations(declared)),
             stopping_rule(declared.search),
-            metric="eval/nll",
-            sign=1.0,
+            objective=Objective.asked(declared),
             budget=Budget(declared.budget),
         )
         launcher: Any = type("Launcher", (), {})()

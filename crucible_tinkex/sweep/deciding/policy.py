@@ -37,6 +37,7 @@ from crucible_tinkex.sweep.deciding.proposing.confirming import (
 )
 from crucible_tinkex.sweep.deciding.proposing.population import replacements
 from crucible_tinkex.sweep.deciding.rungs import Rung
+from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.training.plan import TrialPlan
 
 _Judged: TypeAlias = tuple[TrialRecord, Verdict, str]
@@ -52,16 +53,13 @@ class Policy:
         asker: Asker,
         rule: StoppingRule,
         *,
-        metric: str,
-        sign: float,
+        objective: Objective,
         budget: Budget | None = None,
     ) -> None:
-        """`sign` is 1 for a metric to minimise, -1 for one to maximise."""
         self._planner = planner
         self._asker = asker
         self._rule = rule
-        self._metric = metric
-        self._sign = sign
+        self._objective = objective
         self.budget = budget or Budget()
         self._state: SweepState | None = None
         self._rungs: dict[tuple[int, int], Rung] = {}
@@ -225,11 +223,10 @@ class Policy:
             return None
         stopped = [t for t in trials if t.state == STOPPED and t.results]
         stopped = [t for t in stopped if not self.budget.reached_by(t)]
-        return min(stopped, key=lambda t: (-t.metrics_step, self._loss(t), t.index), default=None)
-
-    def _loss(self, trial: TrialRecord) -> float:
-        value = self._sign * trial.metrics.get(self._metric, math.nan)
-        return math.inf if math.isnan(value) else value
+        loss = self._objective.loss
+        return min(
+            stopped, key=lambda t: (-t.metrics_step, loss(t, t.metrics_step), t.index), default=None
+        )
 
     def _start(self, plan: TrialPlan) -> Decision:
         return self._begin("start", plan, self._asker.why(plan))
@@ -344,7 +341,7 @@ class Policy:
 
     def _verdict(self, rung: Rung, trial: TrialRecord, *, final: bool) -> tuple[Verdict, str]:
         place, of = rung.place(trial), len(rung)
-        reason = f"place {place + 1} of {of} by {self._metric} at step {trial.target}"
+        reason = f"place {place + 1} of {of} by {self._objective.metric} at step {trial.target}"
         return self._rule.judge(rung.standing(trial, final=final)), reason
 
     def _judgement(
@@ -374,7 +371,7 @@ class Policy:
         key = step, bracket
         if key not in self._rungs:
             of = {"bracket": bracket, "brackets": self._rule.brackets}
-            self._rungs[key] = Rung(step, metric=self._metric, sign=self._sign, **of)
+            self._rungs[key] = Rung(step, self._objective, **of)
         self._rungs[key].read(state)
         return self._rungs[key]
 

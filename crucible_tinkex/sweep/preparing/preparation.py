@@ -54,6 +54,7 @@ from crucible_tinkex.sweep.preparing.training_sets import (
     with_former,
     with_sets,
 )
+from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.recipes.answering import check_answerable
 
@@ -150,13 +151,11 @@ class PreparedSweep:
         return trials // len(self.experiment.search.seeds)
 
     def policy(self) -> Policy:
-        search = self.experiment.search
         return Policy(
             self.planner,
             trials_of(self.planner, self.configurations),
-            stopping_rule(search),
-            metric=search.metric,
-            sign=1.0 if search.objective_direction == "min" else -1.0,
+            stopping_rule(self.experiment.search),
+            objective=Objective.asked(self.experiment),
             budget=Budget(self.experiment.budget, checked_price(self.experiment)),
         )
 
