@@ -20,7 +20,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.metrics import objective
+from crucible_tinkex.metrics import Direction, objective
 from crucible_tinkex.registry import (
     CONFIRM,
     DONE,
@@ -39,7 +39,7 @@ class Objective:
     """The metric that ranks, which way, and at which step."""
 
     metric: str
-    direction: str
+    direction: Direction
     at: str = "final"
 
     @classmethod
