@@ -25,7 +25,7 @@ from crucible_tinkex.config import (
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule, TopK
-from crucible_tinkex.sweep.deciding.prices import price_of
+from crucible_tinkex.sweep.deciding.prices import Price, price_of
 from crucible_tinkex.sweep.deciding.proposing.confirming import planned_confirmations
 from crucible_tinkex.sweep.preparing.experience import Pace
 from crucible_tinkex.training.attest.probing import Attestation
@@ -139,7 +139,7 @@ def estimate(
     """`plans`: those that are known, one seed of each; others are taken to be like them. `trials`:
     of the search, without the base and the confirmation. `proof`: what it takes to prove what the
     service applies; `probe`: such a proof that was made."""
-    proof = proof or Spent()
+    proof, price = proof or Spent(), price_of(experiment)
     search, budget = experiment.search, experiment.budget
     trials = trials if budget.trials is None else min(trials, budget.trials)
     whole = round(fmean(plan.total_steps for plan in plans))
@@ -168,12 +168,12 @@ def estimate(
         tokens=Range(*map(round, tokens)),
         sample_tokens=Range(*map(round, written.capped(budget.tokens))),
         seconds=seconds,
-        dollars=_dollars(experiment, training, read, written, tokens),
+        dollars=_dollars(price, budget.dollars, training, read, written, tokens),
         checkpoint_bytes=room,
         sweeps=len(paces),
         kept_bytes=kept,
-        storage_dollars=_monthly(experiment, kept or room),
-        prices=_source(experiment),
+        storage_dollars=_monthly(price, kept or room),
+        prices=_source(price),
         proof_tokens=proof.tokens,
         probed=is_probed,
     )
@@ -275,27 +275,29 @@ def _probed_seconds(steps: Range, tokens: Range, probe: Attestation, at_once: in
 
 
 def _dollars(
-    experiment: Experiment, training: Range, read: Range, written: Range, tokens: Range
+    price: Price | None,
+    cap: float | None,
+    training: Range,
+    read: Range,
+    written: Range,
+    tokens: Range,
 ) -> Range | None:
-    price = price_of(experiment)
     if price is None:
         return None
     costs = []
     for t, r, w, capped in zip(training, read, written, tokens, strict=True):
         share = capped / (t + r + w) if t + r + w else 1.0
         costs.append(price.of(Spent(round(t * share), round(r * share), round(w * share))))
-    return Range(*costs).capped(experiment.budget.dollars)
+    return Range(*costs).capped(cap)
 
 
-def _source(experiment: Experiment) -> str | None:
-    price = price_of(experiment)
+def _source(price: Price | None) -> str | None:
     if price is None or not any(price.per_million):
         return None
     return f"{price.dated}, {price.source}"
 
 
-def _monthly(experiment: Experiment, room: Range | None) -> Range | None:
-    price = price_of(experiment)
+def _monthly(price: Price | None, room: Range | None) -> Range | None:
     if price is None or price.storage is None or room is None:
         return None
     return room.times(price.storage / 1e9)

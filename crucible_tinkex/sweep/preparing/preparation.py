@@ -38,7 +38,7 @@ from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.sweep.deciding.budget import Budget
 from crucible_tinkex.sweep.deciding.planner import Planner, TrainingData
 from crucible_tinkex.sweep.deciding.policy import Policy
-from crucible_tinkex.sweep.deciding.prices import checked_price
+from crucible_tinkex.sweep.deciding.prices import Price, checked_price
 from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 from crucible_tinkex.sweep.orders.control import Command, Inbox
 from crucible_tinkex.sweep.preparing.clones import cloned
@@ -85,6 +85,8 @@ class PreparedSweep:
     was."""
     notes: Sequence[str] = ()
     """What strategy `auto` chose, and why; nothing where all of it was said."""
+    price: Price | None = None
+    """Of what trials use; None: unknown, and dollars are not capped."""
 
     @property
     def name(self) -> str:
@@ -141,7 +143,7 @@ class PreparedSweep:
                 for files, found in self.training.items()
             },
             code=self.objectives.code,
-            price=checked_price(self.experiment),
+            price=self.price,
         )
 
     @property
@@ -156,7 +158,7 @@ class PreparedSweep:
             trials_of(self.planner, self.configurations),
             stopping_rule(self.experiment.search),
             objective=Objective.asked(self.experiment),
-            budget=Budget(self.experiment.budget, checked_price(self.experiment)),
+            budget=Budget(self.experiment.budget, self.price),
         )
 
     def tokenised(self, tokenizer: Tokenizer, name: str) -> SweepData:
@@ -272,8 +274,8 @@ def prepare(
         spent=state.spent if state else Spent(),
         proofs=state.proofs if state else Spent(),
         notes=notes,
+        price=checked_price(experiment),
     )
-    checked_price(experiment)
     Scoring(experiment.evaluation)  # refuses a function or schema that is none
     if experiment.steps.any:
         from crucible_tinkex.training.trial_steps import check_steps
