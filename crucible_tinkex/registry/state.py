@@ -6,7 +6,6 @@ and fields of newer ones are passed over.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,6 +33,7 @@ from crucible_tinkex.registry.records import (
     read_spent,
     undeclared,
 )
+from crucible_tinkex.registry.resolved import read_resolved
 
 Record = Mapping[str, Any]
 
@@ -99,7 +99,7 @@ class SweepState:
             raise ConfigError(f"no sweep at {paths.root}")
         state = cls().fold(read_records(paths.journal))
         if not state.meta and paths.resolved.exists():
-            state.meta = json.loads(paths.resolved.read_text())
+            state.meta = read_resolved(paths)
         return state
 
     def fold(self, records: Iterable[Record]) -> SweepState:

@@ -29,6 +29,7 @@ from crucible_tinkex.datasets import (
 from crucible_tinkex.errors import ConfigError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Spent, SweepState
+from crucible_tinkex.registry.resolved import read_resolved
 from crucible_tinkex.scoring import Scoring
 from crucible_tinkex.search import strategies
 from crucible_tinkex.search.auto_settings import chosen, kept, open_settings
@@ -42,7 +43,7 @@ from crucible_tinkex.sweep.deciding.prices import Price, checked_price
 from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 from crucible_tinkex.sweep.orders.control import Command, Inbox
 from crucible_tinkex.sweep.preparing.clones import cloned
-from crucible_tinkex.sweep.preparing.existing import Existing, read_resolved
+from crucible_tinkex.sweep.preparing.existing import Existing
 from crucible_tinkex.sweep.preparing.experience import finished_trials
 from crucible_tinkex.sweep.preparing.objectives import Objectives, changed_code
 from crucible_tinkex.sweep.preparing.training_sets import (

@@ -9,8 +9,8 @@ from typing import Any
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import PENDING, RUNNING, SweepState, TrialRecord
+from crucible_tinkex.registry.resolved import read_resolved
 from crucible_tinkex.storage import is_locked, storage_errors
-from crucible_tinkex.sweep.preparing.existing import read_resolved
 from crucible_tinkex.sweep.results.leaderboard import (
     Configuration,
     Objective,
