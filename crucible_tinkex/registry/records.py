@@ -192,6 +192,11 @@ class TrialRecord:
         return self.origin.step if self.origin else 0
 
     @property
+    def all_checkpoints(self) -> tuple[CheckpointRecord, ...]:
+        """Its checkpoints of both kinds."""
+        return (*self.checkpoints, *self.samplers)
+
+    @property
     def last_checkpoint(self) -> CheckpointRecord | None:
         return max(self.checkpoints, key=_by_age, default=None)
 
@@ -212,8 +217,7 @@ class TrialRecord:
 
     def knows_checkpoint(self, path: str) -> bool:
         """Whether it was announced or committed, and neither lost nor deleted."""
-        saved = any(c.path == path for c in (*self.checkpoints, *self.samplers))
-        return saved or path in self.intents.values()
+        return any(c.path == path for c in self.all_checkpoints) or path in self.intents.values()
 
     def resumable(self) -> tuple[CheckpointRecord, ...]:
         """Its checkpoints, the newest first."""
