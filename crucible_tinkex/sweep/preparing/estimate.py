@@ -10,7 +10,7 @@ Failures, repeated steps and what `[steps]` ask for are not counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -156,8 +156,10 @@ def estimate(
     read = read.plus(Range(proof.prefill_tokens, proof.prefill_tokens))
     tokens = training.plus(read).plus(written).capped(budget.tokens)
     saving = confirmed.plus(Range(trials, trials))
-    room = _room(experiment, plans, saving, whole, paces)
-    kept = None if room is None else _kept(experiment, plans, saving, whole, paces, room)
+    room = kept = None
+    if (one := _checkpoint_bytes(plans, paces)) is not None:
+        room = _room(experiment, saving, whole, one)
+        kept = _kept(experiment, saving, whole, one, room)
     seconds, is_probed = _seconds(tokens, paces, budget.hours), False
     if seconds is None and probe is not None and probe.spent.tokens:
         at_once = min(experiment.run.most_concurrent, max(1, trials))
@@ -303,13 +305,15 @@ def _monthly(price: Price | None, room: Range | None) -> Range | None:
     return room.times(price.storage / 1e9)
 
 
+def _checkpoint_bytes(plans: Sequence[TrialPlan], paces: Sequence[Pace]) -> Range | None:
+    """Of one."""
+    sizes = [pace.checkpoint_bytes for pace in paces if pace.checkpoint_bytes]
+    rank = fmean(plan.experiment.lora.rank for plan in plans)
+    return Range(min(sizes), max(sizes)).times(rank) if sizes else None
+
+
 def _kept(
-    experiment: Experiment,
-    plans: Sequence[TrialPlan],
-    trials: Range,
-    whole: int,
-    paces: Sequence[Pace],
-    room: Range,
+    experiment: Experiment, trials: Range, whole: int, one: Range, room: Range
 ) -> Range | None:
     """From the winner alone to all that the rules may keep, and the winner's two."""
     rules, train = experiment.checkpoints, experiment.train
@@ -319,29 +323,17 @@ def _kept(
     every = whole // rules.keep_every if rules.keep_every else 0
     each = min(rules.last, whole) * kinds + every * kinds
     most = rules.keep_best + trials.high * each + 2
-    sizes = [pace.checkpoint_bytes for pace in paces if pace.checkpoint_bytes]
-    rank = fmean(plan.experiment.lora.rank for plan in plans)
-    low = min(math.floor(rank * min(sizes)), room.low)
-    return Range(low, min(math.ceil(most * rank * max(sizes)), room.high))
+    low = min(math.floor(one.low), room.low)
+    return Range(low, min(math.ceil(most * one.high), room.high))
 
 
-def _room(
-    experiment: Experiment,
-    plans: Iterable[TrialPlan],
-    trials: Range,
-    whole: int,
-    paces: Sequence[Pace],
-) -> Range | None:
+def _room(experiment: Experiment, trials: Range, whole: int, one: Range) -> Range:
     """From one checkpoint of every trial to all that are ever saved."""
-    sizes = [pace.checkpoint_bytes for pace in paces if pace.checkpoint_bytes]
-    if not sizes:
-        return None
     train = experiment.train
-    rank = fmean(plan.experiment.lora.rank for plan in plans)
     rungs = len(stopping_rule(experiment.search).rungs(max(1, whole)))
     every = whole // train.checkpoint_every if train.checkpoint_every else 0
     most = every + rungs + train.sampler_checkpoint
     return Range(
-        math.floor(trials.low * rank * min(sizes)),
-        math.ceil(trials.high * rank * max(sizes) * most),
+        math.floor(trials.low * one.low),
+        math.ceil(trials.high * most * one.high),
     )
