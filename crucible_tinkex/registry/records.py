@@ -17,6 +17,8 @@ DONE, STOPPED, FAILED, LOST = "done", "stopped", "failed", "lost"
 TERMINAL = (DONE, STOPPED, FAILED, LOST)
 """done: all its steps; stopped: by a rule, a budget or a person; failed: its own fault; lost: the
 infrastructure's fault, a later run takes it up again."""
+INTERRUPTED = "interrupted"
+"""State of a sweep whose last run left something to do."""
 
 SEARCH, CONFIRM = "search", "confirm"
 """Phases of a sweep: a trial of the search, or a leader again with a fresh seed."""

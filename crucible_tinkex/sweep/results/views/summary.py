@@ -8,7 +8,7 @@ from typing import Any
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import PENDING, RUNNING, SweepState, TrialRecord
+from crucible_tinkex.registry import INTERRUPTED, PENDING, RUNNING, SweepState, TrialRecord
 from crucible_tinkex.registry.resolved import read_resolved
 from crucible_tinkex.storage import is_locked, storage_errors
 from crucible_tinkex.sweep.results.leaderboard import (
@@ -20,8 +20,6 @@ from crucible_tinkex.sweep.results.leaderboard import (
 )
 from crucible_tinkex.sweep.results.quality import quality_summary
 from crucible_tinkex.sweep.results.views.kept import checkpoint_counts
-
-INTERRUPTED = "interrupted"
 
 
 def existing_sweep(storage: str, name: str) -> SweepPaths:
