@@ -19,6 +19,7 @@ from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy
 from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 from crucible_tinkex.sweep.results.batches import ASKED
+from crucible_tinkex.sweep.results.leaderboard import Objective
 
 ROWS = 100
 
@@ -71,13 +72,11 @@ class PlayedSweep:
     def _prepared(self, experiment: Experiment) -> dict[str, Any]:
         planner = self._planner(experiment)
         listed = configurations(experiment)
-        sign = 1.0 if experiment.search.objective_direction == "min" else -1.0
         self._policy = Policy(
             planner,
             trials_of(planner, listed),
             stopping_rule(experiment.search),
-            metric=experiment.search.metric,
-            sign=sign,
+            objective=Objective.asked(experiment),
         )
         return {"experiment": experiment.model_dump(mode="json"), ASKED: len(listed)}
 

@@ -10,6 +10,7 @@ from crucible_tinkex.registry.records import (
     DONE,
     FAIL_FAST,
     FAILED,
+    INTERRUPTED,
     LOST,
     PAUSED,
     PENDING,
@@ -39,6 +40,8 @@ __all__ = [  # noqa: RUF022  (in groups)
     "FAILED",
     "LOST",
     "TERMINAL",
+    # state of a sweep, besides pending, running and done
+    "INTERRUPTED",
     # phases
     "SEARCH",
     "CONFIRM",

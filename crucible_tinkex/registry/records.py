@@ -17,6 +17,8 @@ DONE, STOPPED, FAILED, LOST = "done", "stopped", "failed", "lost"
 TERMINAL = (DONE, STOPPED, FAILED, LOST)
 """done: all its steps; stopped: by a rule, a budget or a person; failed: its own fault; lost: the
 infrastructure's fault, a later run takes it up again."""
+INTERRUPTED = "interrupted"
+"""State of a sweep whose last run left something to do."""
 
 SEARCH, CONFIRM = "search", "confirm"
 """Phases of a sweep: a trial of the search, or a leader again with a fresh seed."""
@@ -192,6 +194,11 @@ class TrialRecord:
         return self.origin.step if self.origin else 0
 
     @property
+    def all_checkpoints(self) -> tuple[CheckpointRecord, ...]:
+        """Its checkpoints of both kinds."""
+        return (*self.checkpoints, *self.samplers)
+
+    @property
     def last_checkpoint(self) -> CheckpointRecord | None:
         return max(self.checkpoints, key=_by_age, default=None)
 
@@ -212,8 +219,7 @@ class TrialRecord:
 
     def knows_checkpoint(self, path: str) -> bool:
         """Whether it was announced or committed, and neither lost nor deleted."""
-        saved = any(c.path == path for c in (*self.checkpoints, *self.samplers))
-        return saved or path in self.intents.values()
+        return any(c.path == path for c in self.all_checkpoints) or path in self.intents.values()
 
     def resumable(self) -> tuple[CheckpointRecord, ...]:
         """Its checkpoints, the newest first."""

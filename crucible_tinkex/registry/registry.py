@@ -162,7 +162,7 @@ class Registry:
 
     async def commit_checkpoint(self, checkpoint: CheckpointRecord, spent: Spent) -> None:
         trial = self._current(checkpoint.trial_id, checkpoint.attempt)
-        if all(c.path != checkpoint.path for c in (*trial.checkpoints, *trial.samplers)):
+        if all(c.path != checkpoint.path for c in trial.all_checkpoints):
             record = {"type": "checkpoint", "checkpoint": {**vars(checkpoint)}}
             self._stage({**record, "spent": {**vars(spent)}})
         await self._journal.flush()

@@ -6,8 +6,7 @@ and fields of newer ones are passed over.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,6 +33,7 @@ from crucible_tinkex.registry.records import (
     read_spent,
     undeclared,
 )
+from crucible_tinkex.registry.resolved import read_resolved
 
 Record = Mapping[str, Any]
 
@@ -99,7 +99,7 @@ class SweepState:
             raise ConfigError(f"no sweep at {paths.root}")
         state = cls().fold(read_records(paths.journal))
         if not state.meta and paths.resolved.exists():
-            state.meta = json.loads(paths.resolved.read_text())
+            state.meta = read_resolved(paths)
         return state
 
     def fold(self, records: Iterable[Record]) -> SweepState:
@@ -134,6 +134,19 @@ class SweepState:
             return self.trials[trial_id]
         except KeyError:
             raise ConfigError(f"no trial {trial_id!r} in this sweep") from None
+
+    def named(self, names: Sequence[str]) -> list[TrialRecord]:
+        """As people call them: by id, name or number. Raises `ConfigError` for one that is not
+        there."""
+        known = {
+            key: t for t in self.trials.values() for key in (str(t.index), t.run_name, t.trial_id)
+        }
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ConfigError(
+                f"no trial {unknown[0]!r} in this sweep; `crucible status` shows them"
+            )
+        return [known[name] for name in names]
 
     def needed(self, path: str) -> bool:
         """Whether a fork may still have to begin at this checkpoint: it is not done, or has no

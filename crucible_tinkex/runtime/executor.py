@@ -20,8 +20,7 @@ from crucible_tinkex.training.data import SweepData
 
 
 class RayExecutor:
-    """Where one run's sessions run, and what keeps its memory. `reachable`: whether the service
-    answers on every node; by default, whether its address is another than loopback."""
+    """Where one run's sessions run, and what keeps its memory."""
 
     def __init__(
         self,
@@ -32,11 +31,10 @@ class RayExecutor:
         service: ResolvedService,
         data: SweepData,
         writer: EventWriter,
-        reachable: bool | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         self._runtime = runtime
-        self._reachable = not service.is_local if reachable is None else reachable
+        self._reachable = not service.is_local
         self.registry = RegistryHandle(runtime.registry, paths, run_id)
         self.telemetry = TelemetryHandle(runtime.telemetry, paths)
         context = RunContext(

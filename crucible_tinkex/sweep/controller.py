@@ -24,6 +24,7 @@ from crucible_tinkex.errors import (
 )
 from crucible_tinkex.registry import (
     DONE,
+    INTERRUPTED,
     LOST,
     PAUSED,
     PENDING,
@@ -49,7 +50,6 @@ from crucible_tinkex.sweep.results.views.shown import Shown
 from crucible_tinkex.sweep.results.views.view import Observer, SweepView, ignore
 from crucible_tinkex.training.outcome import Outcome, Verdict
 
-INTERRUPTED = "interrupted"
 REFRESH_S = 0.5
 DRAIN_S = 30.0
 """How long a draining sweep waits for its sessions to save; what is not saved is trained again."""

@@ -303,9 +303,9 @@ class Launch:
         experiment = extended(self._prepared.experiment, settings, paths)
         storage, name = str(paths.root.parent), paths.root.name
         prepared = await _aside(partial(prepare, experiment, storage=storage, name=name))
-        data = self._data or connection.data
-        if not prepared.is_read(data):
-            data = await _aside(partial(prepared.tokenised_as, data))
+        known = data = self._data or connection.data
+        if not prepared.is_read(known):
+            data = await _aside(partial(prepared.tokenised_as, known))
         prepared = prepared.measured(data)
         proof: dict[str, Any] = {}
         try:
@@ -314,7 +314,7 @@ class Launch:
             raise ConfigError(f"it could not be proved what the service applies: {error}") from None
         meta = await asyncio.to_thread(write_manifest, prepared)
         changed = prepared.amendments
-        if data is not (self._data or connection.data):
+        if data is not known:
             self._data = data
             executor.renew(data)
             pool.renew()

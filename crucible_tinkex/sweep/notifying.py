@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,13 +36,10 @@ log = logging.getLogger(__name__)
 def ended(name: str, state: SweepState, exit_code: int) -> dict[str, Any]:
     """What is told of a run that ended. Keys are only ever added."""
     winner = best(state)
-    counts: dict[str, int] = {}
-    for trial in state.trials.values():
-        counts[trial.state] = counts.get(trial.state, 0) + 1
     return {
         **_message(name, EVENTS.get(exit_code, "ended"), exit_code),
         "reason": state.ended,
-        "trials": counts,
+        "trials": Counter(trial.state for trial in state.trials.values()),
         "best": winner and dict(winner.values),
         "metrics": winner and plain(Objective.of(state).metrics(winner.best_trial)),
     }

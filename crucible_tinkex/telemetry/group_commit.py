@@ -20,7 +20,8 @@ Stored = int | ValueError
 
 
 class GroupCommit:
-    """`open` it first; then as `Recorder`, for coroutines."""
+    """As `Recorder`, for coroutines. The first call opens it, and raises what that raises; it may
+    be tried again."""
 
     def __init__(self, make: Callable[[], Recorder]) -> None:
         self._make = make
@@ -28,10 +29,6 @@ class GroupCommit:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="telemetry")
         self._gathering: list[Sequence[Event]] | None = None
         self._commit: asyncio.Task[list[Stored]] | None = None
-
-    async def open(self) -> None:
-        """Raises what opening the recorder raises; may be tried again."""
-        await self._call(self._open)
 
     async def record(self, events: Sequence[Event]) -> int:
         """Returns when the events are durable."""

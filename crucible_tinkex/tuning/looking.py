@@ -19,7 +19,6 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.config.section import set_dotted
 from crucible_tinkex.datasets import LengthStatistics
 from crucible_tinkex.sweep.connection import connected
-from crucible_tinkex.sweep.deciding.prices import checked_price
 from crucible_tinkex.sweep.launch import Launch
 from crucible_tinkex.sweep.preparing.preparation import prepare
 from crucible_tinkex.telemetry.query import read_events
@@ -60,7 +59,6 @@ def _experiment(draft: Mapping[str, Any], folder: str, **settings: Any) -> Exper
 
 async def _looked(experiment: Experiment, folder: Path) -> Facts:
     prepared = prepare(experiment)
-    price = checked_price(experiment)
     async with connected(prepared, data_dir=folder / "service") as connection:
         return Facts(
             lengths=LengthStatistics.of(connection.data.train, batch_size=1),
@@ -68,7 +66,7 @@ async def _looked(experiment: Experiment, folder: Path) -> Facts:
             has_eval=experiment.data.evaluates,
             embedded=experiment.service.embedded,
             context=connection.model.max_context_length,
-            dollars_per_token=price.train / 1e6 if price else None,
+            dollars_per_token=prepared.price.train / 1e6 if prepared.price else None,
         )
 
 

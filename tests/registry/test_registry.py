@@ -313,6 +313,14 @@ def test_unknown_names_are_config_errors(registry: Registry, tmp_path: Path) -> 
         SweepState.read(SweepPaths.of(tmp_path, "nowhere"))
 
 
+@pytest.mark.parametrize("text", ['{"x":', "[]", '{"experiment": {}}'])
+def test_a_sweep_that_only_starts_names_what_is_damaged(paths: SweepPaths, text: str) -> None:
+    paths.journal.mkdir(parents=True)
+    paths.resolved.write_text(text)
+    with pytest.raises(CorruptLogError, match=r"resolved\.json is damaged"):
+        SweepState.read(paths)
+
+
 def test_records_of_newer_versions_are_passed_over(registry: Registry) -> None:
     before = str(registry.state)
     registry.state.apply({"type": "from_the_future", "x": 1})

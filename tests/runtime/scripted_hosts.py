@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Any
@@ -11,7 +11,18 @@ from typing import Any
 from crucible_tinkex.errors import CrucibleError, HostLostError, WorkerStartError
 from crucible_tinkex.runtime.pool import SessionPool
 from crucible_tinkex.runtime.ports import Beat, Packing
+from crucible_tinkex.testing.clock import run_virtual
 from crucible_tinkex.training.outcome import Outcome, Progress, Verdict
+
+
+def virtually(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Run an async test on a virtual clock."""
+
+    def run() -> None:
+        run_virtual(test())
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
 
 
 @dataclass(frozen=True)

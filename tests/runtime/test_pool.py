@@ -5,27 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from scripted_hosts import Plan, Script, ScriptedLauncher, make_pool
+from scripted_hosts import Plan, Script, ScriptedLauncher, make_pool, virtually
 
 from crucible_tinkex.errors import HostLostError, WorkerStartError
 from crucible_tinkex.testing import clock
 from crucible_tinkex.testing.clock import DeadlockError, run_virtual
 from crucible_tinkex.training.outcome import Outcome, Verdict
-
-
-def virtually(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """Run an async test on a virtual clock."""
-
-    def run() -> None:
-        run_virtual(test())
-
-    run.__name__ = test.__name__
-    run.__doc__ = test.__doc__
-    return run
 
 
 def plans(count: int) -> list[Plan]:

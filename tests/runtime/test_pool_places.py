@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
-from scripted_hosts import Plan, Script, ScriptedHost, ScriptedLauncher, make_pool
+from scripted_hosts import Plan, Script, ScriptedHost, ScriptedLauncher, make_pool, virtually
 
 from crucible_tinkex.runtime.ports import Beat
 from crucible_tinkex.runtime.width import WINDOW_S, Seen, Width
 from crucible_tinkex.testing.clock import run_virtual
 from crucible_tinkex.training.outcome import Outcome, Verdict
-
-
-def virtually(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """Run an async test on a virtual clock."""
-
-    def run() -> None:
-        run_virtual(test())
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    return run
 
 
 @dataclass

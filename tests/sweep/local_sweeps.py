@@ -32,6 +32,7 @@ from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.orders.control import Inbox
 from crucible_tinkex.sweep.ports import Amendment
+from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.sweep.results.views.view import SweepView
 from crucible_tinkex.testing import FakeBackend, FakeService
 from crucible_tinkex.testing.clock import run_virtual
@@ -78,6 +79,17 @@ def make_experiment(**changes: Any) -> Experiment:
     for section, values in changes.items():
         declared[section] = {**declared.get(section, {}), **values}
     return Experiment.build(declared)
+
+
+def policy_of(experiment: Experiment, *, rows: int = 20) -> tuple[Planner, Policy]:
+    planner = Planner(experiment, rows=rows, fingerprint="f")
+    return planner, Policy(
+        planner,
+        trials_of(planner, configurations(experiment)),
+        stopping_rule(experiment.search),
+        objective=Objective.asked(experiment),
+        budget=Budget(experiment.budget),
+    )
 
 
 class NoTelemetry:
@@ -236,7 +248,7 @@ class Bench:
     ) -> SweepState:
         self.runs += 1
         registry = Registry(self.paths, f"run-{self.runs}", clock=lambda: 0.0)
-        planner, policy = self._made()
+        planner, policy = policy_of(self.experiment)
         slots = self.experiment.run.max_concurrent
 
         def launch(slots: int) -> MortalHost:
@@ -287,19 +299,8 @@ class Bench:
         for key, value in settings.items():
             set_dotted(raw, key, value)
         before, self.experiment = self.experiment, Experiment.build(raw)
-        planner, policy = self._made()
+        planner, policy = policy_of(self.experiment)
         return Amendment(policy, planner, self.meta(), self.experiment.amendments(before))
-
-    def _made(self) -> tuple[Planner, Policy]:
-        planner = Planner(self.experiment, rows=20, fingerprint="f")
-        return planner, Policy(
-            planner,
-            trials_of(planner, configurations(self.experiment)),
-            stopping_rule(self.experiment.search),
-            metric="eval/nll",
-            sign=1.0,
-            budget=Budget(self.experiment.budget),
-        )
 
     def _sessions(self, registry: Registry) -> SessionHost:
         return SessionHost(

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from local_sweeps import MortalHost, NoSink, NoTelemetry, make_data, make_experiment
+from local_sweeps import MortalHost, NoSink, NoTelemetry, make_data, make_experiment, policy_of
 
 from crucible_tinkex.client.http.watch import Observer
 from crucible_tinkex.config import Experiment
@@ -36,13 +36,7 @@ from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Registry, SweepState
 from crucible_tinkex.runtime.pool import SessionPool
 from crucible_tinkex.runtime.ports import Packing
-from crucible_tinkex.search.rules import stopping_rule
-from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.sweep.controller import Controller
-from crucible_tinkex.sweep.deciding.budget import Budget
-from crucible_tinkex.sweep.deciding.planner import Planner
-from crucible_tinkex.sweep.deciding.policy import Policy
-from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 from crucible_tinkex.sweep.orders.control import KINDS, Command, Inbox
 from crucible_tinkex.sweep.results.views.view import SweepView
 from crucible_tinkex.testing import FakeBackend, FakeService
@@ -342,15 +336,7 @@ class World:
 
     async def _controlled(self, driver: Driver, changed: list[str]) -> SweepState:
         declared = experiment(self.asked)
-        planner = Planner(declared, rows=len(DATA.train), fingerprint="f")
-        policy = Policy(
-            planner,
-            trials_of(planner, configurations(declared)),
-            stopping_rule(declared.search),
-            metric="eval/nll",
-            sign=1.0,
-            budget=Budget(declared.budget),
-        )
+        planner, policy = policy_of(declared, rows=len(DATA.train))
         launcher: Any = type("Launcher", (), {})()
         launcher.starting_at_once = lambda: 2
         launcher.launch = lambda slots: self._host(driver)

@@ -18,6 +18,7 @@ from crucible_tinkex.search.strategies import configurations
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy
 from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
+from crucible_tinkex.sweep.results.leaderboard import Objective
 
 
 class Journal:
@@ -43,9 +44,7 @@ class Journal:
         planner = Planner(self.experiment, rows=20, fingerprint="f")
         asker = trials_of(planner, configurations(self.experiment))
         rule = Halving(2, 2) if self.halving else stopping_rule(self.experiment.search)
-        sign = 1.0 if self.experiment.search.objective_direction == "min" else -1.0
-        metric = self.experiment.search.metric
-        return Policy(planner, asker, rule, metric=metric, sign=sign)
+        return Policy(planner, asker, rule, objective=Objective.asked(self.experiment))
 
     def _tell(self, kind: str, **fields: Any) -> None:
         self.state.apply({"type": kind, "time": 0.0, "epoch": 1, **fields})

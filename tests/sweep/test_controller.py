@@ -17,8 +17,8 @@ from crucible_tinkex.errors import (
     SessionLostError,
 )
 from crucible_tinkex.registry import DONE, FAILED, LOST, PENDING, STOPPED
+from crucible_tinkex.sweep.orders.obeying import failed_trials
 from crucible_tinkex.sweep.results.leaderboard import best, exit_code
-from crucible_tinkex.sweep.results.views.summary import failed_trials
 from crucible_tinkex.testing import FakeBackend
 
 

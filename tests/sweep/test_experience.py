@@ -82,6 +82,13 @@ def test_old_journals_are_read_and_damaged_ones_named(tmp_path: Path) -> None:
     assert all(r.metric > 0 for r in records)
 
 
+def test_a_sweep_that_only_starts_is_named_where_it_is_damaged(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    (begun / "journal").mkdir(parents=True)
+    (begun / "resolved.json").write_text('{"x":')
+    assert finished_trials(tmp_path) == ([], ["begun"])
+
+
 @pytest.mark.parametrize("place", ["nowhere", "file"])
 def test_no_storage_no_experience(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")

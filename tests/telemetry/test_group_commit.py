@@ -75,7 +75,7 @@ async def test_a_batch_that_is_refused_fails_alone(paths: SweepPaths) -> None:
 
 async def test_the_actor_says_at_once_what_is_damaged(paths: SweepPaths, trial: Trial) -> None:
     actor = TelemetryActor()
-    await actor.open(paths)
+    assert (await actor.changes(paths, 0)).trials == {}
     assert await actor.record(paths, [trial.start(1, 0), trial.loss(1, 1, 1.0)]) == 2
     seen = await actor.changes(paths, -1)
     assert seen.trials["t1"]["metrics"] == {"train/nll": 1.0}
@@ -85,5 +85,5 @@ async def test_the_actor_says_at_once_what_is_damaged(paths: SweepPaths, trial: 
     part.path.write_bytes(b"garbage")
     for _ in range(2):
         with pytest.raises(CorruptLogError, match=part.path.name):
-            await actor.open(paths)
+            await actor.changes(paths, 0)
     await actor.close(paths)

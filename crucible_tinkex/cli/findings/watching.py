@@ -27,13 +27,12 @@ from crucible_tinkex.cli.terminal.tables import (
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import DONE, TERMINAL, SweepState
+from crucible_tinkex.registry import DONE, INTERRUPTED, TERMINAL, SweepState
 from crucible_tinkex.sweep.deciding.prices import Price, price_of
 from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.sweep.results.quality import quality_lines
 from crucible_tinkex.sweep.results.views.following import Followed, open_trials
 from crucible_tinkex.sweep.results.views.summary import (
-    INTERRUPTED,
     existing_sweep,
     faults,
     sweep_state,

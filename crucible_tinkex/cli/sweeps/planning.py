@@ -27,7 +27,6 @@ from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.sweep.attesting import check_affordable, proof_of, proved, refuse
 from crucible_tinkex.sweep.connection import connected
-from crucible_tinkex.sweep.deciding.prices import checked_price
 from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 from crucible_tinkex.sweep.preparing.estimate import Estimate, Rows, estimate, row_tokens
 from crucible_tinkex.sweep.preparing.experience import paces
@@ -53,7 +52,7 @@ def plan_file(
     data, proof = asyncio.run(_asked(prepared, probe=probe, losses=losses))
     found = describe(prepared.measured(data), data, proof)
     if proof:
-        found |= {"attested": described(proof, checked_price(experiment))}
+        found |= {"attested": described(proof, prepared.price)}
     if json:
         print(json_module.dumps(found))
     else:

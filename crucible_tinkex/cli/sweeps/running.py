@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crucible_tinkex.config import Experiment, parse_assignment
+from crucible_tinkex.sweep.orders.obeying import failed_trials
 from crucible_tinkex.sweep.preparing.preparation import prepare, reopened
-from crucible_tinkex.sweep.results.views.summary import existing_sweep, failed_trials, read_state
+from crucible_tinkex.sweep.results.views.summary import existing_sweep, read_state
 
 
 def read_experiment(file: Path, assignments: Sequence[str]) -> tuple[Experiment, str]:

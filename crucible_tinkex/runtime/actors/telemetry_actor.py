@@ -33,14 +33,11 @@ class TelemetryActor:
             self._open[paths] = GroupCommit(lambda: Recorder(paths))
         return self._open[paths]
 
-    async def open(self, paths: SweepPaths) -> None:
-        """Raises what is wrong with the sweep's event log, before anything is spent."""
-        await self._recorder(paths).open()
-
     async def record(self, paths: SweepPaths, events: Sequence[Event]) -> int:
         return await self._recorder(paths).record(events)
 
     async def changes(self, paths: SweepPaths, since: int) -> Changes:
+        """Raises what is wrong with the sweep's event log, if it is the first call."""
         return await self._recorder(paths).changes(since)
 
     async def close(self, paths: SweepPaths) -> None:

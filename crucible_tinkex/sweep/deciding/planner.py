@@ -7,6 +7,7 @@ trial's number (`index`) is its place in the order in which trials were asked fo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from crucible_tinkex.config import Experiment
@@ -52,6 +53,13 @@ class Planner:
     def has_reference(self) -> bool:
         """Whether the untrained base is a trial, too."""
         return self.experiment.search.reference and self.experiment.data.evaluates
+
+    @cached_property
+    def reference(self) -> TrialPlan | None:
+        """The untrained base, if it is one."""
+        if not self.has_reference:
+            return None
+        return self.plan({}, self.experiment.search.seeds[0], reference=True)
 
     @property
     def steps(self) -> int:

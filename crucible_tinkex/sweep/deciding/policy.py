@@ -37,6 +37,7 @@ from crucible_tinkex.sweep.deciding.proposing.confirming import (
 )
 from crucible_tinkex.sweep.deciding.proposing.population import replacements
 from crucible_tinkex.sweep.deciding.rungs import Rung
+from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.training.plan import TrialPlan
 
 _Judged: TypeAlias = tuple[TrialRecord, Verdict, str]
@@ -52,16 +53,13 @@ class Policy:
         asker: Asker,
         rule: StoppingRule,
         *,
-        metric: str,
-        sign: float,
+        objective: Objective,
         budget: Budget | None = None,
     ) -> None:
-        """`sign` is 1 for a metric to minimise, -1 for one to maximise."""
         self._planner = planner
         self._asker = asker
         self._rule = rule
-        self._metric = metric
-        self._sign = sign
+        self._objective = objective
         self.budget = budget or Budget()
         self._state: SweepState | None = None
         self._rungs: dict[tuple[int, int], Rung] = {}
@@ -149,8 +147,11 @@ class Policy:
             if not state.open:
                 return self._end_by_budget(state, f"budget.trials: {len(state.trials)} are started")
             more = False
-        crowded = more or free < 0
-        judged = list(self._judged(state, answering, more=more, crowded=crowded, free=free))
+        judged = [
+            decision
+            for bracket in range(self._rule.brackets)
+            for decision in self._judged(bracket, state, answering, more=more, free=free)
+        ]
         room = free + sum(_room(state.trials.get(d.trial_id), d) for d in judged)
         room = room if left is None else min(room, left)
         started = [self._start(p) for p in self._asker.ask(state, max(0, room))]
@@ -225,11 +226,10 @@ class Policy:
             return None
         stopped = [t for t in trials if t.state == STOPPED and t.results]
         stopped = [t for t in stopped if not self.budget.reached_by(t)]
-        return min(stopped, key=lambda t: (-t.metrics_step, self._loss(t), t.index), default=None)
-
-    def _loss(self, trial: TrialRecord) -> float:
-        value = self._sign * trial.metrics.get(self._metric, math.nan)
-        return math.inf if math.isnan(value) else value
+        loss = self._objective.loss
+        return min(
+            stopped, key=lambda t: (-t.metrics_step, loss(t, t.metrics_step), t.index), default=None
+        )
 
     def _start(self, plan: TrialPlan) -> Decision:
         return self._begin("start", plan, self._asker.why(plan))
@@ -259,38 +259,23 @@ class Policy:
 
     # --- rungs --------------------------------------------------------------------------------
 
-    def _judged(
-        self,
-        state: SweepState,
-        answering: Collection[str],
-        *,
-        more: bool,
-        crowded: bool,
-        free: int,
-    ) -> Iterator[Decision]:
-        """Decisions on the trials that stand at a rung; one that must wait keeps its slot unless
-        another trial needs it (`crowded`), and where none is `free` the best of those that may go
-        on go first."""
-        for bracket in range(self._rule.brackets):
-            yield from self._judged_in(
-                bracket, state, answering, more=more, crowded=crowded, free=free
-            )
-
     def _bracket(self, index: int) -> int:
         return index % self._rule.brackets
 
-    def _judged_in(
+    def _judged(
         self,
         bracket: int,
         state: SweepState,
         answering: Collection[str],
         *,
         more: bool,
-        crowded: bool,
         free: int,
     ) -> Iterator[Decision]:
-        """A rung is final, so that its best goes on whatever its share, once nobody can come to it
-        any more."""
+        """Decisions on the trials that stand at a rung; one that must wait keeps its slot unless
+        another trial needs it, and where none is `free` the best of those that may go on go first.
+        A rung is final, so that its best goes on whatever its share, once nobody can come to it any
+        more."""
+        crowded = more or free < 0
         standing: dict[int, list[TrialRecord]] = {}
         mine = [t for t in state.active.values() if self._bracket(t.index) == bracket]
         answers = (state.open[i] for i in answering if i in state.open)
@@ -330,10 +315,10 @@ class Policy:
         taken: dict[str, TrialRecord] = {}
         judged: list[_Judged] = []
         while trial := rung.take_paused(state):
-            if trial.trial_id in taken or trial.trial_id in answering:
-                taken[trial.trial_id] = trial
-                continue
+            is_known = trial.trial_id in taken or trial.trial_id in answering
             taken[trial.trial_id] = trial
+            if is_known:
+                continue
             verdict, reason = self._verdict(rung, trial, final=final)
             judged.append((trial, verdict, reason))
             if verdict == "wait":
@@ -343,9 +328,10 @@ class Policy:
         return judged
 
     def _verdict(self, rung: Rung, trial: TrialRecord, *, final: bool) -> tuple[Verdict, str]:
-        place, of = rung.place(trial), len(rung)
-        reason = f"place {place + 1} of {of} by {self._metric} at step {trial.target}"
-        return self._rule.judge(rung.standing(trial, final=final)), reason
+        standing = rung.standing(trial, final=final)
+        place = f"place {standing.place + 1} of {len(rung)}"
+        reason = f"{place} by {self._objective.metric} at step {trial.target}"
+        return self._rule.judge(standing), reason
 
     def _judgement(
         self, state: SweepState, rung: Rung, trial: TrialRecord, verdict: Verdict, reason: str
@@ -374,7 +360,7 @@ class Policy:
         key = step, bracket
         if key not in self._rungs:
             of = {"bracket": bracket, "brackets": self._rule.brackets}
-            self._rungs[key] = Rung(step, metric=self._metric, sign=self._sign, **of)
+            self._rungs[key] = Rung(step, self._objective, **of)
         self._rungs[key].read(state)
         return self._rungs[key]
 

@@ -14,19 +14,17 @@ from functools import partial
 
 from crucible_tinkex.registry import CONFIRM, PAUSED, SweepState, TrialRecord
 from crucible_tinkex.search.stopping import Standing
+from crucible_tinkex.sweep.results.leaderboard import Objective
 
 
 class Rung:
-    """One step of one bracket of one state. `sign` is -1 for a metric to maximise."""
+    """One step of one bracket of one state."""
 
-    def __init__(
-        self, step: int, *, metric: str, sign: float, bracket: int = 0, brackets: int = 1
-    ) -> None:
+    def __init__(self, step: int, objective: Objective, *, bracket: int, brackets: int) -> None:
         self._step = step
         self._bracket = bracket
         self._brackets = brackets
-        self._metric = metric
-        self._sign = sign
+        self._objective = objective
         self._losses: dict[str, float] = {}
         self._sorted: list[float] = []
         self._paused: list[tuple[float, int, str]] = []
@@ -46,11 +44,7 @@ class Rung:
 
     def _curve(self, trial: TrialRecord) -> list[float]:
         steps = sorted(s for s in trial.results if s <= self._step)
-        return [self._value(trial, step) for step in steps]
-
-    def _value(self, trial: TrialRecord, step: int) -> float:
-        value = self._sign * trial.results[step].get(self._metric, math.nan)
-        return math.inf if math.isnan(value) else value
+        return [self._objective.loss(trial, step) for step in steps]
 
     def _is_mine(self, trial: TrialRecord) -> bool:
         return trial.index % self._brackets == self._bracket
@@ -78,7 +72,7 @@ class Rung:
     def _measure(self, trial: TrialRecord) -> None:
         if trial.reference or trial.phase == CONFIRM or not self._is_mine(trial):
             return
-        loss = self._value(trial, self._step)
+        loss = self._objective.loss(trial, self._step)
         if trial.trial_id in self._losses:
             self._sorted.pop(self.place(trial))
         self._losses[trial.trial_id] = loss

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import (
@@ -89,7 +89,7 @@ def checkpoints(state: SweepState, models: Mapping[str, Sequence[str]]) -> list[
             needed.get(c.path) or ("a clone begins at it" if state.needed(c.path) else None),
         )
         for trial in state.trials.values()
-        for c in sorted((*trial.checkpoints, *trial.samplers), key=lambda c: (c.step, c.attempt))
+        for c in sorted(trial.all_checkpoints, key=lambda c: (c.step, c.attempt))
     ]
 
 
@@ -101,12 +101,12 @@ def is_final(state: SweepState) -> bool:
 def _needed(state: SweepState) -> dict[str, str]:
     """By path, why the sweep itself needs a checkpoint."""
     objective = Objective.of(state)
-    trials = [t for t in state.trials.values() if t.checkpoints or t.samplers]
+    trials = [t for t in state.trials.values() if t.all_checkpoints]
     found = {c.path: why for t in trials for c, why in _goes_on(t)}
     if objective.at == "best":
         for trial in trials:
             step = objective.step(trial)
-            of_step = (c for c in (*trial.checkpoints, *trial.samplers) if c.step == step)
+            of_step = (c for c in trial.all_checkpoints if c.step == step)
             found |= {c.path: "its step ranks its trial" for c in of_step}
     return {**{c.path: why for c, why in _may_win(state, trials, objective)}, **found}
 
@@ -169,10 +169,7 @@ def plan(
         kept[checkpoint.path].append(f"best by {metric}")
     for path, reason in (*_last(found, rules.last), *_every(found, rules.every)):
         kept[path].append(reason)
-    marked = [
-        Checkpoint(c.record, c.trial, c.pinned, c.models, c.needed, tuple(kept[c.path]))
-        for c in found
-    ]
+    marked = [replace(c, kept_by=tuple(kept[c.path])) for c in found]
     return [c for c in marked if c.kept_by], [c for c in marked if not c.kept_by]
 
 

@@ -18,11 +18,11 @@ def obey(
 ) -> tuple[list[Decision], str]:
     """Decisions and what is answered. Asking for what is so already decides nothing. Raises
     `ConfigError` for what cannot be, and then nothing is decided."""
-    trials = named(state, command.trials)
+    trials = state.named(command.trials)
     if command.kind == "clone":
         return _clone(state, policy, planner, command, trials)
     if command.kind == "retry":
-        return _told("retry", _retry(trials, state))
+        return _told("retry", _retry(failed_trials(state, command.trials)))
     if command.kind == "stop":
         # without trials the controller drains its run: they may go on with the next one
         return (
@@ -35,17 +35,14 @@ def obey(
     raise ConfigError(f"{command.kind} is nothing that a policy decides")
 
 
-def named(state: SweepState, names: Sequence[str]) -> list[Trial]:
-    """Trials by id, name or number. Raises `ConfigError` for one that is not there."""
-    if not names:
-        return []
-    known = {
-        key: t for t in state.trials.values() for key in (str(t.index), t.run_name, t.trial_id)
-    }
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ConfigError(f"no trial {unknown[0]!r} in this sweep; `crucible status` shows them")
-    return [known[name] for name in names]
+def failed_trials(state: SweepState, names: Sequence[str] = ()) -> list[Trial]:
+    """The trials that failed or were lost: all of them, or those of `names`. Raises `ConfigError`
+    for one that is not there, or that did not fail."""
+    named = state.named(names)
+    for trial in named:
+        if trial.state not in (FAILED, LOST):
+            raise ConfigError(f"trial {trial.run_name} is {trial.state}: it did not fail")
+    return named or [t for t in state.trials.values() if t.state in (FAILED, LOST)]
 
 
 def _open(state: SweepState) -> list[Trial]:
@@ -87,13 +84,9 @@ def _clone(
     return [policy.fork(plan)], f"clone: {plan.run_name}, from {begin}"
 
 
-def _retry(trials: list[Trial], state: SweepState) -> list[Decision]:
-    for trial in trials:
-        if trial.state not in (FAILED, LOST):
-            raise ConfigError(f"trial {trial.run_name} is {trial.state}: it did not fail")
-    again = trials or [t for t in state.trials.values() if t.state in (FAILED, LOST)]
+def _retry(trials: list[Trial]) -> list[Decision]:
     reason = "a person asked to try it again"
-    return [Decision("retry", t.trial_id, reason=reason) for t in again]
+    return [Decision("retry", t.trial_id, reason=reason) for t in trials]
 
 
 def _stop(trials: list[Trial]) -> list[Decision]:

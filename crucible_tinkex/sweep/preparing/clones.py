@@ -10,7 +10,6 @@ from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.search.points.space import Values
 from crucible_tinkex.sweep.orders.control import Command, Inbox
-from crucible_tinkex.sweep.orders.obeying import named
 
 
 def cloned(
@@ -24,5 +23,5 @@ def cloned(
     for order in (*orders, *Inbox(paths).waiting()):
         if order.kind == "clone" and order.op not in state.ops:
             with contextlib.suppress(ConfigError):
-                for parent in named(state, order.trials):
+                for parent in state.named(order.trials):
                     yield {**parent.values, **order.settings}

@@ -10,7 +10,7 @@ Failures, repeated steps and what `[steps]` ask for are not counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from crucible_tinkex.config import (
 from crucible_tinkex.registry import Spent
 from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.search.stopping import Halving, NoStopping, StoppingRule, TopK
-from crucible_tinkex.sweep.deciding.prices import price_of
+from crucible_tinkex.sweep.deciding.prices import Price, price_of
 from crucible_tinkex.sweep.deciding.proposing.confirming import planned_confirmations
 from crucible_tinkex.sweep.preparing.experience import Pace
 from crucible_tinkex.training.attest.probing import Attestation
@@ -139,7 +139,7 @@ def estimate(
     """`plans`: those that are known, one seed of each; others are taken to be like them. `trials`:
     of the search, without the base and the confirmation. `proof`: what it takes to prove what the
     service applies; `probe`: such a proof that was made."""
-    proof = proof or Spent()
+    proof, price = proof or Spent(), price_of(experiment)
     search, budget = experiment.search, experiment.budget
     trials = trials if budget.trials is None else min(trials, budget.trials)
     whole = round(fmean(plan.total_steps for plan in plans))
@@ -156,8 +156,10 @@ def estimate(
     read = read.plus(Range(proof.prefill_tokens, proof.prefill_tokens))
     tokens = training.plus(read).plus(written).capped(budget.tokens)
     saving = confirmed.plus(Range(trials, trials))
-    room = _room(experiment, plans, saving, whole, paces)
-    kept = None if room is None else _kept(experiment, plans, saving, whole, paces, room)
+    room = kept = None
+    if (one := _checkpoint_bytes(plans, paces)) is not None:
+        room = _room(experiment, saving, whole, one)
+        kept = _kept(experiment, saving, whole, one, room)
     seconds, is_probed = _seconds(tokens, paces, budget.hours), False
     if seconds is None and probe is not None and probe.spent.tokens:
         at_once = min(experiment.run.most_concurrent, max(1, trials))
@@ -168,12 +170,12 @@ def estimate(
         tokens=Range(*map(round, tokens)),
         sample_tokens=Range(*map(round, written.capped(budget.tokens))),
         seconds=seconds,
-        dollars=_dollars(experiment, training, read, written, tokens),
+        dollars=_dollars(price, budget.dollars, training, read, written, tokens),
         checkpoint_bytes=room,
         sweeps=len(paces),
         kept_bytes=kept,
-        storage_dollars=_monthly(experiment, kept or room),
-        prices=_source(experiment),
+        storage_dollars=_monthly(price, kept or room),
+        prices=_source(price),
         proof_tokens=proof.tokens,
         probed=is_probed,
     )
@@ -275,39 +277,43 @@ def _probed_seconds(steps: Range, tokens: Range, probe: Attestation, at_once: in
 
 
 def _dollars(
-    experiment: Experiment, training: Range, read: Range, written: Range, tokens: Range
+    price: Price | None,
+    cap: float | None,
+    training: Range,
+    read: Range,
+    written: Range,
+    tokens: Range,
 ) -> Range | None:
-    price = price_of(experiment)
     if price is None:
         return None
     costs = []
     for t, r, w, capped in zip(training, read, written, tokens, strict=True):
         share = capped / (t + r + w) if t + r + w else 1.0
         costs.append(price.of(Spent(round(t * share), round(r * share), round(w * share))))
-    return Range(*costs).capped(experiment.budget.dollars)
+    return Range(*costs).capped(cap)
 
 
-def _source(experiment: Experiment) -> str | None:
-    price = price_of(experiment)
+def _source(price: Price | None) -> str | None:
     if price is None or not any(price.per_million):
         return None
     return f"{price.dated}, {price.source}"
 
 
-def _monthly(experiment: Experiment, room: Range | None) -> Range | None:
-    price = price_of(experiment)
+def _monthly(price: Price | None, room: Range | None) -> Range | None:
     if price is None or price.storage is None or room is None:
         return None
     return room.times(price.storage / 1e9)
 
 
+def _checkpoint_bytes(plans: Sequence[TrialPlan], paces: Sequence[Pace]) -> Range | None:
+    """Of one."""
+    sizes = [pace.checkpoint_bytes for pace in paces if pace.checkpoint_bytes]
+    rank = fmean(plan.experiment.lora.rank for plan in plans)
+    return Range(min(sizes), max(sizes)).times(rank) if sizes else None
+
+
 def _kept(
-    experiment: Experiment,
-    plans: Sequence[TrialPlan],
-    trials: Range,
-    whole: int,
-    paces: Sequence[Pace],
-    room: Range,
+    experiment: Experiment, trials: Range, whole: int, one: Range, room: Range
 ) -> Range | None:
     """From the winner alone to all that the rules may keep, and the winner's two."""
     rules, train = experiment.checkpoints, experiment.train
@@ -317,29 +323,17 @@ def _kept(
     every = whole // rules.keep_every if rules.keep_every else 0
     each = min(rules.last, whole) * kinds + every * kinds
     most = rules.keep_best + trials.high * each + 2
-    sizes = [pace.checkpoint_bytes for pace in paces if pace.checkpoint_bytes]
-    rank = fmean(plan.experiment.lora.rank for plan in plans)
-    low = min(math.floor(rank * min(sizes)), room.low)
-    return Range(low, min(math.ceil(most * rank * max(sizes)), room.high))
+    low = min(math.floor(one.low), room.low)
+    return Range(low, min(math.ceil(most * one.high), room.high))
 
 
-def _room(
-    experiment: Experiment,
-    plans: Iterable[TrialPlan],
-    trials: Range,
-    whole: int,
-    paces: Sequence[Pace],
-) -> Range | None:
+def _room(experiment: Experiment, trials: Range, whole: int, one: Range) -> Range:
     """From one checkpoint of every trial to all that are ever saved."""
-    sizes = [pace.checkpoint_bytes for pace in paces if pace.checkpoint_bytes]
-    if not sizes:
-        return None
     train = experiment.train
-    rank = fmean(plan.experiment.lora.rank for plan in plans)
     rungs = len(stopping_rule(experiment.search).rungs(max(1, whole)))
     every = whole // train.checkpoint_every if train.checkpoint_every else 0
     most = every + rungs + train.sampler_checkpoint
     return Range(
-        math.floor(trials.low * rank * min(sizes)),
-        math.ceil(trials.high * rank * max(sizes) * most),
+        math.floor(trials.low * one.low),
+        math.ceil(trials.high * most * one.high),
     )

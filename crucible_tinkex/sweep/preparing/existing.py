@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crucible_tinkex.config import EMBEDDED, Experiment
-from crucible_tinkex.errors import CorruptLogError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import ATTESTED, SweepState
-from crucible_tinkex.storage import storage_errors
 from crucible_tinkex.sweep.preparing.training_sets import Training
 
 COUNTS = "row_counts"
-
-
-def read_resolved(paths: SweepPaths) -> dict[str, Any]:
-    """What `manifest` wrote. Raises `CorruptLogError` if it is no longer that."""
-    with storage_errors(paths.resolved):
-        text = paths.resolved.read_bytes()
-    try:
-        found: dict[str, Any] = json.loads(text)
-        return {
-            **found,
-            "experiment": dict(found["experiment"]),
-            "fingerprint": found["fingerprint"],
-        }
-    except (ValueError, TypeError, KeyError) as e:
-        raise CorruptLogError(f"{paths.resolved} is damaged: {e!r}; restore it") from e
 
 
 @dataclass(frozen=True)
@@ -60,7 +42,7 @@ class Existing:
 
     @classmethod
     def of(cls, state: SweepState, paths: SweepPaths) -> Existing:
-        found = state.meta or read_resolved(paths)
+        found = state.meta
         experiment = Experiment.loaded(found["experiment"], folder=paths.root)
         service = found.get("service", EMBEDDED)
         return cls(

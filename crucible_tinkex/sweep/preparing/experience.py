@@ -78,7 +78,7 @@ def _checkpoint_bytes(paths: SweepPaths, state: SweepState) -> float | None:
     files = (f for f in (paths.service / "checkpoints").rglob("*") if f.is_file())
     usual = _settings(state.meta["experiment"])
     ranks = sum(
-        {**usual, **trial.values}[RANK] * len((*trial.checkpoints, *trial.samplers))
+        {**usual, **trial.values}[RANK] * len(trial.all_checkpoints)
         for trial in state.trials.values()
     )
     total = sum(f.stat().st_size for f in files)

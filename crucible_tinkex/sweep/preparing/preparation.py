@@ -29,6 +29,7 @@ from crucible_tinkex.datasets import (
 from crucible_tinkex.errors import ConfigError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Spent, SweepState
+from crucible_tinkex.registry.resolved import read_resolved
 from crucible_tinkex.scoring import Scoring
 from crucible_tinkex.search import strategies
 from crucible_tinkex.search.auto_settings import chosen, kept, open_settings
@@ -38,11 +39,11 @@ from crucible_tinkex.search.rules import stopping_rule
 from crucible_tinkex.sweep.deciding.budget import Budget
 from crucible_tinkex.sweep.deciding.planner import Planner, TrainingData
 from crucible_tinkex.sweep.deciding.policy import Policy
-from crucible_tinkex.sweep.deciding.prices import checked_price
+from crucible_tinkex.sweep.deciding.prices import Price, checked_price
 from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 from crucible_tinkex.sweep.orders.control import Command, Inbox
 from crucible_tinkex.sweep.preparing.clones import cloned
-from crucible_tinkex.sweep.preparing.existing import Existing, read_resolved
+from crucible_tinkex.sweep.preparing.existing import Existing
 from crucible_tinkex.sweep.preparing.experience import finished_trials
 from crucible_tinkex.sweep.preparing.objectives import Objectives, changed_code
 from crucible_tinkex.sweep.preparing.training_sets import (
@@ -54,6 +55,7 @@ from crucible_tinkex.sweep.preparing.training_sets import (
     with_former,
     with_sets,
 )
+from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.recipes.answering import check_answerable
 
@@ -84,6 +86,8 @@ class PreparedSweep:
     was."""
     notes: Sequence[str] = ()
     """What strategy `auto` chose, and why; nothing where all of it was said."""
+    price: Price | None = None
+    """Of what trials use; None: unknown, and dollars are not capped."""
 
     @property
     def name(self) -> str:
@@ -140,7 +144,7 @@ class PreparedSweep:
                 for files, found in self.training.items()
             },
             code=self.objectives.code,
-            price=checked_price(self.experiment),
+            price=self.price,
         )
 
     @property
@@ -150,14 +154,12 @@ class PreparedSweep:
         return trials // len(self.experiment.search.seeds)
 
     def policy(self) -> Policy:
-        search = self.experiment.search
         return Policy(
             self.planner,
             trials_of(self.planner, self.configurations),
-            stopping_rule(search),
-            metric=search.metric,
-            sign=1.0 if search.objective_direction == "min" else -1.0,
-            budget=Budget(self.experiment.budget, checked_price(self.experiment)),
+            stopping_rule(self.experiment.search),
+            objective=Objective.asked(self.experiment),
+            budget=Budget(self.experiment.budget, self.price),
         )
 
     def tokenised(self, tokenizer: Tokenizer, name: str) -> SweepData:
@@ -273,8 +275,8 @@ def prepare(
         spent=state.spent if state else Spent(),
         proofs=state.proofs if state else Spent(),
         notes=notes,
+        price=checked_price(experiment),
     )
-    checked_price(experiment)
     Scoring(experiment.evaluation)  # refuses a function or schema that is none
     if experiment.steps.any:
         from crucible_tinkex.training.trial_steps import check_steps

@@ -17,7 +17,6 @@ import crucible_tinkex.bench as bench
 from crucible_tinkex.bench import Comparison, Conclusion, Scores
 from crucible_tinkex.config.trial.evaluation import asked_for
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.metrics import Direction
 from crucible_tinkex.names import short_keys
 from crucible_tinkex.registry import FAILED, LOST, STOPPED, SweepState, TrialRecord
 from crucible_tinkex.sweep.results.batches import Batch, batches
@@ -54,11 +53,10 @@ def conclusion(state: SweepState) -> Conclusion:
 def terms(state: SweepState) -> bench.Terms:
     """The sweep's metric, its direction and the differences in it that do not matter."""
     objective = Objective.of(state)
-    direction: Direction = "max" if objective.direction == "max" else "min"
     search = state.meta["experiment"]["search"]
     return bench.terms(
         objective.metric,
-        direction,
+        objective.direction,
         search.get("indifference"),
         cost_unit="training tokens",
         share=judgement_share(state),
@@ -116,22 +114,13 @@ def comparison(state: SweepState, evaluations: pa.Table, a: str, b: str) -> Comp
             f"{objective.metric} has no value per held-out row; a sweep ranked by "
             f"{' or '.join(_COLUMNS)}, or by what is measured of each answer, can be compared"
         )
-    found = configurations(state)
-    first, second = (_configuration_of(found, name) for name in (a, b))
+    found = {t.trial_id: c for c in configurations(state) for t in c.trials}
+    first, second = (found[trial.trial_id] for trial in state.named([a, b]))
     if first is second:
         raise ConfigError(f"trials {a} and {b} are seeds of one configuration")
     scores = [_scores(c, evaluations) for c in (first, second)]
     labels = configuration_names([first, second])
-    direction: Direction = "max" if objective.direction == "max" else "min"
-    return bench.compare(*scores, direction=direction, names=(labels[0], labels[1]))
-
-
-def _configuration_of(found: Sequence[Configuration], name: str) -> Configuration:
-    for configuration in found:
-        for trial in configuration.trials:
-            if name in (trial.trial_id, trial.run_name, str(trial.index)):
-                return configuration
-    raise ConfigError(f"no trial {name!r} in this sweep; `crucible status` shows them")
+    return bench.compare(*scores, direction=objective.direction, names=(labels[0], labels[1]))
 
 
 def _scores(configuration: Configuration, evaluations: pa.Table) -> Scores:

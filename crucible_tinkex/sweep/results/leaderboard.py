@@ -20,7 +20,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.metrics import objective
+from crucible_tinkex.metrics import Direction, objective
 from crucible_tinkex.registry import (
     CONFIRM,
     DONE,
@@ -39,7 +39,7 @@ class Objective:
     """The metric that ranks, which way, and at which step."""
 
     metric: str
-    direction: str
+    direction: Direction
     at: str = "final"
 
     @classmethod
@@ -67,13 +67,17 @@ class Objective:
             return math.inf
         return self.sign * value
 
+    def loss(self, trial: TrialRecord, step: int) -> float:
+        """At a step with a result, lower being better; infinite where that has no number."""
+        return self.key(trial.results[step].get(self.metric))
+
     def step(self, trial: TrialRecord) -> int | None:
         """The step whose value counts; None if there is none yet."""
         if self.at == "final":
             return trial.metrics_step if trial.metrics else None
         saved = {c.step for c in trial.checkpoints} | ({0} if trial.reference else set())
         steps = [s for s, m in trial.results.items() if self.metric in m and s in saved]
-        return min(steps, key=lambda s: self.key(trial.results[s][self.metric]), default=None)
+        return min(steps, key=lambda s: self.loss(trial, s), default=None)
 
     def metrics(self, trial: TrialRecord) -> Mapping[str, float]:
         """All metrics at the step that counts."""

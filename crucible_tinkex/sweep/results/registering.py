@@ -22,7 +22,7 @@ def register_best(state: SweepState, paths: SweepPaths) -> ModelVersion | None:
     if winner is None or name is None:
         return None
     trial = winner.best_trial
-    if not trial.checkpoints and not trial.samplers:
+    if not trial.all_checkpoints:
         return None
     return register_trial(state, paths, trial, name, tags=asked.get("tags", ()))
 

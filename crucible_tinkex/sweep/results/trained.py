@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crucible_tinkex.config import Experiment
@@ -47,10 +46,8 @@ def chosen_trial(state: SweepState, name: str | None) -> TrialRecord:
                 "(`crucible status` shows them)"
             )
         return winner.best_trial
-    for trial in state.trials.values():
-        if name in (trial.trial_id, trial.run_name, str(trial.index)):
-            return trial
-    raise ConfigError(f"no trial {name!r} in this sweep; `crucible status` shows them")
+    [trial] = state.named([name])
+    return trial
 
 
 def counting_checkpoint(trial: TrialRecord, objective: Objective) -> CheckpointRecord:
@@ -58,11 +55,7 @@ def counting_checkpoint(trial: TrialRecord, objective: Objective) -> CheckpointR
     if trial.reference:
         raise ConfigError(f"trial {trial.run_name} is the untrained base model: it has no weights")
     step = objective.step(trial)
-    for among in ([c for c in _all(trial) if c.step == step], _all(trial)):
+    for among in ([c for c in trial.all_checkpoints if c.step == step], trial.all_checkpoints):
         if among:
             return max(among, key=lambda c: (c.step, c.kind == "sampler", c.attempt))
     raise ConfigError(f"trial {trial.run_name} has no checkpoint yet; it is {trial.state}")
-
-
-def _all(trial: TrialRecord) -> Sequence[CheckpointRecord]:
-    return (*trial.checkpoints, *trial.samplers)

@@ -86,8 +86,8 @@ class ListedTrials:
 
     def _plans(self) -> Iterator[TrialPlan]:
         search = self._planner.experiment.search
-        if self._planner.has_reference:
-            yield self._planner.plan({}, search.seeds[0], reference=True)
+        if self._planner.reference:
+            yield self._planner.reference
         for values in self._configurations:
             for seed in search.seeds:
                 yield self._planner.plan(values, seed)

@@ -35,8 +35,8 @@ class LearnedTrials:
 
     def more(self, state: SweepState) -> bool:
         self._read(state)
-        wanted = self._wants_reference(state) or bool(self._lacking)
-        return wanted or (self._number < self._search.total and self._has_new(state))
+        wanted = self._reference(state) or self._lacking
+        return bool(wanted) or (self._number < self._search.total and self._has_new(state))
 
     def _has_new(self, state: SweepState) -> bool:
         return self._number != self._dry
@@ -81,8 +81,8 @@ class LearnedTrials:
                 del self._lacking[settings]
 
     def _plans(self, state: SweepState) -> Iterator[TrialPlan]:
-        if self._wants_reference(state):
-            yield self._reference()
+        if reference := self._reference(state):
+            yield reference
         for settings in list(self._lacking):
             found = self._tried.configurations[settings]
             missing = (seed for seed in self._seeds if seed not in found.trials)
@@ -104,8 +104,7 @@ class LearnedTrials:
                 told.append(Told(places))
             yield values
 
-    def _wants_reference(self, state: SweepState) -> bool:
-        return self._planner.has_reference and self._reference().trial_id not in state.trials
-
-    def _reference(self) -> TrialPlan:
-        return self._planner.plan({}, self._seeds[0], reference=True)
+    def _reference(self, state: SweepState) -> TrialPlan | None:
+        """If it is asked for and not there yet."""
+        found = self._planner.reference
+        return found if found and found.trial_id not in state.trials else None

@@ -111,11 +111,7 @@ def told_of(
 
 def loss_until(trial: TrialRecord, objective: Objective, until: float) -> float:
     """The objective by the results up to a step, lower being better; infinite without one."""
-    losses = [
-        objective.key(trial.results[step].get(objective.metric))
-        for step in sorted(trial.results)
-        if step <= until
-    ]
+    losses = [objective.loss(trial, step) for step in sorted(trial.results) if step <= until]
     if not losses:
         return math.inf
     return min(losses) if objective.at == "best" else losses[-1]

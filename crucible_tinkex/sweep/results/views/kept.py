@@ -8,7 +8,7 @@ from crucible_tinkex.registry import SweepState
 def checkpoint_counts(state: SweepState) -> dict[str, int]:
     """`kept`; `deleted` by a decision; `being_deleted`: decided, and not yet done; `expire`: the
     service was told to delete them by itself. Keys are only ever added."""
-    kept = sum(len(t.checkpoints) + len(t.samplers) for t in state.trials.values())
+    kept = sum(len(t.all_checkpoints) for t in state.trials.values())
     return {
         "kept": kept,
         "deleted": state.deleted,

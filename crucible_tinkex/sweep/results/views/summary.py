@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths, plain
-from crucible_tinkex.registry import FAILED, LOST, PENDING, RUNNING, SweepState, TrialRecord
+from crucible_tinkex.registry import INTERRUPTED, PENDING, RUNNING, SweepState, TrialRecord
+from crucible_tinkex.registry.resolved import read_resolved
 from crucible_tinkex.storage import is_locked, storage_errors
-from crucible_tinkex.sweep.preparing.existing import read_resolved
 from crucible_tinkex.sweep.results.leaderboard import (
     Configuration,
     Objective,
@@ -19,8 +18,6 @@ from crucible_tinkex.sweep.results.leaderboard import (
 )
 from crucible_tinkex.sweep.results.quality import quality_summary
 from crucible_tinkex.sweep.results.views.kept import checkpoint_counts
-
-INTERRUPTED = "interrupted"
 
 
 def existing_sweep(storage: str, name: str) -> SweepPaths:
@@ -56,24 +53,6 @@ def settle(state: SweepState, paths: SweepPaths) -> list[TrialRecord]:
     for trial in abandoned:
         trial.state = PENDING
     return abandoned
-
-
-def failed_trials(state: SweepState, names: Sequence[str] = ()) -> list[TrialRecord]:
-    """The trials that failed or were lost: all of them, or those of `names` (id, name or number).
-    Raises `ConfigError` for one that is not there, or that did not fail."""
-    if not names:
-        return [t for t in state.trials.values() if t.state in (FAILED, LOST)]
-    known = {
-        key: t for t in state.trials.values() for key in (str(t.index), t.run_name, t.trial_id)
-    }
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ConfigError(f"no trial {unknown[0]!r} in this sweep; `crucible status` shows them")
-    found = [known[name] for name in names]
-    for trial in found:
-        if trial.state not in (FAILED, LOST):
-            raise ConfigError(f"trial {trial.run_name} is {trial.state}: it did not fail")
-    return found
 
 
 def sweep_state(state: SweepState, paths: SweepPaths) -> str:
