@@ -119,20 +119,13 @@ def _guesses(experiment: Experiment, prior: Prior) -> tuple[dict[str, Any], ...]
     """Those that stand in the space; of what the prior knows nothing about, the middle."""
     axes = experiment.search.space
     space = Space(experiment)
-    middles = {key: _middle(axis) for key, axis in axes.items()}
     found: list[dict[str, Any]] = []
     for suggestion in prior.suggestions:
         known = {key: value for key, value in suggestion.values.items() if key in axes}
-        guess = {**middles, **known}
-        if known and guess not in found and space.places(guess) is not None:
+        guess = space.completed(known) if known else None
+        if guess is not None and guess not in found:
             found.append(guess)
     return tuple(found)
-
-
-def _middle(axis: Axis) -> Any:
-    if not isinstance(axis, AxisRange):
-        return axis[len(axis) // 2]
-    return math.sqrt(axis.low * axis.high) if axis.log else (axis.low + axis.high) / 2
 
 
 # --- how much -------------------------------------------------------------------------------------

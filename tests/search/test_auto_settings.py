@@ -60,6 +60,29 @@ def test_a_space_without_rate_and_rank_has_no_guesses() -> None:
     assert auto(space={"train.batch_size": [4, 8]}).experiment.search.enqueue == ()
 
 
+WARMUP, BATCH = "optimizer.warmup_steps", "train.batch_size"
+
+
+@pytest.mark.parametrize(
+    ("rest", "how", "middle"),
+    [
+        ({WARMUP: {"low": 1, "high": 4}}, {}, {WARMUP: 2}),  # whole numbers only, and 2.5 is none
+        (
+            {WARMUP: [1, 2], "optimizer.schedule": ["linear", "constant"]},
+            {"when": {WARMUP: "optimizer.schedule != 'constant'"}},
+            {"optimizer.schedule": "constant"},  # there the warm-up does not vary
+        ),
+        ({BATCH: [4, 8, 16]}, {"zip": [[BATCH, RANK]]}, {BATCH: 16}),  # goes with rank 64
+    ],
+)
+def test_a_guess_is_a_configuration_of_the_space(rest: Any, how: Any, middle: Any) -> None:
+    space = {RATE: {"low": 1e-5, "high": 1e-2, "log": True}, RANK: [4, 16, 64], **rest}
+    found = auto(space=space, **how).experiment
+    guesses = list(found.search.enqueue)
+    assert guesses and configurations(found)[: len(guesses)] == guesses
+    assert {k: v for k, v in guesses[0].items() if k not in (RATE, RANK)} == middle
+
+
 def test_a_space_smaller_than_the_most_it_tries_is_nothing_to_warn_of() -> None:
     found = auto(space={RANK: [4, 8]}).experiment
     assert list(warnings(found, configurations(found))) == []

@@ -87,6 +87,16 @@ class Space:
         pairs = zip(self.dimensions, places, strict=True)
         return self._configuration((d, d.at(place)) for d, place in pairs)
 
+    def completed(self, known: Mapping[str, Any]) -> Values | None:
+        """The configuration with these values, and the middle of whatever they leave open; None
+        where there is none."""
+        places = []
+        for d in self.dimensions:
+            given = {key: known[key] for key in d.keys if key in known}
+            places.append(d.place(given) if given else 0.5)
+        found = None if None in places else self.at([p for p in places if p is not None])
+        return found and {key: known.get(key, value) for key, value in found.items()}
+
     def grid(self) -> Iterator[Values]:
         """The product of the dimensions' grids; an empty space is the one configuration with
         nothing changed."""
