@@ -232,6 +232,10 @@ def test_the_commands(mine: ct.Sweep) -> None:
     assert set(json.loads(crucible("verify", "small", "--copies", place, "--json")).values()) == {
         None
     }
+    nowhere = str(mine.paths.root / "copeis")  # misspelt: not "no damage"
+    assert "no folder" in crucible("verify", "small", "--copies", nowhere, code=2)
+    assert not Path(nowhere).exists()
+    assert "no copies of a sweep 'smal'" in crucible("verify", "smal", "--copies", place, code=2)
     shutil.rmtree(mine.paths.service / "checkpoints")
     table = crucible("list", "small", "--kind", "sampler", "--check")
     assert "tinker://" in table and "the service does not have it" in table

@@ -167,7 +167,7 @@ def _wrong_checkpoints(sweep: str, storage: str) -> dict[str, str | None]:
 def _wrong_copies(sweep: str, place: str) -> dict[str, str | None]:
     from crucible_tinkex.weights.copies import Copies
 
-    copies = Copies(place, sweep)
+    copies = Copies.existing(place, sweep)
     return {c.checkpoint_path: "; ".join(copies.verify(c)) or None for c in copies.all()}
 
 
