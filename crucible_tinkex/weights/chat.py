@@ -91,7 +91,7 @@ def style_of(experiment: Experiment, tokenizer: Tokenizer) -> Style:
             found = next(iter(open_rows(experiment.data.files))).format
     if found is None:
         return "chat" if tokenizer.chat_template else "plain"
-    return "chat" if found == "chat" else "plain"
+    return "chat" if found in ("chat", "sharegpt") else "plain"
 
 
 @contextlib.asynccontextmanager

@@ -92,8 +92,9 @@ def test_the_prompt_is_what_transformers_makes_of_it(tokenizer: Tokenizer) -> No
 def test_the_style_is_that_of_the_training_rows(sweep: ct.Sweep, tokenizer: Tokenizer) -> None:
     experiment = Trained.find(sweep.paths).experiment
     assert style_of(experiment, tokenizer) == "plain"
-    data = experiment.data.model_copy(update={"format": "chat"})
-    assert style_of(experiment.model_copy(update={"data": data}), tokenizer) == "chat"
+    for declared in ("chat", "sharegpt"):  # both are learnt through the template
+        data = experiment.data.model_copy(update={"format": declared})
+        assert style_of(experiment.model_copy(update={"data": data}), tokenizer) == "chat"
     data = experiment.data.model_copy(update={"train": "/no/such/file"})
     assert style_of(experiment.model_copy(update={"data": data}), tokenizer) == "chat"
 
