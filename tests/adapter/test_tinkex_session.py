@@ -360,6 +360,7 @@ async def test_a_failed_step_fails_the_session_until_it_is_recovered(desk: Desk)
         ({"epochs": 0}, "epochs"),
         ({"loss_fn": "cross_entopy"}, "did you mean 'cross_entropy'"),
         ({"loss_fn": "chirality"}, "no published definition"),
+        ({"loss_fn": "ppo"}, "'ppo' needs logprobs and advantages of a sampler"),
         ({"loss_fn": {"cross_entropy": 1.0}}, "part of a composite"),
         ({"adam_params": {"lr": -1}}, "learning_rate"),
         ({"adam_params": {"momentum": 1}}, "momentum"),

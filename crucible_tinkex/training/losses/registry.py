@@ -17,6 +17,7 @@ from typing import Any
 
 from crucible_tinkex.config import TrainSection
 from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.protocol.wire import Datum
 from crucible_tinkex.training.losses.custom import composite, focal, nll
 from crucible_tinkex.training.losses.custom import guarded as guarded_loss
 from crucible_tinkex.training.losses.schemes import SCHEMES, WeightScheme, guarded
@@ -25,6 +26,8 @@ from crucible_tinkex.user_code import load
 
 SERVICE_LOSSES = ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro")
 """Those of the Tinker protocol; which of them a service has, it says itself."""
+_SAMPLED = ("logprobs", "advantages")
+"""What all but `cross_entropy` need of a datum, from who sampled it."""
 _REFUSED = {
     name: (
         f"the loss {name!r} has no published definition: in the original it was the constant 0. "
@@ -47,6 +50,17 @@ class Loss:
     service: str = "cross_entropy"
     custom: CustomLossMaker | None = None
     weights: WeightScheme | None = None
+
+
+def check_inputs(loss: Loss, datum: Datum) -> None:
+    """Raises `ConfigError` where the service's loss needs what a row of a file does not have."""
+    missing = [name for name in _SAMPLED if name not in datum.loss_fn_inputs]
+    if loss.service != "cross_entropy" and missing:
+        raise ConfigError(
+            f"the loss {loss.name!r} needs {' and '.join(missing)} of a sampler, which rows of a "
+            "file do not have; give datums that an adapter's format_training_data made with them, "
+            "or another loss"
+        )
 
 
 def learning_functions(train: TrainSection) -> list[str]:

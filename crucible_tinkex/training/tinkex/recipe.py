@@ -19,7 +19,7 @@ from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput
 from crucible_tinkex.training.adapter.protocol import LoraAdapter
 from crucible_tinkex.training.adapter.rows import as_mapping, completion_of
 from crucible_tinkex.training.losses.objective import measured
-from crucible_tinkex.training.losses.registry import Loss, LossRegistry
+from crucible_tinkex.training.losses.registry import Loss, LossRegistry, check_inputs
 from crucible_tinkex.training.losses.schemes import has_invalid_citation
 from crucible_tinkex.training.recipes.datums import total_weight
 from crucible_tinkex.training.recipes.evaluation import evaluate
@@ -98,6 +98,8 @@ class AdapterRecipe:
                 if start:
                     error.with_context(lines_from=start + 1)
                 raise
+            if made:
+                check_inputs(self._loss, made[0])
             if len(rows) > PREPARED_ROWS or len(made) != len(part):
                 continue
             prepared |= zip(map(id, part), made, strict=True)
