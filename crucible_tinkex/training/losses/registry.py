@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,7 +108,9 @@ class LossRegistry:
             return Loss(name, service=name)
         if name in self.custom:
             return Loss(name, custom=self.custom[name])
-        return Loss(name, weights=self.scheme(name))
+        if name not in self.weights:
+            raise _unknown(LOSS, name, self.names())
+        return Loss(name, weights=self.weights[name])
 
     def scheme(self, name: str) -> WeightScheme:
         """A token-weight scheme by name, or a `module:function`. Raises as `get`."""
@@ -116,10 +118,7 @@ class LossRegistry:
             return guarded(name, _callable(name, SCHEME))
         if name in self.weights:
             return self.weights[name]
-        known = self.names()
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(f"unknown loss {name!r}; {hint}known: {', '.join(known)}")
+        raise _unknown(SCHEME, name, list(self.weights))
 
     def names(self) -> list[str]:
         return [*SERVICE_LOSSES, *self.custom, *self.weights]
@@ -136,6 +135,12 @@ class LossRegistry:
     def _check_free(self, name: str) -> None:
         if name in self.names():
             raise ConfigError(f"the loss {name!r} exists already; choose another name")
+
+
+def _unknown(what: str, name: str, known: Sequence[str]) -> ConfigError:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return ConfigError(f"unknown {what} {name!r}; {hint}known: {', '.join(known)}, module:function")
 
 
 def _terms(text: str) -> dict[str, float]:

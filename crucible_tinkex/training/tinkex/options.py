@@ -89,9 +89,13 @@ class TrainOptions:
         known = [f.name for f in fields(cls)]
         for name in given:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
+                legal = [
+                    "eval_dataset",
+                    *known,
+                ]  # the session's own
+                close = difflib.get_close_matches(name, legal, n=1)
                 hint = f"did you mean {close[0]!r}? " if close else ""
-                raise ConfigError(f"train has no option {name!r}; {hint}it has {', '.join(known)}")
+                raise ConfigError(f"train has no option {name!r}; {hint}it has {', '.join(legal)}")
         options = cls(**given)
         for name, least in (
             ("batch_size", 1),
@@ -129,6 +133,8 @@ class TrainOptions:
 
 def optimizer(base: OptimizerSection, given: Mapping[str, Any] | None) -> OptimizerSection:
     """`base` with what `given` names, under the seed's names or ours. Raises `ConfigError`."""
+    if not isinstance(given, Mapping | None):
+        raise ConfigError(f"train: adam_params = {given!r} must be a table, such as {{'lr': 1e-4}}")
     changed = {_ADAM.get(name, name): value for name, value in (given or {}).items()}
     try:
         return OptimizerSection.model_validate({**dict(base), **changed})
