@@ -39,9 +39,7 @@ def named(state: SweepState, names: Sequence[str]) -> list[Trial]:
     """Trials by id, name or number. Raises `ConfigError` for one that is not there."""
     if not names:
         return []
-    known = {
-        key: t for t in state.trials.values() for key in (str(t.index), t.run_name, t.trial_id)
-    }
+    known = {name: t for t in state.trials.values() for name in t.names}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(f"no trial {unknown[0]!r} in this sweep; `crucible status` shows them")

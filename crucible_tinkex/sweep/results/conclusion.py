@@ -129,7 +129,7 @@ def comparison(state: SweepState, evaluations: pa.Table, a: str, b: str) -> Comp
 def _configuration_of(found: Sequence[Configuration], name: str) -> Configuration:
     for configuration in found:
         for trial in configuration.trials:
-            if name in (trial.trial_id, trial.run_name, str(trial.index)):
+            if name in trial.names:
                 return configuration
     raise ConfigError(f"no trial {name!r} in this sweep; `crucible status` shows them")
 

@@ -38,7 +38,7 @@ class Trained:
 
 
 def chosen_trial(state: SweepState, name: str | None) -> TrialRecord:
-    """By id, name or number; None: the best trial of the best configuration."""
+    """By one of its `names`; None: the best trial of the best configuration."""
     if name is None:
         winner = best(state)
         if winner is None:
@@ -48,7 +48,7 @@ def chosen_trial(state: SweepState, name: str | None) -> TrialRecord:
             )
         return winner.best_trial
     for trial in state.trials.values():
-        if name in (trial.trial_id, trial.run_name, str(trial.index)):
+        if name in trial.names:
             return trial
     raise ConfigError(f"no trial {name!r} in this sweep; `crucible status` shows them")
 

@@ -64,9 +64,7 @@ def failed_trials(state: SweepState, names: Sequence[str] = ()) -> list[TrialRec
     Raises `ConfigError` for one that is not there, or that did not fail."""
     if not names:
         return [t for t in state.trials.values() if t.state in (FAILED, LOST)]
-    known = {
-        key: t for t in state.trials.values() for key in (str(t.index), t.run_name, t.trial_id)
-    }
+    known = {name: t for t in state.trials.values() for name in t.names}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(f"no trial {unknown[0]!r} in this sweep; `crucible status` shows them")
