@@ -246,6 +246,7 @@ async def test_evaluate_measures_what_an_evaluation_of_a_sweep_does(desk: Desk) 
         ({"samples": 3}, "samples has no effect without metrics"),
         ({"metrics": ["pass@1"], "samples": 2, "temperature": 0}, "temperature 0"),
         ({"metrics": ["no_such_module:f"]}, "no_such_module:f"),
+        ({"scorers": [len]}, "must be functions by name"),
     ],
 )
 async def test_an_evaluation_that_cannot_be_measured_is_refused(
