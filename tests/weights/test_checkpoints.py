@@ -224,6 +224,9 @@ def test_the_commands(mine: ct.Sweep) -> None:
     crucible("pin", "small", victim)
     told = crucible("prune", "small", "--keep-last", "0")
     assert "would delete" in told and "--yes" in told and len(on_disk(mine)) == 8
+    assert "eval/nll" in crucible("list", "small").splitlines()[1]  # what the sweep ranks by
+    nothing = crucible("prune", "small", "--keep-best", "9")
+    assert nothing == "would delete 0 and keep 8; do it: --yes\n"
     done = json.loads(crucible("prune", "small", "--keep-last", "0", "--yes", "--json"))
     assert done["done"] and len(on_disk(mine)) == len(done["kept"]) < 8
     assert victim in {c["path"] for c in done["kept"]}
