@@ -63,6 +63,8 @@ class Chat:
             prompt = chat_prompt(self._tokenizer, turns)
         else:
             prompt = self._tokenizer.encode_prompt(text)
+        if not prompt:
+            raise ConfigError("the prompt is empty")
         response = await self._sampler.sample(prompt, self._params)
         [sequence] = response.sequences
         written = self._tokenizer.decode(sequence.tokens)

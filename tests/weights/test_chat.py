@@ -74,6 +74,8 @@ async def test_a_plain_prompt_is_asked_as_it_is(tokenizer: Tokenizer) -> None:
     await chat.say("017>")
     await chat.say("023>")
     assert echo.prompts == ["017>", "023>"]
+    with pytest.raises(ConfigError, match="the prompt is empty"):
+        await chat.say("")
     with pytest.raises(ConfigError, match="no place for a system message"):
         Chat(echo, tokenizer, style="plain", params=PARAMS, system="x")
 
