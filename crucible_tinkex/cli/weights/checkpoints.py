@@ -206,7 +206,7 @@ def _print(
     seen: Mapping[str, Verified] | None = None,
 ) -> None:
     """`metric`: the sweep's. `seen`: what the service said of each, if it was asked."""
-    from crucible_tinkex.cli.terminal.tables import plain_table, print_table
+    from crucible_tinkex.cli.terminal.tables import plain_table, print_rows
     from crucible_tinkex.metrics import told_first
 
     if json:
@@ -226,7 +226,7 @@ def _print(
         there = () if seen is None else (seen[c.path].wrong or "yes",)
         step, why = str(c.record.step), c.protected or "-"
         table.add_row(c.trial, step, c.record.kind, *measured, *there, why, c.path)
-    print_table(table)
+    print_rows(table)
 
 
 def _seen(verified: Verified) -> dict[str, Any]:

@@ -246,7 +246,7 @@ def _print_one(model: ModelVersion, *, json: bool) -> None:
 
 
 def _print(models: Sequence[ModelVersion], *, json: bool, metric: str | None = None) -> None:
-    from crucible_tinkex.cli.terminal.tables import plain_table, print_table
+    from crucible_tinkex.cli.terminal.tables import plain_table, print_rows
     from crucible_tinkex.metrics import told_first
 
     if json:
@@ -266,7 +266,7 @@ def _print(models: Sequence[ModelVersion], *, json: bool, metric: str | None = N
         aliases, tags = ",".join(m.aliases) or "-", ",".join(m.tags) or "-"
         base = m.base_model or "-"
         table.add_row(m.id, m.stage, aliases, tags, base, *measured, origin, when)
-    print_table(table)
+    print_rows(table)
 
 
 def _text(key: str, value: Any) -> str:
