@@ -7,7 +7,7 @@ the nearest known one. Not here: measuring (`session`, `evaluation`) and ranking
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, NoReturn
@@ -172,6 +172,13 @@ CATALOGUE: Mapping[str, Metric] = MappingProxyType({m.name: m for m in _METRICS}
 OBJECTIVES = tuple(m.name for m in _METRICS if m.objective)
 _LOWER_IS_BETTER = ("loss", "nll", "perplexity", "citation_invalid_rate", "convergence_steps")
 _HIGHER_IS_BETTER = ("loss_reduction", "loss_reduction_fraction")
+
+
+def told_first(names: Iterable[str], *, first: str | None = None) -> list[str]:
+    """Names as a table that has not room for all should show them: `first`, then what can rank in
+    the order of the catalogue, then the rest of it, then by name."""
+    order = {name: place for place, name in enumerate(dict.fromkeys((*OBJECTIVES, *CATALOGUE)))}
+    return sorted(set(names), key=lambda n: (n != first, order.get(n, len(order)), n))
 
 
 def known(name: str) -> Metric | None:

@@ -9,7 +9,7 @@ import pytest
 
 import crucible_tinkex
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.metrics import CATALOGUE, OBJECTIVES, metric, objective
+from crucible_tinkex.metrics import CATALOGUE, OBJECTIVES, metric, objective, told_first
 
 PACKAGE = Path(crucible_tinkex.__file__).parent
 
@@ -40,6 +40,12 @@ def test_an_objective_is_part_of_every_result() -> None:
     assert objective("train/nll").direction == "min"
     with pytest.raises(ConfigError, match="'perf/eval_s' cannot rank trials; choose one of eval"):
         objective("perf/eval_s")
+
+
+def test_a_table_shows_first_what_ranks() -> None:
+    names = ["eval/bpb", "eval/accuracy", "mine", "eval/nll", "eval/score/mine"]
+    assert told_first(names) == ["eval/nll", "eval/accuracy", "eval/bpb", "eval/score/mine", "mine"]
+    assert told_first(names, first="mine")[:2] == ["mine", "eval/nll"]
 
 
 def test_every_objective_knows_its_direction() -> None:

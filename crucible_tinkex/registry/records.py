@@ -145,6 +145,10 @@ class Decision:
     """command: what a person asked (`sweep.orders.control.Command`); the reason is the answer."""
 
 
+BASE = "base"
+"""What the untrained base is called, in tables and by users."""
+
+
 @dataclass
 class TrialRecord:
     """One configuration with one seed. `values` are the dotted keys that vary."""
@@ -187,6 +191,12 @@ class TrialRecord:
     empty."""
     error: str | None = None
     """Why it failed, was lost or was stopped."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it may be called by: id, name, number; the untrained base also as tables call it."""
+        known = (self.trial_id, self.run_name, str(self.index))
+        return (*known, BASE) if self.reference else known
 
     @property
     def first_step(self) -> int:

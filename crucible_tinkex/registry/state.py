@@ -136,11 +136,9 @@ class SweepState:
             raise ConfigError(f"no trial {trial_id!r} in this sweep") from None
 
     def named(self, names: Sequence[str]) -> list[TrialRecord]:
-        """As people call them: by id, name or number. Raises `ConfigError` for one that is not
+        """As people call them, by one of their `names`. Raises `ConfigError` for one that is not
         there."""
-        known = {
-            key: t for t in self.trials.values() for key in (str(t.index), t.run_name, t.trial_id)
-        }
+        known = {name: t for t in self.trials.values() for name in t.names}
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ConfigError(

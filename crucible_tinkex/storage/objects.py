@@ -148,7 +148,8 @@ class Objects:
             yield
         except (BaseError, OSError, ValueError) as e:
             where = f"{self.url}/{key}".rstrip("/")
-            raise StorageError(f"cannot use {where}: {_reason(e)}") from e
+            reason = _reason(e)
+            raise StorageError(f"cannot use {where}: {reason}{_hint(self.url, reason)}") from e
 
 
 def _bucket(url: str) -> ObjectStore:
@@ -162,6 +163,23 @@ def _bucket(url: str) -> ObjectStore:
         return from_url(url, client_options=client, retry_config=_RETRY)
     except (BaseError, ValueError) as e:
         raise ConfigError(f"{url!r} cannot be opened: {_reason(e)}") from e
+
+
+_CREDENTIALS = {
+    "s3://": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs://": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az://": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+_METADATA_HOSTS = ("169.254.169.254", "169.254.170.2", "metadata.google.internal")
+"""Where a cloud's own machines get credentials, asked where the environment has none."""
+
+
+def _hint(url: str, reason: str) -> str:
+    """What to set, where the library looked for credentials in vain."""
+    names = _CREDENTIALS.get(url[:5])
+    if names is None or not any(host in reason for host in _METADATA_HOSTS):
+        return ""
+    return f"; the environment has no credentials: set {names}"
 
 
 def _reason(e: Exception) -> str:

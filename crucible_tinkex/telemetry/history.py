@@ -54,6 +54,9 @@ class Telemetry:
         exclusive; a time without zone is UTC. Raises `ConfigError` for an unknown type, and for a
         folder that is not there.
         """
+        for which, moment in (("from_", from_), ("to", to)):
+            if not isinstance(moment, datetime | None):
+                raise ConfigError(f"{which} = {moment!r} must be a datetime")
         if from_ is not None and to is not None and _utc(from_) > _utc(to):
             raise ConfigError(f"from_ {from_} is later than to {to}")
         own = self._own(experiment_id)

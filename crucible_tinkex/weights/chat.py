@@ -63,6 +63,8 @@ class Chat:
             prompt = chat_prompt(self._tokenizer, turns)
         else:
             prompt = self._tokenizer.encode_prompt(text)
+        if not prompt:
+            raise ConfigError("the prompt is empty")
         response = await self._sampler.sample(prompt, self._params)
         [sequence] = response.sequences
         written = self._tokenizer.decode(sequence.tokens)
@@ -91,7 +93,7 @@ def style_of(experiment: Experiment, tokenizer: Tokenizer) -> Style:
             found = next(iter(open_rows(experiment.data.files))).format
     if found is None:
         return "chat" if tokenizer.chat_template else "plain"
-    return "chat" if found == "chat" else "plain"
+    return "chat" if found in ("chat", "sharegpt") else "plain"
 
 
 @contextlib.asynccontextmanager

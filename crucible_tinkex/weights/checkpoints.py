@@ -82,6 +82,11 @@ class CheckpointManager:
 
     # --- looking ------------------------------------------------------------------------------
 
+    @property
+    def metric(self) -> str:
+        """By which the sweep ranks."""
+        return _ranking(read_state(self._paths), None, None)[0]
+
     def list_checkpoints(
         self, trial: str | None = None, *, kind: CheckpointKind | None = None
     ) -> list[Checkpoint]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crucible_tinkex.errors import CorruptLogError, StorageError
+from crucible_tinkex.errors import ConfigError, CorruptLogError, StorageError
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.registry import CheckpointRecord
 from crucible_tinkex.storage import Objects, make_folder, storage_errors
@@ -40,6 +40,20 @@ class Copies:
     def __init__(self, place: str | Path, sweep: str) -> None:
         self.objects = Objects.open(place)
         self._sweep = sweep
+
+    @classmethod
+    def existing(cls, place: str | Path, sweep: str) -> Copies:
+        """To be read. Raises `ConfigError` where there are none, so that a misspelt place or sweep
+        is not taken for one without damage; makes no folder."""
+        if "://" not in str(place) and not Path(place).expanduser().is_dir():
+            raise ConfigError(f"there is no folder {place}; copies are made by `checkpoints copy`")
+        found = cls(place, sweep)
+        if not found.all():
+            raise ConfigError(
+                f"{found.objects.url} holds no copies of a sweep {sweep!r}; look at the spelling, "
+                "or copy it: `crucible checkpoints copy`"
+            )
+        return found
 
     def prefix(self, checkpoint: CheckpointRecord) -> str:
         name = TinkerPath.read(checkpoint.path).name

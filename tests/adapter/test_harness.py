@@ -191,6 +191,19 @@ async def test_hooks_are_called_around_everything() -> None:
             "a step 'a' already",
         ),
         (lambda plan: register_training_step(plan, epoch=3), {"session": 1}, "'epochs'"),
+        (register_training_step, {"session": 1}, "give the harness a dataset"),
+        (
+            register_training_step,
+            {"sessions": len, "dataset": ROWS, "conditions": {"a": {}, "b": {"epoch": 3}}},
+            "condition 'b': train has no option 'epoch'",
+        ),
+        (
+            register_training_step,
+            {"sessions": len, "dataset": ROWS, "conditions": {"a": {"adam_params": {"lr": 0}}}},
+            "condition 'a': train: adam_params.learning_rate",
+        ),
+        (lambda plan: plan.add_step("a", len), {"sessions": len, "conditions": ["a"]}, "by name"),
+        (lambda plan: plan.add_step("a", len), {"session": 1, "repeats": "2"}, "whole number"),
     ],
 )
 async def test_a_plan_that_cannot_run_is_refused(

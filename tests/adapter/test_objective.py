@@ -170,7 +170,10 @@ def test_rows_whose_texts_were_not_kept_cannot_be_weighed(rows: Rows) -> None:
         ({"loss": "nll + x*focal"}, "is no term"),
         ({"loss": "nll + 2*nll"}, "has the term 'nll' twice"),
         ({"loss": "nll + ppo"}, "'ppo' is computed by the service"),
-        ({"token_weights": "claim"}, "train.token_weights: unknown loss 'claim'; did you mean"),
+        (
+            {"token_weights": "claim"},
+            "train.token_weights: unknown token-weight scheme 'claim'",
+        ),
         ({"token_weights": "nowhere:f"}, "train.token_weights: .*No module named 'nowhere'"),
         ({"weight_config": {"x": 1}}, "no effect without train.token_weights"),
     ],
@@ -183,7 +186,7 @@ def test_what_there_is_not_is_refused_by_its_key(train: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        ("obj_code:shapeless", "must be finite and of shape"),
+        ("obj_code:shapeless", "must be of shape"),
         ("obj_code:plain", "on the first rows loss 'obj_code:plain': TypeError"),
         ("obj_code:endless", "gave nan on the first rows"),
     ],
@@ -194,7 +197,7 @@ def test_a_loss_that_gives_something_else_is_found_on_the_first_rows(
     data = rows({"prompt": "p", "completion": "xy"})
     objective = asked(loss=loss)
     with pytest.raises(ConfigError, match=message):
-        try_on(objective, [objective.datum(data, 0)])
+        try_on(objective.loss, [objective.datum(data, 0)], key="train.loss")
 
 
 # --- what a step measures -------------------------------------------------------------------------

@@ -246,6 +246,7 @@ async def test_evaluate_measures_what_an_evaluation_of_a_sweep_does(desk: Desk) 
         ({"samples": 3}, "samples has no effect without metrics"),
         ({"metrics": ["pass@1"], "samples": 2, "temperature": 0}, "temperature 0"),
         ({"metrics": ["no_such_module:f"]}, "no_such_module:f"),
+        ({"scorers": [len]}, "must be functions by name"),
     ],
 )
 async def test_an_evaluation_that_cannot_be_measured_is_refused(
@@ -352,6 +353,10 @@ async def test_a_failed_step_fails_the_session_until_it_is_recovered(desk: Desk)
     assert desk.names("session_start", "session_end") == ["session_start", "session_end"]
 
 
+def _gradientless(logprobs: Any) -> Any:
+    return 1.0, [row * float("nan") for row in logprobs], {}
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -360,6 +365,13 @@ async def test_a_failed_step_fails_the_session_until_it_is_recovered(desk: Desk)
         ({"epochs": 0}, "epochs"),
         ({"loss_fn": "cross_entopy"}, "did you mean 'cross_entropy'"),
         ({"loss_fn": "chirality"}, "no published definition"),
+        ({"loss_fn": lambda rows: 3}, "train: loss_fn: on the first rows"),
+        ({"loss_fn": lambda rows: _gradientless}, "row 0 is not finite: nan at token 0"),
+        ({"token_weights": "claims", "weight_config": {"claim_wieght": 3}}, "mean 'claim_weight'"),
+        ({"token_weights": "calims"}, "unknown token-weight scheme 'calims'"),
+        ({"adam_params": 0.1}, "adam_params"),
+        ({"eval_datset": ROWS}, "did you mean 'eval_dataset'"),
+        ({"loss_fn": "ppo"}, "'ppo' needs logprobs and advantages of a sampler"),
         ({"loss_fn": {"cross_entropy": 1.0}}, "part of a composite"),
         ({"adam_params": {"lr": -1}}, "learning_rate"),
         ({"adam_params": {"momentum": 1}}, "momentum"),
@@ -444,7 +456,11 @@ async def test_a_loss_that_is_not_finite_fails_with_its_remedy(desk: Desk) -> No
             await session.train(
                 ROWS,
                 loss_fn=lambda batch: (
-                    lambda logprobs: (float("nan"), [row * 0 for row in logprobs], {})
+                    lambda logprobs: (
+                        0.0 if (logprobs[0] == -1).all() else float("nan"),  # not where it is tried
+                        [row * 0 for row in logprobs],
+                        {},
+                    )
                 ),
             )
 

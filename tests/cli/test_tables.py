@@ -10,7 +10,13 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from crucible_tinkex.cli.terminal.tables import leaderboard_table, plain_console, verdict
+from crucible_tinkex.cli.terminal.tables import (
+    leaderboard_table,
+    plain_console,
+    plain_table,
+    print_rows,
+    verdict,
+)
 from crucible_tinkex.registry import DONE, FAILED, PERSON, RUNNING, STOPPED, SweepState, TrialRecord
 
 AXES = {"lora.rank": 16, "optimizer.learning_rate": 0.0003}
@@ -104,3 +110,21 @@ def test_a_state_of_a_trial_that_runs_is_the_configurations() -> None:
     state = make_state([make_trial(10, None, state=RUNNING)])
     assert "running" in shown(leaderboard_table(state))
     assert verdict(state) == "no configuration is complete yet"
+
+
+@pytest.mark.parametrize("width", [40, 160])
+def test_rows_that_people_copy_from_are_never_cut(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # Rich takes stdout for a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    path = f"tinker://{'0' * 36}:train:0/sampler_weights/{'a' * 32}"
+    table = plain_table()
+    for head in ("trial", "step", "path"):
+        table.add_column(head, no_wrap=True)
+    table.add_row("0001-lr=0.001", "20", path)
+    print_rows(table)
+    shown = capsys.readouterr().out
+    assert path in shown and "0001-lr=0.001" in shown and "step" in shown
+    assert ("--- 1" in shown) == (width == 40)

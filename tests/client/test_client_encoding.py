@@ -98,6 +98,15 @@ async def test_the_first_error_counts_where_json_is_not_spoken(scripted: Scripte
             await (await create(service)).forward_backward([row()])
 
 
+async def test_what_the_first_form_was_refused_for_is_told_too(scripted: ScriptedService) -> None:
+    scripted.config, scripted.speaks = {}, {"protobuf", "json"}
+    answers = [Answer(400, {"error": e}) for e in ("ppo needs advantages", "number 1 is used")]
+    scripted.on("forward_backward", *answers)
+    async with TinkexService(scripted.url, settings=FAST) as service:
+        with pytest.raises(RequestRejectedError, match=r"number 1.*as_proto.*advantages"):
+            await (await create(service)).forward_backward([row()])
+
+
 async def test_once_proven_a_refusal_is_final(scripted: ScriptedService) -> None:
     scripted.config, scripted.speaks = {}, {"protobuf", "json"}
     async with TinkexService(scripted.url, settings=FAST) as service:

@@ -192,6 +192,8 @@ BAD_TABLES: list[tuple[str, bytes, str]] = [
     ("rows.csv", b'prompt,completion\n"a"x,b\n', "line 2: malformed CSV"),
     ("rows.csv", b'prompt,completion\n"a,b\n', "line 2: malformed CSV"),
     ("rows.csv", b"prompt,prompt\na,b\n", "line 1: the column 'prompt' stands twice"),
+    ("rows.csv", b"prompt;completion\na;b\n", "is one column, separated by ';'"),
+    ("rows.tsv", b"prompt,completion\na,b\n", "is one column, separated by ','"),
     ("rows.csv", b"prompt,completion\n", "the file has no rows"),
     ("rows.csv", b"prompt,completion\na,\n", "line 2: 'completion' is empty"),
     ("rows.csv", b"prompt,completion\n\na,\xff\n", "line 3: not UTF-8"),

@@ -10,15 +10,21 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from crucible_tinkex.errors import RequestRejectedError
+from crucible_tinkex.errors import ConfigError, RequestRejectedError
 from crucible_tinkex.names import base_name, hub_id
 from crucible_tinkex.server import bases
 from crucible_tinkex.server.bases import smollm
 from crucible_tinkex.server.operations import BaseInfo, LoraSpec
 from crucible_tinkex.server.sessions import checks
 from crucible_tinkex.server.store.peft_files import export_peft
-from crucible_tinkex.server.store.store import ADAPTER_FILE, MANIFEST_FILE, Manifest, read_manifest
-from crucible_tinkex.server.web.serve import ServeOptions
+from crucible_tinkex.server.store.store import (
+    ADAPTER_FILE,
+    MANIFEST_FILE,
+    Manifest,
+    Store,
+    read_manifest,
+)
+from crucible_tinkex.server.web.serve import DEFAULT_BASE, base_of
 
 OLD, NEW = "smollm2-135m", "smollm2-135m-instruct"
 
@@ -37,7 +43,7 @@ def manifest(base: str) -> Manifest:
 def test_an_alias_means_the_same_base_everywhere(tmp_path: Path) -> None:
     assert base_name(OLD) == base_name(NEW) == smollm.NAME == NEW
     assert base_name("nano") == "nano"
-    assert ServeOptions(data_dir=tmp_path).model == NEW
+    assert DEFAULT_BASE == NEW
     assert bases.known_bases() == ("nano", NEW)
     assert "dequantised from Q4_1" in bases.KNOWN[NEW]
 
@@ -66,6 +72,20 @@ def test_a_session_may_ask_for_either_name() -> None:
 def test_a_checkpoint_of_an_earlier_version_belongs_to_the_base(tmp_path: Path) -> None:
     (tmp_path / MANIFEST_FILE).write_text(json.dumps(dataclasses.asdict(manifest(OLD))))
     assert read_manifest(tmp_path).base_model == NEW
+
+
+def test_a_folder_is_served_on_the_base_of_its_checkpoints(tmp_path: Path) -> None:
+    assert base_of(Store(tmp_path)) == DEFAULT_BASE  # nothing is there yet
+    for run, base in (("first", "nano"), ("second", "org/other")):
+        folder = tmp_path / "checkpoints" / run / "weights" / "one"
+        folder.mkdir(parents=True)
+        path = f"tinker://{run}/weights/one"
+        told = dataclasses.replace(manifest(base), tinker_path=path)
+        (folder / MANIFEST_FILE).write_text(json.dumps(dataclasses.asdict(told)))
+        if run == "first":
+            assert base_of(Store(tmp_path)) == "nano"
+    with pytest.raises(ConfigError, match="checkpoints of nano, org/other: choose one with --base"):
+        base_of(Store(tmp_path))
 
 
 def test_an_export_names_a_base_that_others_can_load(tmp_path: Path) -> None:

@@ -257,7 +257,10 @@ def test_bad_input_is_refused_and_harms_nobody(api: Api, what: str) -> None:
     assert refused.json()["category"] == "user" and refused.json()["error"]
     good = {"model_id": model, "forward_backward_input": data([1, 2, 3])}
     if what != "no body":  # whose seq_id could not be read
-        assert api.post("forward_backward", seq_id=1, **good).status_code == 400  # used up
+        used_up = api.post("forward_backward", seq_id=1, **good)
+        assert used_up.status_code == 400
+        # Not of the number: a client tries JSON after protobuf, and tells what it hears last.
+        assert used_up.json()["error"] == refused.json()["error"]
         assert "metrics" in api.result("forward_backward", seq_id=2, **good)
 
 

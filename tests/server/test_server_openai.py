@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer
 
 from crucible_tinkex.names import TinkerPath
 from crucible_tinkex.server import bases
-from crucible_tinkex.server.store.store import ADAPTER_FILE
+from crucible_tinkex.server.store.store import ADAPTER_FILE, MANIFEST_FILE
 
 HELLO = [{"role": "user", "content": "hello"}]
 ROOT = "http://server/v1/"
@@ -60,6 +61,20 @@ def test_models_are_the_base_and_the_adapters(api: AppClient, adapter: str) -> N
     found = api.get(f"{ROOT}models")
     assert found["object"] == "list"
     assert [m["id"] for m in found["data"]] == ["nano", adapter]
+
+
+def test_an_adapter_of_another_base_is_not_offered(nano: bases.Base, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "run" / "sampler_weights" / "s"
+    folder.mkdir(parents=True)
+    spec = {"rank": 1, "seed": 0, "train_attn": True, "train_mlp": False, "train_unembed": False}
+    told = {"tinker_path": "tinker://run/sampler_weights/s", "base_model": "org/other"}
+    about = {**told, "spec": spec, "steps": 1, "optimizer": False, "created": "2026-01-01"}
+    (folder / MANIFEST_FILE).write_text(json.dumps(about))
+    client = AppClient(nano, tmp_path)
+    try:
+        assert [m["id"] for m in client.get(f"{ROOT}models")["data"]] == ["nano"]
+    finally:
+        client.close()
 
 
 def test_a_chat_answers_as_the_protocol_samples(api: AppClient, nano: bases.Base) -> None:

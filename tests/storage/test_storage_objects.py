@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import obstore
 import pytest
+from obstore.exceptions import GenericError
+from obstore.store import MemoryStore
 from s3_server import BUCKET, ENVIRONMENT
 
 from crucible_tinkex.errors import ConfigError, StorageError
@@ -84,6 +87,21 @@ def test_a_bucket_that_is_not_there_and_a_dead_server(
         monkeypatch.setenv(name, value)
     with pytest.raises(StorageError, match="s3://other/x/key: there is no such bucket"):
         Objects.open("s3://other/x").put("key", b"")
+
+
+def test_missing_credentials_are_named_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library asks the cloud's own machines for some, and says that these do not answer."""
+
+    def refused(*_: object) -> None:
+        raise GenericError("Error performing PUT http://169.254.169.254/latest/api/token: 403")
+
+    monkeypatch.setattr(obstore, "put", refused)
+    for place, name in (("s3://b/x", "AWS_ACCESS_KEY_ID"), ("gs://b", "GOOGLE_APPLICATION_CRED")):
+        with pytest.raises(StorageError, match=f"has no credentials: set {name}"):
+            Objects(place, MemoryStore()).put("key", b"")
+    with pytest.raises(StorageError) as caught:
+        Objects("memory://", MemoryStore()).put("key", b"")
+    assert "credentials" not in str(caught.value)
 
 
 @pytest.mark.parametrize("place", ["ftp://host/x", "", "s3x://b", "https://host/x"])

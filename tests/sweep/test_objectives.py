@@ -144,9 +144,14 @@ async def test_a_sweep_with_results_refuses_functions_that_have_changed(
         (
             {"train.token_weights": ["uniform", "ufo"]},
             {},
-            "train.token_weights: unknown loss 'ufo'",
+            "unknown token-weight scheme 'ufo'",
         ),
         ({"train.weight_config.first": [1, 2]}, {}, "no effect without train.token_weights"),
+        (
+            {"train.weight_config.claim_wieght": [1, 2]},
+            {"token_weights": "claims"},
+            "no number 'claim_wieght'; did you mean 'claim_weight'",
+        ),
         ({"train.weight_config": [1]}, {}, "unknown axis 'train.weight_config'"),
     ],
 )

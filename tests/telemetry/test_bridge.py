@@ -190,6 +190,7 @@ def test_stretches_hold_every_row_once(storage: Path) -> None:
             lambda t: t.query(from_=datetime(2026, 1, 2), to=datetime(2026, 1, 1)),
             "is later than",
         ),
+        (lambda t: t.query(from_="2026-01-01"), "from_ = '2026-01-01' must be a datetime"),
         (lambda t: t.window(last=-1), "number of rows"),
         (lambda t: t.windowed(every=timedelta(0)), "positive time"),
         (lambda t: t.aggregate(by=["nothing"]), "no column nothing"),

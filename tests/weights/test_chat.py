@@ -74,6 +74,8 @@ async def test_a_plain_prompt_is_asked_as_it_is(tokenizer: Tokenizer) -> None:
     await chat.say("017>")
     await chat.say("023>")
     assert echo.prompts == ["017>", "023>"]
+    with pytest.raises(ConfigError, match="the prompt is empty"):
+        await chat.say("")
     with pytest.raises(ConfigError, match="no place for a system message"):
         Chat(echo, tokenizer, style="plain", params=PARAMS, system="x")
 
@@ -92,8 +94,9 @@ def test_the_prompt_is_what_transformers_makes_of_it(tokenizer: Tokenizer) -> No
 def test_the_style_is_that_of_the_training_rows(sweep: ct.Sweep, tokenizer: Tokenizer) -> None:
     experiment = Trained.find(sweep.paths).experiment
     assert style_of(experiment, tokenizer) == "plain"
-    data = experiment.data.model_copy(update={"format": "chat"})
-    assert style_of(experiment.model_copy(update={"data": data}), tokenizer) == "chat"
+    for declared in ("chat", "sharegpt"):  # both are learnt through the template
+        data = experiment.data.model_copy(update={"format": declared})
+        assert style_of(experiment.model_copy(update={"data": data}), tokenizer) == "chat"
     data = experiment.data.model_copy(update={"train": "/no/such/file"})
     assert style_of(experiment.model_copy(update={"data": data}), tokenizer) == "chat"
 

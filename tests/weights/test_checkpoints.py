@@ -224,6 +224,9 @@ def test_the_commands(mine: ct.Sweep) -> None:
     crucible("pin", "small", victim)
     told = crucible("prune", "small", "--keep-last", "0")
     assert "would delete" in told and "--yes" in told and len(on_disk(mine)) == 8
+    assert "eval/nll" in crucible("list", "small").splitlines()[1]  # what the sweep ranks by
+    nothing = crucible("prune", "small", "--keep-best", "9")
+    assert nothing == "would delete 0 and keep 8; do it: --yes\n"
     done = json.loads(crucible("prune", "small", "--keep-last", "0", "--yes", "--json"))
     assert done["done"] and len(on_disk(mine)) == len(done["kept"]) < 8
     assert victim in {c["path"] for c in done["kept"]}
@@ -232,6 +235,10 @@ def test_the_commands(mine: ct.Sweep) -> None:
     assert set(json.loads(crucible("verify", "small", "--copies", place, "--json")).values()) == {
         None
     }
+    nowhere = str(mine.paths.root / "copeis")  # misspelt: not "no damage"
+    assert "no folder" in crucible("verify", "small", "--copies", nowhere, code=2)
+    assert not Path(nowhere).exists()
+    assert "no copies of a sweep 'smal'" in crucible("verify", "smal", "--copies", place, code=2)
     shutil.rmtree(mine.paths.service / "checkpoints")
     table = crucible("list", "small", "--kind", "sampler", "--check")
     assert "tinker://" in table and "the service does not have it" in table

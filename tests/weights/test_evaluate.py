@@ -109,6 +109,8 @@ def test_the_command(answered: ct.Sweep) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["trial"].startswith("0000-base") and found["n"] == 6
+    named = crucible(*command[:2], "base", *command[3:], *options)  # as the leaderboard calls it
+    assert json.loads(named.stdout)["trial_id"] == found["trial_id"], named.stderr
     assert set(found["metrics"]) >= {"eval/nll", "eval/exact_match", "eval/score/digits"}
     wrong = crucible(*command, "-m", "exactly")
     assert wrong.returncode == 2

@@ -156,3 +156,5 @@ def test_the_command(sweep: ct.Sweep, storage: Path, tmp_path: Path) -> None:
     assert again.returncode == 2 and "--force" in again.stderr
     forced = run("--force")
     assert forced.returncode == 0 and "adapter of trial" in forced.stdout
+    useless = run("--force", "--base", "x")
+    assert useless.returncode == 2 and "--base goes with --merged" in useless.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def test_the_commands(sweep: ct.Sweep, storage: Path, tmp_path: Path) -> None:
     )
     assert [m["id"] for m in found] == ["x:1"]
     assert "x:2" in crucible("models", "list", "--tag", "b", *where)
+    assert "eval/nll" in crucible("models", "list", *where).splitlines()[1]  # not by the alphabet
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    relative = os.path.relpath(folder)
+    told = json.loads(
+        crucible("models", "register", "y", "--checkpoint", relative, "--json", *where)
+    )
+    assert told["checkpoint_path"] == str(folder.resolve())
 
 
 def test_commands_that_cannot_be_meant(tmp_path: Path) -> None:
@@ -87,7 +96,9 @@ def test_commands_that_cannot_be_meant(tmp_path: Path) -> None:
     for arguments, told in (
         (("show", "x"), "no model 'x'"),
         (("register", "x"), "one of --sweep and --checkpoint"),
-        (("register", "x", "--checkpoint", "p", "--metric", "nll"), "form eval/nll=0.5"),
+        (("register", "x", "--checkpoint", "s3://p", "--metric", "nll"), "form eval/nll=0.5"),
+        (("register", "x", "--checkpoint", "no/such"), "neither a folder nor an address"),
+        (("list", "--stage", "prod"), "unknown stage 'prod'"),
         (("register", "x", "--sweep", "none"), "no sweep 'none'"),
         (("promote", "x"), "give a stage"),
         (("find", "nll"), "which way 'nll' is better"),

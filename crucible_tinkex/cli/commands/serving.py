@@ -10,13 +10,14 @@ import typer
 
 def serve(
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--base",
             "--model",
-            help="nano, smollm2-135m-instruct, a Hugging Face folder, or org/name on the hub.",
+            help="nano, smollm2-135m-instruct, a Hugging Face folder, or org/name on the hub "
+            "(default: that of the checkpoints in the data folder, else smollm2-135m-instruct).",
         ),
-    ] = "smollm2-135m-instruct",
+    ] = None,
     host: Annotated[str, typer.Option(help="Other than loopback needs --api-key-file.")] = (
         "127.0.0.1"
     ),

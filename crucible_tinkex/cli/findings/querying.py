@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crucible_tinkex.cli.terminal.tables import WIDE, plain_console, plain_table, print_table
+from crucible_tinkex.cli.terminal.tables import plain_table, print_rows
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.sweep.results.views.summary import existing_sweep
 from crucible_tinkex.telemetry.export import Format, encoded, write_table
@@ -67,7 +66,6 @@ def _asked(sweep: str, sql: str, storage: str, limit: int | None) -> pa.Table:
 
 
 def _print_rows(found: pa.Table) -> None:
-    """A table, or, where it is wider than the terminal, a block of lines for each row."""
     names: list[str] = found.column_names
     values = found.to_pylist()
     rows = [[_text(v) for v in row.values()] for row in values]
@@ -77,19 +75,7 @@ def _print_rows(found: pa.Table) -> None:
         table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console = plain_console()
-    if console.is_terminal and console.measure(table, options=WIDE).maximum > console.width:
-        _print_blocks(names, rows)
-    else:
-        print_table(table)
-
-
-def _print_blocks(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    width = max(map(len, names))
-    for number, row in enumerate(rows, 1):
-        print(f"--- {number}")
-        for name, value in zip(names, row, strict=True):
-            print(f"{name:<{width}}  {value}")
+    print_rows(table)
 
 
 def _text(value: Any) -> str:

@@ -51,6 +51,21 @@ def print_table(table: Table) -> None:
     console.print(table)
 
 
+def print_rows(table: Table) -> None:
+    """As `print_table`, of rows that people copy from: where it is wider than the terminal, a block
+    of lines for each row, and nothing is cut. Cells are text."""
+    console = plain_console()
+    if not console.is_terminal or console.measure(table, options=WIDE).maximum <= console.width:
+        print_table(table)
+        return
+    names = [str(column.header) for column in table.columns]
+    width = max(map(len, names))
+    for number, row in enumerate(zip(*(column.cells for column in table.columns), strict=True), 1):
+        print(f"--- {number}")
+        for name, value in zip(names, row, strict=True):
+            print(f"{name:<{width}}  {value}")
+
+
 def plain_console(**options: Any) -> Console:
     """Shows text as it is: a model id has `:train:` in it, which Rich would take for an emoji."""
     return Console(markup=False, emoji=False, highlight=False, **options)

@@ -44,7 +44,7 @@ def list_checkpoints(
     manager = _open(sweep, storage)
     found = manager.list_checkpoints(trial, kind=kind)
     seen = {v.checkpoint.path: v for v in manager.verify(found)} if check else None
-    _print(found, json=json, seen=seen)
+    _print(found, json=json, metric=manager.metric, seen=seen)
 
 
 @checkpoints_app.command()
@@ -80,7 +80,8 @@ def prune(
     from crucible_tinkex.sweep.keeping.retention import Retention
 
     rules = Retention(best=keep_best, last=keep_last, every=keep_every)
-    done = _open(sweep, storage).prune_checkpoints(
+    manager = _open(sweep, storage)
+    done = manager.prune_checkpoints(
         metric=metric, direction=direction, rules=rules, dry_run=not yes
     )
     if json:
@@ -92,7 +93,8 @@ def prune(
         }
         print(json_module.dumps(told))
         return
-    _print(done.deleted, json=False)
+    if done.deleted:
+        _print(done.deleted, json=False, metric=manager.metric)
     count = len(done.deleted) + len(done.orphans)
     if yes:
         print(f"deleted {count}, kept {len(done.kept)}")
@@ -168,7 +170,7 @@ def _wrong_checkpoints(sweep: str, storage: str) -> dict[str, str | None]:
 def _wrong_copies(sweep: str, place: str) -> dict[str, str | None]:
     from crucible_tinkex.weights.copies import Copies
 
-    copies = Copies(place, sweep)
+    copies = Copies.existing(place, sweep)
     return {c.checkpoint_path: "; ".join(copies.verify(c)) or None for c in copies.all()}
 
 
@@ -196,16 +198,24 @@ def _summary(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _print(
-    found: Sequence[Checkpoint], *, json: bool, seen: Mapping[str, Verified] | None = None
+    found: Sequence[Checkpoint],
+    *,
+    json: bool,
+    metric: str,
+    seen: Mapping[str, Verified] | None = None,
 ) -> None:
-    """`seen`: what the service said of each, if it was asked."""
-    from crucible_tinkex.cli.terminal.tables import plain_table, print_table
+    """`metric`: the sweep's. `seen`: what the service said of each, if it was asked."""
+    from crucible_tinkex.cli.terminal.tables import plain_table, print_rows
+    from crucible_tinkex.metrics import told_first
 
     if json:
         told = [_summary(c) | (_seen(seen[c.path]) if seen else {}) for c in found]
         print(json_module.dumps(told))
         return
-    metrics = sorted({name for c in found for name in c.record.metrics})[:2]
+    if not found:
+        print("no checkpoints")
+        return
+    metrics = told_first((name for c in found for name in c.record.metrics), first=metric)[:2]
     table = plain_table()
     asked = () if seen is None else ("on the service",)
     for head in ("trial", "step", "kind", *metrics, *asked, "protected", "path"):
@@ -215,7 +225,7 @@ def _print(
         there = () if seen is None else (seen[c.path].wrong or "yes",)
         step, why = str(c.record.step), c.protected or "-"
         table.add_row(c.trial, step, c.record.kind, *measured, *there, why, c.path)
-    print_table(table)
+    print_rows(table)
 
 
 def _seen(verified: Verified) -> dict[str, Any]:

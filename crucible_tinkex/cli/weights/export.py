@@ -29,9 +29,12 @@ def export(
     """Write a trial's adapter as a folder that peft, transformers and vLLM load."""
     import json as json_module
 
+    from crucible_tinkex.errors import ConfigError
     from crucible_tinkex.sweep.results.views.summary import existing_sweep
     from crucible_tinkex.weights.export import export_trial
 
+    if base is not None and not merged:
+        raise ConfigError("--base goes with --merged: an adapter holds nothing of its base")
     paths = existing_sweep(storage, sweep)
     done = export_trial(paths, trial, to, merged=merged, base=base, force=force)
     if json:

@@ -82,12 +82,27 @@ def register(
     else:
         found = _open(storage).register_model(
             name,
-            checkpoint_path=checkpoint,
+            checkpoint_path=_place(checkpoint or ""),
             base_model=base,
             metrics=numbers(metric),
             tags=tags,
         )
     _print_one(found, json=json)
+
+
+def _place(checkpoint: str) -> str:
+    """An address as it is; a folder from the root, because later commands run elsewhere. Raises
+    `ConfigError` for what is neither."""
+    from crucible_tinkex.errors import ConfigError
+
+    if "://" in checkpoint:
+        return checkpoint
+    folder = Path(checkpoint).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"--checkpoint {checkpoint!r} is neither a folder nor an address (tinker://, s3://)"
+        )
+    return str(folder.resolve())
 
 
 def _register_trial(
@@ -231,7 +246,8 @@ def _print_one(model: ModelVersion, *, json: bool) -> None:
 
 
 def _print(models: Sequence[ModelVersion], *, json: bool, metric: str | None = None) -> None:
-    from crucible_tinkex.cli.terminal.tables import plain_table, print_table
+    from crucible_tinkex.cli.terminal.tables import plain_table, print_rows
+    from crucible_tinkex.metrics import told_first
 
     if json:
         print(json_module.dumps([m.summary() for m in models]))
@@ -239,7 +255,7 @@ def _print(models: Sequence[ModelVersion], *, json: bool, metric: str | None = N
     if not models:
         print("no such models are registered")
         return
-    metrics = [metric] if metric else sorted({name for m in models for name in m.metrics})[:3]
+    metrics = [metric] if metric else told_first(n for m in models for n in m.metrics)[:3]
     table = plain_table()
     for head in ("model", "stage", "aliases", "tags", "base", *metrics, "from", "registered"):
         table.add_column(head, no_wrap=True)
@@ -250,7 +266,7 @@ def _print(models: Sequence[ModelVersion], *, json: bool, metric: str | None = N
         aliases, tags = ",".join(m.aliases) or "-", ",".join(m.tags) or "-"
         base = m.base_model or "-"
         table.add_row(m.id, m.stage, aliases, tags, base, *measured, origin, when)
-    print_table(table)
+    print_rows(table)
 
 
 def _text(key: str, value: Any) -> str:

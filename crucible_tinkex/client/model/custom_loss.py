@@ -75,12 +75,21 @@ def evaluate(
         raise ConfigError(f"the custom loss gave {len(given)} gradients for {len(logprobs)} rows")
     gradients = [np.asarray(gradient, np.float32) for gradient in given]
     for index, (gradient, array) in enumerate(zip(gradients, logprobs, strict=True)):
-        if gradient.shape != array.shape or not np.isfinite(gradient).all():
+        if gradient.shape != array.shape:
             raise ConfigError(
-                f"the gradient of row {index} must be finite and of shape {array.shape}, "
-                f"as its logprobs are, not {gradient.shape}"
+                f"the gradient of row {index} must be of shape {array.shape}, as its logprobs are, "
+                f"not {gradient.shape}"
             )
+        if not np.isfinite(gradient).all():
+            raise ConfigError(f"the gradient of row {index} is not finite: {_first_bad(gradient)}")
     return float(loss), gradients, dict(metrics)
+
+
+def _first_bad(gradient: FloatArray) -> str:
+    import numpy as np
+
+    place = int(np.flatnonzero(~np.isfinite(gradient))[0])
+    return f"{gradient.ravel()[place]} at token {place}"
 
 
 def _logprobs(tensor: TensorData | None, datum: Datum) -> FloatArray:

@@ -205,7 +205,11 @@ class Operations:
             try:
                 envelope = await self._post(operation, second)
             except ServiceError as error:
-                raise (refusal if error.status == 415 else error) from None
+                if error.status == 415:
+                    raise refusal from None
+                if error.message != refusal.message:  # it may speak of the number only
+                    error.with_context(as_protobuf=refusal.message)
+                raise
             encoding.took(is_protobuf=False)
         else:
             encoding.took(is_protobuf=True)

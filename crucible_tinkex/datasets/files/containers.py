@@ -20,6 +20,8 @@ from typing import Any
 from crucible_tinkex.datasets.rows import place
 from crucible_tinkex.errors import DataError
 
+_SEPARATORS = (";", "\t", "|", ",")
+"""Of tables that say by their names that they have another."""
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _BOM = b"\xef\xbb\xbf"
 _PARQUET_BATCH = 1024
@@ -110,6 +112,11 @@ def _header(cells: list[str], where: str) -> list[str]:
     twice = next((cell for cell in header if header.count(cell) > 1), None)
     if twice is not None:
         raise DataError(f"{where}: the column {twice!r} stands twice in the header; rename one")
+    if len(header) == 1 and (other := next((c for c in _SEPARATORS if c in header[0]), None)):
+        raise DataError(
+            f"{where}: the header {header[0]!r} is one column, separated by {other!r}; save the "
+            "file with commas as .csv, or with tabs as .tsv"
+        )
     return header
 
 

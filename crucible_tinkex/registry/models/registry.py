@@ -87,7 +87,10 @@ class ModelRegistry:
         stage: str | None = None,
         tags: Collection[str] = (),
     ) -> list[ModelVersion]:
-        """All versions that fit, by name, oldest first."""
+        """All versions that fit, by name, oldest first. Raises `ConfigError` for a stage that there
+        is not."""
+        if stage is not None:
+            checked_stage(stage)
         return [
             m
             for m in self._read().all()

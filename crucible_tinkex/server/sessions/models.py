@@ -256,7 +256,7 @@ class Models:
         The SDK sends the first part of a large batch last, and not at all if another part was
         refused. Its number would be missing for ever."""
         if number == sequence.awaited:
-            sequence.admit(number, key, None)
+            sequence.admit(number, key, why)
             raise why
         request_id = self._promises.create()
         self._promises.resolve(request_id, why)

@@ -8,7 +8,9 @@ refused. A request that is refused uses up its seq_id, so that the next ones are
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 
+from crucible_tinkex.errors import CrucibleError
 from crucible_tinkex.server.operations import refused
 
 KEPT = 20_000
@@ -21,18 +23,22 @@ class Sequence:
     def __init__(self) -> None:
         self.awaited = 1
         self._held: dict[int, Callable[[], None] | None] = {}
-        self._seen: dict[int, tuple[bytes, str | None]] = {}
+        self._seen: dict[int, tuple[bytes, str | CrucibleError]] = {}
 
     def repeated(self, seq_id: int, digest: bytes) -> str | None:
-        """The promise of an earlier, equal request; raises if an unequal one used the number."""
+        """The promise of an earlier, equal request; raises if an unequal one used the number, and
+        with its reason if one was refused: a client that tries JSON after protobuf, or again, would
+        else be told of the number and never of the fault."""
         if seq_id not in self._seen:
             if seq_id < self.awaited:
                 raise refused(f"seq_id {seq_id} is not kept; the next one is {self.awaited}")
             return None
-        known, request_id = self._seen[seq_id]
-        if known != digest or request_id is None:
+        known, outcome = self._seen[seq_id]
+        if isinstance(outcome, CrucibleError):
+            raise copy(outcome)
+        if known != digest:
             raise refused(f"seq_id {seq_id} was used by another request")
-        return request_id
+        return outcome
 
     def unblocks(self, seq_id: int) -> bool:
         """Whether others are held until this number comes."""
@@ -49,11 +55,12 @@ class Sequence:
         self,
         seq_id: int,
         digest: bytes,
-        request_id: str | None,
+        outcome: str | CrucibleError,
         release: Callable[[], None] | None = None,
     ) -> None:
-        """Call `release` now, or as soon as all earlier numbers have come."""
-        self._seen[seq_id] = (digest, request_id)
+        """Call `release` now, or as soon as all earlier numbers have come. `outcome`: the id of the
+        promise, or why it was refused."""
+        self._seen[seq_id] = (digest, outcome)
         self._held[seq_id] = release
         while self.awaited in self._held:
             ready = self._held.pop(self.awaited)
@@ -66,4 +73,4 @@ class Sequence:
         """Forget the held requests; returns their promises."""
         held = [self._seen[n][1] for n in sorted(self._held)]
         self._held.clear()
-        return [request_id for request_id in held if request_id is not None]
+        return [outcome for outcome in held if isinstance(outcome, str)]

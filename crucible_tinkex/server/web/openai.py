@@ -155,9 +155,14 @@ class OpenAi:
         }
 
     async def _models(self, body: bytes, request: Request) -> Response:
-        """The base, and every checkpoint for sampling, newest first."""
-        manifests = [m for m in self._service.store.list() if m.path.kind == "sampler_weights"]
-        names = [self._service.engine.base.name, *(m.tinker_path for m in reversed(manifests))]
+        """The base, and every checkpoint for sampling that is of it, newest first."""
+        base = self._service.engine.base.name
+        usable = [
+            m.tinker_path
+            for m in self._service.store.list()
+            if m.path.kind == "sampler_weights" and m.base_model == base
+        ]
+        names = [base, *reversed(usable)]
         models = [{"id": n, "object": "model", "created": 0, "owned_by": "crucible"} for n in names]
         return JSONResponse({"object": "list", "data": models})
 

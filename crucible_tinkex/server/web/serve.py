@@ -39,6 +39,7 @@ from crucible_tinkex.storage import Lock, storage_errors, write_atomic
 
 Dtype = Literal["auto", "fp32", "bf16"]
 Device = Literal["cpu", "cuda", "auto"]
+DEFAULT_BASE = "smollm2-135m-instruct"
 _FORCED_EXIT_S = 15.0
 FOLDER_WAIT_S = _FORCED_EXIT_S + 5
 """How long a new server waits for one on the same folder that is about to end."""
@@ -52,8 +53,9 @@ class ServeOptions:
 
     data_dir: Path
     """Where checkpoints and, unless `api_key_file` is given, the generated key lie."""
-    model: str = "smollm2-135m-instruct"
-    """A known base, the path of a Hugging Face model folder, or its id on the hub."""
+    model: str | None = None
+    """A known base, the path of a Hugging Face model folder, or its id on the hub; None: that of
+    the checkpoints in `data_dir`, and `DEFAULT_BASE` where there are none."""
     host: str = "127.0.0.1"
     """Any other than a loopback address needs `api_key_file`."""
     port: int = 0
@@ -128,13 +130,23 @@ def _torch_engine(options: ServeOptions, store: Store) -> Engine:
     from crucible_tinkex.server.engine.launch import torch_engine
 
     return torch_engine(
-        options.model,
+        options.model or base_of(store),
         store,
         dtype=options.dtype,
         device=options.device,
         threads=options.threads,
         memory_bytes=options.memory_bytes,
     )
+
+
+def base_of(store: Store) -> str:
+    """That on which the checkpoints were trained: on another, none of them could be used."""
+    found = sorted({manifest.base_model for manifest in store.list()})
+    if len(found) > 1:
+        raise ConfigError(
+            f"{store.data_dir} has checkpoints of {', '.join(found)}: choose one with --base"
+        )
+    return found[0] if found else DEFAULT_BASE
 
 
 @contextlib.contextmanager
@@ -229,7 +241,7 @@ def _own(data_dir: Path) -> Lock:
     try:
         return Lock(data_dir / "server.lock", wait_s=FOLDER_WAIT_S)
     except SweepBusyError as e:
-        raise ConfigError(f"{e}; choose another --data-dir") from e
+        raise ConfigError(f"{e}; stop that process, or choose another --data-dir") from e
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -20,6 +20,7 @@ from crucible_tinkex.search.points.space import Values
 from crucible_tinkex.search.strategies import learns
 from crucible_tinkex.training.losses.objective import Objective, try_on
 from crucible_tinkex.training.losses.registry import learning_functions
+from crucible_tinkex.training.losses.schemes import check_numbers
 from crucible_tinkex.user_code import code_hash
 
 TRIED_ROWS = 20_000
@@ -34,6 +35,9 @@ class Objectives:
     def __init__(self, experiment: Experiment, configurations: Sequence[Values]) -> None:
         self._variants = list(_variants(experiment, configurations))
         self._made = [Objective.of(variant) for variant in self._variants]
+        schemes = [made.scheme for made in self._made if made.scheme is not None]
+        numbers = [name for made in self._made for name in made.numbers or {}]
+        check_numbers(schemes, numbers, key="train.weight_config")
         self._adapters = [v for v in self._variants if v.adapter is not None]
         for variant in self._adapters:
             adapted().adapter_of(variant)
@@ -58,7 +62,7 @@ class Objectives:
             schemes.add(variant.token_weights)
             rows = min(TRIED_ROWS if is_new else _A_FEW, len(data))
             datums = (made.datum(data, i) for i in range(rows))
-            try_on(made, list(islice(datums, 2)))
+            try_on(made.loss, list(islice(datums, 2)), key="train.loss")
             deque(datums, maxlen=0)  # all of them, and none is kept
         for variant in self._adapters:
             formatter, end = adapted().Formatter(variant, tokenizer), min(TRIED_ROWS, len(data))

@@ -37,7 +37,7 @@ class Trained:
 
 
 def chosen_trial(state: SweepState, name: str | None) -> TrialRecord:
-    """By id, name or number; None: the best trial of the best configuration."""
+    """By one of its `names`; None: the best trial of the best configuration."""
     if name is None:
         winner = best(state)
         if winner is None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import atexit
 import secrets
 import threading
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -249,7 +248,8 @@ class TinkexAdapter(TinkexCallbacks):
             self._inner._callbacks = self
         self._loop: LoopThread | None = None
         self._opening = threading.Lock()
-        self._sessions: weakref.WeakSet[BlockingSession] = weakref.WeakSet()
+        self._sessions: list[TinkexSession] = []
+        """Those that are open. One that the caller lost is closed here, and nowhere else."""
         self.attach = self._inner.attach
         self.detach = self._inner.detach
 
@@ -260,9 +260,10 @@ class TinkexAdapter(TinkexCallbacks):
         async def start() -> TinkexSession:
             return await self._inner.session(experiment).open()
 
-        session = BlockingSession(loop.run(start()), loop)
-        self._sessions.add(session)
-        return session
+        session = loop.run(start())
+        with self._opening:
+            self._sessions = [s for s in self._sessions if not s.is_closed] + [session]
+        return BlockingSession(session, loop)
 
     def train(
         self, session: BlockingSession, dataset: str | Path | Sequence[Any], **options: Any
@@ -297,8 +298,9 @@ class TinkexAdapter(TinkexCallbacks):
         if self._loop is None:
             return
         atexit.unregister(self.close)
-        for session in list(self._sessions):
-            session.close()
+        for session in self._sessions:
+            self._loop.run(session.close())
+        self._sessions = []
         self._loop.close()
         self._loop = None
 

@@ -71,6 +71,10 @@ class Plan:
             raise ConfigError(f"repeats = {self.repeats} must be at least 1")
         if not self.conditions:
             raise ConfigError("an experiment needs at least one condition")
+        if not isinstance(self.conditions, Mapping):
+            raise ConfigError(
+                "conditions are options by name, such as {'low': {'adam_params': {'lr': 1e-4}}}"
+            )
 
     def add_step(
         self,

@@ -23,6 +23,7 @@ from crucible_tinkex.training.harness.cells import Bench, Cell, Sessions
 from crucible_tinkex.training.harness.plan import DEFAULT_CONDITION, Hooks, Plan
 from crucible_tinkex.training.harness.results import CellResult, HarnessResults
 from crucible_tinkex.training.harness.state import HarnessState
+from crucible_tinkex.training.harness.training import check_training
 
 
 def run(
@@ -87,14 +88,15 @@ class _Harness:
         bridge: Bridge | None = None,
         trace_id: str | None = None,
     ) -> None:
+        _check_count("repeats", repeats)
+        _check_count("max_concurrent", max_concurrent)
         name = experiment if isinstance(experiment, str) else experiment.name
         under = {DEFAULT_CONDITION: {}} if conditions is None else conditions
         plan = Plan(name, under, repeats, hooks or Hooks())
         define(plan)
         if not plan.steps:
             raise ConfigError("the experiment has no steps; `define` must add some")
-        if max_concurrent < 1:
-            raise ConfigError(f"max_concurrent = {max_concurrent} must be at least 1")
+        check_training(plan, dataset)
         cells = len(plan.conditions) * repeats
         if (session is None) == (sessions is None):
             raise ConfigError("give either session or sessions")
@@ -174,3 +176,8 @@ class _Harness:
             if hooks.after_condition is not None and self._left[cell.condition] == 0:
                 hooks.after_condition(cell.condition)
             return result
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} = {value!r} must be a whole number, at least 1")

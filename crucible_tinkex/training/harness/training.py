@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from crucible_tinkex.config import OptimizerSection
 from crucible_tinkex.config.sweep.steps import TRAINING
+from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import TRAIN_WINDOW_STEPS
 from crucible_tinkex.training.attempt.measurements import Measurements
 from crucible_tinkex.training.harness.cells import awaited
 from crucible_tinkex.training.harness.context import StepContext
 from crucible_tinkex.training.harness.plan import Plan
-from crucible_tinkex.training.tinkex.options import TrainOptions
+from crucible_tinkex.training.tinkex.options import TrainOptions, optimizer
 from crucible_tinkex.training.tinkex.results import Checkpoint, StepRow, TrainResult
 
 NAME = TRAINING
@@ -39,6 +41,26 @@ def register_training_step(plan: Plan, *, name: str = NAME, **options: Any) -> P
     return plan.add_step(name, train, options, graceful=True, training=asked)
 
 
+def check_training(plan: Plan, dataset: Any) -> None:
+    """Raises `ConfigError` for a training that no session could do: found when the harness begins,
+    and not in the cell of the last condition, behind the trainings of all others."""
+    for step in plan.steps:
+        if step.training is None:
+            continue
+        if dataset is None:
+            raise ConfigError(f"step {step.name!r} trains: give the harness a dataset")
+        for condition, params in plan.conditions.items():
+            try:
+                _check({**step.training, **params})
+            except ConfigError as error:
+                raise ConfigError(f"condition {condition!r}: {error.message}") from error
+
+
+def _check(options: dict[str, Any]) -> None:
+    options.pop("eval_dataset", None)
+    optimizer(OptimizerSection(), TrainOptions.of(options).adam_params)
+
+
 async def _train(ctx: StepContext, options: dict[str, Any], evaluation: Any) -> Mapping[str, Any]:
     before: list[StepRow] = list(ctx.progress.get("rows", []))
     saved = [Checkpoint(**c) for c in ctx.progress.get("checkpoints", [])]
@@ -48,6 +70,7 @@ async def _train(ctx: StepContext, options: dict[str, Any], evaluation: Any) -> 
     if saved:
         await awaited(ctx.session.load_checkpoint, saved[-1])
     rows = [row for row in before if row["step"] <= start]
+    evaluation = options.pop("eval_dataset", evaluation)
     told = options.pop("on_step_end", None)
     heard = options.pop("on_checkpoint", None)
 

@@ -136,10 +136,10 @@ def _parts(update: Update, output: ForwardBackwardOutput) -> dict[str, float]:
     }
 
 
-def try_on(objective: Objective, rows: Sequence[Datum]) -> None:
+def try_on(loss: Loss, rows: Sequence[Datum], *, key: str) -> None:
     """Call a custom loss on rows with logprobs of -1, so that one that takes or gives something
-    else is found before anything is spent. Raises `ConfigError` that names it."""
-    if objective.loss.custom is None:
+    else is found before anything is spent. Raises `ConfigError` that begins with `key`."""
+    if loss.custom is None:
         return
     import numpy as np
 
@@ -148,11 +148,11 @@ def try_on(objective: Objective, rows: Sequence[Datum]) -> None:
     targets = [len(row.loss_fn_inputs["target_tokens"].data) for row in rows]
     logprobs = [np.full(length, -1.0, np.float32) for length in targets]
     try:
-        loss, _, _ = evaluate(objective.loss.custom(rows), logprobs)
+        found, _, _ = evaluate(loss.custom(rows), logprobs)
     except (ConfigError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"train.loss: on the first rows {error}; a loss takes the rows and gives a function "
+            f"{key}: on the first rows {error}; a loss takes the rows and gives a function "
             "that takes their logprobs and gives (loss, gradients, metrics) (docs/losses.md)"
         ) from error
-    if not np.isfinite(loss):
-        raise ConfigError(f"train.loss: {objective.loss.name!r} gave {loss} on the first rows")
+    if not np.isfinite(found):
+        raise ConfigError(f"{key}: {loss.name!r} gave {found} on the first rows")

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from crucible_tinkex.config import TrainSection
 from crucible_tinkex.errors import ConfigError, did_you_mean
+from crucible_tinkex.protocol.wire import Datum
 from crucible_tinkex.training.losses.custom import composite, focal, nll
 from crucible_tinkex.training.losses.custom import guarded as guarded_loss
 from crucible_tinkex.training.losses.schemes import SCHEMES, WeightScheme, guarded
@@ -24,6 +25,8 @@ from crucible_tinkex.user_code import FUNCTION, load
 
 SERVICE_LOSSES = ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro")
 """Those of the Tinker protocol; which of them a service has, it says itself."""
+_SAMPLED = ("logprobs", "advantages")
+"""What all but `cross_entropy` need of a datum, from who sampled it."""
 _REFUSED = {
     name: (
         f"the loss {name!r} has no published definition: in the original it was the constant 0. "
@@ -46,6 +49,17 @@ class Loss:
     service: str = "cross_entropy"
     custom: CustomLossMaker | None = None
     weights: WeightScheme | None = None
+
+
+def check_inputs(loss: Loss, datum: Datum) -> None:
+    """Raises `ConfigError` where the service's loss needs what a row of a file does not have."""
+    missing = [name for name in _SAMPLED if name not in datum.loss_fn_inputs]
+    if loss.service != "cross_entropy" and missing:
+        raise ConfigError(
+            f"the loss {loss.name!r} needs {' and '.join(missing)} of a sampler, which rows of a "
+            "file do not have; give datums that an adapter's format_training_data made with them, "
+            "or another loss"
+        )
 
 
 def learning_functions(train: TrainSection) -> list[str]:
@@ -93,7 +107,9 @@ class LossRegistry:
             return Loss(name, service=name)
         if name in self.custom:
             return Loss(name, custom=self.custom[name])
-        return Loss(name, weights=self.scheme(name))
+        if name not in self.weights:
+            raise _unknown(LOSS, name, self.names())
+        return Loss(name, weights=self.weights[name])
 
     def scheme(self, name: str) -> WeightScheme:
         """A token-weight scheme by name, or a `module:function`. Raises as `get`."""
@@ -101,9 +117,7 @@ class LossRegistry:
             return guarded(name, _callable(name, SCHEME))
         if name in self.weights:
             return self.weights[name]
-        known = self.names()
-        hint = did_you_mean(name, known, cutoff=0.5)
-        raise ConfigError(f"unknown loss {name!r}; {hint}known: {', '.join(known)}")
+        raise _unknown(SCHEME, name, list(self.weights))
 
     def names(self) -> list[str]:
         return [*SERVICE_LOSSES, *self.custom, *self.weights]
@@ -120,6 +134,11 @@ class LossRegistry:
     def _check_free(self, name: str) -> None:
         if name in self.names():
             raise ConfigError(f"the loss {name!r} exists already; choose another name")
+
+
+def _unknown(what: str, name: str, known: Sequence[str]) -> ConfigError:
+    hint = did_you_mean(name, known, cutoff=0.5)
+    return ConfigError(f"unknown {what} {name!r}; {hint}known: {', '.join(known)}, module:function")
 
 
 def _terms(text: str) -> dict[str, float]:

@@ -14,8 +14,9 @@ over it compared equal objectives). `citation_invalid_rate` is measured with it,
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -94,6 +95,26 @@ SCHEMES: dict[str, WeightScheme] = {
     "claims": claims,
     "citation_validity": citation_validity,
 }
+
+
+_NUMBERS: Mapping[WeightScheme, tuple[str, ...]] = {
+    claims: ("claim_weight", "evidence_weight"),
+    citation_validity: ("citation_validity_weight",),
+}
+
+
+def check_numbers(schemes: Iterable[WeightScheme], given: Iterable[str], *, key: str) -> None:
+    """Raises `ConfigError`, that begins with `key`, for a number that none of the schemes reads.
+    What a stranger's scheme reads is not known, and `uniform` may stand beside any other."""
+    reading = [scheme for scheme in schemes if scheme is not uniform]
+    if not reading or any(scheme not in _NUMBERS for scheme in reading):
+        return
+    known = [name for scheme in dict.fromkeys(reading) for name in _NUMBERS[scheme]]
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ConfigError(f"{key}: no number {name!r}; {hint}known: {', '.join(known)}")
 
 
 def guarded(name: str, function: Callable[..., Any]) -> WeightScheme:

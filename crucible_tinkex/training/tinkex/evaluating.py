@@ -60,6 +60,18 @@ def asked(generate: bool, options: Mapping[str, Any]) -> tuple[EvaluationSection
     return section, {"temperature": 0.0, **sampling}
 
 
+def named_scorers(given: Any) -> Mapping[str, Scorer]:
+    """Raises `ConfigError` for what is no table of functions."""
+    if given is None:
+        return {}
+    if isinstance(given, Mapping) and all(map(callable, given.values())):
+        return given
+    raise ConfigError(
+        f"evaluate: scorers = {given!r} must be functions by name, such as "
+        "{'right': lambda row, completion: ...}"
+    )
+
+
 async def measured(
     live: Weights,
     rows: Sequence[Any],

@@ -88,8 +88,9 @@ class TrainOptions:
         known = [f.name for f in fields(cls)]
         for name in given:
             if name not in known:
-                hint = did_you_mean(name, known)
-                raise ConfigError(f"train has no option {name!r}; {hint}it has {', '.join(known)}")
+                legal = ["eval_dataset", *known]  # the session's own
+                hint = did_you_mean(name, legal)
+                raise ConfigError(f"train has no option {name!r}; {hint}it has {', '.join(legal)}")
         options = cls(**given)
         for name, least in (
             ("batch_size", 1),
@@ -127,6 +128,8 @@ class TrainOptions:
 
 def optimizer(base: OptimizerSection, given: Mapping[str, Any] | None) -> OptimizerSection:
     """`base` with what `given` names, under the seed's names or ours. Raises `ConfigError`."""
+    if not isinstance(given, Mapping | None):
+        raise ConfigError(f"train: adam_params = {given!r} must be a table, such as {{'lr': 1e-4}}")
     changed = {_ADAM.get(name, name): value for name, value in (given or {}).items()}
     try:
         return OptimizerSection.model_validate({**dict(base), **changed})

@@ -18,9 +18,9 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput
 from crucible_tinkex.training.adapter.protocol import LoraAdapter
 from crucible_tinkex.training.adapter.rows import as_mapping, completion_of
-from crucible_tinkex.training.losses.objective import measured
-from crucible_tinkex.training.losses.registry import Loss, LossRegistry
-from crucible_tinkex.training.losses.schemes import has_invalid_citation
+from crucible_tinkex.training.losses.objective import measured, try_on
+from crucible_tinkex.training.losses.registry import Loss, LossRegistry, check_inputs
+from crucible_tinkex.training.losses.schemes import check_numbers, has_invalid_citation
 from crucible_tinkex.training.recipes.datums import total_weight
 from crucible_tinkex.training.recipes.evaluation import evaluate
 from crucible_tinkex.training.recipes.recipe import Evaluation, Tell, Update
@@ -28,6 +28,7 @@ from crucible_tinkex.training.recipes.schedule import adam_params
 from crucible_tinkex.training.tinkex.options import TrainOptions
 
 CITATIONS = "citation_validity"
+TRIED_ROWS = 2
 PREPARED_ROWS = 20_000
 """Up to so many rows are kept as datums; more are made again when their step comes."""
 
@@ -73,6 +74,7 @@ class AdapterRecipe:
             options.token_weights == CITATIONS
         )
         scheme = scheme_of(options, self._loss)
+        check_numbers([losses.scheme(scheme)], options.weighing, key="train: weight_config")
         service = self._loss.service == "cross_entropy" and self._loss.custom is None
         self._is_plain = service and scheme == "uniform"
         self._format = Format(tokenizer, max_length, scheme, options.weighing)
@@ -98,10 +100,17 @@ class AdapterRecipe:
                 if start:
                     error.with_context(lines_from=start + 1)
                 raise
+            if made:
+                self._tried(made)
             if len(rows) > PREPARED_ROWS or len(made) != len(part):
                 continue
             prepared |= zip(map(id, part), made, strict=True)
         return prepared
+
+    def _tried(self, made: Sequence[Datum]) -> None:
+        """Raises `ConfigError` for a loss that these rows cannot be given to."""
+        check_inputs(self._loss, made[0])
+        try_on(self._loss, made[:TRIED_ROWS], key="train: loss_fn")
 
     def _datums(self, rows: Sequence[Any]) -> list[Datum]:
         found = [self._prepared.get(id(row)) for row in rows]

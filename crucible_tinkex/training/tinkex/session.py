@@ -31,7 +31,7 @@ from crucible_tinkex.training.recipes.datums import total_weight
 from crucible_tinkex.training.recipes.recipe import Update
 from crucible_tinkex.training.recipes.schedule import adam_params
 from crucible_tinkex.training.tinkex.driving import drive
-from crucible_tinkex.training.tinkex.evaluating import Scorer, asked, measured
+from crucible_tinkex.training.tinkex.evaluating import Scorer, asked, measured, named_scorers
 from crucible_tinkex.training.tinkex.gradient import Gradient
 from crucible_tinkex.training.tinkex.keeping import SessionCheckpoints
 from crucible_tinkex.training.tinkex.options import RecoveryPolicy, TrainOptions, optimizer
@@ -97,6 +97,10 @@ class TinkexSession:
     @property
     def status(self) -> State:
         return self._states.state
+
+    @property
+    def is_closed(self) -> bool:
+        return self._states.is_closed
 
     @property
     def step(self) -> int:
@@ -345,6 +349,7 @@ class TinkexSession:
         The original reported numbers that stood in its source.
         """
         section, sampling = asked(generate, options)
+        named = named_scorers(scorers)
         rows = load(dataset)[:max_rows]
         chosen = None if checkpoint is None else self._live.find(checkpoint, None)
         with self._working("evaluating", "evaluate"):
@@ -354,7 +359,7 @@ class TinkexSession:
                 chosen,
                 section,
                 max_length=self.experiment.config.max_length,
-                scorers=scorers or {},
+                scorers=named,
                 params=self.adapter.sampling_params(**sampling),
             )
         if chosen is None:
