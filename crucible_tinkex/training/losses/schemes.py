@@ -14,14 +14,13 @@ over it compared equal objectives). `citation_invalid_rate` is measured with it,
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -112,8 +111,7 @@ def check_numbers(schemes: Iterable[WeightScheme], given: Iterable[str], *, key:
     known = [name for scheme in dict.fromkeys(reading) for name in _NUMBERS[scheme]]
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(name, known)
             raise ConfigError(f"{key}: no number {name!r}; {hint}known: {', '.join(known)}")
 
 
