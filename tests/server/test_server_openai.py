@@ -188,6 +188,7 @@ def test_nothing_without_the_key(api: AppClient, path: str) -> None:
         refused = api.send("GET", f"{ROOT}{path}", headers=headers)
         assert refused.status_code == 401
         assert refused.json()["error"]["code"] == "invalid_api_key"
+        assert "Authorization: Bearer" in refused.json()["error"]["message"]
 
 
 def test_other_paths_are_unknown(api: AppClient) -> None:

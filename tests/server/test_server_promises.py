@@ -9,7 +9,14 @@ from collections.abc import Callable
 import pytest
 
 from crucible_tinkex.errors import RequestRejectedError, SessionLostError
-from crucible_tinkex.server.operations import BaseInfo, Done, Operation, Outcome, StepOutput
+from crucible_tinkex.server.operations import (
+    BaseInfo,
+    Done,
+    Operation,
+    Outcome,
+    StepOutput,
+    refused,
+)
 from crucible_tinkex.server.sessions.limits import Limits
 from crucible_tinkex.server.sessions.ordering import Sequence
 from crucible_tinkex.server.sessions.promises import KEEP_S, KEEP_UNREAD_S, Promises
@@ -40,11 +47,12 @@ def test_a_repeat_gets_the_first_promise_and_runs_once() -> None:
 def test_a_refused_request_does_not_hold_the_next() -> None:
     sequence, ran = Sequence(), []
     sequence.admit(2, b"x", "r2", lambda: ran.append(2))
-    sequence.admit(1, b"bad", None)
+    sequence.admit(1, b"bad", refused("no such token"))
     assert ran == [2]
     assert sequence.following() == 3
-    with pytest.raises(RequestRejectedError):
-        sequence.repeated(1, b"bad")
+    for body in (b"bad", b"the same in JSON"):
+        with pytest.raises(RequestRejectedError, match="no such token"):
+            sequence.repeated(1, body)
 
 
 class NoEngine:

@@ -256,3 +256,21 @@ def test_a_sweep_finds_its_files_again(make: Make, tmp_path: Path, monkeypatch: 
     ]
     monkeypatch.chdir("/")
     assert Experiment.loaded(stored, folder).data == experiment.data
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("eval/acuracy", "nothing measures 'eval/acuracy'; did you mean 'eval/accuracy'"),
+        ("acuracy", "did you mean 'eval/accuracy'"),
+        ("exact_match", "nothing measures 'exact_match'; .*in evaluation.metrics"),
+        ("digts", "did you mean 'eval/score/digits'"),
+    ],
+)
+def test_a_target_that_nothing_measures_is_refused(make: Make, target: str, message: str) -> None:
+    """It would be neither met nor missed, and the run would end as if it were met."""
+    evaluation = {"metrics": [{"regex": "[0-9]", "name": "digits"}]}
+    with pytest.raises(ConfigError, match=message):
+        prepare(make(evaluation=evaluation, quality={"targets": {target: 0.9}}))
+    fine = ("nll", "eval/accuracy", "digits", "eval/score/digits", "loss_reduction", "train/nll")
+    prepare(make(evaluation=evaluation, quality={"targets": dict.fromkeys(fine, 0.9)}))

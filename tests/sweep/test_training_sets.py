@@ -232,6 +232,12 @@ def test_a_file_that_cannot_be_read_is_named_with_its_key(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_misspelt_short_name_is_told_the_nearest(make: Make) -> None:
+    sets = {"mixed": ["data/a.jsonl", "data/a.jsonl"]}
+    with pytest.raises(DataError, match=r"'mixd': .*did you mean 'mixed' of data\.sets"):
+        prepare(make(["mixed", "mixd"], data={"sets": sets}))
+
+
 def test_a_name_that_the_search_does_not_know_is_refused(make: Make) -> None:
     with pytest.raises(ConfigError, match=r"no training data 'data/x\.jsonl' \(it has 'data/a"):
         make().configured({"data.train": "data/x.jsonl"})

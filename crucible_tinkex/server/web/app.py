@@ -137,7 +137,8 @@ class App:
         given = dict(request.scope["headers"])
         key = given.get(_KEY) or given.get(b"authorization", b"").removeprefix(b"Bearer ")
         if not hmac.compare_digest(key, self._key):
-            raise refused(f"the {wire.KEY_HEADER} header is missing or wrong", 401)
+            where = f"{wire.KEY_HEADER}, or Authorization: Bearer"
+            raise refused(f"the key is missing or wrong; it goes into {where}", 401)
 
     async def _body(self, request: Request, limit_bytes: int) -> bytes:
         """The whole body, decompressed, unless it is larger than the limit."""

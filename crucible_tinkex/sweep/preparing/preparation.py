@@ -46,6 +46,7 @@ from crucible_tinkex.sweep.preparing.clones import cloned
 from crucible_tinkex.sweep.preparing.existing import Existing
 from crucible_tinkex.sweep.preparing.experience import finished_trials
 from crucible_tinkex.sweep.preparing.objectives import Objectives, changed_code
+from crucible_tinkex.sweep.preparing.targets import check_targets
 from crucible_tinkex.sweep.preparing.training_sets import (
     Training,
     TrainingSet,
@@ -251,6 +252,7 @@ def prepare(
             f"search.metric is {experiment.search.metric!r} but data.eval names no file; "
             'add held-out rows, set data.eval_fraction, or use metric = "train/nll"'
         )
+    check_targets(experiment.quality, experiment.evaluation)
     state = _state(paths)
     existing = None if state is None or _only_refused(state) else Existing.of(state, paths)
     experiment, notes = _decided(experiment, rows, existing, paths)

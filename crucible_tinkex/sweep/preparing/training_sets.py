@@ -3,8 +3,10 @@ have, each read once."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from crucible_tinkex.config import DataSection, Experiment
@@ -99,7 +101,15 @@ def _opened(data: DataSection, name: str | None) -> Rows:
     except DataError as error:
         if name is None:
             raise
-        raise DataError(f"{TRAINING_DATA} = {name!r}: {error.message}") from error
+        hint = _nearest_set(name, data)
+        raise DataError(f"{TRAINING_DATA} = {name!r}: {error.message}{hint}") from error
+
+
+def _nearest_set(name: str, data: DataSection) -> str:
+    """What a name without a suffix may have meant: a file has one."""
+    known = [other for other in data.sets if not Path(other).suffix and other != name]
+    close = difflib.get_close_matches(name, known, n=1) if not Path(name).suffix else []
+    return f"; did you mean {close[0]!r} of data.sets?" if close else ""
 
 
 def _set(experiment: Experiment, train: Rows, evaluation: Rows | None) -> TrainingSet:

@@ -74,8 +74,12 @@ def _of_training(paths: SweepPaths, trial: TrialRecord, step: int | None) -> dic
 def known_as(name: str, metrics: Iterable[str]) -> str:
     """The metric that a target means: itself, or it below `eval/`, `eval/score/` or `train/`."""
     among = set(metrics)
-    tags = (name, f"eval/{name}", f"{SCORE}{name}", f"train/{name}")
-    return next((tag for tag in tags if tag in among), name)
+    return next((tag for tag in tags_of(name) if tag in among), name)
+
+
+def tags_of(name: str) -> tuple[str, ...]:
+    """What a target's name may mean, the first that is measured first."""
+    return (name, f"eval/{name}", f"{SCORE}{name}", f"train/{name}")
 
 
 def quality_summary(state: SweepState, paths: SweepPaths) -> dict[str, Any] | None:

@@ -145,6 +145,10 @@ class BlockingSession:
         return self.live.status
 
     @property
+    def is_closed(self) -> bool:
+        return self.live.is_closed
+
+    @property
     def step(self) -> int:
         return self.live.step
 
