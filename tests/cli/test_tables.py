@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from crucible_tinkex.cli.terminal.live import trials_table
 from crucible_tinkex.cli.terminal.tables import (
     leaderboard_table,
     plain_console,
@@ -18,6 +19,8 @@ from crucible_tinkex.cli.terminal.tables import (
     verdict,
 )
 from crucible_tinkex.registry import DONE, FAILED, PERSON, RUNNING, STOPPED, SweepState, TrialRecord
+from crucible_tinkex.sweep.results.leaderboard import Objective
+from crucible_tinkex.sweep.results.views.view import TrialView
 
 AXES = {"lora.rank": 16, "optimizer.learning_rate": 0.0003}
 
@@ -82,6 +85,18 @@ def test_nothing_is_cut(axes: int, width: int) -> None:
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
     for value in ("setting_1", "0.000123", "0.1429", "57/57", "done"):
+        assert value in text, text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_only_the_name_of_a_running_trial_is_cut(width: int) -> None:
+    name = "0001-rank=16-lr=0.00512-schedule=linear-warmup_steps=2-batch_size=8-adapter=long-s0"
+    trial = make_trial(1, 12.3456, state=RUNNING, run_name=name, step=7)
+    view = TrialView(trial, {"step": 7, "train/nll": 1.0})
+    table = trials_table([view], Objective("eval/nll", "min"), width=width)
+    text = shown(table, width)
+    assert max(map(len, text.splitlines())) <= width
+    for value in ("0001-rank", "7/57", "1.0000", "12.3456", "eval/nll", "running"):
         assert value in text, text
 
 

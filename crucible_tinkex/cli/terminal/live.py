@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crucible_tinkex.cli.terminal.tables import STYLES, plain_console, plain_table, wait_lines
-from crucible_tinkex.registry import RUNNING
+from crucible_tinkex.registry import RUNNING, TrialRecord
 from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.sweep.results.views.view import SweepView, TrialView
 from crucible_tinkex.training.attempt.reporter import EVALUATING, TRAINING
@@ -109,7 +109,7 @@ def trials_table(trials: Sequence[TrialView], objective: Objective, *, width: in
     for column in ("trial", "step", "", "train/nll", objective.metric):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     table.columns[0].justify = "left"
-    table.columns[0].overflow = "ellipsis"
+    table.columns[0].no_wrap = False  # only this one is narrowed where the terminal is
     if not narrow:
         table.add_column("tokens/s", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
@@ -122,7 +122,7 @@ def _row(trial: TrialView, objective: Objective, *, narrow: bool) -> list[str | 
     record = trial.record
     width = 6 if narrow else 12
     cells: list[str | Text | ProgressBar] = [
-        "base model" if record.reference else record.run_name,
+        Text(_name(record), no_wrap=True, overflow="ellipsis"),
         f"{trial.step}/{record.total_steps}",
         ProgressBar(total=max(1, record.total_steps), completed=trial.step, width=width),
         number(trial.metric("train/nll")),
@@ -131,6 +131,10 @@ def _row(trial: TrialView, objective: Objective, *, narrow: bool) -> list[str | 
     if not narrow:
         cells.append(number(trial.metric("perf/tokens_per_s"), digits=0))
     return [*cells, Text(_doing(trial), style=_style(trial))]
+
+
+def _name(record: TrialRecord) -> str:
+    return "base model" if record.reference else record.run_name
 
 
 def _doing(trial: TrialView) -> str:
