@@ -45,7 +45,7 @@ class Analysis:
 
 def analyze(
     results: Sequence[float] | Sequence[Mapping[str, Any]] | Mapping[str, Sequence[float]],
-    tests: Sequence[str] = ("normality", "trend", "convergence", "outliers"),
+    tests: str | Sequence[str] = ("normality", "trend", "convergence", "outliers"),
     visualize: bool = False,
 ) -> Analysis:
     """Of one series (named "value"), of every metric in rows such as
@@ -57,6 +57,7 @@ def analyze(
     kruskal_wallis, friedman, levene, of all together. Paired tests pair by position. Raises
     `ConfigError` for an unknown test, for one between groups where there are none, or where there
     is no number at all."""
+    tests = [tests] if isinstance(tests, str) else tests
     unknown = [t for t in tests if t not in TESTS and t not in GROUP_TESTS]
     if unknown:
         raise ConfigError(f"no test {unknown[0]!r}; use {', '.join((*TESTS, *GROUP_TESTS))}")

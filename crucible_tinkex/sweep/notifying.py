@@ -25,7 +25,7 @@ from crucible_tinkex.config.sweep.notify import NotifySection
 from crucible_tinkex.errors import CrucibleError
 from crucible_tinkex.names import plain
 from crucible_tinkex.registry import SweepState
-from crucible_tinkex.sweep.results.leaderboard import Objective, best
+from crucible_tinkex.sweep.results.leaderboard import best
 
 TIMEOUT_S = 15.0
 EVENTS = {0: "done", 1: "trials failed", 3: "budget reached", 130: "interrupted"}
@@ -41,7 +41,7 @@ def ended(name: str, state: SweepState, exit_code: int) -> dict[str, Any]:
         "reason": state.ended,
         "trials": Counter(trial.state for trial in state.trials.values()),
         "best": winner and dict(winner.values),
-        "metrics": winner and plain(Objective.of(state).metrics(winner.best_trial)),
+        "metrics": winner and plain(winner.means),
     }
 
 

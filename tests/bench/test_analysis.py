@@ -52,6 +52,11 @@ def test_few_or_constant_numbers_are_said_in_words(values: list[float]) -> None:
     assert None in (found.to_dict()["value"]["normality"]["p"],)
 
 
+def test_one_test_may_be_named_alone() -> None:
+    alone = bench.analyze([1.0, 2.0, 3.0], tests="trend")
+    assert alone == bench.analyze([1.0, 2.0, 3.0], tests=["trend"])
+
+
 def test_nothing_to_analyze() -> None:
     with pytest.raises(ConfigError, match="nothing to analyze"):
         bench.analyze([{"step": 1, "name": "a"}])

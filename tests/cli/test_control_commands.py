@@ -77,6 +77,9 @@ def test_a_running_sweep_hears_from_another_process(tmp_path: Path) -> None:
     refused = crucible("clone", "small", "77", "--set", "optimizer.beta1=.5", *storage)
     assert refused.returncode == 2 and "no trial '77'" in refused.stderr
     wait_for(lambda: [t["state"] for t in sweep.status()["trials"]].count("stopped") == 2)
+    [listed] = json.loads(crucible("list", "--json", *storage).stdout)
+    counts = {key: listed[key] for key in ("state", "trials", "done", "stopped", "failed")}
+    assert counts == {"state": "running", "trials": 4, "done": 1, "stopped": 2, "failed": 0}
     assert crucible("stop", "small", *storage).returncode == 0
     assert running.wait(60).exit_code == 130
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sweep_states import Journal
 
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.config.sweep.notify import NotifySection
@@ -33,6 +34,17 @@ def test_a_command_gets_the_message_and_no_key(
     text = told.read_text()
     assert '"event": "budget reached"' in text and '"exit_code": 3' in text
     assert "tml-secret" not in text
+
+
+def test_the_metrics_of_the_best_are_means_over_its_seeds_as_the_leaderboard_has_them() -> None:
+    journal = Journal(search={"space": {"lora.rank": [4, 8]}, "seeds": [0, 1]})
+    journal.decide(slots=4)
+    for trial in list(journal.state.trials.values()):
+        worse = trial.values["lora.rank"] == 8
+        journal.train(trial.trial_id, 1.0 + worse + trial.seed, **{"eval/accuracy": 0.25})
+    message = ended("mine", journal.state, 0)
+    assert message["best"] == {"lora.rank": 4}
+    assert message["metrics"] == {"eval/nll": 1.5, "eval/accuracy": 0.25}
 
 
 @pytest.mark.parametrize(

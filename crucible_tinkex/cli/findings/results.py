@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from collections import Counter
 from pathlib import Path
 
 from crucible_tinkex.cli.findings.concluding import conclusion_lines
@@ -15,7 +16,7 @@ from crucible_tinkex.cli.terminal.tables import (
 )
 from crucible_tinkex.errors import ConfigError, StorageError
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import TERMINAL
+from crucible_tinkex.registry import DONE, FAILED, STOPPED, SweepState
 from crucible_tinkex.storage import storage_errors
 from crucible_tinkex.sweep.results.quality import quality_lines
 from crucible_tinkex.sweep.results.views.kept import checkpoint_line
@@ -62,10 +63,10 @@ def show_list(storage: str, *, json: bool) -> None:
         print(f"no sweeps in {folder}")
         return
     table = plain_table()
-    for column in ("sweep", "state", "trials", "done"):
+    for column in rows[0]:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(str(row[c]) for c in ("sweep", "state", "trials", "done")))
+        table.add_row(*map(str, row.values()))
     print_table(table)
 
 
@@ -73,11 +74,13 @@ def _listed(root: Path) -> dict[str, str | int]:
     paths = SweepPaths(root)
     try:
         state = read_state(paths)
+        word = sweep_state(state, paths)
     except StorageError:
-        return {"sweep": root.name, "state": "corrupt", "trials": 0, "done": 0}
+        state, word = SweepState(), "corrupt"
+    counts = Counter(trial.state for trial in state.trials.values())
     return {
         "sweep": root.name,
-        "state": sweep_state(state, paths),
-        "trials": len(state.trials),
-        "done": sum(t.state in TERMINAL for t in state.trials.values()),
+        "state": word,
+        "trials": counts.total(),
+        **{ended: counts[ended] for ended in (DONE, STOPPED, FAILED)},
     }

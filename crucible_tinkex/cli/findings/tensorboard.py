@@ -46,12 +46,14 @@ def show_tensorboard(sweep: str, *, storage: str, port: int, rebuild: bool = Fal
     _aggregate(paths)
     command = [sys.executable, "-c", _CHILD, "--logdir", str(paths.tensorboard)]
     command += ["--host", HOST, "--port", str(port), "--reload_multifile", "true"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            _end(process)
-            return 0
+    try:
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+            try:
+                return process.wait()
+            finally:
+                _end(process)
+    except KeyboardInterrupt:  # also while it starts: without us its input ends, and so does it
+        return 0
 
 
 def _aggregate(paths: SweepPaths) -> None:

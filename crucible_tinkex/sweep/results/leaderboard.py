@@ -140,6 +140,12 @@ class Configuration:
         return fmean(values) if values else None
 
     @property
+    def means(self) -> dict[str, float]:
+        """Of every metric of its best trial, over the seeds as `metric` has them."""
+        names = self.objective.metrics(self.best_trial)
+        return {name: fmean(values) for name in names if (values := self.metric(name))}
+
+    @property
     def spread(self) -> float | None:
         """Standard deviation over the seeds; None for fewer than two, or one that diverged."""
         values = self.metric(self.objective.metric)
