@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from crucible_tinkex.cli.terminal.live import trials_table
 from crucible_tinkex.cli.terminal.tables import (
     leaderboard_table,
     plain_console,
@@ -18,6 +19,8 @@ from crucible_tinkex.cli.terminal.tables import (
     verdict,
 )
 from crucible_tinkex.registry import DONE, FAILED, PERSON, RUNNING, STOPPED, SweepState, TrialRecord
+from crucible_tinkex.sweep.results.leaderboard import Objective
+from crucible_tinkex.sweep.results.views.view import TrialView
 
 AXES = {"lora.rank": 16, "optimizer.learning_rate": 0.0003}
 
@@ -52,6 +55,19 @@ def test_seeds_are_one_row_with_what_decided() -> None:
     assert "57/57" in text
     assert text.count("done") == 1
     assert "1.5000 ± 6.3531 over 2 seeds" in verdict(state)
+
+
+def test_only_the_name_of_a_trial_is_shortened_where_it_is_too_wide() -> None:
+    name = "0008-rank=16-lr=0.0002-s0"
+    trial = make_trial(10, 1.0, run_name=name, step=1087, total_steps=1500, state=RUNNING)
+    rows = [TrialView(trial, {"attempt": 3, "step": 1087})]
+    narrow = shown(trials_table(rows, Objective("eval/nll", "min", "final"), width=80))
+    for whole in ("1087/1500", "train/nll", "1.0000", "running (try 3)", name[:14]):
+        assert whole in narrow
+    assert (
+        len([line for line in narrow.splitlines() if "running" in line or name[-2:] in line]) == 1
+    )
+    assert name in shown(trials_table(rows, Objective("eval/nll", "min", "final"), width=140), 140)
 
 
 def test_ties_share_a_place_and_are_named() -> None:
