@@ -11,7 +11,7 @@ from crucible_tinkex.config.axes import (
 )
 from crucible_tinkex.config.experiment import Experiment, parse_assignment
 from crucible_tinkex.config.section import Section
-from crucible_tinkex.config.sweep.budget import BudgetSection, parse_budget
+from crucible_tinkex.config.sweep.budget import BudgetSection, budget_text, parse_budget
 from crucible_tinkex.config.sweep.checkpoints import CheckpointsSection
 from crucible_tinkex.config.sweep.quality import QualitySection, QualityTarget
 from crucible_tinkex.config.sweep.run import RunSection
@@ -26,6 +26,7 @@ __all__ = [  # noqa: RUF022  (in groups)
     # the whole
     "Experiment",
     "parse_assignment",
+    "budget_text",
     "parse_budget",
     # sections
     "Section",

@@ -43,7 +43,7 @@ from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.policy import Policy
 from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.orders.control import CODE, LASTING, REFUSED, Command, Inbox
-from crucible_tinkex.sweep.orders.obeying import obey
+from crucible_tinkex.sweep.orders.obeying import extended_answer, obey
 from crucible_tinkex.sweep.ports import Amend, Amendment, TelemetryPort
 from crucible_tinkex.sweep.preparing.objectives import is_learning
 from crucible_tinkex.sweep.results.views.shown import Shown
@@ -292,7 +292,8 @@ class Controller:
             return [], "extend: it asks for that already"
         await self._take(amendment, amendment.changed, command)
         taken_up = self._policy.amended(self._state, answering=self._answering)
-        return taken_up, f"extend: {', '.join(amendment.changed)}"
+        reached = self._policy.budget.reached(self._state, self._clock() - self._started)
+        return taken_up, extended_answer(amendment.changed, reached)
 
     async def _learn(self, command: Command) -> None:
         """A clone may learn by what the sweep does not know, or has no texts for, yet."""

@@ -45,6 +45,7 @@ def test_a_sweep_that_has_ended_is_cloned_extended_and_confirmed(tmp_path: Path)
     with pytest.raises(ConfigError, match="it would begin at step 4"):
         sweep.clone(name, {"optimizer.learning_rate": 5e-3})
     assert "already" in sweep.clone(name, {"optimizer.learning_rate": 2e-3}, at=3)
+    assert "nothing is trained with that: budget.steps" in sweep.extend({"budget.steps": 1})
 
 
 def test_a_fork_with_nothing_changed_but_the_end_repeats_its_parent_exactly(
@@ -80,8 +81,11 @@ def test_a_running_sweep_hears_from_another_process(tmp_path: Path) -> None:
     [listed] = json.loads(crucible("list", "--json", *storage).stdout)
     counts = {key: listed[key] for key in ("state", "trials", "done", "stopped", "failed")}
     assert counts == {"state": "running", "trials": 4, "done": 1, "stopped": 2, "failed": 0}
-    assert crucible("stop", "small", *storage).returncode == 0
-    assert running.wait(60).exit_code == 130
+    told = crucible("extend", "small", "--budget", "1steps", *storage).stdout
+    assert "nothing is trained with that: budget.steps" in told
+    assert running.wait(60).exit_code == 3
+    shown = crucible("watch", "small", "--once", *storage).stdout
+    assert "crucible extend small" in shown and "steps" in shown.split("--budget ")[1]
 
 
 def test_a_running_sweep_is_extended_by_epochs_of_the_rows_that_it_kept(tmp_path: Path) -> None:

@@ -69,6 +69,15 @@ def test_it_is_refused_and_nothing_is_changed(
     assert {p: p.read_bytes() for p in ended.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize("command", [("watch", "small", "--page"), ("tb", "small"), ("serve",)])
+@pytest.mark.parametrize(("port", "said"), [("99999", "to 65535"), ("-1", "to 0")])
+def test_a_port_that_no_machine_has_is_refused(
+    ended: Path, command: tuple[str, ...], port: str, said: str
+) -> None:
+    result = crucible(*command, "--port", port, folder=ended)
+    assert result.returncode == 2 and said in result.stderr and "--port" in result.stderr
+
+
 def test_where_nothing_is_that_is_said(tmp_path: Path) -> None:
     assert crucible("list", folder=tmp_path).stdout == "no sweeps in runs\n"
     assert crucible("list", "--json", folder=tmp_path).stdout == "[]\n"

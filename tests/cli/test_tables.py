@@ -98,6 +98,9 @@ def test_only_the_name_of_a_running_trial_is_cut(width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     for value in ("0001-rank", "7/57", "1.0000", "12.3456", "eval/nll", "running"):
         assert value in text, text
+    rows = [line for line in text.splitlines() if "running" in line or "-s0" in line]
+    assert len(rows) == 1, "a name is cut, not wrapped"
+    assert name in shown(trials_table([view], Objective("eval/nll", "min"), width=160), 160)
 
 
 def test_stopped_is_amber() -> None:

@@ -13,11 +13,11 @@ import pytest
 from local_sweeps import Bench, MortalHost, make_experiment, numbers
 from sweep_states import Journal
 
-from crucible_tinkex.config import BudgetSection, parse_budget
+from crucible_tinkex.config import BudgetSection, budget_text, parse_budget
 from crucible_tinkex.errors import ConfigError, SessionLostError
 from crucible_tinkex.registry import DONE, PAUSED, RUNNING, STOPPED, Spent, Used
 from crucible_tinkex.sweep.attesting import check_affordable
-from crucible_tinkex.sweep.deciding.budget import Budget
+from crucible_tinkex.sweep.deciding.budget import Budget, more_budget
 from crucible_tinkex.sweep.deciding.prices import TABLE as TABLE_OF_OURS
 from crucible_tinkex.sweep.deciding.prices import Price, checked_price, price_of
 from crucible_tinkex.sweep.results.leaderboard import exit_code
@@ -335,6 +335,32 @@ def test_budgets_are_written_with_their_unit(text: str, settings: dict[str, Any]
 def test_a_budget_without_a_meaning_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--budget"):
         parse_budget(text)
+
+
+@pytest.mark.parametrize("amount", [0.000042, 0.004, 0.05, 0.99, 1.0, 3.14, 12.0, 999.5, 4089.0])
+@pytest.mark.parametrize("key", ["dollars", "hours", "tokens", "steps", "trials"])
+def test_a_budget_is_said_as_it_is_read_and_is_enough(key: str, amount: float) -> None:
+    [(name, read)] = parse_budget(budget_text(key, amount)).items()
+    assert name == f"budget.{key}"
+    assert amount <= read + 1e-9 and read <= 1.2 * amount + 1.0
+
+
+@pytest.mark.parametrize("caps", [{"steps": 20}, {"tokens": 1}, {"hours": 0.01}, {"dollars": 1e-5}])
+def test_what_is_proposed_after_a_cap_is_more_of_the_same(caps: dict[str, float]) -> None:
+    journal = capped(PRICE, **caps)
+    spent(journal, next(iter(journal.state.trials)), train_tokens=30, steps=45)
+    reached = journal.policy.budget.reached(journal.state, 100.0)
+    assert reached
+    more = Budget(BudgetSection(**{**caps, **_caps(more_budget(reached))}), PRICE)
+    assert more.reached(journal.state, 100.0) is None
+
+
+def test_what_is_proposed_after_a_cap_on_trials_is_more_trials() -> None:
+    assert more_budget("budget.trials: 12 are started") == "24trials"
+
+
+def _caps(text: str) -> dict[str, Any]:
+    return {key.removeprefix("budget."): value for key, value in parse_budget(text).items()}
 
 
 @pytest.mark.parametrize("caps", [{"steps": 0}, {"dollars": -1}, {"hours": 0}, {"moons": 3}])

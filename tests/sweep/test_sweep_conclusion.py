@@ -261,6 +261,19 @@ def test_two_trials_stand_for_their_configurations() -> None:
     assert row["difference"] == found.difference and row["verdict"] == found.verdict
 
 
+@pytest.mark.parametrize("order", [("0", "400"), ("400", "0")])
+def test_the_untrained_base_is_compared_with_all_seeds_of_another(order: tuple[str, str]) -> None:
+    trained = [trial(400 + i, 4, 10_000 + i, 1.0) for i in range(3)]
+    base = trial(0, 4, 0, 5.0, values={"lora.rank": 0}, reference=True)
+    rows = evaluations([base, *trained])
+    base.values = {}
+    found = comparison(state([base, *trained], 3), rows, *order)
+    assert found.verdict.startswith("rank = 4, lr = 0.001 is better: ")
+    assert "untrained" in found.verdict
+    assert (found.pairs, found.examples, found.seeds) == (150, 50, 3)
+    assert found.left_out == (0, 0)
+
+
 def test_rows_of_one_document_are_one_cluster() -> None:
     trials = grid({4: 1.0, 8: 1.3}, 1)
     found = comparison(state(trials, 1), evaluations(trials, grouped=True), "400", "800")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Json, Storage, Sweep
+from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, LAST_PORT, Json, Storage, Sweep
 
 
 def status(sweep: Sweep, storage: Storage = None, json: Json = False) -> None:
@@ -98,7 +98,11 @@ def watch(
     storage: Storage = None,
     port: Annotated[
         int | None,
-        typer.Option(help="Of the page, on this machine; 0 takes a free one (default: 8088)."),
+        typer.Option(
+            min=0,
+            max=LAST_PORT,
+            help="Of the page, on this machine; 0 takes a free one (default: 8088).",
+        ),
     ] = None,
     terminal: Annotated[
         bool | None,
@@ -122,7 +126,9 @@ def watch(
 def tb(
     sweep: Sweep,
     storage: Storage = None,
-    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.")] = 6006,
+    port: Annotated[
+        int, typer.Option(min=0, max=LAST_PORT, help="Port on this machine; 0 takes a free one.")
+    ] = 6006,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="First write its files anew from the events.")
     ] = False,

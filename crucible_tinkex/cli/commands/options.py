@@ -31,3 +31,4 @@ Folder = Annotated[str, typer.Option("--storage", help="Folder of all sweeps.")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="May be given several times.")]
 
 DEFAULT_STORAGE = "runs"
+LAST_PORT = 65535

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from crucible_tinkex.cli.commands.options import LAST_PORT
+
 
 def serve(
     model: Annotated[
@@ -21,7 +23,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Other than loopback needs --api-key-file.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8010,
+    port: Annotated[int, typer.Option(min=0, max=LAST_PORT, help="0 takes a free one.")] = 8010,
     data_dir: Annotated[Path, typer.Option(help="Checkpoints and key.")] = Path("runs/.service"),
     api_key_file: Annotated[Path | None, typer.Option(help="Key to accept (default: made)")] = None,
     dtype: Annotated[

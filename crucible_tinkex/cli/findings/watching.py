@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crucible_tinkex.cli.findings.concluding import conclusion_lines
-from crucible_tinkex.cli.terminal.hints import sweep_arguments
+from crucible_tinkex.cli.terminal.hints import going_on
 from crucible_tinkex.cli.terminal.live import duration, trials_table
 from crucible_tinkex.cli.terminal.tables import (
     STYLES,
@@ -186,6 +186,6 @@ def _waits(look: Look, views: Sequence[TrialView]) -> list[RenderableType]:
     lines = wait_lines(view.waiting for view in views if view.waiting)[:MOST_LINES]
     lines += faults(look.paths)
     if look.name == INTERRUPTED:
-        again = f"crucible resume {sweep_arguments(look.paths)}"
+        again = going_on(look.state, look.paths)
         lines.append(f"nobody trains it now; continue: {again}")
     return [Text(line, style="yellow", overflow="fold") for line in lines]

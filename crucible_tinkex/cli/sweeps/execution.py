@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from crucible_tinkex.cli.findings.concluding import conclusion_lines
-from crucible_tinkex.cli.terminal.hints import sweep_arguments
+from crucible_tinkex.cli.terminal.hints import going_on, sweep_arguments
 from crucible_tinkex.cli.terminal.live import LiveTable, PlainProgress
 from crucible_tinkex.cli.terminal.tables import print_leaderboard, verdict
 from crucible_tinkex.registry import FAIL_FAST
+from crucible_tinkex.sweep.deciding.budget import BUDGET
 from crucible_tinkex.sweep.launch import Launch, SweepResult
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
 from crucible_tinkex.sweep.results.leaderboard import Objective
@@ -65,11 +66,11 @@ def _print_result(result: SweepResult, prepared: PreparedSweep) -> None:
     print(verdict(state))
     for line in (*conclusion_lines(state), *quality_lines(state, prepared.paths)):
         print(line)
-    where = sweep_arguments(prepared.paths)
-    if state.ended_by == "budget":
-        print(f"\nended by {state.ended}; more: crucible extend {where} --budget 2h")
+    where, again = sweep_arguments(prepared.paths), going_on(state, prepared.paths)
+    if state.ended_by == BUDGET:
+        print(f"\nended by {state.ended}; more: {again}")
     elif state.ended_by == FAIL_FAST:
-        print(f"\nended by {state.ended}\nonce it is mended: crucible retry {where}")
+        print(f"\nended by {state.ended}\nonce it is mended: {again}")
     elif state.open or state.ended is None:
-        print(f"\ninterrupted with {result.left} trials to go; continue: crucible resume {where}")
+        print(f"\ninterrupted with {result.left} trials to go; continue: {again}")
     print(f"\nresults: {prepared.paths.root}\nlook:    crucible report {where}, or tb {where}")

@@ -6,6 +6,8 @@ import shlex
 
 from crucible_tinkex.config.sweep.run import DEFAULT_STORAGE
 from crucible_tinkex.names import SweepPaths
+from crucible_tinkex.registry import FAIL_FAST, SweepState
+from crucible_tinkex.sweep.deciding.budget import BUDGET, more_budget
 
 
 def sweep_arguments(paths: SweepPaths) -> str:
@@ -15,3 +17,12 @@ def sweep_arguments(paths: SweepPaths) -> str:
     if storage == SweepPaths.of(DEFAULT_STORAGE, paths.root.name).root.parent:
         return name
     return f"{name} --storage {shlex.quote(str(storage))}"
+
+
+def going_on(state: SweepState, paths: SweepPaths) -> str:
+    """The command that continues a sweep whose run has ended: what ended it must not end the next
+    run at once."""
+    where = sweep_arguments(paths)
+    if state.ended_by == BUDGET and state.ended:
+        return f"crucible extend {where} --budget {more_budget(state.ended)}"
+    return f"crucible {'retry' if state.ended_by == FAIL_FAST else 'resume'} {where}"

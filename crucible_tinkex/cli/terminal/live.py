@@ -108,8 +108,9 @@ def trials_table(trials: Sequence[TrialView], objective: Objective, *, width: in
     table = plain_table(expand=False)
     for column in ("trial", "step", "", "train/nll", objective.metric):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    table.columns[0].justify = "left"
-    table.columns[0].no_wrap = False  # only this one is narrowed where the terminal is
+    # Rich shortens what may wrap: here the names alone, which have no space to wrap at.
+    names = table.columns[0]
+    names.justify, names.no_wrap, names.overflow = "left", False, "ellipsis"
     if not narrow:
         table.add_column("tokens/s", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -66,6 +67,9 @@ class BudgetSection(Section):
         return any(cap is not None for cap in caps) or self.trial != TrialBudgetSection()
 
 
+_WHOLE = frozenset({"tokens", "steps", "trials"})
+
+
 def parse_budget(text: str) -> dict[str, Any]:
     """Settings for `5usd`, `2h`, `90min`, `1e6tok`, `300steps`, `9trials`. Raises `ConfigError`."""
     found = _AMOUNT.match(text)
@@ -78,5 +82,17 @@ def parse_budget(text: str) -> dict[str, Any]:
     amount = float(found[1]) * factor
     if amount <= 0:
         raise ConfigError(f"--budget {text!r} must be more than 0; without it there is no cap")
-    whole = key in ("tokens", "steps", "trials")
-    return {f"budget.{key}": round(amount) if whole else amount}
+    return {f"budget.{key}": round(amount) if key in _WHOLE else amount}
+
+
+def budget_text(key: str, amount: float) -> str:
+    """`parse_budget` turned round: at least `amount` of `dollars`, `hours`, `tokens`, `steps` or
+    `trials`, in whole ones or to two places that count."""
+    if key in _WHOLE:
+        return f"{math.ceil(amount)}{'tok' if key == 'tokens' else key}"
+    unit, amount = ("usd", amount) if key == "dollars" else ("h", amount)
+    if unit == "h" and amount < 1:
+        unit, amount = ("min", amount * 60) if amount * 60 >= 1 else ("s", amount * 3600)
+    places = max(0, 1 - math.floor(math.log10(amount)))
+    rounded = math.ceil(amount * 10**places - 1e-6) / 10**places
+    return f"{rounded:.{places}f}{unit}"

@@ -7,13 +7,15 @@ that step and by the evaluations that were in flight; this module then ends the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
-from crucible_tinkex.config import BudgetSection
+from crucible_tinkex.config import BudgetSection, budget_text
 from crucible_tinkex.registry import Spent, SweepState, TrialRecord
 from crucible_tinkex.sweep.deciding.prices import Price
 
 BUDGET = "budget"
+_WORDS = re.compile(r"budget\.(\w+): (\S+)(?: of (\S+))? are ")
 
 
 class Budget:
@@ -48,6 +50,15 @@ class Budget:
     def _used(self, spent: Spent, hours: float) -> Mapping[str, float]:
         used = {"steps": spent.steps, "tokens": spent.tokens, "hours": hours}
         return used if self._price is None else {**used, "dollars": self._price.of(spent)}
+
+
+def more_budget(reached: str) -> str:
+    """What `--budget` would have to say for a sweep to go on that ended with these words, of
+    `Budget.reached` or of `budget.trials`: twice as much of the same."""
+    found = _WORDS.match(reached)
+    assert found, reached
+    key, *amounts = found.groups()
+    return budget_text(key, 2 * max(float(amount) for amount in amounts if amount))
 
 
 def _reached(

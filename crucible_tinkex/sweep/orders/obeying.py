@@ -35,6 +35,12 @@ def obey(
     raise ConfigError(f"{command.kind} is nothing that a policy decides")
 
 
+def extended_answer(changed: Sequence[str], reached: str | None) -> str:
+    """What is answered to `extend`; `reached`: the cap that is used up even so."""
+    told = f"extend: {', '.join(changed)}"
+    return f"{told}; nothing is trained with that: {reached}" if reached else told
+
+
 def failed_trials(state: SweepState, names: Sequence[str] = ()) -> list[Trial]:
     """The trials that failed or were lost: all of them, or those of `names`. Raises `ConfigError`
     for one that is not there, or that did not fail."""

@@ -10,7 +10,7 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.storage import is_locked
 from crucible_tinkex.sweep.orders.control import LASTING, Command, Inbox, send
-from crucible_tinkex.sweep.orders.obeying import obey
+from crucible_tinkex.sweep.orders.obeying import extended_answer, obey
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, extended, prepare, reopened
 from crucible_tinkex.sweep.results.views.summary import read_state
 
@@ -41,4 +41,5 @@ def _extension(prepared: PreparedSweep, command: Command) -> tuple[str, bool]:
     changed = more.experiment.amendments(prepared.experiment)
     if not changed:
         return "extend: it asks for that already", False
-    return f"extend: {', '.join(changed)}", True
+    reached = more.policy().budget.reached(read_state(prepared.paths), 0.0)
+    return extended_answer(changed, reached), True

@@ -64,11 +64,14 @@ def terms(state: SweepState) -> bench.Terms:
 
 
 def configuration_names(found: Sequence[Configuration]) -> list[str]:
-    """What varied, in words; told apart by the number of the first trial where that is the same."""
+    """What varied, in words; told apart by the number of the first trial where that is the same.
+    The base that was not trained is `untrained`."""
     short = short_keys(dict.fromkeys(k for c in found for k in c.values))
     varied = {k: v for k, v in short.items() if len({str(c.values.get(k)) for c in found}) > 1}
     names = [
-        ", ".join(f"{varied[k]} = {_text(v)}" for k, v in c.values.items() if k in varied)
+        "untrained"
+        if c.reference
+        else ", ".join(f"{varied[k]} = {_text(v)}" for k, v in c.values.items() if k in varied)
         for c in found
     ]
     count = Counter(names)
@@ -118,9 +121,26 @@ def comparison(state: SweepState, evaluations: pa.Table, a: str, b: str) -> Comp
     first, second = (found[trial.trial_id] for trial in state.named([a, b]))
     if first is second:
         raise ConfigError(f"trials {a} and {b} are seeds of one configuration")
-    scores = [_scores(c, evaluations) for c in (first, second)]
+    ours, theirs = (_scores(c, evaluations) for c in (first, second))
+    if first.reference:
+        ours = _with_seeds_of(theirs, ours)
+    if second.reference:
+        theirs = _with_seeds_of(ours, theirs)
     labels = configuration_names([first, second])
-    return bench.compare(*scores, direction=objective.direction, names=(labels[0], labels[1]))
+    return bench.compare(ours, theirs, direction=objective.direction, names=(labels[0], labels[1]))
+
+
+def _with_seeds_of(trained: Scores, untrained: Scores) -> Scores:
+    """The untrained base has the same value with every seed of the other."""
+    seeds = sorted(set(trained.seeds or ()), key=str)
+    if not seeds:
+        return untrained
+    return Scores(
+        [*untrained.values] * len(seeds),
+        [*untrained.examples] * len(seeds),
+        clusters=[*(untrained.clusters or ())] * len(seeds),
+        seeds=[seed for seed in seeds for _ in untrained.values],
+    )
 
 
 def _scores(configuration: Configuration, evaluations: pa.Table) -> Scores:
