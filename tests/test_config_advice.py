@@ -19,6 +19,7 @@ def warnings(rows: int | None = None, tokens: int | None = None, **sections: Any
 def test_a_sound_experiment_is_left_in_peace() -> None:
     space = {**RANKS, "train.batch_size": [8, 16]}
     assert warnings(480, 9_000, search={"space": space}, train={"max_steps": 16}) == []
+    assert warnings(notify={"command": "sh -c 'cat > told.json'"}) == []
     draws = {"strategy": "random", "trials": 3, "space": RANKS}
     assert warnings(480, search=draws, service={"base_url": "https://h"}) == []
 
@@ -27,6 +28,7 @@ def test_a_sound_experiment_is_left_in_peace() -> None:
     ("sections", "words"),
     [
         ({"lora": {"alpha": 16.0}}, "lora.alpha is not applied"),
+        ({"notify": {"command": "cat > told.json"}}, "notify.command: '>' is for a shell"),
         ({"service": {"allow_http": True}}, "key may cross the network in clear text"),
         (
             {"search": {"metric": "eval/accuracy", "direction": "min"}},

@@ -5,6 +5,7 @@ Nothing here refuses. Each warning is one sentence that begins with the key it i
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from crucible_tinkex.metrics import objective
 if TYPE_CHECKING:
     from crucible_tinkex.config.experiment import Experiment
 
+_FOR_A_SHELL = frozenset({">", ">>", "<", "|", "||", "&&", "&", ";"})
+
 
 def advise(
     experiment: Experiment, *, rows: int | None = None, tokens: int | None = None
@@ -26,6 +29,9 @@ def advise(
     service = experiment.service
     if service.allow_http and not (service.base_url or "http://").startswith("https://"):
         yield "service.allow_http: the API key may cross the network in clear text"
+    words = shlex.split(experiment.notify.command or "")
+    if meant := next((word for word in words if word in _FOR_A_SHELL), None):
+        yield f"notify.command: {meant!r} is for a shell, and it runs without one; use sh -c '...'"
     yield from _on_search(experiment.search)
     if rows is not None:
         for train in _train_variants(experiment):
