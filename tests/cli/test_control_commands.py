@@ -29,7 +29,8 @@ def test_a_sweep_that_has_ended_is_cloned_extended_and_confirmed(tmp_path: Path)
         *("clone", "small", name, "--set", "optimizer.learning_rate=2e-3", "--at", "2"),
         *("--storage", storage),
     )
-    assert cloned.returncode == 0 and "crucible resume small" in cloned.stdout, cloned.stderr
+    assert cloned.returncode == 0, cloned.stderr
+    assert f"crucible resume small --storage {storage}`" in cloned.stdout
     assert "search.confirm" in sweep.extend({"search.confirm": 1, "search.confirm_top": 1})
     for command in ("pause", "stop", "unpause"):
         refused = crucible(command, "small", "--storage", storage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import math
 
 from crucible_tinkex.cli.terminal.tables import plain_table, print_table
 from crucible_tinkex.registry import TERMINAL, SweepState
@@ -41,7 +42,11 @@ def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:
             table.add_column(column, justify="left" if left else "right", overflow="fold")
         for rival in found.rivals[:SHOWN_ROWS]:
             numbers = (rival.mean, rival.behind_by, rival.low, rival.high)
-            table.add_row(rival.name, str(rival.shared), *(f"{v:.4g}" for v in numbers))
+            table.add_row(
+                rival.name,
+                str(rival.shared),
+                *(f"{v:.4g}" if math.isfinite(v) else "-" for v in numbers),
+            )
         print_table(table)
     for note in found.notes:
         print(f"- {note}")
@@ -59,6 +64,7 @@ def show_comparison(sweep: str, a: str, b: str, *, storage: str, json: bool) -> 
         print(json_module.dumps(found.to_dict()))
         return
     print(found.verdict)
-    print(f"{found.pairs} pairs of {found.examples} examples, {found.seeds} shared seeds")
+    seeds = "1 shared seed" if found.seeds == 1 else f"{found.seeds} shared seeds"
+    print(f"{found.pairs} pairs of {found.examples} examples, {seeds}")
     for note in found.notes:
         print(f"- {note}")

@@ -14,10 +14,10 @@ import sys
 import time
 from importlib.util import find_spec
 
-from crucible_tinkex.cli.terminal.hints import sweep_arguments
 from crucible_tinkex.errors import ConfigError, SweepBusyError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.storage import is_locked, storage_errors
+from crucible_tinkex.sweep.orders.hints import sweep_arguments
 from crucible_tinkex.sweep.results.views.summary import existing_sweep, read_state
 
 HOST = "127.0.0.1"

@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from crucible_tinkex.cli.findings.concluding import conclusion_lines
-from crucible_tinkex.cli.terminal.hints import going_on
 from crucible_tinkex.cli.terminal.live import duration, trials_table
 from crucible_tinkex.cli.terminal.tables import (
     STYLES,
@@ -29,6 +28,7 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import DONE, INTERRUPTED, TERMINAL, SweepState
 from crucible_tinkex.sweep.deciding.prices import Price, price_of
+from crucible_tinkex.sweep.orders.hints import going_on
 from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.sweep.results.quality import quality_lines
 from crucible_tinkex.sweep.results.views.following import Followed, open_trials

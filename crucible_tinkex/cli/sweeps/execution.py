@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 
 from crucible_tinkex.cli.findings.concluding import conclusion_lines
-from crucible_tinkex.cli.terminal.hints import going_on, sweep_arguments
 from crucible_tinkex.cli.terminal.live import LiveTable, PlainProgress
 from crucible_tinkex.cli.terminal.tables import print_leaderboard, verdict
 from crucible_tinkex.registry import FAIL_FAST
 from crucible_tinkex.sweep.deciding.budget import BUDGET
 from crucible_tinkex.sweep.launch import Launch, SweepResult
+from crucible_tinkex.sweep.orders.hints import going_on, sweep_arguments
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
 from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.sweep.results.quality import quality_lines

@@ -6,7 +6,7 @@ import json as json_module
 import sys
 from typing import Any
 
-from crucible_tinkex.cli.terminal.hints import sweep_arguments
+from crucible_tinkex.sweep.orders.hints import sweep_arguments
 from crucible_tinkex.sweep.results.views.summary import read_state, summary
 from crucible_tinkex.sweep.signals import INTERRUPTED_CODE
 from crucible_tinkex.tuning.tuning import Tuning, Wish, propose

@@ -10,6 +10,7 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.storage import is_locked
 from crucible_tinkex.sweep.orders.control import LASTING, Command, Inbox, send
+from crucible_tinkex.sweep.orders.hints import sweep_arguments
 from crucible_tinkex.sweep.orders.obeying import extended_answer, obey
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, extended, prepare, reopened
 from crucible_tinkex.sweep.results.views.summary import read_state
@@ -29,7 +30,7 @@ def steer(paths: SweepPaths, command: Command) -> str:
     if not is_new:
         return answer
     Inbox(paths).put(command)
-    return f"{answer}; it begins with the next `crucible resume {paths.root.name}`"
+    return f"{answer}; it begins with the next `crucible resume {sweep_arguments(paths)}`"
 
 
 def _extension(prepared: PreparedSweep, command: Command) -> tuple[str, bool]:
