@@ -84,7 +84,9 @@ def test_commands_that_look(finished: FinishedRun) -> None:
     assert outcome(workspace.status()) == outcome(finished.summary)
     assert "best: lora.rank" in workspace.here("status", "nano").stdout
     listed = json.loads(workspace.here("list", "--json").stdout)
-    assert listed == [{"sweep": "nano", "state": "done", "trials": 5, "done": 5}]
+    assert listed == [
+        {"sweep": "nano", "state": "done", "trials": 5, "done": 5, "stopped": 0, "failed": 0}
+    ]
     sql = "select count(*) as n from events where name = 'eval/accuracy'"
     counted = json.loads(workspace.here("query", "nano", sql, "--json").stdout)
     assert counted == [{"n": 9}]
