@@ -109,7 +109,7 @@ def searches(surface: Surface, others: Sequence[Surface]) -> dict[str, tuple[Sea
         "grid": (grid, 0.001),
         "random": (until_found(surface, "random"), 1),
         "tpe": (until_found(surface, "tpe"), 1),
-        "gp": (until_found(surface, "gp"), 0.01),
+        "gp": (until_found(surface, "gp"), 0.1),
         "asha, from 1/9": (stopping(surface, rule="halving", first_rung=rung), 1),
         "asha, from 1/18": (stopping(surface, rule="halving", first_rung=early), 1),
         "hyperband": (stopping(surface, rule="hyperband", first_rung=rung), 1),
