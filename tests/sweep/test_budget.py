@@ -15,11 +15,13 @@ from sweep_states import Journal
 
 from crucible_tinkex.config import BudgetSection, budget_text, parse_budget
 from crucible_tinkex.errors import ConfigError, SessionLostError
+from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import DONE, PAUSED, RUNNING, STOPPED, Spent, Used
 from crucible_tinkex.sweep.attesting import check_affordable
 from crucible_tinkex.sweep.deciding.budget import Budget, more_budget
 from crucible_tinkex.sweep.deciding.prices import TABLE as TABLE_OF_OURS
 from crucible_tinkex.sweep.deciding.prices import Price, checked_price, price_of
+from crucible_tinkex.sweep.orders.hints import going_on
 from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.testing import FakeBackend
 from crucible_tinkex.training.attempt.allowance import Allowance
@@ -351,12 +353,26 @@ def test_what_is_proposed_after_a_cap_is_more_of_the_same(caps: dict[str, float]
     spent(journal, next(iter(journal.state.trials)), train_tokens=30, steps=45)
     reached = journal.policy.budget.reached(journal.state, 100.0)
     assert reached
-    more = Budget(BudgetSection(**{**caps, **_caps(more_budget(reached))}), PRICE)
+    more = Budget(BudgetSection(**{**caps, **_caps(more_budget(reached, 4))}), PRICE)
     assert more.reached(journal.state, 100.0) is None
 
 
-def test_what_is_proposed_after_a_cap_on_trials_is_more_trials() -> None:
-    assert more_budget("budget.trials: 12 are started") == "24trials"
+@pytest.mark.parametrize("words", ["12 are started", "no more for the confirmation"])
+def test_what_is_proposed_after_a_cap_on_trials_is_more_trials(words: str) -> None:
+    assert more_budget(f"budget.trials: {words}", 12) == "24trials"
+
+
+def test_a_sweep_without_room_for_its_confirmation_says_how_it_goes_on(tmp_path: Path) -> None:
+    search = {"space": {"lora.rank": [1, 2]}, "confirm": 2, "confirm_top": 2}
+    journal = Journal(search=search)
+    journal.policy.budget = Budget(BudgetSection(trials=2))
+    journal.fresh_policy = lambda: journal.policy  # type: ignore[method-assign]
+    journal.decide(slots=4)
+    for trial_id in list(journal.state.trials):
+        journal.train(trial_id, 1.0)
+    journal.decide(slots=4)
+    paths = SweepPaths.of(tmp_path, "mine")
+    assert going_on(journal.state, paths).endswith("--budget 4trials")
 
 
 def _caps(text: str) -> dict[str, Any]:

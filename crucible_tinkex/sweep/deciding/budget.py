@@ -7,7 +7,6 @@ that step and by the evaluations that were in flight; this module then ends the 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 from crucible_tinkex.config import BudgetSection, budget_text
@@ -15,7 +14,6 @@ from crucible_tinkex.registry import Spent, SweepState, TrialRecord
 from crucible_tinkex.sweep.deciding.prices import Price
 
 BUDGET = "budget"
-_WORDS = re.compile(r"budget\.(\w+): (\S+)(?: of (\S+))? are ")
 
 
 class Budget:
@@ -52,13 +50,14 @@ class Budget:
         return used if self._price is None else {**used, "dollars": self._price.of(spent)}
 
 
-def more_budget(reached: str) -> str:
-    """What `--budget` would have to say for a sweep to go on that ended with these words, of
-    `Budget.reached` or of `budget.trials`: twice as much of the same."""
-    found = _WORDS.match(reached)
-    assert found, reached
-    key, *amounts = found.groups()
-    return budget_text(key, 2 * max(float(amount) for amount in amounts if amount))
+def more_budget(reached: str, trials: int) -> str:
+    """What `--budget` would have to say for a sweep of so many `trials` to go on that ended with
+    these words, of `Budget.reached` or of the cap on trials: twice as much of the same."""
+    key, _, words = reached.removeprefix("budget.").partition(": ")
+    if key == "trials":
+        return budget_text(key, 2 * trials)
+    used, _, cap, *_ = words.split()  # as `_reached` has them
+    return budget_text(key, 2 * max(float(used), float(cap)))
 
 
 def _reached(

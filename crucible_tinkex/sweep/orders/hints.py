@@ -24,5 +24,5 @@ def going_on(state: SweepState, paths: SweepPaths) -> str:
     run at once."""
     where = sweep_arguments(paths)
     if state.ended_by == BUDGET and state.ended:
-        return f"crucible extend {where} --budget {more_budget(state.ended)}"
+        return f"crucible extend {where} --budget {more_budget(state.ended, len(state.trials))}"
     return f"crucible {'retry' if state.ended_by == FAIL_FAST else 'resume'} {where}"
