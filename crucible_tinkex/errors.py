@@ -14,11 +14,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 
-def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """For a message on an unknown name: the known one that is nearest, as a question; nothing
-    where none is as like as `cutoff` (`difflib`)."""
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The known one that an unknown name may have meant; None where none is as like as `cutoff`
+    (`difflib`)."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f"did you mean {close[0]!r}? " if close else ""
+    return close[0] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """For a message on an unknown name: the `nearest`, as a question; nothing where there is
+    none."""
+    meant = nearest(name, known, cutoff=cutoff)
+    return f"did you mean {meant!r}? " if meant is not None else ""
 
 
 class CrucibleError(Exception):

@@ -10,10 +10,9 @@ import math
 import operator
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from typing import Literal
 
-from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.errors import ConfigError, nearest
 from crucible_tinkex.metrics import CATALOGUE, Direction
 from crucible_tinkex.metrics import known as known_metric
 from crucible_tinkex.names import base_name
@@ -65,8 +64,8 @@ def better(metric: str, direction: Direction | None) -> Direction:
     found = known_metric(metric)
     known = found.direction if found else None
     if direction is None and known is None:
-        close = get_close_matches(metric, CATALOGUE, n=1)
-        hint = f", or did you mean {close[0]!r}?" if close else ""
+        meant = nearest(metric, CATALOGUE)
+        hint = f", or did you mean {meant!r}?" if meant else ""
         raise ConfigError(f"say which way {metric!r} is better: direction 'min' or 'max'{hint}")
     return direction or known or "min"
 

@@ -6,11 +6,9 @@ that `quality.required` was to stop.
 
 from __future__ import annotations
 
-import difflib
-
 from crucible_tinkex.config import EvaluationSection, QualitySection
 from crucible_tinkex.config.sweep.quality import KNOWN_TARGETS
-from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.errors import ConfigError, nearest
 from crucible_tinkex.metrics import CATALOGUE, known
 from crucible_tinkex.sweep.results.quality import tags_of
 
@@ -24,8 +22,8 @@ def check_targets(quality: QualitySection, evaluation: EvaluationSection) -> Non
         if any(known(tag) and evaluation.measures(tag) for tag in tags_of(name)):
             continue
         short = {tag.rpartition("/")[2]: tag for tag in (*CATALOGUE, *evaluation.tags)}
-        nearest = difflib.get_close_matches(name.rpartition("/")[2], [*KNOWN_TARGETS, *short], n=1)
-        meant = short.get(nearest[0], nearest[0]) if nearest else ""
+        close = nearest(name.rpartition("/")[2], [*KNOWN_TARGETS, *short]) or ""
+        meant = short.get(close, close)
         hint = f"did you mean {meant!r}? If not, ask" if meant and meant != name else "ask"
         raise ConfigError(
             f"quality.targets: nothing measures {name!r}; {hint} for it in evaluation.metrics"

@@ -3,7 +3,6 @@ have, each read once."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from crucible_tinkex.datasets import (
     reading,
     split,
 )
-from crucible_tinkex.errors import DataError
+from crucible_tinkex.errors import DataError, nearest
 from crucible_tinkex.training.recipes.answering import check_judged
 
 
@@ -108,8 +107,8 @@ def _opened(data: DataSection, name: str | None) -> Rows:
 def _nearest_set(name: str, data: DataSection) -> str:
     """What a name without a suffix may have meant: a file has one."""
     known = [other for other in data.sets if not Path(other).suffix and other != name]
-    close = difflib.get_close_matches(name, known, n=1) if not Path(name).suffix else []
-    return f"; did you mean {close[0]!r} of data.sets?" if close else ""
+    meant = None if Path(name).suffix else nearest(name, known)
+    return f"; did you mean {meant!r} of data.sets?" if meant else ""
 
 
 def _set(experiment: Experiment, train: Rows, evaluation: Rows | None) -> TrainingSet:
