@@ -106,17 +106,19 @@ def start_driver(file: Path, storage: Path, address: str) -> subprocess.Popen[st
     )
 
 
-def wait_for_checkpoints(sweep: Path, count: int, process: subprocess.Popen[str]) -> None:
-    """Until `count` checkpoints are committed; the driver must not end before."""
+def wait_for_checkpoints(sweep: Path, trained: int, process: subprocess.Popen[str]) -> None:
+    """Until `trained` trials have committed one each; the driver must not end before. A number of
+    checkpoints would not do: on a busy machine one trial has several before another's session
+    has started."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         if (sweep / "journal").is_dir():
-            state = SweepState.read(SweepPaths(sweep))
-            if sum(len(t.checkpoints) for t in state.trials.values()) >= count:
+            trials = SweepState.read(SweepPaths(sweep)).trials.values()
+            if sum(bool(trial.checkpoints) for trial in trials) >= trained:
                 return
         time.sleep(0.05)
-    raise AssertionError("no checkpoint appeared")
+    raise AssertionError("not every trial has a checkpoint")
 
 
 def results(sweep: Path) -> dict[str, Any]:
