@@ -146,7 +146,7 @@ class View {
     this.legend = el("div", { class: "legend" }); this.readout = el("p", { class: "soft", role: "status" });
     const choice = el("select", { "aria-label": "metric", "data-key": "curve", onchange: e => { this.curve = e.target.value; this.drawCurves(); } },
       ...names.map(n => el("option", { value: n, selected: n === this.curve ? "" : null }, n)));
-    return el("div", {}, el("h2", {}, "Learning curves"), el("p", { class: "soft" }, choice, ` mean over the seeds, band from the lowest to the highest; the first ${CURVES_SHOWN} of the leaderboard that are not filtered out, and the chosen one. Values: point at a step, or arrow keys.`), copy(sql(this.sweep, "SELECT trial_id, step, * FROM steps ORDER BY trial_id, step"), "SQL"), this.plot, this.readout, this.legend);
+    return el("div", {}, el("h2", {}, "Learning curves"), el("p", { class: "soft" }, choice, ` mean over the seeds, band from the lowest to the highest; the first ${CURVES_SHOWN} of the leaderboard that are not filtered out, and the chosen one. Values: point at a step, or arrow keys.`), copy(sql(this.sweep, "SELECT * FROM steps ORDER BY trial_id, step"), "SQL"), this.plot, this.readout, this.legend);
   }
   drawCurves() {
     if (!this.plot) return;
