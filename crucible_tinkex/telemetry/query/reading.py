@@ -101,8 +101,8 @@ def _select(
 def query(folders: Folders, sql: str, *, tables: Mapping[str, pa.Table] | None = None) -> pa.Table:
     """Run one SELECT over the views `events`, `events_all`, `steps`, `evaluations`,
     `evaluations_all`, `trials`, `checkpoints` and `requests`; `tables` replace views by name or add
-    to them. Columns of one name (a join's, or `select step, *`) are told apart as DuckDB's tables do
-    it: `step`, `step_1`. Raises `ConfigError` with DuckDB's words."""
+    to them. Columns of one name (a join's, or `select step, *`) are told apart as in DuckDB's own
+    tables: `step`, `step_1`. Raises `ConfigError` with DuckDB's words."""
     with connect(folders, sql=sql, tables=tables) as connection:
         try:
             statements = connection.extract_statements(sql)
