@@ -169,3 +169,16 @@ def test_what_cannot_settle_it_is_not_offered(tmp_path: Path) -> None:
         found["complete"] = False
     data["conclusion"] = {**data["conclusion"], "kind": "nothing"}
     assert "To settle it: <code>" not in drawn(write_report([data], tmp_path / "out"), tmp_path)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
+def test_fresh_seeds_are_not_offered_for_one_that_lacks_a_seed(tmp_path: Path) -> None:
+    """It would be left out of the confirmation, and a winner be declared without it."""
+    data = report_data(*folded(tmp_path))
+    data["conclusion"] = {**data["conclusion"], "kind": "open", "more": {"seeds": 5}}
+    page = write_report([data], tmp_path / "out")
+    near = [c for c in data["configurations"] if c.get("standing") == "not separable"]
+    assert "To settle it: <code>" in drawn(page, tmp_path) and all(c["complete"] for c in near)
+    near[-1]["complete"] = False
+    write_report([data], tmp_path / "out")
+    assert "To settle it: <code>" not in drawn(page, tmp_path)

@@ -65,7 +65,8 @@ class View {
   verdict() {
     const s = this.sweep, c = s.conclusion, notes = [...c.notes];
     const far = c.kind === "open" && c.more && c.more.seeds > WORTH_SEEDS;
-    const settle = (c.kind === "open" && c.more && c.more.seeds && !far) || (c.kind === "nothing" && this.rows.filter(r => !r.reference && r.complete).length > 1);
+    const near = this.rows.filter(r => r.standing === "not separable");  // a leader is complete: others get no fresh seeds
+    const settle = (c.kind === "open" && c.more && c.more.seeds && !far && near.every(r => r.complete)) || (c.kind === "nothing" && this.rows.filter(r => !r.reference && r.complete).length > 1);
     if (s.stopped.length) notes.push(`${s.stopped.length} of ${s.trials.length} trials were stopped early; what they would have reached is not known`);
     const command = `crucible extend ${s.reproduce.arguments} --set search.confirm=auto && crucible resume ${s.reproduce.arguments}`;
     return el("div", {}, el("p", { class: "verdict" }, s.verdict),
