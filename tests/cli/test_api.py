@@ -172,8 +172,7 @@ AS_IT_COMES = ("http_request_stop", "http_request_exception", "queue_state")
 
 def _as_told(event: BridgeEvent) -> tuple[object, ...]:
     step = event.measurements.get("step", event.metadata.get("step"))
-    keys = (*sorted(event.measurements), "", *sorted(event.metadata))
-    return (event.name, event.metadata.get("trial_id"), step, *keys)
+    return (event.name, event.metadata.get("trial_id"), step, *sorted(event.metadata))
 
 
 def _raises(event: BridgeEvent) -> None:

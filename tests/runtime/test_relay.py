@@ -37,7 +37,7 @@ def test_events_travel_together_and_are_kept_until_they_are_known() -> None:
         tell(relay, 1)
         await asyncio.sleep(GATHER_S / 2)
         tell(relay, 2)
-        told = pickle.loads(pickle.dumps(await waiting))
+        told = pickle.loads(pickle.dumps(await waiting))  # noqa: S301
         assert (told.upto, steps(told.events)) == (2, [1, 2])
         assert steps(list(relay.rest().events)) == [1, 2], "the answer may not arrive"
         tell(relay, 3)
