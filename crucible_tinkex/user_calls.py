@@ -26,7 +26,7 @@ from crucible_tinkex.errors import TrialFailedError
 T = TypeVar("T")
 
 DEADLINE_S = 600.0
-"""How long one call of a loss, a token-weight scheme, an adapter or a scorer may take."""
+"""How long one call of a loss, a token-weight scheme, an adapter, a scorer or a hook may take."""
 
 
 class _AbandonedError(SystemExit):
@@ -97,7 +97,7 @@ async def called(
     """
     call = _Call(function, args, what)
     try:
-        async with within(DEADLINE_S if deadline_s is None else deadline_s, what=what):
+        async with within(deadline_s, what=what):
             await call.ended.wait()
     finally:
         if not call.ended.is_set():
@@ -106,8 +106,10 @@ async def called(
 
 
 @contextlib.asynccontextmanager
-async def within(deadline_s: float, *, what: str) -> AsyncIterator[None]:
-    """Raises `TrialFailedError` where what is awaited in the block takes longer."""
+async def within(deadline_s: float | None = None, *, what: str) -> AsyncIterator[None]:
+    """Raises `TrialFailedError` where what is awaited in the block takes longer than these seconds
+    (by default `DEADLINE_S`); it is cancelled."""
+    deadline_s = DEADLINE_S if deadline_s is None else deadline_s
     try:
         async with asyncio.timeout(deadline_s) as limit:
             yield
