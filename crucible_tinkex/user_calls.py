@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -77,14 +76,14 @@ class _Call(Generic[T]):
             )
 
     def _is_computing(self) -> bool:
-        """Whether it has had a core for a tenth of its time. Unknown (no Linux) is yes."""
-        stat = Path(f"/proc/self/task/{self._thread.native_id}/stat")  # see proc(5)
+        """Whether it has had a core for a tenth of the time in which it did not wait for one that
+        others had. Unknown (no Linux) is yes."""
+        stat = Path(f"/proc/self/task/{self._thread.native_id}/schedstat")  # nanoseconds
         try:
-            user, system = stat.read_text().rpartition(")")[2].split()[11:13]
+            ran, waited, _ = map(int, stat.read_text().split())
         except OSError:
             return True
-        used_s = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-        return used_s > 0.1 * (time.monotonic() - self._started)
+        return ran > 0.1 * ((time.monotonic() - self._started) * 1e9 - waited)
 
 
 async def called(
