@@ -53,7 +53,6 @@ def _datasets(prepared: PreparedSweep, known: set[str]) -> Iterator[Fact]:
             )
 
 
-def own_handlers(paths: SweepPaths) -> Mapping[str, Handler]:
-    """Who has attached to the storage in this process."""
-    found = handler_of(paths.root.parent)
-    return {} if found is None else {"storage": found}
+def own_handler(paths: SweepPaths) -> Handler | None:
+    """Of those who have attached to the storage in this process, if somebody has."""
+    return handler_of(paths.root.parent)

@@ -38,7 +38,7 @@ from crucible_tinkex.storage import Lock, check_writable
 from crucible_tinkex.sweep.attesting import NotAppliedError, attested
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
-from crucible_tinkex.sweep.facts import kept, loaded, own_handlers
+from crucible_tinkex.sweep.facts import kept, loaded, own_handler
 from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.keeping.store import ServiceCheckpoints, registered
 from crucible_tinkex.sweep.local import local_executor
@@ -355,8 +355,10 @@ class Launch:
         self, meta: dict[str, Any], connection: Connection, runtime: Runtime | None
     ) -> AsyncIterator[Executor]:
         writer = EventWriter(meta["sweep_id"], self._prepared.fingerprint, run_id=self._run_id)
+        handler = own_handler(self._prepared.paths)
         if runtime is None:
-            handlers = {**self._trace.handlers, **own_handlers(self._prepared.paths)}
+            own = {} if handler is None else {"storage": handler}
+            handlers = {**self._trace.handlers, **own}
             async with local_executor(self._prepared, connection, writer, handlers) as executor:
                 yield executor
         else:
@@ -368,6 +370,7 @@ class Launch:
                 data=connection.data,
                 writer=writer,
                 tracing=self._trace.tracing,
+                handler=handler,
             )
             try:
                 yield ray_executor
