@@ -38,7 +38,7 @@ from crucible_tinkex.storage import Lock, check_writable
 from crucible_tinkex.sweep.attesting import NotAppliedError, attested
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
-from crucible_tinkex.sweep.facts import kept, loaded, own_handler
+from crucible_tinkex.sweep.facts import kept, loaded
 from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.keeping.store import ServiceCheckpoints, registered
 from crucible_tinkex.sweep.local import local_executor
@@ -53,6 +53,7 @@ from crucible_tinkex.sweep.results.quality import misses_required
 from crucible_tinkex.sweep.results.registering import register_best
 from crucible_tinkex.sweep.results.views.view import Observer, SweepView, harmless, ignore
 from crucible_tinkex.sweep.signals import Signals
+from crucible_tinkex.telemetry.facts.telling import handler_of
 from crucible_tinkex.telemetry.tracing.run import RunTrace, traced
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.user_calls import called
@@ -355,7 +356,7 @@ class Launch:
         self, meta: dict[str, Any], connection: Connection, runtime: Runtime | None
     ) -> AsyncIterator[Executor]:
         writer = EventWriter(meta["sweep_id"], self._prepared.fingerprint, run_id=self._run_id)
-        handler = own_handler(self._prepared.paths)
+        handler = handler_of(self._prepared.paths.root.parent)
         if runtime is None:
             own = {} if handler is None else {"storage": handler}
             handlers = {**self._trace.handlers, **own}
