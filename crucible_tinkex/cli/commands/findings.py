@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, LAST_PORT, Json, Storage, Sweep
+from crucible_tinkex.cli.commands.options import (
+    DEFAULT_STORAGE,
+    LAST_PORT,
+    ExistingFolder,
+    Json,
+    Storage,
+    Sweep,
+)
 
 
 def status(sweep: Sweep, storage: Storage = None, json: Json = False) -> None:
@@ -37,11 +44,11 @@ def compare(
     show_comparison(sweep, a, b, storage=storage or DEFAULT_STORAGE, json=json)
 
 
-def list_(storage: Storage = None, json: Json = False) -> None:
+def list_(storage: ExistingFolder = DEFAULT_STORAGE, json: Json = False) -> None:
     """List the sweeps in the storage folder."""
     from crucible_tinkex.cli.findings.results import show_list
 
-    show_list(storage or DEFAULT_STORAGE, json=json)
+    show_list(storage, json=json)
 
 
 def query(

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Folder, Json, Tags
+from crucible_tinkex.cli.commands.options import (
+    DEFAULT_STORAGE,
+    ExistingFolder,
+    Folder,
+    Json,
+    Tags,
+)
 from crucible_tinkex.cli.weights.numbers import number_text, numbers
 
 if TYPE_CHECKING:
@@ -28,7 +34,7 @@ def list_models(
     name: Annotated[str | None, typer.Argument(help="Only versions of this model.")] = None,
     stage: Annotated[str | None, typer.Option(help="Only versions in this stage.")] = None,
     tag: Tags = None,
-    storage: Folder = DEFAULT_STORAGE,
+    storage: ExistingFolder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """List all versions, oldest first."""
@@ -36,7 +42,7 @@ def list_models(
 
 
 @models_app.command()
-def show(model: Model, storage: Folder = DEFAULT_STORAGE, json: Json = False) -> None:
+def show(model: Model, storage: ExistingFolder = DEFAULT_STORAGE, json: Json = False) -> None:
     """Show all that is known of a model, and what it came from."""
     models = _open(storage)
     found = models.get_model(model)
@@ -122,7 +128,7 @@ def tag(
     model: Model,
     tags: Annotated[list[str], typer.Argument(help="Tags to add.")],
     remove: Annotated[bool, typer.Option("--remove", help="Take them away instead.")] = False,
-    storage: Folder = DEFAULT_STORAGE,
+    storage: ExistingFolder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Add tags to a version."""
@@ -137,7 +143,7 @@ def promote(
         str | None, typer.Argument(help="development, staging, production or archived.")
     ] = None,
     alias: Annotated[str | None, typer.Option(help="Let NAME@ALIAS mean this version.")] = None,
-    storage: Folder = DEFAULT_STORAGE,
+    storage: ExistingFolder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Set the stage of a version; what was in production before becomes archived."""
@@ -166,7 +172,7 @@ def find(
     where: Annotated[
         list[str] | None, typer.Option(help="Threshold: 'eval/accuracy>=0.8' (several times).")
     ] = None,
-    storage: Folder = DEFAULT_STORAGE,
+    storage: ExistingFolder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Find the best models by a metric, one of each trial, for an ensemble."""
@@ -187,7 +193,7 @@ def export_models(
     name: Annotated[str | None, typer.Option(help="Only versions of this model.")] = None,
     stage: Annotated[str | None, typer.Option(help="Only versions in this stage.")] = None,
     tag: Tags = None,
-    storage: Folder = DEFAULT_STORAGE,
+    storage: ExistingFolder = DEFAULT_STORAGE,
 ) -> None:
     """Write models with versions, stages, aliases, tags and parents, an object a line."""
     models = _open(storage)

@@ -42,6 +42,7 @@ from crucible_tinkex.sweep.deciding.policy import Policy
 from crucible_tinkex.sweep.deciding.prices import Price, checked_price
 from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 from crucible_tinkex.sweep.orders.control import Command, Inbox
+from crucible_tinkex.sweep.orders.hints import no_sweep
 from crucible_tinkex.sweep.preparing.clones import cloned
 from crucible_tinkex.sweep.preparing.existing import Existing
 from crucible_tinkex.sweep.preparing.experience import finished_trials
@@ -367,7 +368,7 @@ def load_sweep(storage: str | Path, name: str) -> Experiment:
     """The experiment of an existing sweep, to resume it, with the extensions that wait there."""
     paths = SweepPaths.of(storage, name)
     if not paths.resolved.exists():
-        raise ConfigError(f"no sweep {name!r} in {paths.root.parent}; `crucible list` shows them")
+        raise no_sweep(paths)
     experiment = Experiment.loaded(read_resolved(paths)["experiment"], folder=paths.root)
     for command in Inbox(paths).waiting():
         if command.kind == "extend":
