@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from prepared_sweeps import Make, begun, built
 
+from crucible_tinkex.cli.sweeps.execution import run_prepared
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError, SweepBusyError, SweepExistsError
 from crucible_tinkex.registry import Registry
 from crucible_tinkex.storage import Lock
-from crucible_tinkex.sweep.launch import Launch
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
 from crucible_tinkex.sweep.preparing.preparation import load_sweep, prepare
 from crucible_tinkex.sweep.results.views.summary import read_state, sweep_state
@@ -136,13 +136,17 @@ def test_a_folder_that_is_no_sweep_is_left_alone(make: Make, tmp_path: Path) -> 
     assert thesis.read_text() == "precious"
 
 
-def test_a_sweep_that_runs_says_how_to_get_at_it(make: Make) -> None:
+def test_a_sweep_that_runs_says_how_to_get_at_it_and_nothing_else(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     prepared = begun(make())
     lock = Lock(prepared.paths.lock)
-    said = r"in use by process \d+ .*`crucible watch s` .*`crucible stop s` ends it"
+    name = f"s --storage {prepared.paths.root.parent}"
+    said = rf"in use by process \d+ .*`crucible watch {name}` .*`crucible stop {name}` ends it"
     with pytest.raises(SweepBusyError, match=said):
-        Launch(prepare(make())).run()
+        run_prepared(prepare(make(search={"seeds": [0, 1]})), address=None, quiet=True)
     lock.close()
+    assert capsys.readouterr() == ("", "")
 
 
 async def test_what_no_run_ever_began_is_not_interrupted(make: Make) -> None:
