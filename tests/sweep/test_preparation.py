@@ -15,8 +15,10 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError, SweepBusyError, SweepExistsError
 from crucible_tinkex.registry import Registry
 from crucible_tinkex.storage import Lock
+from crucible_tinkex.sweep.orders.control import Command
+from crucible_tinkex.sweep.orders.steering import steer
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
-from crucible_tinkex.sweep.preparing.preparation import load_sweep, prepare
+from crucible_tinkex.sweep.preparing.preparation import load_sweep, prepare, reopened
 from crucible_tinkex.sweep.results.views.summary import read_state, sweep_state
 
 ASSET = Path(__file__).parent.parent / "assets" / "sweep-0.1.0"
@@ -278,3 +280,19 @@ def test_a_target_that_nothing_measures_is_refused(make: Make, target: str, mess
         prepare(make(evaluation=evaluation, quality={"targets": {target: 0.9}}))
     fine = ("nll", "eval/accuracy", "digits", "eval/score/digits", "loss_reduction", "train/nll")
     prepare(make(evaluation=evaluation, quality={"targets": dict.fromkeys(fine, 0.9)}))
+
+
+def test_what_an_older_version_took_is_named_with_its_file_and_can_be_corrected(
+    make: Make, tmp_path: Path
+) -> None:
+    paths = begun(make(quality={"targets": {"eval/accuracy": 0.9}})).paths
+    stored = paths.resolved.read_text().replace("eval/accuracy", "eval/acuracy")
+    paths.resolved.write_text(stored)
+    said = rf"{paths.resolved}: quality.targets: .*crucible extend s --storage .* --set KEY=VALUE"
+    with pytest.raises(ConfigError, match=said):
+        reopened(tmp_path / "runs", "s")
+    with pytest.raises(ConfigError, match="nothing measures 'eval/acuracy'"):
+        steer(paths, Command("extend", settings={"train.max_steps": 9}))
+    targets = {"quality.targets": {"eval/accuracy": 0.9}}
+    assert "begins with the next" in steer(paths, Command("extend", settings=targets))
+    assert list(reopened(tmp_path / "runs", "s").experiment.quality.targets) == ["eval/accuracy"]
