@@ -18,6 +18,11 @@ from crucible_tinkex.sweep.results.views.summary import read_state
 
 def steer(paths: SweepPaths, command: Command) -> str:
     """What became of it, in words. Raises `ConfigError` where it cannot be: nothing is changed."""
+    if command.kind == "extend" and not command.settings:
+        raise ConfigError(
+            "extend: say what to ask for, as --set search.seeds=[0,1,2], --set train.epochs=4 or "
+            "--budget 2h"
+        )
     if is_locked(paths.lock) or command.kind not in LASTING:
         return send(paths, command)
     if command.kind == "extend":
@@ -35,8 +40,6 @@ def steer(paths: SweepPaths, command: Command) -> str:
 
 def _extension(paths: SweepPaths, command: Command) -> tuple[str, bool]:
     """What the sweep asks for now is not looked at: it may be what is to be corrected."""
-    if not command.settings:
-        raise ConfigError("extend: say what to ask for with --set key=value")
     storage, name = str(paths.root.parent), paths.root.name
     present = load_sweep(storage, name)
     experiment = extended(present, command.settings, paths)
