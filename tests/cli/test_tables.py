@@ -16,6 +16,7 @@ from crucible_tinkex.cli.terminal.tables import (
     plain_console,
     plain_table,
     print_rows,
+    print_sentences,
     verdict,
 )
 from crucible_tinkex.registry import DONE, FAILED, PERSON, RUNNING, STOPPED, SweepState, TrialRecord
@@ -146,3 +147,19 @@ def test_rows_that_people_copy_from_are_never_cut(
     shown = capsys.readouterr().out
     assert path in shown and "0001-lr=0.001" in shown and "step" in shown
     assert ("--- 1" in shown) == (width == 40)
+
+
+def test_a_terminal_gets_whole_words_and_a_pipe_whole_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    said = f"best: of two\n      eval/nll [b]0.5\n{'seven words ' * 9}are said of /{'long' * 20}"
+    print_sentences(said)
+    assert capsys.readouterr().out == f"{said}\n"
+    monkeypatch.setenv("FORCE_COLOR", "1")  # Rich takes stdout for a terminal
+    print_sentences(said)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == said.splitlines()[:2]
+    assert " ".join(line.strip() for line in lines).split() == said.split()
+    assert len(lines) > 4 and all(len(line.rstrip()) <= 40 for line in lines[:-1])

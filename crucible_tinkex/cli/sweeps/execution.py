@@ -10,7 +10,7 @@ from functools import partial
 
 from crucible_tinkex.cli.findings.concluding import conclusion_lines
 from crucible_tinkex.cli.terminal.live import LiveTable, PlainProgress
-from crucible_tinkex.cli.terminal.tables import print_leaderboard, verdict
+from crucible_tinkex.cli.terminal.tables import print_leaderboard, print_sentences, verdict
 from crucible_tinkex.registry import FAIL_FAST
 from crucible_tinkex.sweep.deciding.budget import BUDGET
 from crucible_tinkex.sweep.launch import Launch, SweepResult
@@ -68,9 +68,8 @@ def _is_live(quiet: bool) -> bool:
 def _print_result(result: SweepResult, prepared: PreparedSweep) -> None:
     state = result.state
     print_leaderboard(state)
-    print(verdict(state))
-    for line in (*conclusion_lines(state), *quality_lines(state, prepared.paths)):
-        print(line)
+    found = (verdict(state), *conclusion_lines(state), *quality_lines(state, prepared.paths))
+    print_sentences("\n".join(found))
     where, again = sweep_arguments(prepared.paths), going_on(state, prepared.paths)
     if state.ended_by == BUDGET:
         print(f"\nended by {state.ended}; more: {again}")
