@@ -161,6 +161,35 @@ def promote(
 
 
 @models_app.command()
+def delete(
+    model: Model,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; otherwise it is only shown.")] = False,
+    storage: ExistingFolder = DEFAULT_STORAGE,
+    json: Json = False,
+) -> None:
+    """Forget a version. Its number is never used again; its weights stay where they are.
+
+    What is no longer registered, `checkpoints prune` may delete.
+    """
+    from crucible_tinkex.errors import ConfigError
+
+    models = _open(storage)
+    found = models.get_model(model)
+    if model == found.name:  # whose newest version is another one the second time
+        raise ConfigError(f"name the version to delete, such as {found.id}")
+    children = [m.id for m in models.descendants(found.id) if found.id in m.entry.parents]
+    if yes:
+        models.delete(found.name, found.version)
+    if json:
+        told = {"done": yes, "deleted": found.summary(), "children": children}
+        print(json_module.dumps(told))
+        return
+    came = f", from which {', '.join(children)} came" if children else ""
+    done, again = ("deleted", "") if yes else ("would delete", "; do it: --yes")
+    print(f"{done} {_one(found)}{came}{again}")
+
+
+@models_app.command()
 def find(
     metric: Annotated[str, typer.Argument(help="Metric that ranks: eval/nll.")],
     direction: Annotated[
@@ -247,8 +276,12 @@ def _print_one(model: ModelVersion, *, json: bool) -> None:
     if json:
         print(json_module.dumps(model.summary()))
     else:
-        marks = ", ".join([model.stage, *(f"@{a}" for a in model.aliases), *model.tags])
-        print(f"{model.id} ({marks}): {model.checkpoint_path}")
+        print(_one(model))
+
+
+def _one(model: ModelVersion) -> str:
+    marks = ", ".join([model.stage, *(f"@{a}" for a in model.aliases), *model.tags])
+    return f"{model.id} ({marks}): {model.checkpoint_path}"
 
 
 def _print(models: Sequence[ModelVersion], *, json: bool, metric: str | None = None) -> None:
