@@ -87,7 +87,10 @@ def report(
     sweeps: Annotated[list[str], typer.Argument(help="One sweep, or several to compare.")],
     storage: Storage = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write to (default: report in the sweep's).")
+        Path | None,
+        typer.Option(
+            help="Folder to write to; of several, needed (default: report in the sweep's)."
+        ),
     ] = None,
     format: Annotated[
         str, typer.Option(help="html (with Markdown, JSON and CSV beside it), latex or notebook.")
