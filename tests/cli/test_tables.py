@@ -104,6 +104,15 @@ def test_only_the_name_of_a_running_trial_is_cut(width: int) -> None:
     assert name in shown(trials_table([view], Objective("eval/nll", "min"), width=160), 160)
 
 
+def test_only_what_was_tried_again_says_so() -> None:
+    def told(**more: Any) -> str:
+        trial = TrialView(make_trial(10, 1.0, state=RUNNING, step=3, **more), {})
+        return shown(trials_table([trial], Objective("eval/nll", "min", "final"), width=80))
+
+    assert "(try 3)" in told(attempt=4, retries=2)
+    assert "(try" not in told(attempt=2)
+
+
 def test_stopped_is_amber() -> None:
     table = leaderboard_table(make_state([make_trial(10, 1.0), make_trial(20, 2.0, state=STOPPED)]))
     styles = {str(cell): cell.style for cell in table.columns[-1]._cells}  # type: ignore[union-attr]
