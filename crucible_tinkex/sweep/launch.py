@@ -44,6 +44,7 @@ from crucible_tinkex.sweep.keeping.store import ServiceCheckpoints, registered
 from crucible_tinkex.sweep.local import local_executor
 from crucible_tinkex.sweep.notifying import ended, notify, trouble
 from crucible_tinkex.sweep.orders.control import CODE, LASTING, Inbox
+from crucible_tinkex.sweep.orders.hints import sweep_arguments
 from crucible_tinkex.sweep.ports import Amendment, Executor
 from crucible_tinkex.sweep.preparing.existing import COUNTS
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
@@ -108,12 +109,14 @@ class Launch:
         """What was read anew since the run began."""
         self.view = SweepView(prepared.name)
 
-    def run(self) -> SweepResult:
-        """Run or continue the sweep. Raises `CrucibleError`; see its `exit_code`."""
+    def run(self, *, begun: Callable[[], object] = lambda: None) -> SweepResult:
+        """Run or continue the sweep. `begun` is called once it is not another's that runs. Raises
+        `CrucibleError`; see its `exit_code`."""
         paths = self._prepared.paths
         check_writable(paths.root, need_bytes=NEED_BYTES)
         lock = self._owned()
         try:
+            begun()
             self._earlier = [c.command_id for c in Inbox(paths).waiting()]
             meta = write_manifest(self._prepared)
             finished = self._finished()
@@ -127,13 +130,14 @@ class Launch:
 
     def _owned(self) -> Lock:
         """Raises `SweepBusyError` that says how to get at a sweep that runs."""
-        name = self._prepared.name
+        paths = self._prepared.paths
         try:
-            return Lock(self._prepared.paths.lock)
+            return Lock(paths.lock)
         except SweepBusyError as busy:
+            where = sweep_arguments(paths)
             raise SweepBusyError(
-                f"{busy.message}: `crucible watch {name}` follows it, `crucible extend {name}` "
-                f"asks it for more, `crucible stop {name}` ends it; or choose another --name"
+                f"{busy.message}: `crucible watch {where}` follows it, `crucible extend {where}` "
+                f"asks it for more, `crucible stop {where}` ends it; or choose another --name"
             ) from None
 
     def _told(self, work: Callable[[], SweepResult]) -> SweepResult:
