@@ -312,10 +312,9 @@ def _verdict(
         return f"nothing can be said: {_apart(pairs, a, b)}"
     if found.clusters < 2:
         return f"n = 1: nothing can be said of {a} and {b} from one independent example"
+    less = " - ".join(f"({name})" if "=" in name else name for name in (a, b))
     if math.isnan(found.p):
-        return (
-            f"{a} - {b} is {found.difference:.4g} on every example: there is no spread to judge by"
-        )
+        return f"{less} is {found.difference:.4g} on every example: there is no spread to judge by"
     numbers = f"{found.difference:+.4g} ({found.low:.4g} to {found.high:.4g}, p = {found.p:.2g})"
     if found.p >= alpha:
         return (
@@ -323,4 +322,4 @@ def _verdict(
             f"one of {found.detectable:.2g} would be seen four times in five"
         )
     better = a if (found.difference < 0) == (direction == "min") else b
-    return f"{better} is better: {a} - {b} = {numbers}"
+    return f"{better} is better: {less} = {numbers}"

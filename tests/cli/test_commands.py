@@ -205,7 +205,8 @@ def test_conclude_and_compare(folder: Path) -> None:
     as_json = json.loads(crucible(folder, "conclude", "small", "--json").stdout)
     assert as_json["kind"] == "nothing" and as_json["take"] is None
     rows = crucible(folder, "compare", "small", "1", "2")
-    assert rows.returncode == 0 and "6 pairs of 6 examples, 1 shared seed\n" in rows.stdout
+    assert rows.returncode == 0 and "; 6 pairs of 6 examples, 1 shared seed\n" in rows.stdout
+    assert "eval/nll of 1 less that of 2; effect size " in rows.stdout
     assert json.loads(crucible(folder, "compare", "small", "1", "2", "--json").stdout)["p"] < 1
     unknown = crucible(folder, "compare", "small", "1", "77")
     assert unknown.returncode == 2 and "no trial '77'" in unknown.stderr

@@ -255,7 +255,7 @@ def evaluations(trials: Sequence[TrialRecord], *, grouped: bool = False) -> pa.T
 def test_two_trials_stand_for_their_configurations() -> None:
     trials = grid({4: 1.0, 8: 1.3}, 2)
     found = comparison(state(trials, 2), evaluations(trials), "400", "t801")
-    assert found.verdict.startswith("rank = 4 is better: rank = 4 - rank = 8 = -0.")
+    assert found.verdict.startswith("rank = 4 is better: (rank = 4) - (rank = 8) = -0.")
     assert (found.pairs, found.examples, found.seeds) == (100, 50, 2)
     [row] = comparison_table(found).to_pylist()
     assert row["difference"] == found.difference and row["verdict"] == found.verdict

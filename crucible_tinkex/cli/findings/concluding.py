@@ -57,10 +57,13 @@ def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:
 def show_comparison(sweep: str, a: str, b: str, *, storage: str, json: bool) -> None:
     from crucible_tinkex.api import Sweep
 
-    found = Sweep(existing_sweep(storage, sweep)).compare(a, b)
+    paths = existing_sweep(storage, sweep)
+    found = Sweep(paths).compare(a, b)
     if json:
         print(json_module.dumps(found.to_dict()))
         return
     seeds = "1 shared seed" if found.seeds == 1 else f"{found.seeds} shared seeds"
-    pairs = f"{found.pairs} pairs of {found.examples} examples, {seeds}"
+    of = f"{Objective.of(read_state(paths)).metric} of {a} less that of {b}"
+    effect = f"effect size {found.effect_size:.2g}; " if math.isfinite(found.effect_size) else ""
+    pairs = f"{of}; {effect}{found.pairs} pairs of {found.examples} examples, {seeds}"
     print_sentences("\n".join([found.verdict, pairs, *(f"- {note}" for note in found.notes)]))
