@@ -309,3 +309,12 @@ def test_a_value_of_other_seeds_than_the_mean_says_so() -> None:
     assert found.verdict.startswith("winner: a, better than the other; eval/nll 1.21 (")
     assert found.verdict.endswith("from 2 seeds that took no part in the choice")
     assert "choice" not in bench.conclude([first, other], LOSS).verdict
+
+
+def test_of_equals_none_is_called_ahead() -> None:
+    once = [
+        bench.Configuration(name, {0: value})
+        for name, value in zip("abc", (1.0, 1.0, 2.0), strict=True)
+    ]
+    assert "; 2 of them are equally ahead, " in bench.conclude(once, LOSS).verdict
+    assert "; b is ahead, " in bench.conclude(once[1:], LOSS).verdict

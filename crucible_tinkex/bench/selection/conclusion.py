@@ -122,9 +122,10 @@ def _nothing(agreed: Terms, configurations: Sequence[Configuration], found: Tabl
     if best is not None:
         value = Estimate(means[best], -math.inf, math.inf, len(seen[best]), "plain mean")
     most = max((len(values) for values in seen.values()), default=0)
+    level = sum(best is not None and mean == means[best] for mean in means.values())
     return Conclusion(
         "nothing",
-        wording.nothing(len(configurations), len(means), most, best),
+        wording.nothing(len(configurations), len(means), most, best, level),
         agreed,
         leader=best,
         take=None,

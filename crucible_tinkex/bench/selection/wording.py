@@ -48,15 +48,17 @@ def _more(more: Forecast | None, unit: str) -> str:
     return f"about {more.seeds} more seed{plural} ({more.runs} runs{cost}) would settle it"
 
 
-def nothing(asked: int, measured: int, most_seeds: int, best: str | None) -> str:
+def nothing(asked: int, measured: int, most_seeds: int, best: str | None, level: int) -> str:
+    """`level`: how many have the best's mean, itself included."""
     if not measured:
         return f"nothing can be said: none of {asked} configurations is complete and measured"
     if measured == 1:
         return f"nothing to compare: only {best} is complete"
     if most_seeds < 2:
+        ahead = f"{best} is" if level == 1 else f"{level} of them are equally"
         return (
             f"n = 1: nothing can be said of {measured} configurations with one seed each; "
-            f"{best} is ahead, which may be luck"
+            f"{ahead} ahead, which may be luck"
         )
     return f"nothing can be said: only one of {measured} configurations has two seeds"
 
