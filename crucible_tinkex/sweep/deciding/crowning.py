@@ -7,6 +7,8 @@ could end with nothing to show.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from crucible_tinkex.registry import DONE, PERSON, SEARCH, STOPPED, SweepState, TrialRecord
 from crucible_tinkex.sweep.deciding.budget import Budget
 from crucible_tinkex.sweep.results.leaderboard import Objective, configurations
@@ -18,6 +20,8 @@ def to_complete(state: SweepState, budget: Budget, *, by_trial: bool) -> list[Tr
     (it failed, a person ended it, it used what one trial may) cannot be completed, and comes into
     question only where no trial at all is done. `by_trial`: any trial that is done is enough (of a
     population, whose clones have one seed each)."""
+    if not any(_may_go_on(t, budget) for t in state.trials.values()):
+        return []
     found = [c for c in configurations(state, confirmed=False) if not c.reference]
     searched = [[t for t in c.trials if t.phase == SEARCH] for c in found]
     is_any_done = any(t.state == DONE for trials in searched for t in trials)
@@ -32,14 +36,17 @@ def to_complete(state: SweepState, budget: Budget, *, by_trial: bool) -> list[Tr
     if not able and not is_any_done:
         able = [(left, left) for left in stopped if left]
     objective = Objective.of(state)
-    best = min(able, key=lambda one: min(_place(t, objective) for t in one[0]), default=None)
+    best = min(able, key=lambda one: _place(one[0], objective), default=None)
     return [] if best is None else best[1]
 
 
 def _may_go_on(trial: TrialRecord, budget: Budget) -> bool:
-    was_stopped = trial.state == STOPPED and trial.hold != PERSON
+    was_stopped = trial.state == STOPPED and trial.hold != PERSON and trial.phase == SEARCH
     return was_stopped and bool(trial.results) and not budget.reached_by(trial)
 
 
-def _place(trial: TrialRecord, objective: Objective) -> tuple[float, float, int]:
-    return -trial.metrics_step, objective.loss(trial, trial.metrics_step), trial.index
+def _place(trials: Sequence[TrialRecord], objective: Objective) -> tuple[float, float, int]:
+    """That of the best of them."""
+    return min(
+        (-t.metrics_step, objective.loss(t, t.metrics_step), t.index) for t in trials if t.results
+    )
