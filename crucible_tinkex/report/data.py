@@ -18,8 +18,14 @@ from crucible_tinkex.registry import CONFIRM, FAILED, LOST, STOPPED, Spent, Swee
 from crucible_tinkex.report.curves import curves
 from crucible_tinkex.report.importance import importance
 from crucible_tinkex.report.standing import standings
+from crucible_tinkex.sweep.orders.hints import sweep_arguments
 from crucible_tinkex.sweep.results.conclusion import conclusion, configuration_names
-from crucible_tinkex.sweep.results.leaderboard import Configuration, Objective, configurations
+from crucible_tinkex.sweep.results.leaderboard import (
+    Configuration,
+    Objective,
+    configurations,
+    placed_by_shared_seeds,
+)
 from crucible_tinkex.sweep.results.quality import quality_summary
 from crucible_tinkex.sweep.results.views.summary import sweep_state
 
@@ -57,6 +63,7 @@ def report_data(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
             {"place": places.get(id(c)), **_configuration(c), **standing.get(id(c), {})}
             for c in found
         ],
+        "placed_by_shared_seeds": placed_by_shared_seeds(found),
         "trials": [_trial(t) for t in state.trials.values()],
         "quality": quality_summary(state, paths),
         "curves": curves(state, paths),
@@ -127,6 +134,7 @@ def _reproduce(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
     text = paths.experiment.read_text() if paths.experiment.exists() else ""
     return {
         "command": f"crucible run {_from_here(paths.experiment)}",
+        "arguments": sweep_arguments(paths),
         "experiment": text,
         "versions": state.meta.get("versions", {}),
         "data": state.meta.get("fingerprint"),

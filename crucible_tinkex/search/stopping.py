@@ -60,7 +60,8 @@ class StoppingRule(Protocol):
 
     @property
     def crowns(self) -> bool:
-        """Whether somebody must be trained to the end: where all were stopped, the best goes on."""
+        """Whether a configuration must be trained to the end with all its seeds: where none is, the
+        best goes on."""
         ...
 
     @property

@@ -148,7 +148,7 @@ class SessionHost:
     async def _ended(self, plan: TrialPlan, error: CrucibleError) -> Outcome:
         """Give the session up; tell the registry what was spent, and who is at fault."""
         session = self._sessions.pop(plan.trial_id, None)
-        step = None if session is None else session.step + 1
+        step = None if session is None else min(session.step + 1, plan.total_steps)
         error.with_context(sweep=self._sweep, trial=plan.run_name, step=step)
         verdict = judge(error)
         try:

@@ -152,7 +152,7 @@ def test_missing_seeds_and_unpaired_ones() -> None:
     a, b, c = sweep({"a": 1.0, "b": 1.2, "c": 1.4}, 6)
     b.values.pop(2)  # type: ignore[attr-defined]
     found = bench.conclude([a, b, c], LOSS)
-    assert found.rivals[0].shared == 5 and "1 have fewer seeds" in " ".join(found.notes)
+    assert found.rivals[0].shared == 5 and "1 has fewer seeds" in " ".join(found.notes)
     apart = bench.Configuration("d", {s + 100: v for s, v in c.values.items()})
     assert "no seeds are shared" in " ".join(bench.conclude([a, apart], LOSS).notes)
 
@@ -299,3 +299,13 @@ def test_nothing_to_ask_for() -> None:
     assert not same.runs and "the seeds change nothing" in same.reason
     with pytest.raises(ConfigError, match="say which"):
         bench.next_seeds([], LOSS, leaders=3)
+
+
+def test_a_value_of_other_seeds_than_the_mean_says_so() -> None:
+    """Beside a leaderboard, it would look like a contradiction."""
+    first, other = sweep({"a": 1.0, "b": 1.4}, 6)
+    alone = bench.Configuration("a", {**first.values, 6: 1.2, 7: 1.22})
+    found = bench.conclude([alone, other], LOSS)
+    assert found.verdict.startswith("winner: a, better than the other; eval/nll 1.21 (")
+    assert found.verdict.endswith("from 2 seeds that took no part in the choice")
+    assert "choice" not in bench.conclude([first, other], LOSS).verdict

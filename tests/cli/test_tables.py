@@ -172,3 +172,27 @@ def test_a_terminal_gets_whole_words_and_a_pipe_whole_lines(
     assert lines[:2] == said.splitlines()[:2]
     assert " ".join(line.strip() for line in lines).split() == said.split()
     assert len(lines) > 4 and all(len(line.rstrip()) <= 40 for line in lines[:-1])
+
+
+def test_a_better_mean_below_a_worse_one_is_explained() -> None:
+    """The leader has run a seed more, and that one was a hard one."""
+    losses = {(1, 10_000): 1.0, (1, 10_001): 2.0, (1, 10_002): 3.3, (2, 10_000): 1.1}
+    losses[2, 10_001] = 2.1
+    found = [make_trial(10 * rank, 1.0) for rank in (1, 2)]
+    for (rank, seed), loss in losses.items():
+        values = {**AXES, "lora.rank": rank}
+        found.append(make_trial(len(found), loss, seed=seed, phase="confirm", values=values))
+    state = make_state(found)
+    assert "shared" not in str(leaderboard_table(state).title)
+    state.meta["experiment"]["search"]["confirm"] = "auto"
+    table = leaderboard_table(state)
+    assert "placed on shared seeds" in str(table.title)
+    means = list(table.columns[table_heads(table).index("eval/nll")].cells)
+    assert [str(m).split()[0] for m in means] == ["2.1000", "1.6000"]
+    state.trials.popitem()
+    found[4].results[57]["eval/nll"] = 1.5
+    assert "shared" not in str(leaderboard_table(state).title), "as the means say"
+
+
+def table_heads(table: Table) -> list[str]:
+    return [str(column.header) for column in table.columns]

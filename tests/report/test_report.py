@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -145,3 +146,39 @@ def test_a_browser_draws_it(tmp_path: Path, width: int) -> None:
     assert "rank 8 &lt;b&gt;wins&lt;/b&gt;" in dom  # as text
     assert dom.count("<canvas") == 1 and 'aria-label="map of two settings"' in dom
     assert 'class="tag stopped"' in dom and "explains" in dom and "Failed or lost (1)" in dom
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
+def test_the_page_names_the_storage_and_marks_who_was_placed_first(tmp_path: Path) -> None:
+    """In the map, too, and not whoever has the best mean, of other seeds."""
+    data = report_data(*folded(tmp_path / "st\u00f6 re"))
+    first, second = data["configurations"][:2]
+    second["mean"] = first["mean"] - 0.125
+    data["placed_by_shared_seeds"] = True
+    dom = drawn(write_report([data], tmp_path / "out"), tmp_path)
+    assert f"crucible query s --storage '{tmp_path}/st\u00f6 re' &quot;SELECT" in dom
+    assert "that both have run.</p>" in dom
+    assert re.findall(r'font-weight="700">([^<]*)<', dom) == [f"{first['mean']:.4g}"]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
+def test_what_cannot_settle_it_is_not_offered(tmp_path: Path) -> None:
+    """More seeds of one complete configuration, beside others that were stopped."""
+    data = report_data(*folded(tmp_path))
+    for found in data["configurations"][1:]:
+        found["complete"] = False
+    data["conclusion"] = {**data["conclusion"], "kind": "nothing"}
+    assert "To settle it: <code>" not in drawn(write_report([data], tmp_path / "out"), tmp_path)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
+def test_fresh_seeds_are_not_offered_for_one_that_lacks_a_seed(tmp_path: Path) -> None:
+    """It would be left out of the confirmation, and a winner be declared without it."""
+    data = report_data(*folded(tmp_path))
+    data["conclusion"] = {**data["conclusion"], "kind": "open", "more": {"seeds": 5}}
+    page = write_report([data], tmp_path / "out")
+    near = [c for c in data["configurations"] if c.get("standing") == "not separable"]
+    assert "To settle it: <code>" in drawn(page, tmp_path) and all(c["complete"] for c in near)
+    near[-1]["complete"] = False
+    write_report([data], tmp_path / "out")
+    assert "To settle it: <code>" not in drawn(page, tmp_path)

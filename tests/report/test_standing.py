@@ -33,12 +33,13 @@ def swept(
     seeds: Sequence[int] = (0, 1, 2, 3),
     fresh: Sequence[int] = (),
     metric: str = "eval/nll",
+    name: str = "s",
 ) -> dict[str, Any]:
     """`value` of a rank and a seed; None: the trial lacks the metric."""
     search = {"seeds": list(seeds), "metric": metric, "confirm": "auto" if fresh else 0}
     raw = {"model": {"base": "nano"}, "data": {"train": "x", "eval": "y"}, "name": "s"}
     experiment = Experiment.build({**raw, "search": {**search, "space": {"lora.rank": [2]}}})
-    paths = SweepPaths.of(folder, "s")
+    paths = SweepPaths.of(folder, name)
     state = SweepState()
 
     def tell(kind: str, **fields: Any) -> None:
@@ -150,7 +151,7 @@ def test_bad_numbers_are_said_in_words(tmp_path: Path, options: dict[str, Any], 
 @pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
 def test_a_browser_shows_what_is_not_separable_in_several_sweeps(tmp_path: Path) -> None:
     confirmed = swept(tmp_path, clear, seeds=[0], fresh=range(10_000, 10_006))
-    single = {**swept(tmp_path, clear, seeds=[0]), "name": "single"}
+    single = swept(tmp_path, clear, seeds=[0], name="single")
     dom = drawn(write_report([confirmed, single], tmp_path / "out"), tmp_path)
     assert (
         dom.count("<td>≈ best</td>") == 2
@@ -159,4 +160,6 @@ def test_a_browser_shows_what_is_not_separable_in_several_sweeps(tmp_path: Path)
     )
     assert 'href="#sweep-single"' in dom and 'id="sweep-single"' in dom
     assert "judged on fresh seeds only" in dom and "n = 1: nothing can be said" in dom
-    assert "crucible extend single --set search.confirm=auto" in dom
+    arguments = f"single --storage {tmp_path}"
+    assert f"crucible extend {arguments} --set search.confirm=auto" in dom
+    assert "that both have run.</p>" not in dom

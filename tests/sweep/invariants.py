@@ -188,6 +188,8 @@ def check_finished(world: World, state: SweepState, error: Exception | None) -> 
         assert any(t.state == DONE for t in own), "I10: nobody was trained to the end"
     fresh = [t for t in own if t.phase == "confirm"]
     complete = any(c.complete and not c.reference for c in configurations(state, confirmed=False))
+    if asked and FAILED not in states and not by_a_person:
+        assert complete, "I10: no configuration has all its seeds"
     assert len(fresh) >= world.asked.confirm * complete, "the leader was not confirmed"
 
 

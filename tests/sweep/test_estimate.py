@@ -101,6 +101,11 @@ def test_steps_count_what_is_stopped_and_confirmed(search: dict[str, Any], steps
     assert estimated(search).steps == steps
 
 
+def test_seeds_that_were_stopped_may_be_trained_to_the_end() -> None:
+    search = {**stopping(rule="topk", keep=2, first_rung=10), "seeds": [0, 1, 2]}
+    assert estimated(search).steps == Range(250, 250 + 2 * 90)
+
+
 def test_a_climb_is_between_few_and_all_its_trials() -> None:
     rule = {"rule": ["topk", "behind"], "first_rung": 10, "keep": 2, "every": 30}
     climb = {"strategy": "auto", "trials": 9, "space": {"lora.rank": [2, 4]}, "stopping": rule}

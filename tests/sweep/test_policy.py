@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from sweep_states import Journal
 
-from crucible_tinkex.registry import DONE, FAILED, LOST, PAUSED, STOPPED
+from crucible_tinkex.registry import DONE, FAILED, LOST, PAUSED, PERSON, STOPPED, Decision
 
 RANKS = {"lora.rank": [1, 2, 3, 4, 5, 6]}
 
@@ -223,6 +223,52 @@ def test_nobody_is_taken_up_again_where_one_is_done() -> None:
         journal.decide()
     assert journal.state.trials[worse].state == STOPPED
     assert journal.state.trials[better].state == DONE and journal.state.ended
+
+
+def searched_by_topk(losses: dict[tuple[int, int], float], **search: object) -> Journal:
+    """Two ranks and two seeds, of which the best trial alone passes the rung."""
+    stopping = {"rule": "topk", "first_rung": 2}
+    space = {"lora.rank": [1, 2]}
+    journal = Journal(search={"space": space, "seeds": [0, 1], "stopping": stopping, **search})
+    while any(d.kind == "start" for d in journal.decide(slots=4)):
+        pass
+    for trial_id in journal.pending:
+        trial = journal.state.trials[trial_id]
+        journal.train(trial_id, losses[trial.values["lora.rank"], trial.seed])
+    journal.decide(slots=4)
+    return journal
+
+
+SCATTERED = {(1, 0): 1.0, (1, 1): 4.0, (2, 0): 2.0, (2, 1): 3.0}
+
+
+def test_where_no_configuration_has_all_its_seeds_the_best_gets_them() -> None:
+    """Or the search has no best, and nobody to confirm."""
+    journal = searched_by_topk(SCATTERED, confirm=1, confirm_top=1)
+    (first,) = journal.pending
+    journal.train(first, 1.0)
+    (again,) = journal.decide()
+    missing = journal.state.trials[again.trial_id]
+    assert (again.kind, missing.values["lora.rank"], missing.seed) == ("advance", 1, 1)
+    assert journal.decide() == []
+    journal.train(again.trial_id, 3.0)
+    assert kinds(journal.decide()) == ["confirm"]
+
+
+def test_one_that_lost_a_seed_for_good_leaves_it_to_the_next() -> None:
+    journal = searched_by_topk(SCATTERED)
+    (first,) = journal.pending
+    journal.finish(first, FAILED, "bad")
+    again = [journal.state.trials[d.trial_id] for d in journal.decide()]
+    assert sorted((t.values["lora.rank"], t.seed) for t in again) == [(2, 0), (2, 1)]
+
+
+def test_what_a_person_ended_is_not_trained_to_the_end() -> None:
+    journal = searched_by_topk(SCATTERED)
+    (first,) = journal.pending
+    journal.write([Decision("stop", first, by=PERSON)])
+    again = [journal.state.trials[d.trial_id] for d in journal.decide()]
+    assert sorted((t.values["lora.rank"], t.seed) for t in again) == [(2, 0), (2, 1)]
 
 
 CONFIRM = {"space": {"lora.rank": [1, 2, 3]}, "seeds": [0, 1], "confirm": 2, "confirm_top": 2}

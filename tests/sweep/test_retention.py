@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.registry import DONE, PAUSED, CheckpointRecord, SweepState, TrialRecord
+from crucible_tinkex.registry import (
+    DONE,
+    PAUSED,
+    STOPPED,
+    CheckpointRecord,
+    SweepState,
+    TrialRecord,
+)
 from crucible_tinkex.sweep.keeping.retention import Retention, best_first, checkpoints, plan
 
 META = {"experiment": {"search": {"metric": "eval/nll", "seeds": [0]}}}
@@ -78,6 +85,14 @@ def test_what_is_protected_stays_whatever_the_rules_say() -> None:
 
 def test_the_step_that_ranks_a_trial_stays() -> None:
     assert set(kept(state(at="best"))) == {"r0/weights/s4", "r1/weights/s2"}
+
+
+def test_a_seed_that_may_be_trained_to_the_end_stays() -> None:
+    found = state()
+    found.meta["experiment"]["search"]["seeds"] = [0, 1]
+    found.trials["t1"].seed, found.trials["t1"].state = 1, STOPPED
+    why = ("its trial may be trained to the end",)
+    assert kept(found) == {"r1/weights/s6": why, "r1/sampler_weights/s6": why}
 
 
 def test_rules_below_zero_are_refused() -> None:

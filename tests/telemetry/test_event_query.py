@@ -164,6 +164,11 @@ def test_sql_can_only_read_the_events(tmp_path: Path, sql: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["secret.csv"]
 
 
+def test_columns_of_one_name_keep_their_values(tmp_path: Path) -> None:
+    found = query(tmp_path, "SELECT 1 AS step, 2 AS step, 3 AS STEP, 4 AS step_1")
+    assert found.to_pylist() == [{"step": 1, "step_1": 2, "STEP_2": 3, "step_1_1": 4}]
+
+
 def test_bad_sql_is_explained_in_duckdbs_words(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'(?s)column "stepp" not found.*"step"'):
         query(tmp_path, "SELECT stepp FROM events")

@@ -162,7 +162,8 @@ def _value(found: Table, result: Contest, among: int, agreed: Terms) -> Estimate
         if alone
         else "each seed read for the choice of the others"
     )
-    return Estimate(agreed.sign * float(chosen.value), low, high, alone or seeds, about)
+    value = agreed.sign * float(chosen.value)
+    return Estimate(value, low, high, alone or seeds, about, unseen=alone > 0)
 
 
 def _rivals(found: Table, against: Duels, reference: int, agreed: Terms) -> tuple[Rival, ...]:

@@ -153,7 +153,7 @@ def _why_not(configuration: Configuration, seeds: int) -> str:
         reason = f": {configuration.reason}" if configuration.reason else ""
         return f"{configuration.status}{reason}"
     if configuration.measured and not seeds:
-        return "no leader: it ran none of the fresh seeds"
+        return "no leader of the search: it ran none of the fresh seeds"
     return "seen with one seed only" if seeds else "never measured"
 
 

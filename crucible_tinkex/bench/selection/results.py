@@ -49,6 +49,8 @@ class Estimate:
     high: float
     seeds: int
     about: str
+    unseen: bool = False
+    """Whether these seeds took no part in the choice: then it is not the mean of a leaderboard."""
 
 
 @dataclass(frozen=True)

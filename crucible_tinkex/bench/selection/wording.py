@@ -26,9 +26,11 @@ def verdict(
     value: Estimate,
     more: Forecast | None,
 ) -> str:
-    worth = f"{agreed.metric} {value.value:.4g} ({value.low:.4g} to {value.high:.4g})"
+    about = f" {value.about}" if value.unseen else ""
+    worth = f"{agreed.metric} {value.value:.4g} ({value.low:.4g} to {value.high:.4g}){about}"
     if kind == "winner":
-        return f"winner: {leader}, better than all {competing - 1} others; {worth}"
+        others = "the other" if competing == 2 else f"all {competing - 1} others"
+        return f"winner: {leader}, better than {others}; {worth}"
     among = f"{len(tied)} of {competing} are not separable ({_list(tied)})"
     if kind == "tie":
         if cheaper and take != leader:
@@ -83,7 +85,8 @@ def notes(found: Table, result: Contest, control: str | None, zone: float) -> li
         )
     missing = int(np.isnan(found.values).any(axis=1).sum())
     if missing:
-        said.append(f"{missing} have fewer seeds than others; each pair is compared on shared ones")
+        have = "1 has" if missing == 1 else f"{missing} have"
+        said.append(f"{have} fewer seeds than others; each pair is compared on shared ones")
     if control is not None and control not in found.names:
         said.append(f"the control {control} has too few seeds to be compared with")
     return said

@@ -30,6 +30,7 @@ from crucible_tinkex.sweep.results.leaderboard import (
     Objective,
     best,
     configurations,
+    placed_by_shared_seeds,
     tied,
 )
 
@@ -121,7 +122,8 @@ def _leaderboard(
     axes = short_keys(dict.fromkeys(k for c in rows for k in c.values))
     seeded = any(len({*(t.seed for t in c.trials), *c.missing_seeds}) > 1 for c in rows)
     interval = ", ± 95 % over seeds" if any(c.spread is not None for c in rows) else ""
-    table = plain_table(title=f"{state.meta['sweep']}: by {Objective.of(state)}{interval}")
+    shared = "; placed on shared seeds" if placed_by_shared_seeds(rows) else ""
+    table = plain_table(title=f"{state.meta['sweep']}: by {Objective.of(state)}{interval}{shared}")
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("trial", justify="right", no_wrap=True)
     if one_column:

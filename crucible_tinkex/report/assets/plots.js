@@ -109,7 +109,7 @@ function parallel(rows, axes, { chosen, brushes, changed }) {
 function map(rows, first, second, better) {
   const known = rows.filter(r => r.mean !== null && r.values[first] !== undefined && r.values[second] !== undefined);
   const width = 520, height = 300, x = scale(known.map(r => r.values[first])), y = scale(known.map(r => r.values[second]));
-  const order = [...known].sort((a, b) => better(a.mean, b.mean)), best = order[0];
+  const order = [...known].sort((a, b) => better(a.mean, b.mean)), best = known.find(r => r.place === 1) || order[0];
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, width: "100%", style: `min-width:${.9 * width}px;max-width:640px`, role: "img", "aria-label": "map of two settings" });
   const px = v => 60 + x.at(v) * (width - 110), py = v => height - 40 - y.at(v) * (height - 80);
   for (const [text, p] of x.ticks) root.append(svg("text", { x: 60 + p * (width - 110), y: height - 10, "text-anchor": "middle" }, text));

@@ -8,7 +8,7 @@ function label(found, axes) {
   return found.reference ? "untrained base" : axes.map(a => `${a.name} ${number(found.values[a.key], 3)}`).join(", ") || "the one configuration";
 }
 function literal(value) { return `'${String(value).replaceAll("'", "''")}'`; }
-function sql(sweep, text) { return `crucible query ${sweep.name} "${text}"`; }
+function sql(sweep, text) { return `crucible query ${sweep.reproduce.arguments} "${text}"`; }
 function query(sweep, found) { return sql(sweep, `SELECT * FROM steps WHERE trial_id IN (${found.trials.map(literal).join(", ")})`); }
 const STANDING = { "best": "best", "not separable": "≈ best", "worse": "worse", "does not compete": "–" };
 function copy(text, what, more = {}) {
@@ -65,9 +65,10 @@ class View {
   verdict() {
     const s = this.sweep, c = s.conclusion, notes = [...c.notes];
     const far = c.kind === "open" && c.more && c.more.seeds > WORTH_SEEDS;
-    const settle = (c.kind === "open" && c.more && c.more.seeds && !far) || (c.kind === "nothing" && this.rows.filter(r => !r.reference && r.mean !== null).length > 1);
+    const near = this.rows.filter(r => r.standing === "not separable");  // a leader is complete: others get no fresh seeds
+    const settle = (c.kind === "open" && c.more && c.more.seeds && !far && near.every(r => r.complete)) || (c.kind === "nothing" && this.rows.filter(r => !r.reference && r.complete).length > 1);
     if (s.stopped.length) notes.push(`${s.stopped.length} of ${s.trials.length} trials were stopped early; what they would have reached is not known`);
-    const command = `crucible extend ${s.name} --set search.confirm=auto && crucible resume ${s.name}`;
+    const command = `crucible extend ${s.reproduce.arguments} --set search.confirm=auto && crucible resume ${s.reproduce.arguments}`;
     return el("div", {}, el("p", { class: "verdict" }, s.verdict),
       notes.length ? el("ul", { class: "soft notes" }, ...notes.map(n => el("li", {}, n))) : null,
       far ? el("p", { class: "soft" }, "So many seeds are rarely worth it: take the cheapest of them, or say with search.indifference which difference matters.") : null,
@@ -78,7 +79,7 @@ class View {
     const done = s.trials.filter(t => t.state === "done").length;
     const sum = column => `SELECT sum(${column}) FROM trials`;
     const facts = [["trials done", `${done} of ${s.trials.length}`, "SELECT state, count(*) FROM trials GROUP BY state"], ["training tokens", number(spent.train_tokens), sum("train_tokens")], ["all tokens", number(tokens)],
-      ["session time", duration(spent.seconds), sum("seconds")], ["wall time", duration(spent.wall_s)]];
+      ["session time", duration(spent.seconds), sum("seconds")], ...(s.state === "running" ? [] : [["wall time", duration(spent.wall_s)]])];  // known of runs that ended
     return el("ul", { class: "facts" }, ...facts.map(([name, value, text]) => el("li", {}, el("b", {}, value), el("span", { class: "soft" }, name, " "), text ? copy(sql(s, text), "SQL") : null)));
   }
 
@@ -122,7 +123,7 @@ class View {
       el("td", { class: "text" }, el("span", { class: `tag ${r.reference ? "" : r.state}` }, r.reference ? "base" : r.state)),
       el("td", {}, copy(query(s, r), "SQL", { tabindex: key(r) === this.stop ? 0 : -1 }))));
     const step = s.metric.at === "final" ? "last step" : "best step with a checkpoint";
-    return el("div", {}, el("h2", {}, "Leaderboard"), el("p", { class: "soft" }, `${s.metric.about}, in ${s.metric.unit}, at the ${step}; ±: 95 % over the seeds, each row by itself, for a single look. Dot: mean; ticks: seeds${this.rows.some(r => r.fresh_seeds.length) ? " (tall: fresh ones, that chose nobody)" : ""}. ${judged ? `Bar: how far it may be from the best (line), an interval of ${100 - 100 * s.conclusion.terms.alpha} % for all rows together that holds at every look; one that stays off the line is worse. ≈: not separable from the best, or by less than ${s.conclusion.terms.zone}, which does not matter.` : "Bar: the same interval."}`),
+    return el("div", {}, el("h2", {}, "Leaderboard"), el("p", { class: "soft" }, `${s.metric.about}, in ${s.metric.unit}, at the ${step}; ±: 95 % over the seeds, each row by itself, for a single look. Dot: mean; ticks: seeds${this.rows.some(r => r.fresh_seeds.length) ? " (tall: fresh ones, that chose nobody)" : ""}. ${judged ? `Bar: how far it may be from the best (line), an interval of ${100 - 100 * s.conclusion.terms.alpha} % for all rows together that holds at every look; one that stays off the line is worse. ≈: not separable from the best, or by less than ${s.conclusion.terms.zone}, which does not matter.` : "Bar: the same interval."}${s.placed_by_shared_seeds ? " A row above one with a better mean is better on the seeds that both have run." : ""}`),
       el("div", { class: "scroll", "data-key": "leaderboard" }, el("table", { role: "grid", "aria-label": "leaderboard: up and down move, Enter chooses" }, el("thead", {}, el("tr", {}, ...head, el("th", { class: "text" }, "mean and seeds"), el("th", { class: "text" }, "state"), el("th", {}, ""))), el("tbody", {}, ...body))),
       rows.length > ROWS_SHOWN ? el("p", { class: "soft" }, `and ${rows.length - ROWS_SHOWN} more; leaderboard.csv has all`) : null);
   }
@@ -146,7 +147,7 @@ class View {
     this.legend = el("div", { class: "legend" }); this.readout = el("p", { class: "soft", role: "status" });
     const choice = el("select", { "aria-label": "metric", "data-key": "curve", onchange: e => { this.curve = e.target.value; this.drawCurves(); } },
       ...names.map(n => el("option", { value: n, selected: n === this.curve ? "" : null }, n)));
-    return el("div", {}, el("h2", {}, "Learning curves"), el("p", { class: "soft" }, choice, ` mean over the seeds, band from the lowest to the highest; the first ${CURVES_SHOWN} of the leaderboard that are not filtered out, and the chosen one. Values: point at a step, or arrow keys.`), copy(sql(this.sweep, "SELECT trial_id, step, * FROM steps ORDER BY trial_id, step"), "SQL"), this.plot, this.readout, this.legend);
+    return el("div", {}, el("h2", {}, "Learning curves"), el("p", { class: "soft" }, choice, ` mean over the seeds, band from the lowest to the highest; the first ${CURVES_SHOWN} of the leaderboard that are not filtered out, and the chosen one. Values: point at a step, or arrow keys.`), copy(sql(this.sweep, "SELECT * FROM steps ORDER BY trial_id, step"), "SQL"), this.plot, this.readout, this.legend);
   }
   drawCurves() {
     if (!this.plot) return;

@@ -20,7 +20,6 @@ from crucible_tinkex.registry import (
     PAUSED,
     PERSON,
     SEARCH,
-    STOPPED,
     Decision,
     SweepState,
     TrialRecord,
@@ -28,6 +27,7 @@ from crucible_tinkex.registry import (
 from crucible_tinkex.registry.records import DecisionKind, declared
 from crucible_tinkex.search.stopping import StoppingRule, Verdict
 from crucible_tinkex.sweep.deciding.budget import BUDGET, Budget
+from crucible_tinkex.sweep.deciding.crowning import to_complete
 from crucible_tinkex.sweep.deciding.failing import failing
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.proposing.asking import Asker
@@ -180,15 +180,13 @@ class Policy:
         if state.ended is not None or any(t.phase == SEARCH for t in state.open.values()):
             return
         crowns = self._rule.crowns and not state.open
-        if crowns and (again := self._best_stopped(state)):
-            if again.trial_id in answering:
-                return
-            yield self._advance(
-                again,
-                max(again.target, again.step),
-                self._planner.of(again).total_steps,
-                "nobody was trained to the end, and this is the best of those that were stopped",
-            )
+        by_trial = self._rule.replaces
+        if crowns and (again := to_complete(state, self.budget, by_trial=by_trial)):
+            for trial in again[: max(1, free)]:
+                if trial.trial_id not in answering:
+                    goal = self._planner.of(trial).total_steps
+                    begun = max(trial.target, trial.step)
+                    yield self._advance(trial, begun, goal, _INCOMPLETE)
             return
         if misled := self._again(state):
             for trial in misled[: max(1, free)] if not state.open else ():
@@ -217,19 +215,6 @@ class Policy:
         if self.budget.capped or any(t.phase == CONFIRM for t in state.trials.values()):
             return []
         return self._asker.again(state)
-
-    def _best_stopped(self, state: SweepState) -> TrialRecord | None:
-        """The best of those that were stopped furthest on, if no trial of the search is done; not
-        of those that have used what one trial may."""
-        trials = [t for t in state.trials.values() if not t.reference and t.phase == SEARCH]
-        if any(t.state == DONE for t in trials):
-            return None
-        stopped = [t for t in trials if t.state == STOPPED and t.results]
-        stopped = [t for t in stopped if not self.budget.reached_by(t)]
-        loss = self._objective.loss
-        return min(
-            stopped, key=lambda t: (-t.metrics_step, loss(t, t.metrics_step), t.index), default=None
-        )
 
     def _start(self, plan: TrialPlan) -> Decision:
         return self._begin("start", plan, self._asker.why(plan))
@@ -365,6 +350,9 @@ class Policy:
         return self._rungs[key]
 
 
+_INCOMPLETE = (
+    "no configuration was trained to the end, and this is the best of those that were stopped"
+)
 _MISLED = "a neighbour of the best that ended; the rung that stopped it may have misled"
 _WHO = {PERSON: "a person", BUDGET: "a budget", FAIL_FAST: "run.fail_fast"}
 

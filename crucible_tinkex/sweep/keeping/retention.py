@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.registry import (
     DONE,
-    SEARCH,
     STOPPED,
     CheckpointRecord,
     SweepState,
@@ -121,10 +120,9 @@ def _goes_on(trial: TrialRecord) -> Iterator[tuple[CheckpointRecord, str]]:
 def _may_win(
     state: SweepState, trials: Sequence[TrialRecord], objective: Objective
 ) -> Iterator[tuple[CheckpointRecord, str]]:
-    """Where all were stopped, the best of them is trained to the end. Until the sweep has its
-    answer, seeds that are still to come decide who is best. (Where the best step ranks, it is kept
-    of every trial already.)"""
-    done = any(t.state == DONE and t.phase == SEARCH and not t.reference for t in trials)
+    """Where no configuration is complete, seeds that were stopped are trained to the end. Until the
+    sweep has its answer, seeds that are still to come decide who is best. (Where the best step
+    ranks, it is kept of every trial already.)"""
     winner = best(state)
     for trial in trials:
         why = None
@@ -132,7 +130,7 @@ def _may_win(
             why = "its trial is the best"
             yield counting_checkpoint(trial, objective), why
             why = why if objective.at == "final" else None
-        elif trial.state == STOPPED and not done:
+        elif trial.state == STOPPED and winner is None:
             why = "its trial may be trained to the end"
         elif trial.state == DONE and objective.at == "final" and not is_final(state):
             why = "its trial may yet be the best"

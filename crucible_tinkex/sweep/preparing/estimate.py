@@ -214,9 +214,18 @@ def _reached(search: SearchSection, trials: int, whole: int) -> _Reached:
     low = sum(steps for steps, _ in fewest)
     arrivals = sum(count for _, count in fewest)
     if isinstance(rule, TopK | NoStopping):
-        return _Reached(Range(low, low), Range(arrivals, arrivals))
+        besides = _besides(rule, search, trials)
+        return _Reached(
+            Range(low, min(trials * whole, low + besides * whole)),
+            Range(arrivals, arrivals + besides * (len(rule.rungs(whole)) - 1)),
+        )
     most = sum(count * len(rule.rungs(whole, b)) for b, count in brackets)
     return _Reached(Range(low, trials * whole), Range(arrivals, most))
+
+
+def _besides(rule: StoppingRule, search: SearchSection, trials: int) -> int:
+    """Seeds that were stopped and are trained to the end, at most, as no configuration has all."""
+    return 0 if isinstance(rule, NoStopping) else min(trials, len(search.seeds)) - 1
 
 
 def _climbed(stopping: StoppingSection, trials: int, rungs: Sequence[int]) -> _Reached:

@@ -211,6 +211,14 @@ def _paired_keys(confirmed: Sequence[Configuration]) -> dict[int, float]:
     return dict(zip(cells, means[:, 0].tolist(), strict=True))
 
 
+def placed_by_shared_seeds(found: Sequence[Configuration]) -> bool:
+    """Whether a mean stands above a better one: of different seeds, where those that both have run
+    say which configuration is better."""
+    confirmed = [c for c in found if c.complete and c.phase == CONFIRM and not c.reference]
+    keys = [c.objective.key(c.mean) for c in confirmed]
+    return keys != sorted(keys)
+
+
 def _key(state: SweepState, trial: TrialRecord) -> tuple[object, ...]:
     """Equal for trials that differ in the seed alone."""
     origin = trial.origin

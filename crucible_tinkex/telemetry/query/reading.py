@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -100,16 +101,28 @@ def _select(
 def query(folders: Folders, sql: str, *, tables: Mapping[str, pa.Table] | None = None) -> pa.Table:
     """Run one SELECT over the views `events`, `events_all`, `steps`, `evaluations`,
     `evaluations_all`, `trials`, `checkpoints` and `requests`; `tables` replace views by name or add
-    to them. Raises `ConfigError` with DuckDB's words."""
+    to them. Columns of one name (a join's, or `select step, *`) are told apart as in DuckDB's own
+    tables: `step`, `step_1`. Raises `ConfigError` with DuckDB's words."""
     with connect(folders, sql=sql, tables=tables) as connection:
         try:
             statements = connection.extract_statements(sql)
             if len(statements) != 1 or statements[0].type not in _READABLE:
                 raise ConfigError("a query must be exactly one SELECT statement; it cannot write")
-            answer: pa.Table = connection.sql(sql).to_arrow_table()
-            return answer
+            return _told_apart(connection.sql(sql).to_arrow_table())
         except duckdb.Error as e:
             raise ConfigError(f"the query failed: {e}") from e
+
+
+def _told_apart(table: pa.Table) -> pa.Table:
+    """Rows as dicts, JSON and readers of Parquet know a column by its name alone."""
+    given: list[str] = table.column_names
+    used: set[str] = set()
+    names = []
+    for name in given:
+        forms = chain([name], (f"{name}_{number}" for number in count(1)))
+        names.append(next(form for form in forms if form.lower() not in used))
+        used.add(names[-1].lower())
+    return table.rename_columns(names)
 
 
 def waiting(folder: Path) -> dict[str, dict[str, Any]]:
