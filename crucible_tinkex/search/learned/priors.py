@@ -9,7 +9,8 @@ few round widths say what "similar" means (`_WIDTH`, `_SAME_BASE`, `_SAME_FAMILY
 
 Where the storage holds finished sweeps of this very base, of like batch and length and trained in
 the same way, they alone are asked, whatever their ranks: a curve is then the best loss that a rate
-had. A toy (`BaseFacts.is_toy`) and a real model are never asked about each other.
+had, and a rate that a rule stopped (`Record.outdone`) is known to be no better than the best. Other
+curves have finished trials only, as theirs say how much is lost. A toy (`BaseFacts.is_toy`) and a real model are never asked about each other.
 
 Batch size: rates are carried from one batch size to another by the square root of their ratio, the
 rule for Adam of Malladi et al. 2022 (arXiv 2205.10287). Number of steps: no rule has a good source
@@ -115,6 +116,7 @@ def suggest(records: Iterable[Record], question: Question, *, count: int = 2) ->
         return Prior((), (_of_another_kind(question, asked),))
     if own := _own_curves(found, question):
         return _prior(found, own, question, _own_rank(own, question), count)
+    found = [r for r in found if not r.outdone]
     found = [r for r in found if r.way == question.way] or found
     curves = _curves(found)
     if not curves:
