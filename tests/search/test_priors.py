@@ -119,6 +119,8 @@ def test_rates_that_a_rule_stopped_say_where_the_own_sweep_was_best() -> None:
     prior = suggest([*published(), *own], LLAMA)
     assert prior.suggestions[0].values == {RATE: 1e-3, RANK: 16} and prior.in_range
     assert "in this storage" in prior.suggestions[0].reason
+    lost = [replace(r, metric=9.0) if r.outdone else r for r in own]
+    assert rates(suggest(lost, LLAMA)) == [1e-3], "no second guess is better than another"
     other = [replace(r, base="lab/model-8B") for r in own]
     assert suggest([*published(), *other], LLAMA) == suggest(published(), LLAMA)
     assert not suggest(other, LLAMA).suggestions

@@ -1,5 +1,5 @@
-"""What the finished sweeps of a storage folder teach a prior: a record for every trial that is done,
-and for those that a rule stopped for them.
+"""What the finished sweeps of a storage folder teach a prior: a record for every trial that is
+done, and for those that a rule stopped for them.
 
 Guarantees: only reads; a sweep that cannot be read, or that has no base to learn from, is passed
 over and named, since a new sweep must not fail by an old one.
