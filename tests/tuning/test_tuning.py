@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,37 @@ def test_a_budget_that_ended_it_is_given_more(tmp_path: Path) -> None:
         write_prices.write_text(f'date = {date.today()}\nsource = "x"\n[models]\n')
         ct.tune(data, budget="1usd", prices=write_prices, **wishes)
     assert file.read_bytes() == before
+
+
+def test_a_greater_budget_pays_for_more_seeds(tmp_path: Path) -> None:
+    """The small one's sweep is over within it: nothing would be left to do."""
+    data, storage = write_rows(tmp_path / "digits.jsonl", 6), tmp_path / "runs"
+    wishes: dict[str, Any] = {"base": "nano", "storage": storage}
+    sweep = ct.tune(data, budget="7trials", **wishes)
+    first = Experiment.from_toml(storage / "tune-digits.toml").search
+    assert (first.trials, first.confirm) == (3, 1)
+    assert "nothing can be said" in sweep.conclusion().verdict
+    told: list[str] = []
+    more = ct.tune(data, budget="24trials", **wishes, explain=told.append)
+    written = Experiment.from_toml(storage / "tune-digits.toml").search
+    assert (written.trials, written.confirm, written.confirm_max_seeds) == (12, "auto", 4)
+    assert any("search.confirm = auto" in line for line in told)
+    state = SweepState.read(more.paths)
+    seeds = {t.seed for t in state.trials.values() if t.phase == "confirm"}
+    assert len(seeds) >= 3 and len(state.trials) <= 24
+    assert not prepare(Experiment.from_toml(storage / "tune-digits.toml")).amendments
+
+
+def test_a_number_of_seeds_that_somebody_wrote_stays(tmp_path: Path) -> None:
+    data, storage = write_rows(tmp_path / "digits.jsonl", 6), tmp_path / "runs"
+    wish = Wish(str(data), base="nano", budget="20steps", storage=str(storage))
+    propose(wish)
+    file = storage / "tune-digits.toml"
+    file.write_text(file.read_text().replace("confirm = 1", "confirm = 0"))
+    ct.run(Experiment.from_toml(file))
+    tuning = propose(replace(wish, budget="4000steps"))
+    assert "confirm = 0" in file.read_text()
+    assert tuning.prepared.amendments == ["budget.steps"]
 
 
 FILE = """# mine
