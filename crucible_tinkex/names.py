@@ -163,6 +163,12 @@ class SweepPaths(NamedTuple):
             raise ConfigError(f"storage {str(storage)!r} must be a local or shared folder")
         return cls(Path(storage).expanduser().resolve() / sweep)
 
+    @classmethod
+    def below(cls, storage: Path) -> list[SweepPaths]:
+        """Every sweep of a storage, by name, also one that is only starting."""
+        found = {p.parent for p in (*storage.glob("*/journal"), *storage.glob("*/resolved.json"))}
+        return [cls(root) for root in sorted(found)]
+
     @property
     def lock(self) -> Path:
         """Held by the driver while it runs the sweep."""

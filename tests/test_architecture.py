@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("server",),
     ("weights",),
     ("tuning",),
-    ("report",),
+    ("report", "doctor"),
     ("api", "embedded", "testing", "cli", "__main__", "__init__"),
 )
 WORDS = LAYERS[0]

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from crucible_tinkex.cli.commands import beginning, findings, orders, serving, sweeps
+from crucible_tinkex.cli.commands import beginning, checking, findings, orders, serving, sweeps
 from crucible_tinkex.cli.weights.chat import chat
 from crucible_tinkex.cli.weights.checkpoints import checkpoints_app
 from crucible_tinkex.cli.weights.evaluate import evaluate
@@ -47,7 +47,7 @@ def options(
 
 
 for _command in (
-    *(beginning.tune, beginning.init),
+    *(beginning.tune, beginning.init, checking.doctor),
     *(sweeps.run, sweeps.plan, sweeps.resume, sweeps.retry, sweeps.submit),
     *(orders.stop, orders.pause, orders.unpause, orders.clone, orders.extend),
     *(findings.status, findings.conclude, findings.compare, findings.query),

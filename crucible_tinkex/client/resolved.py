@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 
 from crucible_tinkex.client.http.address import Address
 from crucible_tinkex.client.http.key import ApiKey
+from crucible_tinkex.client.http.settings import ClientSettings
 from crucible_tinkex.client.http.transport import hold_back
 from crucible_tinkex.client.http.watch import Observer
 from crucible_tinkex.client.interface import TrainingService
@@ -72,13 +73,16 @@ class ResolvedService:
         )
         return made
 
-    def over_http(self, observer: Observer | None = None) -> TinkexService:
+    def over_http(
+        self, observer: Observer | None = None, settings: ClientSettings | None = None
+    ) -> TinkexService:
         """The same by our own client, whatever the transport of the training."""
         return TinkexService(
             self.base_url,
             api_key_file=self.api_key_file,
             allow_http=self.allow_http,
             observer=observer,
+            settings=settings,
         )
 
     async def make_room(self) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import PositiveInt
 
+from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.protocol import lenient
 from crucible_tinkex.protocol.wire import Wire
 
@@ -25,6 +26,14 @@ class SupportedModel(Wire):
 
 class ServerCapabilities(Wire):
     supported_models: Annotated[list[SupportedModel], lenient.NamedModels]
+
+    def model(self, name: str) -> SupportedModel:
+        """What it says of a base. A service that names none says whether it has this one when a
+        model is asked for. Raises `ConfigError` where it names others only."""
+        named = {model.model_name: model for model in self.supported_models}
+        if named and name not in named:
+            raise ConfigError(f"the service has no base model {name!r}; it has: {', '.join(named)}")
+        return named.get(name) or SupportedModel(model_name=name)
 
 
 class ClientConfigRequest(Wire):

@@ -125,6 +125,12 @@ class Runtime:
         except ClusterLostError as e:
             raise RayStartError(f"Ray's worker processes do not start: {e.message}") from e
 
+    @staticmethod
+    def size() -> tuple[int, int]:
+        """The cluster's living nodes and their cores."""
+        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        return len(nodes), int(sum(node["Resources"].get("CPU", 0) for node in nodes))
+
     def packing(self, run: RunSection, sessions: int, *, reachable: bool = False) -> Packing:
         """How `sessions` at the same time are spread over actors."""
         slots = max(1, min(run.most_concurrent, sessions))

@@ -14,7 +14,6 @@ from pathlib import Path
 from crucible_tinkex.client.resolved import ResolvedService
 from crucible_tinkex.config import ServiceSection
 from crucible_tinkex.datasets import load_tokenizer
-from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.protocol.capabilities import SupportedModel
 from crucible_tinkex.runtime.embedded import EmbeddedServer
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
@@ -32,10 +31,11 @@ class Connection:
 
 def is_reachable(section: ServiceSection) -> bool:
     """Whether other machines than this one reach the service. Raises `ConfigError`."""
-    return not section.embedded and not _resolved(section).is_local
+    return not section.embedded and not resolved(section).is_local
 
 
-def _resolved(section: ServiceSection) -> ResolvedService:
+def resolved(section: ServiceSection) -> ResolvedService:
+    """Where a service is that is not embedded. Raises `ConfigError`."""
     return ResolvedService.of(
         section.base_url,
         api_key_file=section.api_key_file,
@@ -63,7 +63,7 @@ async def connected(
             endpoint = await server.start()
             service = ResolvedService(endpoint.base_url, endpoint.api_key_file, section.transport)
         else:
-            service = _resolved(section)
+            service = resolved(section)
         yield await _check(prepared, service)
     finally:
         if server:
@@ -75,15 +75,8 @@ async def _check(prepared: PreparedSweep, service: ResolvedService) -> Connectio
     experiment = prepared.experiment
     client = service.over_http()
     try:
-        models = (await client.capabilities()).supported_models
+        model = (await client.capabilities()).model(experiment.model.base)
     finally:
         await client.close()
-    base = experiment.model.base
-    model = next((m for m in models if m.model_name == base), None)
-    if model is None and models:
-        names = ", ".join(m.model_name for m in models)
-        raise ConfigError(f"the service has no base model {base!r}; it has: {names}")
-    # A service that names none says whether it has this one when a trial asks for it.
-    model = model or SupportedModel(model_name=base)
-    tokenizer = experiment.model.tokenizer or model.tokenizer_id or base
+    tokenizer = experiment.model.tokenizer or model.tokenizer_id or model.model_name
     return Connection(service, model, prepared.tokenised(load_tokenizer(tokenizer), tokenizer))

@@ -122,6 +122,4 @@ async def tokenizer_of(service: TinkexService, experiment: Experiment) -> Tokeni
     base = experiment.model.base
     if experiment.model.tokenizer:
         return load_tokenizer(experiment.model.tokenizer)
-    models = (await service.capabilities()).supported_models
-    known = next((m.tokenizer_id for m in models if m.model_name == base), None)
-    return load_tokenizer(known or base)
+    return load_tokenizer((await service.capabilities()).model(base).tokenizer_id or base)

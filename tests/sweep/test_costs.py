@@ -4,17 +4,15 @@ in seconds, so that a busy machine changes nothing."""
 from __future__ import annotations
 
 import asyncio
-import sys
 import tempfile
 import tracemalloc
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any
 
 import pytest
 from local_sweeps import Bench
+from operations import lines_of
 
 from crucible_tinkex.registry import SweepState
 from crucible_tinkex.registry.journal import read_records
@@ -46,29 +44,6 @@ def bench(folder: Path, trials: int, stopping: dict[str, Any]) -> Bench:
     return made
 
 
-def lines_of(work: Callable[[], object]) -> Counter[str]:
-    """How many lines of each function were executed, in the rooms that drive a sweep."""
-    counts: Counter[CodeType] = Counter()
-
-    def line(frame: FrameType, event: str, _: object) -> Any:
-        counts[frame.f_code] += event == "line"
-        return line
-
-    def call(frame: FrameType, event: str, _: object) -> Any:
-        return line if any(room in frame.f_code.co_filename for room in ROOMS) else None
-
-    before = sys.gettrace()
-    sys.settrace(call)
-    try:
-        work()
-    finally:
-        sys.settrace(before)
-    found: Counter[str] = Counter()
-    for code, count in counts.items():
-        found[f"{Path(code.co_filename).name}:{code.co_qualname}"] += count
-    return found
-
-
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """In memory, where there is such a folder: what costs here is fsync."""
@@ -79,7 +54,7 @@ def folder() -> Iterator[Path]:
 @pytest.mark.parametrize("stopping", [{"rule": "none"}, HALVING], ids=["none", "halving"])
 def test_a_trial_costs_the_same_in_a_long_sweep(folder: Path, stopping: dict[str, Any]) -> None:
     few, many = bench(folder / "few", FEW, stopping), bench(folder / "many", MANY, stopping)
-    few_lines, many_lines = lines_of(few.run), lines_of(many.run)
+    few_lines, many_lines = lines_of(few.run, ROOMS), lines_of(many.run, ROOMS)
     dearer = {
         name: (round(few_lines[name] / FEW, 1), round(count / MANY, 1))
         for name, count in many_lines.items()

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from operations import lines_of
 
 from crucible_tinkex.errors import StorageError, SweepBusyError
 from crucible_tinkex.events import Event, EventSink, EventWriter
@@ -228,7 +228,7 @@ def test_events_emitted_before_the_loop_runs_are_delivered() -> None:
     assert receiver.numbers == [1, 2, 3]
 
 
-async def test_emit_costs_microseconds_whatever_the_receiver_does() -> None:
+async def test_emit_costs_a_few_lines_whatever_the_receiver_does() -> None:
     async def never(batch: list[Event]) -> None:
         await asyncio.Event().wait()
 
@@ -236,8 +236,6 @@ async def test_emit_costs_microseconds_whatever_the_receiver_does() -> None:
     sink = BufferedSink(EventWriter("s", "e"), deliver, flush_timeout_s=0.01)
     emit(sink, 1)
     await asyncio.sleep(0)
-    started = time.perf_counter()
-    emit(sink, 10_000)
-    assert (time.perf_counter() - started) / 10_000 < 100e-6
+    assert lines_of(lambda: emit(sink, 10_000)).total() < 30 * 10_000
     with pytest.raises(EventDeliveryError):
         await sink.aclose()

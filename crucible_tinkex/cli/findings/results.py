@@ -54,8 +54,7 @@ def show_list(storage: str, *, json: bool) -> None:
     with storage_errors(folder):
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"{folder} is a file, not a storage folder")
-        roots = {p.parent for p in (*folder.glob("*/journal"), *folder.glob("*/resolved.json"))}
-    rows = [_listed(root) for root in sorted(roots)]
+        rows = [_listed(paths) for paths in SweepPaths.below(folder)]
     if json:
         print(json_module.dumps(rows))
         return
@@ -70,8 +69,7 @@ def show_list(storage: str, *, json: bool) -> None:
     print_table(table)
 
 
-def _listed(root: Path) -> dict[str, str | int]:
-    paths = SweepPaths(root)
+def _listed(paths: SweepPaths) -> dict[str, str | int]:
     try:
         state = read_state(paths)
         word = sweep_state(state, paths)
@@ -79,7 +77,7 @@ def _listed(root: Path) -> dict[str, str | int]:
         state, word = SweepState(), "corrupt"
     counts = Counter(trial.state for trial in state.trials.values())
     return {
-        "sweep": root.name,
+        "sweep": paths.root.name,
         "state": word,
         "trials": counts.total(),
         **{ended: counts[ended] for ended in (DONE, STOPPED, FAILED)},

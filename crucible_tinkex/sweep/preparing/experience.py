@@ -44,15 +44,13 @@ def finished_trials(storage: str | Path) -> tuple[list[Record], list[str]]:
 
 def _sweeps(storage: str | Path, unread: list[str]) -> Iterator[tuple[SweepPaths, SweepState]]:
     """All that can be read; the names of the others go to `unread`."""
-    folder = Path(storage).expanduser()
-    for root in sorted(folder.iterdir()) if folder.is_dir() else ():
-        paths = SweepPaths(root)
+    for paths in SweepPaths.below(Path(storage).expanduser()):
         if not paths.journal.is_dir():
             continue
         try:
             yield paths, SweepState.read(paths)
         except (ConfigError, StorageError):
-            unread.append(root.name)
+            unread.append(paths.root.name)
 
 
 def speed(storage: str | Path, base: str) -> float | None:

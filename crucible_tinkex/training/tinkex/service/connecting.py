@@ -72,12 +72,6 @@ async def tokenizer_of(
         return given
     name = given or config.tokenizer
     if name is None:
-        models = (await service.capabilities()).supported_models
-        found = next((m for m in models if m.model_name == config.base_model), None)
-        if found is None and models:
-            names = ", ".join(m.model_name for m in models)
-            raise ConfigError(
-                f"the service has no base model {config.base_model!r}; it has: {names}"
-            )
-        name = (found.tokenizer_id if found is not None else None) or config.base_model
+        model = (await service.capabilities()).model(config.base_model)
+        name = model.tokenizer_id or config.base_model
     return await asyncio.to_thread(load_tokenizer, name)
