@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from crucible_tinkex.client.http.address import BASE_URL_VARIABLE
 from crucible_tinkex.client.http.key import KEY_FILE_VARIABLE, KEY_VARIABLE
@@ -37,6 +37,11 @@ DEFAULT_BASE = "smollm2-135m-instruct"
 AT_ONCE = 4
 """Sessions on this machine: more would start before there are results to choose by."""
 EMBEDDED_BASES = ("nano", DEFAULT_BASE)
+Hearer: TypeAlias = Callable[[str], object]
+
+
+def _deaf(line: str) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -88,10 +93,10 @@ class Tuning:
         return None if best is None else export_trial(paths, best, self.out, force=True)
 
 
-def propose(wish: Wish, warned: Callable[[str], object] = lambda line: None) -> Tuning:
+def propose(wish: Wish, warned: Hearer = _deaf, doing: Hearer = _deaf) -> Tuning:
     """Look at data and service, choose, and write the experiment file. `warned` hears of a service
-    that the environment chose, before it is asked anything. Raises `ConfigError`, `DataError`, and
-    what the service refuses."""
+    that the environment chose, before it is asked anything, `doing` what takes a while. Raises
+    `ConfigError`, `DataError`, and what the service refuses."""
     paths = SweepPaths.of(wish.storage, wish.sweep)
     file = paths.root.with_name(f"{wish.sweep}.toml")
     out = Path(wish.out).expanduser().absolute() if wish.out else paths.root / "adapter"
@@ -105,7 +110,7 @@ def propose(wish: Wish, warned: Callable[[str], object] = lambda line: None) -> 
     elif paths.root.exists() and any(paths.root.iterdir()):
         raise ConfigError(f"{paths.root} exists, and was not made by tune; choose another --name")
     else:
-        experiment, reasons = _chosen(wish, paths, warned)
+        experiment, reasons = _chosen(wish, paths, warned, doing)
         declaration.write(file, declaration.text_of(experiment, file.parent, reasons))
         experiment = Experiment.from_toml(file)
         text = source = file.read_text(encoding="utf-8")
@@ -154,7 +159,7 @@ def _said(draft: Experiment, key: str) -> str | None:
 
 
 def _chosen(
-    wish: Wish, paths: SweepPaths, warned: Callable[[str], object]
+    wish: Wish, paths: SweepPaths, warned: Hearer, doing: Hearer
 ) -> tuple[Experiment, Sequence[str]]:
     raw, drafted = _raw(wish), _draft(wish)
     storage, base = paths.root.parent, drafted.model.base
@@ -163,7 +168,7 @@ def _chosen(
         warned(on)
     known = speed(storage, base)
     in_hours = "budget.hours" in wish.caps
-    facts = look(raw, timed=in_hours and known is None, tokens_per_s=known)
+    facts = look(raw, timed=in_hours and known is None, tokens_per_s=known, doing=doing)
     choices = choose(facts, wish.caps)
     for key, value in choices.settings.items():
         if key != "search.trials" or wish.trials is None:

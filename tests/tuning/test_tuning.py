@@ -193,6 +193,17 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_takes_a_while_is_said_before(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", 6)
+    heard: list[str] = []
+    wish = Wish(str(data), base="nano", budget="1min", storage=str(tmp_path / "runs"))
+    propose(wish, doing=heard.append)
+    looks, times = heard
+    assert "data" in looks and "5 steps" in times and "nano" in times
+    propose(wish, doing=heard.append)
+    assert len(heard) == 2, "nothing is looked at again"
+
+
 def test_a_sweep_that_tune_did_not_make_is_left_alone(tmp_path: Path) -> None:
     data = write_rows(tmp_path / "rows.jsonl")
     folder = SweepPaths.of(tmp_path / "runs", "mine").root

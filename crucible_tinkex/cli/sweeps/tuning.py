@@ -15,7 +15,7 @@ from crucible_tinkex.weights.export import Exported
 
 def tune_data(wish: Wish, *, address: str | None, json: bool, quiet: bool) -> int:
     """Returns the exit code."""
-    tuning = propose(wish, lambda line: print(f"training {line}", file=sys.stderr, flush=True))
+    tuning = propose(wish, lambda line: _say(f"training {line}"), _unheard if quiet else _say)
     _explain(tuning)
     from crucible_tinkex.cli.sweeps.execution import execute, run_prepared
 
@@ -30,6 +30,14 @@ def tune_data(wish: Wish, *, address: str | None, json: bool, quiet: bool) -> in
     else:
         _print_adapter(tuning, exported)
     return code
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _unheard(line: str) -> None:
+    pass
 
 
 def _explain(tuning: Tuning) -> None:
