@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, NoReturn
 
-from crucible_tinkex.errors import ConfigError, did_you_mean
+from crucible_tinkex.errors import ConfigError, did_you_mean, nearest
 
 Direction = Literal["min", "max"]
 
@@ -220,6 +220,20 @@ def direction_of(name: str) -> Direction:
     if last in _HIGHER_IS_BETTER:
         return "max"
     return "min" if any(last == w or last.endswith(f"_{w}") for w in _LOWER_IS_BETTER) else "max"
+
+
+def better(name: str, direction: Direction | None) -> Direction:
+    """Which way the metric is better: as said, else as the catalogue has it. Raises `ConfigError`
+    for a metric of which neither is known, and for a direction that is none."""
+    if direction not in ("min", "max", None):
+        raise ConfigError(f"direction {direction!r} must be 'min' or 'max'")
+    entry = known(name)
+    found = direction or (entry.direction if entry else None)
+    if found is None:
+        meant = nearest(name, CATALOGUE)
+        hint = f", or did you mean {meant!r}?" if meant else ""
+        raise ConfigError(f"say which way {name!r} is better: direction 'min' or 'max'{hint}")
+    return found
 
 
 def _unknown(name: str, names: tuple[str, ...], *, what: str) -> NoReturn:

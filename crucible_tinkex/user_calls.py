@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -26,7 +25,7 @@ from crucible_tinkex.errors import TrialFailedError
 T = TypeVar("T")
 
 DEADLINE_S = 600.0
-"""How long one call of a loss, a token-weight scheme, an adapter or a scorer may take."""
+"""How long one call of a loss, a token-weight scheme, an adapter, a scorer or a hook may take."""
 
 
 class _AbandonedError(SystemExit):
@@ -77,14 +76,14 @@ class _Call(Generic[T]):
             )
 
     def _is_computing(self) -> bool:
-        """Whether it has had a core for a tenth of its time. Unknown (no Linux) is yes."""
-        stat = Path(f"/proc/self/task/{self._thread.native_id}/stat")  # see proc(5)
+        """Whether it has had a core for a tenth of the time in which it did not wait for one that
+        others had. Unknown (no Linux) is yes."""
+        stat = Path(f"/proc/self/task/{self._thread.native_id}/schedstat")  # nanoseconds
         try:
-            user, system = stat.read_text().rpartition(")")[2].split()[11:13]
+            ran, waited, _ = map(int, stat.read_text().split())
         except OSError:
             return True
-        used_s = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-        return used_s > 0.1 * (time.monotonic() - self._started)
+        return ran > 0.1 * ((time.monotonic() - self._started) * 1e9 - waited)
 
 
 async def called(
@@ -97,7 +96,7 @@ async def called(
     """
     call = _Call(function, args, what)
     try:
-        async with within(DEADLINE_S if deadline_s is None else deadline_s, what=what):
+        async with within(deadline_s, what=what):
             await call.ended.wait()
     finally:
         if not call.ended.is_set():
@@ -106,8 +105,10 @@ async def called(
 
 
 @contextlib.asynccontextmanager
-async def within(deadline_s: float, *, what: str) -> AsyncIterator[None]:
-    """Raises `TrialFailedError` where what is awaited in the block takes longer."""
+async def within(deadline_s: float | None = None, *, what: str) -> AsyncIterator[None]:
+    """Raises `TrialFailedError` where what is awaited in the block takes longer than these seconds
+    (by default `DEADLINE_S`); it is cancelled."""
+    deadline_s = DEADLINE_S if deadline_s is None else deadline_s
     try:
         async with asyncio.timeout(deadline_s) as limit:
             yield

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -57,6 +59,25 @@ async def test_who_hangs_is_left_behind_and_the_loop_goes_on(hangs: Callable[[],
         await call
     if hangs is spins:  # and it burns no core
         await until(lambda: not running("scorer 'mine:f'", spins))
+
+
+async def test_who_computes_where_others_have_the_core_is_ended_too() -> None:
+    core = min(os.sched_getaffinity(0))
+
+    def spins_behind() -> None:
+        os.sched_setaffinity(threading.get_native_id(), {core})
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
+        while True:
+            pass
+
+    other = f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", other]) as busy:
+        try:
+            with pytest.raises(TrialFailedError, match="did not return"):
+                await called(spins_behind, what="behind", deadline_s=1.0)
+            await until(lambda: not running("behind", spins_behind))
+        finally:
+            busy.kill()
 
 
 async def test_beside_one_that_was_left_behind_code_can_be_traced() -> None:

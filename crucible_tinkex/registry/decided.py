@@ -40,6 +40,7 @@ def _stop(trial: TrialRecord, decision: Decision) -> None:
 
 def _retry(trial: TrialRecord, decision: Decision) -> None:
     trial.state, trial.error = PENDING, None
+    trial.retries += 1
 
 
 _HOW: dict[str, Callable[[TrialRecord, Decision], None]] = {

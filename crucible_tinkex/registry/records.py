@@ -165,6 +165,8 @@ class TrialRecord:
     """Of a clone."""
     state: str = PENDING
     attempt: int = 0
+    retries: int = 0
+    """How often it was tried again: its session was lost, or it had failed. A pause is no try."""
     step: int = 0
     """Steps whose effect is safe: the newest checkpoint's, or those of a recorded result."""
     target: int = 0

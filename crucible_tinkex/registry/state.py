@@ -226,6 +226,7 @@ class SweepState:
 
     def _attempt(self, record: Record) -> None:
         trial = self.trials[record["trial_id"]]
+        trial.retries += trial.state == RUNNING and not trial.parked  # nobody ended the last one
         trial.attempt = record["attempt"]
         if "grant" in record:
             self.grants[record["grant"]] = trial.attempt
@@ -306,6 +307,7 @@ class SweepState:
         is_later = record["state"] in (PENDING, PAUSED)  # than the decision, which stands
         if not is_later or trial.state not in (PAUSED, STOPPED):
             trial.state, trial.error = record["state"], record["error"]
+        trial.retries += record["state"] == PENDING and record["error"] is not None
         if trial.state == FAILED:
             self.failures.add(trial.trial_id)
         self._spend(trial, trial.attempt, record)

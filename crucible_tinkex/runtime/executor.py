@@ -15,6 +15,7 @@ from crucible_tinkex.runtime.actors.session_actor import RunContext
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.hosts import RayLauncher
 from crucible_tinkex.runtime.ports import Packing
+from crucible_tinkex.telemetry.bridge.catalogue import Handler
 from crucible_tinkex.telemetry.tracing.asked import Tracing
 from crucible_tinkex.training.data import SweepData
 
@@ -32,7 +33,9 @@ class RayExecutor:
         data: SweepData,
         writer: EventWriter,
         tracing: Tracing | None = None,
+        handler: Handler | None = None,
     ) -> None:
+        """`handler`, in this process, hears what the sessions do."""
         self._runtime = runtime
         self._reachable = not service.is_local
         self.registry = RegistryHandle(runtime.registry, paths, run_id)
@@ -46,8 +49,11 @@ class RayExecutor:
             registry=runtime.registry,
             telemetry=runtime.telemetry,
             tracing=tracing,
+            is_heard=handler is not None,
         )
-        self.launcher = RayLauncher(runtime, context, data, reachable=self._reachable)
+        self.launcher = RayLauncher(
+            runtime, context, data, reachable=self._reachable, handler=handler
+        )
 
     def packing(self, run: RunSection, sessions: int) -> Packing:
         """How `sessions` at the same time are spread over processes."""

@@ -6,6 +6,7 @@ What Ray says of a dead process becomes `HostLostError`, of one that cannot star
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import ray
@@ -13,9 +14,11 @@ from ray.actor import ActorHandle
 
 from crucible_tinkex.errors import HostLostError, WorkerStartError
 from crucible_tinkex.runtime.actors.handles import answer
+from crucible_tinkex.runtime.actors.relay import Hearing, Told
 from crucible_tinkex.runtime.actors.session_actor import RunContext
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.ports import Beat
+from crucible_tinkex.telemetry.bridge.catalogue import Handler
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.outcome import Outcome
 from crucible_tinkex.training.plan import TrialPlan
@@ -23,15 +26,22 @@ from crucible_tinkex.training.plan import TrialPlan
 
 class RayLauncher:
     """Session actors for one run. `reachable`: its service answers on every node of the cluster, so
-    sessions may run on any."""
+    sessions may run on any. `handler` hears what they do, if the context says so."""
 
     def __init__(
-        self, runtime: Runtime, context: RunContext, data: SweepData, *, reachable: bool
+        self,
+        runtime: Runtime,
+        context: RunContext,
+        data: SweepData,
+        *,
+        reachable: bool,
+        handler: Handler | None = None,
     ) -> None:
         self.runtime = runtime
         self.context = context
         self.data = runtime.share(data)
         self.reachable = reachable
+        self.handler = handler
         self._at_once = runtime.starting_at_once(reachable=reachable)
 
     def launch(self, slots: int) -> RayHost:
@@ -48,6 +58,7 @@ class RayHost:
     def __init__(self, launcher: RayLauncher, actor: ActorHandle[Any]) -> None:
         self._launcher = launcher
         self._actor = actor
+        self._hearing: Hearing | None = None
 
     async def _call(self, method: str, *args: Any) -> Any:
         remote = getattr(self._actor, method).remote
@@ -56,6 +67,8 @@ class RayHost:
     async def ready(self) -> None:
         remote: Any = self._actor.open.remote
         await answer(remote(self._launcher.context, self._launcher.data), lost=WorkerStartError)
+        if self._launcher.handler is not None:
+            self._hearing = Hearing(partial(self._call, "told"), self._launcher.handler)
 
     async def heartbeat(self, after_s: float, known: float) -> Beat:
         beat: Beat = await self._call("heartbeat", after_s, known)
@@ -78,9 +91,15 @@ class RayHost:
         await self._call("make_room", trial_id)
 
     async def forget(self) -> None:
-        await self._call("forget")
+        if self._hearing is not None:
+            self._hearing.cancel()
+        rest: Told = await self._call("forget")
+        if self._hearing is not None:
+            await self._hearing.end(rest)
 
     def kill(self) -> None:
+        if self._hearing is not None:
+            self._hearing.cancel()
         ray.kill(self._actor)
 
     def keep(self) -> None:

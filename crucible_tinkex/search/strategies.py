@@ -75,6 +75,7 @@ def _listed(experiment: Experiment) -> list[Values]:
 def warnings(experiment: Experiment, found: Sequence[Values]) -> Iterator[str]:
     """What a careful colleague would say of the search. `found`: its `configurations`."""
     search = experiment.search
+    yield from _on_repeats(experiment)
     if search.strategy not in SAMPLED or search.trials is None:
         return
     learning = LearningSearch(experiment) if learns(experiment) else None
@@ -86,6 +87,24 @@ def warnings(experiment: Experiment, found: Sequence[Values]) -> Iterator[str]:
         )
     if learning:
         yield from _on_learning(experiment, learning)
+
+
+def _on_repeats(experiment: Experiment) -> Iterator[str]:
+    """What was asked for more than once is one configuration."""
+    search = experiment.search
+    if search.strategy == "list":
+        listed = list(candidates(experiment, map(dict, search.configs)))
+        repeats = {"search.configs": len(listed) - len(list(distinct(listed)))}
+    else:
+        is_grid = search.strategy == "grid"  # of a range, others do not take the points
+        found = [d for d in Space(experiment).dimensions if d.span is None or is_grid]
+        repeats = {f"search.space: {', '.join(map(repr, d.keys))}": d.repeats for d in found}
+    for where, count in repeats.items():
+        if count:
+            yield (
+                f"{where}: left out as repetitions: {count}; to train each several times, add "
+                "search.seeds"
+            )
 
 
 def _on_learning(experiment: Experiment, search: LearningSearch) -> Iterator[str]:

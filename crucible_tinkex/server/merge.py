@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from transformers.utils import logging
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.server.bases import Base, ensure_base, load_model
@@ -25,6 +29,20 @@ _UNSUPPORTED = ("use_dora", "modules_to_save", "use_rslora", "fan_in_fan_out")
 _TOKENIZER_FILES = ("tokenizer", "special_tokens", "chat_template", "vocab", "merges", "added_")
 
 
+@contextmanager
+def _bars_on_a_terminal_alone() -> Iterator[None]:
+    """Those that transformers draws while it reads and writes a model."""
+    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+@_bars_on_a_terminal_alone()
 def merge(adapter: Path, out: Path, *, base: str) -> None:
     """Write the merged model and the base's tokenizer to the new folder `out`.
 

@@ -9,10 +9,9 @@ from typing import Any
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry.facts import JournalFacts
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
-from crucible_tinkex.telemetry.bridge import Handler
 from crucible_tinkex.telemetry.facts.fact import Fact
 from crucible_tinkex.telemetry.facts.ledger import known_subjects, record
-from crucible_tinkex.telemetry.facts.telling import handler_of, tell
+from crucible_tinkex.telemetry.facts.telling import tell
 
 REGISTERED, LOADED = "dataset_registered", "dataset_loaded"
 
@@ -51,9 +50,3 @@ def _datasets(prepared: PreparedSweep, known: set[str]) -> Iterator[Fact]:
                 numbers={"rows": len(data.rows)},
                 about=about,
             )
-
-
-def own_handlers(paths: SweepPaths) -> Mapping[str, Handler]:
-    """Who has attached to the storage in this process."""
-    found = handler_of(paths.root.parent)
-    return {} if found is None else {"storage": found}

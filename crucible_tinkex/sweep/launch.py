@@ -38,12 +38,13 @@ from crucible_tinkex.storage import Lock, check_writable
 from crucible_tinkex.sweep.attesting import NotAppliedError, attested
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
-from crucible_tinkex.sweep.facts import kept, loaded, own_handlers
+from crucible_tinkex.sweep.facts import kept, loaded
 from crucible_tinkex.sweep.keeping.keeper import Keeper
 from crucible_tinkex.sweep.keeping.store import ServiceCheckpoints, registered
 from crucible_tinkex.sweep.local import local_executor
 from crucible_tinkex.sweep.notifying import ended, notify, trouble
 from crucible_tinkex.sweep.orders.control import CODE, LASTING, Inbox
+from crucible_tinkex.sweep.orders.hints import sweep_arguments
 from crucible_tinkex.sweep.ports import Amendment, Executor
 from crucible_tinkex.sweep.preparing.existing import COUNTS
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
@@ -53,6 +54,7 @@ from crucible_tinkex.sweep.results.quality import misses_required
 from crucible_tinkex.sweep.results.registering import register_best
 from crucible_tinkex.sweep.results.views.view import Observer, SweepView, harmless, ignore
 from crucible_tinkex.sweep.signals import Signals
+from crucible_tinkex.telemetry.facts.telling import handler_of
 from crucible_tinkex.telemetry.tracing.run import RunTrace, traced
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.user_calls import called
@@ -107,12 +109,14 @@ class Launch:
         """What was read anew since the run began."""
         self.view = SweepView(prepared.name)
 
-    def run(self) -> SweepResult:
-        """Run or continue the sweep. Raises `CrucibleError`; see its `exit_code`."""
+    def run(self, *, begun: Callable[[], object] = lambda: None) -> SweepResult:
+        """Run or continue the sweep. `begun` is called once it is not another's that runs. Raises
+        `CrucibleError`; see its `exit_code`."""
         paths = self._prepared.paths
         check_writable(paths.root, need_bytes=NEED_BYTES)
         lock = self._owned()
         try:
+            begun()
             self._earlier = [c.command_id for c in Inbox(paths).waiting()]
             meta = write_manifest(self._prepared)
             finished = self._finished()
@@ -126,13 +130,14 @@ class Launch:
 
     def _owned(self) -> Lock:
         """Raises `SweepBusyError` that says how to get at a sweep that runs."""
-        name = self._prepared.name
+        paths = self._prepared.paths
         try:
-            return Lock(self._prepared.paths.lock)
+            return Lock(paths.lock)
         except SweepBusyError as busy:
+            where = sweep_arguments(paths)
             raise SweepBusyError(
-                f"{busy.message}: `crucible watch {name}` follows it, `crucible extend {name}` "
-                f"asks it for more, `crucible stop {name}` ends it; or choose another --name"
+                f"{busy.message}: `crucible watch {where}` follows it, `crucible extend {where}` "
+                f"asks it for more, `crucible stop {where}` ends it; or choose another --name"
             ) from None
 
     def _told(self, work: Callable[[], SweepResult]) -> SweepResult:
@@ -355,8 +360,10 @@ class Launch:
         self, meta: dict[str, Any], connection: Connection, runtime: Runtime | None
     ) -> AsyncIterator[Executor]:
         writer = EventWriter(meta["sweep_id"], self._prepared.fingerprint, run_id=self._run_id)
+        handler = handler_of(self._prepared.paths.root.parent)
         if runtime is None:
-            handlers = {**self._trace.handlers, **own_handlers(self._prepared.paths)}
+            own = {} if handler is None else {"storage": handler}
+            handlers = {**self._trace.handlers, **own}
             async with local_executor(self._prepared, connection, writer, handlers) as executor:
                 yield executor
         else:
@@ -368,6 +375,7 @@ class Launch:
                 data=connection.data,
                 writer=writer,
                 tracing=self._trace.tracing,
+                handler=handler,
             )
             try:
                 yield ray_executor

@@ -86,8 +86,9 @@ class Telemetry:
         self, handler_id: str, handler: Handler, events: Sequence[str] | None = None
     ) -> None:
         """Call `handler` for what this process does to models, checkpoints, artifacts and datasets
-        of the storage (None: all of that), and for what sessions of its sweeps do where they run in
-        this process. Raises `ConfigError` for an id that is taken, and for an unknown event."""
+        of the storage (None: all of that), and for what the sessions do of sweeps that this process
+        runs from now on, here or on Ray. Raises `ConfigError` for an id that is taken, and for an
+        unknown event."""
         bridge_of(self._storage).attach(handler_id, handler, events)
 
     def detach(self, handler_id: str) -> bool:

@@ -17,8 +17,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,11 +75,11 @@ async def run_steps(
         return  # a plan may have its training only
     trace_id = f"{plan.trial_id}-{report.attempt}"
     trained = {"final_metrics": result, "total_steps": plan.total_steps, "trace_id": trace_id}
-    run = _Steps(plan.experiment, functions, _hooks(section, given), report, trained)
     session = TrialSession(plan, data, client, report)
+    run = _Steps(plan.experiment, functions, _hooks(section, given), session, trained)
     results = await arun(
         plan.run_name,
-        lambda steps: run.define(steps, session),
+        run.define,
         session=session,
         dataset=data,
         conditions={DEFAULT_CONDITION: plan.values},
@@ -101,38 +103,36 @@ class _Steps:
         experiment: Experiment,
         functions: Mapping[str, Callable[..., Any]],
         hooks: Hooks,
-        report: Reporter,
+        session: TrialSession,
         trained: Mapping[str, Any],
     ) -> None:
         self._section = experiment.steps
         self._limit_s = experiment.run.step_timeout_s
         self._functions = functions
         self._trained = trained
-        self._report = report
+        self._session = session
+        self._report = session.report
         self._given = hooks
-        self.hooks = replace(hooks, on_error=self._decide)
+        self.hooks = replace(
+            hooks,
+            before=self._hooked("before", hooks.before),
+            after=self._hooked("after", hooks.after),
+            on_error=self._decide,
+        )
         self.fault: CrucibleError | None = None
         """The infrastructure's."""
 
-    def define(self, plan: Plan, session: TrialSession) -> None:
+    def define(self, plan: Plan) -> None:
         for name, function in self._functions.items():
-            plan.add_step(name, self._telling(name, function, session))
+            plan.add_step(name, self._telling(name, function))
 
     def _telling(
-        self, name: str, function: Callable[[StepContext], Any], session: TrialSession
+        self, name: str, function: Callable[[StepContext], Any]
     ) -> Callable[[StepContext], Coroutine[Any, Any, Any]]:
         async def step(ctx: StepContext) -> Any:
             ctx = replace(ctx, results={TRAINING: self._trained, **ctx.results})
-            if inspect.iscoroutinefunction(function):
-                async with within(self._limit_s, what=f"step {name!r}"):
-                    result = await function(ctx)
-            else:
-                blocking = BlockingTrialSession(session, asyncio.get_running_loop())
-                result = await called(
-                    *(function, replace(ctx, session=blocking)),
-                    what=f"step {name!r}",
-                    deadline_s=self._limit_s,
-                )
+            async with within(self._limit_s, what=f"step {name!r}"):
+                result = await self._called(f"step {name!r}", function, ctx)
             self._tell(name, ctx, result=_checked(name, result))
             numbers = result.items() if isinstance(result, Mapping) else [("value", result)]
             measures = {
@@ -145,12 +145,33 @@ class _Steps:
 
         return step
 
-    def _decide(self, error: BaseException, ctx: StepContext, name: str) -> OnError:
+    def _hooked(
+        self, what: str, hook: Callable[..., object] | None
+    ) -> Callable[..., object] | None:
+        return None if hook is None else partial(self._called, f"hook {what}", hook)
+
+    async def _called(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The user's function, of which a plain one is given a session that blocks. It may take any
+        time; cancelled, nothing of it goes on."""
+        if inspect.iscoroutinefunction(function):
+            return await function(*arguments)
+        blocking = BlockingTrialSession(self._session)
+        given = [
+            replace(a, session=blocking) if isinstance(a, StepContext) else a for a in arguments
+        ]
+        try:
+            return await called(function, *given, what=what, deadline_s=math.inf)
+        finally:
+            await blocking.aclose()
+
+    async def _decide(self, error: BaseException, ctx: StepContext, name: str) -> OnError:
         if isinstance(error, CrucibleError) and judge(error) is not Verdict.FAILED:
             self.fault = error
             return "abort"
         own = self._given.on_error
-        decision = self._section.on_error if own is None else own(error, ctx, name)
+        decision: OnError = self._section.on_error
+        if own is not None:
+            decision = await self._called("hook on_error", own, error, ctx, name)
         self._tell(name, ctx, error=f"{type(error).__name__}: {error}", decision=decision)
         return decision
 
@@ -233,11 +254,14 @@ class TrialSession:
 
 
 class BlockingTrialSession:
-    """The same for steps that are plain functions, which run in a thread."""
+    """The same for a plain function, which runs in a thread; its own until it has ended. Made on
+    the loop of the session. Raises `TrialFailedError` after `aclose`."""
 
-    def __init__(self, live: TrialSession, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, live: TrialSession) -> None:
         self.live = live
-        self._loop = loop
+        self._loop = asyncio.get_running_loop()
+        self._working: set[asyncio.Task[Any]] = set()
+        self._closed = False
         self.status = live.status
         self.trial_id = live.trial_id
         self.step = live.step
@@ -253,8 +277,26 @@ class BlockingTrialSession:
     def infer(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
         return self._run(self.live.infer(prompts, **options))
 
+    async def aclose(self) -> None:
+        """End what it still does, for a thread that was left behind, and do no more."""
+        self._closed = True
+        for task in self._working:
+            task.cancel()
+        await asyncio.gather(*self._working, return_exceptions=True)
+
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        return asyncio.run_coroutine_threadsafe(self._worked(work), self._loop).result()
+
+    async def _worked(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._closed:
+            work.close()
+            raise TrialFailedError("the step has ended, and its session with it")
+        task = asyncio.ensure_future(work)
+        self._working.add(task)
+        try:
+            return await task
+        finally:
+            self._working.discard(task)
 
 
 def _plan(section: StepsSection) -> Plan | None:

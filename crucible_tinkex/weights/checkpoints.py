@@ -23,6 +23,7 @@ from crucible_tinkex.client.interface import (
 from crucible_tinkex.client.service import TinkexService
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError, RequestRejectedError, ServiceError
+from crucible_tinkex.metrics import better
 from crucible_tinkex.names import SweepPaths, TinkerPath
 from crucible_tinkex.protocol.listings import Checkpoint as ServiceCheckpoint
 from crucible_tinkex.registry import TERMINAL, CheckpointRecord, Spent, SweepState
@@ -311,8 +312,6 @@ class CheckpointManager:
 
 def _ranking(state: SweepState, metric: str | None, direction: str | None) -> tuple[str, str]:
     """The sweep's own metric and direction, unless others are given."""
-    from crucible_tinkex.registry.models.ensemble import better
-
     objective = Objective.of(state)
     if metric in (None, objective.metric):
         return objective.metric, direction or objective.direction

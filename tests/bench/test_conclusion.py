@@ -220,9 +220,13 @@ def test_bad_terms() -> None:
         ({"zone": -1}, "zone"),
         ({"zone": math.nan}, "zone"),
         ({"looks": 0}, "looks"),
+        ({"direction": "up"}, "'min' or 'max'"),
+        ({"metric": "f1"}, "say which way 'f1' is better: direction 'min' or 'max'$"),
+        ({"metric": "eval/acuracy"}, "did you mean 'eval/accuracy'"),
     ):
         with pytest.raises(ConfigError, match=said):
             bench.terms(**options)  # type: ignore[arg-type]
+    assert bench.terms("f1", "max").direction == "max" and bench.terms().direction == "min"
     with pytest.raises(ConfigError, match="no configuration 'x'"):
         bench.conclude(sweep({"a": 1, "b": 2}, 2), LOSS, control="x")
     with pytest.raises(ConfigError, match="two configurations are called 'a'"):

@@ -7,14 +7,17 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from nano_experiment import make_experiment
 
 import crucible_tinkex as ct
 from crucible_tinkex.errors import ConfigError, InterruptedSweepError
+from crucible_tinkex.telemetry.bridge import BridgeEvent
 
 
 def check_done(sweep: ct.Sweep) -> None:
@@ -139,8 +142,41 @@ def test_what_is_wrong_is_raised_before_anything_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-async def test_on_ray_where_a_loop_runs_already(tmp_path: Path) -> None:
-    check_done(ct.run(make_experiment(tmp_path), executor="ray"))
+async def test_on_ray_it_is_the_same_also_to_handlers_and_where_a_loop_runs_already(
+    tmp_path: Path,
+) -> None:
+    told = {}
+    for executor in EXECUTORS:
+        experiment = make_experiment(tmp_path / executor)
+        heard: list[BridgeEvent] = []
+        telemetry = ct.Telemetry(experiment.run.storage)
+        telemetry.attach("raises", _raises, ["session_start"])
+        telemetry.attach("mine", heard.append)
+        check_done(ct.run(experiment, executor=executor))
+        told[executor] = Counter(_as_told(e) for e in heard if e.name not in AS_IT_COMES)
+        about = {e.name: set(e.metadata) for e in heard}
+        assert about["optim_step_stop"] >= {"trial_id", "run_name", "learning_rate", "adapter"}
+        assert {e.metadata["experiment_id"] for e in heard} == {"small", ""}
+        names = [e.name for e in heard]
+        assert names.count("optim_step_stop") == 2 * 4
+        assert names.count("session_end") == names.count("session_start") == 3
+        assert names.count("dataset_loaded") == names.count("handler_detached") == 1
+        assert not telemetry.detach("raises")
+    assert told["local"] == told["ray"]
+
+
+EXECUTORS: tuple[Literal["local", "ray"], ...] = ("local", "ray")
+AS_IT_COMES = ("http_request_stop", "http_request_exception", "queue_state")
+"""A matter of time: how often it was asked for an answer."""
+
+
+def _as_told(event: BridgeEvent) -> tuple[object, ...]:
+    step = event.measurements.get("step", event.metadata.get("step"))
+    return (event.name, event.metadata.get("trial_id"), step, *sorted(event.metadata))
+
+
+def _raises(event: BridgeEvent) -> None:
+    raise RuntimeError("mine")
 
 
 def test_the_package_lists_its_names_and_costs_nothing_to_import() -> None:

@@ -1,4 +1,4 @@
-"""`crucible models export` and `import`: what they print, and what they refuse."""
+"""`crucible models export`, `import` and `delete`: what they print, and what they refuse."""
 
 from __future__ import annotations
 
@@ -39,3 +39,29 @@ def test_models_travel_between_storages(tmp_path: Path) -> None:
     )
     again = crucible("models", "export", "models.jsonl", folder=tmp_path)
     assert again.returncode == 2 and "exists; name another file" in again.stderr
+
+
+def test_a_version_is_forgotten_when_that_is_meant(tmp_path: Path) -> None:
+    models = ModelRegistry.open(tmp_path / "runs")
+    for n in (1, 2):
+        models.register_model("x", checkpoint_path=f"tinker://run/sampler_weights/{n}")
+    models.register_model("y", checkpoint_path="tinker://run/sampler_weights/3", parents=["x:2"])
+    models.set_alias("x:2", "champion")
+
+    def delete(*arguments: str) -> str:
+        found = crucible("models", "delete", *arguments, folder=tmp_path)
+        assert found.returncode == 0, found.stderr
+        return found.stdout
+
+    said = "x:2 (development, @champion): tinker://run/sampler_weights/2, from which y:1 came"
+    assert delete("x@champion") == f"would delete {said}; do it: --yes\n"
+    assert json.loads(delete("x:2", "--json"))["done"] is False
+    assert [m.id for m in models.list_models("x")] == ["x:1", "x:2"]
+    assert delete("x@champion", "--yes") == f"deleted {said}\n"
+    assert [m.id for m in models.list_models()] == ["x:1", "y:1"]
+    again = crucible("models", "delete", "x@champion", "--yes", folder=tmp_path)
+    newest = crucible("models", "delete", "x", "--yes", folder=tmp_path)
+    assert (again.returncode, newest.returncode) == (2, 2)
+    assert "name the version to delete, such as x:1" in newest.stderr
+    told = json.loads(delete("x:1", "--yes", "--json"))
+    assert (told["done"], told["deleted"]["id"], told["children"]) == (True, "x:1", [])

@@ -59,7 +59,8 @@ def test_ctrl_c_where_nobody_looks_after_it_says_so(monkeypatch: pytest.MonkeyPa
         ((*EXTEND, "model.base=smollm2-135m-instruct"), "changed: model.base"),
         ((*RUN, "train.max_length=64"), "changed: train.max_length"),
         ((*EXTEND, "search.space.lora.rnk=[1]"), "unknown axis"),
-        (("extend", "small"), "say what to ask for"),
+        (("extend", "small"), "say what to ask for, as --set search.seeds=[0,1,2]"),
+        (("extend", "small"), "or --budget 2h"),
         (("retry", "small", "1"), "did not fail"),
         (("stop", "small"), "nothing was changed"),
         (("stop", "small", "1"), "nothing was changed"),
@@ -92,3 +93,38 @@ def test_where_nothing_is_that_is_said(tmp_path: Path) -> None:
     assert crucible("list", folder=tmp_path).stdout == "no sweeps in runs\n"
     assert crucible("list", "--json", folder=tmp_path).stdout == "[]\n"
     assert crucible("models", "list", folder=tmp_path).stdout == "no such models are registered\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("list",),
+        ("list", "--json"),
+        ("models", "list"),
+        ("models", "find", "eval/nll"),
+        ("models", "export"),
+    ],
+)
+def test_a_storage_folder_that_is_not_there_is_said(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    result = crucible(*arguments, "--storage", "rnus", folder=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: --storage rnus: there is no such local or shared folder\n"
+    (tmp_path / "rnus").mkdir()
+    assert crucible(*arguments, "--storage", "rnus", folder=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["status", "resume"])
+def test_of_a_sweep_that_is_not_there_the_listing_is_of_its_folder(
+    tmp_path: Path, command: str
+) -> None:
+    def said() -> str:
+        found = crucible(command, "small", "--storage", "my runs", folder=tmp_path)
+        assert found.returncode == 2
+        return found.stderr
+
+    folder = (tmp_path / "my runs").resolve()
+    assert f"there is no folder {folder}; --storage names one" in said()
+    folder.mkdir()
+    assert f"`crucible list --storage '{folder}'` shows them" in said()

@@ -16,6 +16,7 @@ from crucible_tinkex.cli.terminal.tables import (
     plain_console,
     plain_table,
     print_rows,
+    print_sentences,
     verdict,
 )
 from crucible_tinkex.registry import DONE, FAILED, PERSON, RUNNING, STOPPED, SweepState, TrialRecord
@@ -103,6 +104,15 @@ def test_only_the_name_of_a_running_trial_is_cut(width: int) -> None:
     assert name in shown(trials_table([view], Objective("eval/nll", "min"), width=160), 160)
 
 
+def test_only_what_was_tried_again_says_so() -> None:
+    def told(**more: Any) -> str:
+        trial = TrialView(make_trial(10, 1.0, state=RUNNING, step=3, **more), {})
+        return shown(trials_table([trial], Objective("eval/nll", "min", "final"), width=80))
+
+    assert "(try 3)" in told(attempt=4, retries=2)
+    assert "(try" not in told(attempt=2)
+
+
 def test_stopped_is_amber() -> None:
     table = leaderboard_table(make_state([make_trial(10, 1.0), make_trial(20, 2.0, state=STOPPED)]))
     styles = {str(cell): cell.style for cell in table.columns[-1]._cells}  # type: ignore[union-attr]
@@ -146,3 +156,19 @@ def test_rows_that_people_copy_from_are_never_cut(
     shown = capsys.readouterr().out
     assert path in shown and "0001-lr=0.001" in shown and "step" in shown
     assert ("--- 1" in shown) == (width == 40)
+
+
+def test_a_terminal_gets_whole_words_and_a_pipe_whole_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    said = f"best: of two\n      eval/nll [b]0.5\n{'seven words ' * 9}are said of /{'long' * 20}"
+    print_sentences(said)
+    assert capsys.readouterr().out == f"{said}\n"
+    monkeypatch.setenv("FORCE_COLOR", "1")  # Rich takes stdout for a terminal
+    print_sentences(said)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == said.splitlines()[:2]
+    assert " ".join(line.strip() for line in lines).split() == said.split()
+    assert len(lines) > 4 and all(len(line.rstrip()) <= 40 for line in lines[:-1])

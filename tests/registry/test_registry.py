@@ -85,6 +85,29 @@ async def test_an_attempt_may_go_on_from_any_checkpoint_the_newest_first(
     assert (await registry.start_attempt("t1")).checkpoints == (checkpoint(1, 4),)
 
 
+async def test_a_pause_is_no_try_and_a_lost_session_is_one(registry: Registry) -> None:
+    def retries() -> int:
+        return registry.state.trial("t1").retries
+
+    await registry.start_attempt("t1")
+    await registry.decide([Decision("pause", "t1")], "pause")
+    await registry.finish("t1", 1, PENDING, None, Spent())
+    await registry.decide([Decision("advance", "t1", 10, 10)], "on")
+    await registry.start_attempt("t1")
+    await registry.finish("t1", 2, PENDING, None, Spent())  # the run was interrupted
+    await registry.start_attempt("t1")
+    assert (registry.state.trial("t1").attempt, retries()) == (3, 0)
+    await registry.finish("t1", 3, PENDING, "cut off", Spent())
+    await registry.start_attempt("t1")
+    assert retries() == 1
+    await registry.start_attempt("t1")  # its host is lost
+    assert retries() == 2
+    await registry.finish("t1", 5, FAILED, "no", Spent())
+    await registry.decide([Decision("retry", "t1")], "retry")
+    await registry.start_attempt("t1")
+    assert retries() == 3
+
+
 async def test_others_hear_of_an_evaluation_while_it_is_under_way(registry: Registry) -> None:
     await registry.start_attempt("t1")
     await registry.start_attempt("t2")

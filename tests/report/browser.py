@@ -115,14 +115,21 @@ class Tab:
         width: int = 1200,
         height: int = 900,
         dark: bool = False,
+        mobile: bool | None = None,
     ) -> None:
+        """`mobile`: scroll bars lie over the page and take no room; by default where it is
+        narrow."""
         self._browser = browser
         self._session: dict[str, str] = {}
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = {"sessionId": attached["sessionId"]}
         size = {"width": width, "height": height, "deviceScaleFactor": 1}
-        self.call("Emulation.setDeviceMetricsOverride", **size, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            **size,
+            mobile=width < 600 if mobile is None else mobile,
+        )
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])

@@ -192,6 +192,17 @@ def test_nothing_is_wider_than_the_screen(folder: Path, browser: Browser, width:
     assert tab.value("document.documentElement.scrollWidth") <= width
 
 
+def test_curves_that_make_the_page_scroll_leave_room_for_the_bar(
+    folder: Path, browser: Browser
+) -> None:
+    page, height = (folder / "out" / "index.html").as_uri(), "document.documentElement.scrollHeight"
+    needed = int(Tab(browser, page, width=390, mobile=False).value(height))
+    tab = Tab(browser, page, width=390, height=needed - 100, mobile=False)
+    told = "[document.documentElement.clientWidth, document.documentElement.scrollWidth]"
+    visible, drawn = tab.value(told)
+    assert drawn <= visible < 390
+
+
 def test_a_live_page_that_draws_itself_anew_leaves_the_reader_alone(
     tmp_path: Path, browser: Browser
 ) -> None:

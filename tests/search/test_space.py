@@ -253,3 +253,46 @@ def test_every_value_of_an_axis_is_as_probable() -> None:
         rows = [dimension.at(i / 1200) for i in range(1200)]
         counts = [len(list(group)) for _, group in itertools.groupby(rows)]
         assert counts == pytest.approx([1200 / len(counts)] * len(counts), abs=1)
+
+
+COUNTED = {"low": 1, "high": 3, "count": 8}
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        (
+            {"space": {"lora.rank": [2, 2, 4]}},
+            ["search.space: 'lora.rank': left out as repetitions: 1;"],
+        ),
+        (
+            {
+                "space": {"lora.rank": [2, 4, 2], RATE: [1e-3, 2e-3, 1e-3]},
+                "zip": [("lora.rank", RATE)],
+            },
+            [f"search.space: 'lora.rank', '{RATE}': left out as repetitions: 1;"],
+        ),
+        (
+            {"space": {"lora.rank": COUNTED}},
+            ["search.space: 'lora.rank': left out as repetitions: 5;"],
+        ),
+        ({"space": {"lora.rank": COUNTED}, "strategy": "random", "trials": 3}, []),
+        (
+            {"space": {"lora.rank": [2, 2]}, "strategy": "random", "trials": 1},
+            ["search.space: 'lora.rank': left out as repetitions: 1;"],
+        ),
+        (
+            {"strategy": "list", "configs": [{"lora.rank": 2}, {"lora.rank": 2}, {"lora.rank": 4}]},
+            ["search.configs: left out as repetitions: 1;"],
+        ),
+        ({"space": SCHEDULES, "when": ONLY_DECAYING}, []),
+        ({"space": {"lora.rank": [2, 4]}, "enqueue": [{"lora.rank": 4}]}, []),
+    ],
+)
+def test_what_is_asked_for_twice_is_one_and_that_is_said(
+    search: dict[str, Any], said: list[str]
+) -> None:
+    asked = experiment(search)
+    found = list(warnings(asked, configurations(asked)))
+    assert len(found) == len(said)
+    assert all(map(str.startswith, found, said)), found

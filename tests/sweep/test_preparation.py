@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from prepared_sweeps import Make, begun, built
 
+from crucible_tinkex.cli.sweeps.execution import run_prepared
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError, SweepBusyError, SweepExistsError
 from crucible_tinkex.registry import Registry
 from crucible_tinkex.storage import Lock
-from crucible_tinkex.sweep.launch import Launch
+from crucible_tinkex.sweep.orders.control import Command
+from crucible_tinkex.sweep.orders.steering import steer
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
-from crucible_tinkex.sweep.preparing.preparation import load_sweep, prepare
+from crucible_tinkex.sweep.preparing.preparation import load_sweep, prepare, reopened
 from crucible_tinkex.sweep.results.views.summary import read_state, sweep_state
 
 ASSET = Path(__file__).parent.parent / "assets" / "sweep-0.1.0"
@@ -136,13 +138,17 @@ def test_a_folder_that_is_no_sweep_is_left_alone(make: Make, tmp_path: Path) -> 
     assert thesis.read_text() == "precious"
 
 
-def test_a_sweep_that_runs_says_how_to_get_at_it(make: Make) -> None:
+def test_a_sweep_that_runs_says_how_to_get_at_it_and_nothing_else(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     prepared = begun(make())
     lock = Lock(prepared.paths.lock)
-    said = r"in use by process \d+ .*`crucible watch s` .*`crucible stop s` ends it"
+    name = f"s --storage {prepared.paths.root.parent}"
+    said = rf"in use by process \d+ .*`crucible watch {name}` .*`crucible stop {name}` ends it"
     with pytest.raises(SweepBusyError, match=said):
-        Launch(prepare(make())).run()
+        run_prepared(prepare(make(search={"seeds": [0, 1]})), address=None, quiet=True)
     lock.close()
+    assert capsys.readouterr() == ("", "")
 
 
 async def test_what_no_run_ever_began_is_not_interrupted(make: Make) -> None:
@@ -274,3 +280,19 @@ def test_a_target_that_nothing_measures_is_refused(make: Make, target: str, mess
         prepare(make(evaluation=evaluation, quality={"targets": {target: 0.9}}))
     fine = ("nll", "eval/accuracy", "digits", "eval/score/digits", "loss_reduction", "train/nll")
     prepare(make(evaluation=evaluation, quality={"targets": dict.fromkeys(fine, 0.9)}))
+
+
+def test_what_an_older_version_took_is_named_with_its_file_and_can_be_corrected(
+    make: Make, tmp_path: Path
+) -> None:
+    paths = begun(make(quality={"targets": {"eval/accuracy": 0.9}})).paths
+    stored = paths.resolved.read_text().replace("eval/accuracy", "eval/acuracy")
+    paths.resolved.write_text(stored)
+    said = rf"{paths.resolved}: quality.targets: .*crucible extend s --storage .* --set KEY=VALUE"
+    with pytest.raises(ConfigError, match=said):
+        reopened(tmp_path / "runs", "s")
+    with pytest.raises(ConfigError, match="nothing measures 'eval/acuracy'"):
+        steer(paths, Command("extend", settings={"train.max_steps": 9}))
+    targets = {"quality.targets": {"eval/accuracy": 0.9}}
+    assert "begins with the next" in steer(paths, Command("extend", settings=targets))
+    assert list(reopened(tmp_path / "runs", "s").experiment.quality.targets) == ["eval/accuracy"]

@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import pytest
-from trial_bench import STEPS, Bench, make_plan
+import tokenizers
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from trial_bench import DATA, STEPS, Bench, make_plan
 
+from crucible_tinkex import user_calls
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.config.sweep.steps import StepsSection
-from crucible_tinkex.errors import ConfigError, ServiceError
+from crucible_tinkex.errors import ConfigError, ServiceError, TrialFailedError
 from crucible_tinkex.registry import DONE, FAILED
 from crucible_tinkex.training.harness import Hooks, Plan, StepContext, register_training_step
 from crucible_tinkex.training.outcome import Outcome, Verdict
@@ -136,6 +142,49 @@ async def test_one_that_hangs_or_exits_fails_its_trial(
     assert said in str(outcome.error)
 
 
+ROWS = [{"prompt": f"say {i}", "completion": f" {i}"} for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of one that knows bytes."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    vocabulary = {c: i for i, c in enumerate([*sorted(ByteLevel.alphabet()), "<end>"])}
+    made = tokenizers.Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    made.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    made.add_special_tokens(["<end>"])
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    return str(folder)
+
+
+async def test_of_one_that_ran_out_of_its_time_nothing_works_on(
+    steps: ModuleType, tokenizer: str
+) -> None:
+    """Its thread cannot be ended; what it waits for can, and it is given no more."""
+    bench = Bench(data=replace(DATA, tokenizer=tokenizer))
+    ends: list[Exception] = []
+    ended = threading.Event()
+
+    def look(ctx: StepContext) -> None:
+        bench.backend.hold()
+        for _ in range(2):
+            try:
+                ctx.session.evaluate(ROWS)
+            except (CancelledError, TrialFailedError) as end:
+                ends.append(end)
+        ended.set()
+
+    steps.look = look  # type: ignore[attr-defined]
+    plan = planned("look")
+    bench.plan = changed(plan, run=plan.experiment.run.model_copy(update={"step_timeout_s": 0.2}))
+    outcome = await bench.run()
+    assert "'look' did not return within 0.2 s" in str(outcome.error)
+    assert await asyncio.to_thread(ended.wait, 10)
+    assert isinstance(ends[0], CancelledError)
+    assert "the step has ended" in str(ends[1])
+
+
 # --- errors and hooks ----------------------------------------------------------------------------
 
 
@@ -197,6 +246,45 @@ async def test_hooks_are_called_around_steps_and_decide(steps: ModuleType) -> No
     bench, _ = await ran(planned("bad", "good", hooks=f"{MODULE}:hooks"))
     assert heard == [("before", "bad"), ("before", "good"), ("after", "good", 1)]
     assert bench.trial.state == DONE
+
+
+async def test_hooks_wait_in_threads_and_have_a_session_as_steps_have(
+    steps: ModuleType, tokenizer: str
+) -> None:
+    heard: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    def before(ctx: StepContext, name: str) -> None:
+        """Which the loop would wait for in vain, if this were its thread."""
+        heard.append(ctx.session.evaluate(ROWS).metrics["eval/nll"])
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(5)
+
+    async def after(ctx: StepContext, name: str, result: Any) -> None:
+        heard.append((await ctx.session.evaluate(ROWS)).metrics["eval/nll"])
+
+    steps.hooks = lambda: Hooks(before=before, after=after)  # type: ignore[attr-defined]
+    steps.look = lambda ctx: 1  # type: ignore[attr-defined]
+    bench = Bench(data=replace(DATA, tokenizer=tokenizer))
+    bench.plan = planned("look", hooks=f"{MODULE}:hooks")
+    await bench.run()
+    assert bench.trial.state == DONE
+    assert heard[0] == heard[1] > 0
+
+
+@pytest.mark.parametrize("which", ["before", "after", "on_error"])
+async def test_a_hook_that_takes_too_long_fails_its_trial(
+    steps: ModuleType, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    monkeypatch.setattr(user_calls, "DEADLINE_S", 0.2)
+
+    def hooks() -> Hooks:
+        return Hooks(**{which: lambda *about: time.sleep(30)})
+
+    steps.hooks = hooks  # type: ignore[attr-defined]
+    steps.look = lambda ctx: 1 / 0 if which == "on_error" else 1  # type: ignore[attr-defined]
+    bench, outcome = await ran(planned("look", hooks=f"{MODULE}:hooks"))
+    assert (outcome.verdict, bench.trial.state) == (Verdict.FAILED, FAILED)
+    assert f"hook {which} did not return within 0.2 s" in str(outcome.error)
 
 
 async def test_the_infrastructures_fault_is_tried_again_by_the_next_attempt(

@@ -15,6 +15,7 @@ import pytest
 import torch
 from in_process import crucible
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import enable_progress_bar, is_progress_bar_enabled
 
 import crucible_tinkex as ct
 from crucible_tinkex.errors import ConfigError, DamagedCheckpointError, StorageError
@@ -74,9 +75,13 @@ def test_peft_gives_the_logits_of_the_service(
 
 
 def test_transformers_gives_them_from_the_merged_model(
-    sweep: ct.Sweep, theirs: np.ndarray, tmp_path: Path
+    sweep: ct.Sweep, theirs: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    enable_progress_bar()
+    capfd.readouterr()
     done = export_trial(sweep.paths, None, tmp_path / "whole", merged=True)
+    assert capfd.readouterr() == ("", ""), "stderr is no terminal"
+    assert is_progress_bar_enabled()
     model = AutoModelForCausalLM.from_pretrained(done.folder, dtype=torch.float32)
     np.testing.assert_allclose(logprobs(model), theirs, atol=2e-5)
     tokenizer = AutoTokenizer.from_pretrained(done.folder)

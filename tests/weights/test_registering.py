@@ -101,6 +101,7 @@ def test_commands_that_cannot_be_meant(tmp_path: Path) -> None:
         (("list", "--stage", "prod"), "unknown stage 'prod'"),
         (("register", "x", "--sweep", "none"), "no sweep 'none'"),
         (("promote", "x"), "give a stage"),
+        (("delete", "x:1", "--yes"), "no model 'x'"),
         (("find", "nll"), "which way 'nll' is better"),
         (("find", "eval/nll", "--where", "high"), "must be like"),
     ):

@@ -27,15 +27,16 @@ from crucible_tinkex.bench.selection.results import Conclusion, Estimate, Kind, 
 from crucible_tinkex.bench.selection.seeds import forecast
 from crucible_tinkex.bench.selection.winner import chosen_value
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.metrics import Direction
+from crucible_tinkex.metrics import Direction, better
 from crucible_tinkex.metrics import known as known_metric
 
+UNNAMED = "value"
 MOST_TAKERS = 50
 """So many cheaper configurations are checked for being good enough, the cheapest first."""
 
 
 def terms(
-    metric: str = "value",
+    metric: str = UNNAMED,
     direction: Direction | None = None,
     zone: float | None = None,
     alpha: float = 0.05,
@@ -43,13 +44,12 @@ def terms(
     cost_unit: str = "",
     share: float = 1.0,
 ) -> Terms:
-    """With the catalogue's direction and indifference zone of the metric where none is given; of an
-    unknown metric, "min" and 0. Raises `ConfigError` for what is out of range."""
+    """With the catalogue's direction and indifference zone of the metric where none is given; of
+    numbers without a name, "min" and 0. Raises `ConfigError` for what is out of range, and where
+    nobody says which way a metric is better."""
     known = known_metric(metric)
-    direction = direction or (known.direction if known else None) or "min"
+    direction = better(metric, direction or ("min" if metric == UNNAMED else None))
     zone = zone if zone is not None else (known.indifference if known else 0.0)
-    if direction not in ("min", "max"):
-        raise ConfigError(f"direction is {direction!r}; it must be min or max")
     if not (math.isfinite(zone) and zone >= 0):
         raise ConfigError(f"zone is {zone}; it must be zero or a positive difference of the metric")
     if not 0 < alpha < 1:

@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, LAST_PORT, Json, Storage, Sweep
+from crucible_tinkex.cli.commands.options import (
+    DEFAULT_STORAGE,
+    LAST_PORT,
+    ExistingFolder,
+    Json,
+    Storage,
+    Sweep,
+)
 
 
 def status(sweep: Sweep, storage: Storage = None, json: Json = False) -> None:
@@ -37,11 +44,11 @@ def compare(
     show_comparison(sweep, a, b, storage=storage or DEFAULT_STORAGE, json=json)
 
 
-def list_(storage: Storage = None, json: Json = False) -> None:
+def list_(storage: ExistingFolder = DEFAULT_STORAGE, json: Json = False) -> None:
     """List the sweeps in the storage folder."""
     from crucible_tinkex.cli.findings.results import show_list
 
-    show_list(storage or DEFAULT_STORAGE, json=json)
+    show_list(storage, json=json)
 
 
 def query(
@@ -80,7 +87,10 @@ def report(
     sweeps: Annotated[list[str], typer.Argument(help="One sweep, or several to compare.")],
     storage: Storage = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write to (default: report in the sweep's).")
+        Path | None,
+        typer.Option(
+            help="Folder to write to; of several, needed (default: report in the sweep's)."
+        ),
     ] = None,
     format: Annotated[
         str, typer.Option(help="html (with Markdown, JSON and CSV beside it), latex or notebook.")

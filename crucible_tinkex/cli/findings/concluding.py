@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import math
 
-from crucible_tinkex.cli.terminal.tables import plain_table, print_table
+from crucible_tinkex.cli.terminal.tables import plain_table, print_sentences, print_table
 from crucible_tinkex.registry import TERMINAL, SweepState
 from crucible_tinkex.sweep.results.leaderboard import Objective, configurations
 from crucible_tinkex.sweep.results.quality import quality_lines, quality_summary
@@ -34,7 +34,7 @@ def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:
     if json:
         print(json_module.dumps({**found.to_dict(), "quality": quality_summary(state, paths)}))
         return
-    print(found.verdict)
+    print_sentences(found.verdict)
     if found.rivals:
         table = plain_table(title=f"behind {found.leader}, by {Objective.of(state)}")
         for column in ("configuration", "seeds", "mean", "behind by", "at least", "at most"):
@@ -48,12 +48,10 @@ def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:
                 *(f"{v:.4g}" if math.isfinite(v) else "-" for v in numbers),
             )
         print_table(table)
-    for note in found.notes:
-        print(f"- {note}")
-    for one in found.left_out[:SHOWN_ROWS]:
-        print(f"left out: {one.name}: {one.reason}")
-    for line in quality_lines(state, paths):
-        print(line)
+    said = [f"- {note}" for note in found.notes]
+    said += [f"left out: {one.name}: {one.reason}" for one in found.left_out[:SHOWN_ROWS]]
+    if said := [*said, *quality_lines(state, paths)]:
+        print_sentences("\n".join(said))
 
 
 def show_comparison(sweep: str, a: str, b: str, *, storage: str, json: bool) -> None:
@@ -63,8 +61,6 @@ def show_comparison(sweep: str, a: str, b: str, *, storage: str, json: bool) -> 
     if json:
         print(json_module.dumps(found.to_dict()))
         return
-    print(found.verdict)
     seeds = "1 shared seed" if found.seeds == 1 else f"{found.seeds} shared seeds"
-    print(f"{found.pairs} pairs of {found.examples} examples, {seeds}")
-    for note in found.notes:
-        print(f"- {note}")
+    pairs = f"{found.pairs} pairs of {found.examples} examples, {seeds}"
+    print_sentences("\n".join([found.verdict, pairs, *(f"- {note}" for note in found.notes)]))

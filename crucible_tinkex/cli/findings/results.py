@@ -10,6 +10,7 @@ from crucible_tinkex.cli.findings.concluding import conclusion_lines
 from crucible_tinkex.cli.terminal.tables import (
     plain_table,
     print_leaderboard,
+    print_sentences,
     print_table,
     verdict,
     wait_lines,
@@ -40,9 +41,8 @@ def show_status(sweep: str, *, storage: str, json: bool) -> None:
     print(f"{sweep}: {sweep_state(state, paths)}{why}")
     if state.trials:
         print_leaderboard(state)
-    print(verdict(state))
-    for line in (*conclusion_lines(state), *quality_lines(state, paths)):
-        print(line)
+    found = (verdict(state), *conclusion_lines(state), *quality_lines(state, paths))
+    print_sentences("\n".join(found))
     if kept := checkpoint_line(state):
         print(kept)
     for line in (*wait_lines(waits(state, paths).values()), *faults(paths)):

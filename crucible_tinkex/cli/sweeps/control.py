@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from crucible_tinkex.config import parse_assignment, parse_budget
-from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.storage import is_locked
 from crucible_tinkex.sweep.orders.control import Command, Kind
 from crucible_tinkex.sweep.orders.steering import steer
@@ -29,8 +28,6 @@ def command_sweep(
     settings = dict(parse_assignment(a) for a in assignments)
     for text in budget:
         settings |= parse_budget(text)
-    if kind == "extend" and not settings:
-        raise ConfigError("extend: say what to ask for with --set key=value")
     command = Command(kind, tuple(trials), settings, **options)
     answer = steer(existing_sweep(storage, sweep), command)
     print(json_module.dumps({"sweep": sweep, "answer": answer}) if json else answer)

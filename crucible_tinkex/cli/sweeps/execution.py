@@ -6,10 +6,11 @@ import contextlib
 import json as json_module
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from crucible_tinkex.cli.findings.concluding import conclusion_lines
 from crucible_tinkex.cli.terminal.live import LiveTable, PlainProgress
-from crucible_tinkex.cli.terminal.tables import print_leaderboard, verdict
+from crucible_tinkex.cli.terminal.tables import print_leaderboard, print_sentences, verdict
 from crucible_tinkex.registry import FAIL_FAST
 from crucible_tinkex.sweep.deciding.budget import BUDGET
 from crucible_tinkex.sweep.launch import Launch, SweepResult
@@ -41,19 +42,23 @@ def run_prepared(
     prepared: PreparedSweep, *, address: str | None, quiet: bool, retry: Sequence[str] = ()
 ) -> SweepResult:
     """Run it with progress on stderr, and nothing on stdout."""
-    for note in prepared.notes:
-        print(f"auto: {note}", file=sys.stderr)
-    for warning in prepared.warnings():
-        print(f"warning: {warning}", file=sys.stderr)
-    if prepared.amendments:
-        print(f"amends {prepared.name}: {', '.join(prepared.amendments)}", file=sys.stderr)
     with (
         LiveTable(Objective.asked(prepared.experiment))
         if _is_live(quiet)
         else PlainProgress(quiet=quiet) as progress,
         contextlib.redirect_stdout(sys.stderr),  # where Ray's own messages belong
     ):
-        return Launch(prepared, address=address, observer=progress.show, retry=retry).run()
+        launch = Launch(prepared, address=address, observer=progress.show, retry=retry)
+        return launch.run(begun=partial(_introduce, prepared))
+
+
+def _introduce(prepared: PreparedSweep) -> None:
+    for note in prepared.notes:
+        print(f"auto: {note}", file=sys.stderr)
+    for warning in prepared.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
+    if prepared.amendments:
+        print(f"amends {prepared.name}: {', '.join(prepared.amendments)}", file=sys.stderr)
 
 
 def _is_live(quiet: bool) -> bool:
@@ -63,9 +68,8 @@ def _is_live(quiet: bool) -> bool:
 def _print_result(result: SweepResult, prepared: PreparedSweep) -> None:
     state = result.state
     print_leaderboard(state)
-    print(verdict(state))
-    for line in (*conclusion_lines(state), *quality_lines(state, prepared.paths)):
-        print(line)
+    found = (verdict(state), *conclusion_lines(state), *quality_lines(state, prepared.paths))
+    print_sentences("\n".join(found))
     where, again = sweep_arguments(prepared.paths), going_on(state, prepared.paths)
     if state.ended_by == BUDGET:
         print(f"\nended by {state.ended}; more: {again}")

@@ -144,7 +144,8 @@ def _doing(trial: TrialView) -> str:
     state = str(trial.waiting["state"]) if trial.waiting else trial.state
     if phase.get("phase") == EVALUATING:
         state = f"eval {phase.get('done', 0)}/{phase.get('of', 0)}"
-    return state if trial.attempt <= 1 else f"{state} (try {trial.attempt})"
+    retries = trial.record.retries
+    return f"{state} (try {1 + retries})" if retries else state
 
 
 def _style(trial: TrialView) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from textwrap import TextWrapper
 from typing import Any
 
 from rich import box
@@ -64,6 +65,14 @@ def print_rows(table: Table) -> None:
         print(f"--- {number}")
         for name, value in zip(names, row, strict=True):
             print(f"{name:<{width}}  {value}")
+
+
+def print_sentences(text: str) -> None:
+    """To stdout, lines broken between words at the width of a terminal; as they are elsewhere."""
+    console = plain_console()
+    wrapper = TextWrapper(console.width, break_long_words=False, break_on_hyphens=False)
+    for line in text.splitlines():
+        print(wrapper.fill(line) if console.is_terminal else line)
 
 
 def plain_console(**options: Any) -> Console:

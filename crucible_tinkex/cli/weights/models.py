@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Folder, Json, Tags
+from crucible_tinkex.cli.commands.options import (
+    DEFAULT_STORAGE,
+    ExistingFolder,
+    Folder,
+    Json,
+    Tags,
+)
 from crucible_tinkex.cli.weights.numbers import number_text, numbers
 
 if TYPE_CHECKING:
@@ -28,7 +34,7 @@ def list_models(
     name: Annotated[str | None, typer.Argument(help="Only versions of this model.")] = None,
     stage: Annotated[str | None, typer.Option(help="Only versions in this stage.")] = None,
     tag: Tags = None,
-    storage: Folder = DEFAULT_STORAGE,
+    storage: ExistingFolder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """List all versions, oldest first."""
@@ -36,7 +42,7 @@ def list_models(
 
 
 @models_app.command()
-def show(model: Model, storage: Folder = DEFAULT_STORAGE, json: Json = False) -> None:
+def show(model: Model, storage: ExistingFolder = DEFAULT_STORAGE, json: Json = False) -> None:
     """Show all that is known of a model, and what it came from."""
     models = _open(storage)
     found = models.get_model(model)
@@ -122,7 +128,7 @@ def tag(
     model: Model,
     tags: Annotated[list[str], typer.Argument(help="Tags to add.")],
     remove: Annotated[bool, typer.Option("--remove", help="Take them away instead.")] = False,
-    storage: Folder = DEFAULT_STORAGE,
+    storage: ExistingFolder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Add tags to a version."""
@@ -137,7 +143,7 @@ def promote(
         str | None, typer.Argument(help="development, staging, production or archived.")
     ] = None,
     alias: Annotated[str | None, typer.Option(help="Let NAME@ALIAS mean this version.")] = None,
-    storage: Folder = DEFAULT_STORAGE,
+    storage: ExistingFolder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Set the stage of a version; what was in production before becomes archived."""
@@ -155,6 +161,35 @@ def promote(
 
 
 @models_app.command()
+def delete(
+    model: Model,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; otherwise it is only shown.")] = False,
+    storage: ExistingFolder = DEFAULT_STORAGE,
+    json: Json = False,
+) -> None:
+    """Forget a version. Its number is never used again; its weights stay where they are.
+
+    What is no longer registered, `checkpoints prune` may delete.
+    """
+    from crucible_tinkex.errors import ConfigError
+
+    models = _open(storage)
+    found = models.get_model(model)
+    if model == found.name:  # whose newest version is another one the second time
+        raise ConfigError(f"name the version to delete, such as {found.id}")
+    children = [m.id for m in models.descendants(found.id) if found.id in m.entry.parents]
+    if yes:
+        models.delete(found.name, found.version)
+    if json:
+        told = {"done": yes, "deleted": found.summary(), "children": children}
+        print(json_module.dumps(told))
+        return
+    came = f", from which {', '.join(children)} came" if children else ""
+    done, again = ("deleted", "") if yes else ("would delete", "; do it: --yes")
+    print(f"{done} {_one(found)}{came}{again}")
+
+
+@models_app.command()
 def find(
     metric: Annotated[str, typer.Argument(help="Metric that ranks: eval/nll.")],
     direction: Annotated[
@@ -166,7 +201,7 @@ def find(
     where: Annotated[
         list[str] | None, typer.Option(help="Threshold: 'eval/accuracy>=0.8' (several times).")
     ] = None,
-    storage: Folder = DEFAULT_STORAGE,
+    storage: ExistingFolder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Find the best models by a metric, one of each trial, for an ensemble."""
@@ -187,7 +222,7 @@ def export_models(
     name: Annotated[str | None, typer.Option(help="Only versions of this model.")] = None,
     stage: Annotated[str | None, typer.Option(help="Only versions in this stage.")] = None,
     tag: Tags = None,
-    storage: Folder = DEFAULT_STORAGE,
+    storage: ExistingFolder = DEFAULT_STORAGE,
 ) -> None:
     """Write models with versions, stages, aliases, tags and parents, an object a line."""
     models = _open(storage)
@@ -241,8 +276,12 @@ def _print_one(model: ModelVersion, *, json: bool) -> None:
     if json:
         print(json_module.dumps(model.summary()))
     else:
-        marks = ", ".join([model.stage, *(f"@{a}" for a in model.aliases), *model.tags])
-        print(f"{model.id} ({marks}): {model.checkpoint_path}")
+        print(_one(model))
+
+
+def _one(model: ModelVersion) -> str:
+    marks = ", ".join([model.stage, *(f"@{a}" for a in model.aliases), *model.tags])
+    return f"{model.id} ({marks}): {model.checkpoint_path}"
 
 
 def _print(models: Sequence[ModelVersion], *, json: bool, metric: str | None = None) -> None:

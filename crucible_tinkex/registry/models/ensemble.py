@@ -12,9 +12,8 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Literal
 
-from crucible_tinkex.errors import ConfigError, nearest
-from crucible_tinkex.metrics import CATALOGUE, Direction
-from crucible_tinkex.metrics import known as known_metric
+from crucible_tinkex.errors import ConfigError
+from crucible_tinkex.metrics import Direction, better
 from crucible_tinkex.names import base_name
 from crucible_tinkex.registry.models.records import ModelVersion
 
@@ -55,19 +54,6 @@ def find(
     ]
     fitting.sort(key=lambda m: (sign * m.metrics[metric], m.created, m.id))
     return list(_different(fitting, distinct))[:top_n]
-
-
-def better(metric: str, direction: Direction | None) -> Direction:
-    """Which way the metric is better: as said, else as the catalogue has it."""
-    if direction not in ("min", "max", None):
-        raise ConfigError(f"direction {direction!r} must be 'min' or 'max'")
-    found = known_metric(metric)
-    known = found.direction if found else None
-    if direction is None and known is None:
-        meant = nearest(metric, CATALOGUE)
-        hint = f", or did you mean {meant!r}?" if meant else ""
-        raise ConfigError(f"say which way {metric!r} is better: direction 'min' or 'max'{hint}")
-    return direction or known or "min"
 
 
 def parse_threshold(metric: str, threshold: float | str) -> Callable[[float], bool]:

@@ -18,6 +18,7 @@ from crucible_tinkex.events import EventWriter
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.runtime.actors.handles import RegistryHandle, TelemetryHandle
 from crucible_tinkex.runtime.actors.pulse import Pulse
+from crucible_tinkex.runtime.actors.relay import Relay, Told
 from crucible_tinkex.runtime.ports import Beat
 from crucible_tinkex.telemetry.sender import BufferedSink
 from crucible_tinkex.telemetry.tracing.asked import Tracing
@@ -40,6 +41,8 @@ class RunContext:
     registry: ActorHandle[Any]
     telemetry: ActorHandle[Any]
     tracing: Tracing | None = None
+    is_heard: bool = False
+    """The driver's process has handlers that its sessions are to tell."""
 
 
 class _Run:
@@ -52,6 +55,9 @@ class _Run:
         writer = EventWriter(context.sweep_id, context.experiment_id, run_id=context.run_id)
         self._sink = BufferedSink(writer, telemetry.record)
         handlers, self._exporting = joined(context.tracing)
+        self.relay = Relay()
+        if context.is_heard:
+            handlers = {**handlers, "driver": self.relay.tell}
         self.sessions = SessionHost(
             connect=self.pulse.watching(context.service.connect),
             registry=RegistryHandle(context.registry, context.paths, context.run_id),
@@ -65,6 +71,7 @@ class _Run:
         try:
             await self.sessions.aclose()
         finally:
+            self.relay.close()
             try:
                 await self._sink.aclose()
             finally:
@@ -114,8 +121,15 @@ class SessionActor:
         else:
             await run.sessions.leave(trial_id)
 
-    async def forget(self, run_id: str) -> None:
-        """The run is over: leave its sessions, deliver what is left, drop what was kept."""
+    async def told(self, run_id: str, known: int) -> Told:
+        """See `Relay.after`."""
+        return await self._runs[run_id].relay.after(known)
+
+    async def forget(self, run_id: str) -> Told:
+        """The run is over: leave its sessions, deliver what is left, drop what was kept; gives
+        what handlers of the driver have not heard."""
         run = self._runs.pop(run_id, None)
-        if run is not None:
-            await run.aclose()
+        if run is None:
+            return Told(0, [])
+        await run.aclose()
+        return run.relay.rest()

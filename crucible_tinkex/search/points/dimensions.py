@@ -33,6 +33,8 @@ class Dimension:
     rows: tuple[Row, ...]
     span: AxisRange | None = None
     integer: bool = False
+    repeats: int = 0
+    """Rows that were given again, and count once."""
 
     @property
     def size(self) -> int | None:
@@ -142,12 +144,12 @@ def dimensions(space: Mapping[str, Axis], zips: Sequence[Sequence[str]]) -> list
 
 
 def _single(key: str, axis: Axis) -> Dimension:
-    rows = tuple(dict.fromkeys((value,) for value in _points(key, axis)))
+    given = [(value,) for value in _points(key, axis)]
     if isinstance(axis, AxisRange):
-        return Dimension((key,), rows, axis, is_integer(key, axis))
-    if not rows:
+        return _dimension((key,), given, axis, integer=is_integer(key, axis))
+    if not given:
         raise ConfigError(f"search.space: {key!r} has no values, so the space is empty")
-    return Dimension((key,), rows)
+    return _dimension((key,), given)
 
 
 def _paired(space: Mapping[str, Axis], keys: tuple[str, ...]) -> Dimension:
@@ -156,7 +158,18 @@ def _paired(space: Mapping[str, Axis], keys: tuple[str, ...]) -> Dimension:
     if len(set(lengths)) > 1 or not lengths[0]:
         counts = ", ".join(f"{key} has {n}" for key, n in zip(keys, lengths, strict=True))
         raise ConfigError(f"search.zip: axes that go together need as many values each; {counts}")
-    return Dimension(keys, tuple(dict.fromkeys(zip(*columns, strict=True))))
+    return _dimension(keys, list(zip(*columns, strict=True)))
+
+
+def _dimension(
+    keys: tuple[str, ...],
+    given: Sequence[Row],
+    span: AxisRange | None = None,
+    *,
+    integer: bool = False,
+) -> Dimension:
+    rows = tuple(dict.fromkeys(given))
+    return Dimension(keys, rows, span, integer, len(given) - len(rows))
 
 
 def _check_zips(space: Mapping[str, Axis], zips: Sequence[Sequence[str]]) -> None:

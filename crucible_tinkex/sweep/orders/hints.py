@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from crucible_tinkex.config.sweep.run import DEFAULT_STORAGE
+from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import FAIL_FAST, SweepState
 from crucible_tinkex.sweep.deciding.budget import BUDGET, more_budget
@@ -14,11 +15,23 @@ from crucible_tinkex.sweep.results.leaderboard import configurations
 
 def sweep_arguments(paths: SweepPaths) -> str:
     """How to name a sweep on the command line, from the current folder."""
+    return f"{shlex.quote(paths.root.name)}{_storage_argument(paths)}"
+
+
+def no_sweep(paths: SweepPaths) -> ConfigError:
+    """What to say where there is none."""
+    name, storage = paths.root.name, paths.root.parent
+    if not storage.exists():
+        return ConfigError(f"no sweep {name!r}: there is no folder {storage}; --storage names one")
+    listing = f"crucible list{_storage_argument(paths)}"
+    return ConfigError(f"no sweep {name!r} in {storage}; `{listing}` shows them")
+
+
+def _storage_argument(paths: SweepPaths) -> str:
     storage = paths.root.parent
-    name = shlex.quote(paths.root.name)
     if storage == SweepPaths.of(DEFAULT_STORAGE, paths.root.name).root.parent:
-        return name
-    return f"{name} --storage {shlex.quote(str(storage))}"
+        return ""
+    return f" --storage {shlex.quote(str(storage))}"
 
 
 def going_on(state: SweepState, paths: SweepPaths) -> str:

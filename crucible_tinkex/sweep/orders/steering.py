@@ -12,18 +12,23 @@ from crucible_tinkex.storage import is_locked
 from crucible_tinkex.sweep.orders.control import LASTING, Command, Inbox, send
 from crucible_tinkex.sweep.orders.hints import sweep_arguments
 from crucible_tinkex.sweep.orders.obeying import extended_answer, obey
-from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, extended, prepare, reopened
+from crucible_tinkex.sweep.preparing.preparation import extended, load_sweep, prepare, reopened
 from crucible_tinkex.sweep.results.views.summary import read_state
 
 
 def steer(paths: SweepPaths, command: Command) -> str:
     """What became of it, in words. Raises `ConfigError` where it cannot be: nothing is changed."""
+    if command.kind == "extend" and not command.settings:
+        raise ConfigError(
+            "extend: say what to ask for, as --set search.seeds=[0,1,2], --set train.epochs=4 or "
+            "--budget 2h"
+        )
     if is_locked(paths.lock) or command.kind not in LASTING:
         return send(paths, command)
-    prepared = reopened(paths.root.parent, paths.root.name, [command])
     if command.kind == "extend":
-        answer, is_new = _extension(prepared, command)
+        answer, is_new = _extension(paths, command)
     else:
+        prepared = reopened(paths.root.parent, paths.root.name, [command])
         state = read_state(paths)
         decisions, answer = obey(state, prepared.policy(), prepared.planner, command)
         is_new = bool(decisions)
@@ -33,14 +38,14 @@ def steer(paths: SweepPaths, command: Command) -> str:
     return f"{answer}; it begins with the next `crucible resume {sweep_arguments(paths)}`"
 
 
-def _extension(prepared: PreparedSweep, command: Command) -> tuple[str, bool]:
-    if not command.settings:
-        raise ConfigError("extend: say what to ask for with --set key=value")
-    experiment = extended(prepared.experiment, command.settings, prepared.paths)
-    storage, name = str(prepared.paths.root.parent), prepared.name
+def _extension(paths: SweepPaths, command: Command) -> tuple[str, bool]:
+    """What the sweep asks for now is not looked at: it may be what is to be corrected."""
+    storage, name = str(paths.root.parent), paths.root.name
+    present = load_sweep(storage, name)
+    experiment = extended(present, command.settings, paths)
     more = prepare(experiment, storage=storage, name=name)
-    changed = more.experiment.amendments(prepared.experiment)
+    changed = experiment.amendments(present)
     if not changed:
         return "extend: it asks for that already", False
-    reached = more.policy().budget.reached(read_state(prepared.paths), 0.0)
+    reached = more.policy().budget.reached(read_state(paths), 0.0)
     return extended_answer(changed, reached), True

@@ -26,7 +26,7 @@ from crucible_tinkex.datasets import (
     load_tokenizer,
     tokenise,
 )
-from crucible_tinkex.errors import ConfigError, SweepExistsError
+from crucible_tinkex.errors import ConfigError, DataError, SweepExistsError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import Spent, SweepState
 from crucible_tinkex.registry.resolved import read_resolved
@@ -42,6 +42,7 @@ from crucible_tinkex.sweep.deciding.policy import Policy
 from crucible_tinkex.sweep.deciding.prices import Price, checked_price
 from crucible_tinkex.sweep.deciding.proposing.asking import trials_of
 from crucible_tinkex.sweep.orders.control import Command, Inbox
+from crucible_tinkex.sweep.orders.hints import no_sweep, sweep_arguments
 from crucible_tinkex.sweep.preparing.clones import cloned
 from crucible_tinkex.sweep.preparing.existing import Existing
 from crucible_tinkex.sweep.preparing.experience import finished_trials
@@ -359,15 +360,26 @@ def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
 
 
 def reopened(storage: str | Path, name: str, orders: Sequence[Command] = ()) -> PreparedSweep:
-    """An existing sweep, prepared as its folder says. Raises as `prepare` and `load_sweep`."""
-    return prepare(load_sweep(storage, name), storage=str(storage), name=name, orders=orders)
+    """An existing sweep, prepared as its folder says. Raises as `prepare` and `load_sweep`: what an
+    older version took, this one may refuse."""
+    experiment = load_sweep(storage, name)
+    try:
+        return prepare(experiment, storage=str(storage), name=name, orders=orders)
+    except (DataError, SweepExistsError):
+        raise
+    except ConfigError as e:
+        paths = SweepPaths.of(storage, name)
+        raise ConfigError(
+            f"{paths.resolved}: {e.message}; "
+            f"correct it: crucible extend {sweep_arguments(paths)} --set KEY=VALUE"
+        ) from None
 
 
 def load_sweep(storage: str | Path, name: str) -> Experiment:
     """The experiment of an existing sweep, to resume it, with the extensions that wait there."""
     paths = SweepPaths.of(storage, name)
     if not paths.resolved.exists():
-        raise ConfigError(f"no sweep {name!r} in {paths.root.parent}; `crucible list` shows them")
+        raise no_sweep(paths)
     experiment = Experiment.loaded(read_resolved(paths)["experiment"], folder=paths.root)
     for command in Inbox(paths).waiting():
         if command.kind == "extend":

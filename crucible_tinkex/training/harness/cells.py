@@ -2,7 +2,7 @@
 
 A step that is done is not done again when the same experiment runs in the same folder; one that was
 interrupted gets the progress that it saved. Plain functions run in threads, so that a cell whose
-step blocks holds up no other.
+step blocks holds up no other; hooks, too, and these have a time limit (`DEADLINE_S`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from crucible_tinkex.training.harness.context import StepContext
 from crucible_tinkex.training.harness.plan import Hooks, OnError, Plan, Step
 from crucible_tinkex.training.harness.results import CellResult, CellState
 from crucible_tinkex.training.harness.state import CellRecord
-from crucible_tinkex.user_calls import called
+from crucible_tinkex.user_calls import called, within
 
 log = logging.getLogger(__name__)
 
@@ -111,17 +111,17 @@ class Cell:
             self._tell("stage_start", step, attempt)
             try:
                 context.session = await self._opened()
-                _call(hooks.before, context, step.name)
+                await hooked("before", hooks.before, context, step.name)
                 result = await self._ran(step, context)
                 self._record.record(step.name, state="done", result=result)
-                _call(hooks.after, context, step.name, result)
+                await hooked("after", hooks.after, context, step.name, result)
             except StorageError:
                 raise  # not the step's fault: no cell could keep what it finds
             except (Exception, SystemExit) as error:
                 log.exception("step %s of %s failed", step.name, self._name)
                 text = f"{type(error).__name__}: {error}"
                 self._tell("stage_error", step, attempt, error=text)
-                decision = _decide(hooks, error, context, step.name)
+                decision = await _decide(hooks, error, context, step.name)
                 if decision == "retry" and attempt <= hooks.max_retries and not self._stopping:
                     continue
                 if decision == "skip":
@@ -191,15 +191,18 @@ async def awaited(function: Callable[..., Any], *arguments: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-def _decide(hooks: Hooks, error: BaseException, context: StepContext, name: str) -> OnError:
+async def hooked(name: str, hook: Callable[..., Any] | None, *arguments: Any) -> Any:
+    """What a hook gives, if there is one. Raises `TrialFailedError` where it takes too long."""
+    if hook is None:
+        return None
+    async with within(what=f"hook {name}"):
+        return await awaited(hook, *arguments)
+
+
+async def _decide(hooks: Hooks, error: BaseException, context: StepContext, name: str) -> OnError:
     if hooks.on_error is None:
         return "abort"
-    decision = hooks.on_error(error, context, name)
+    decision: OnError = await hooked("on_error", hooks.on_error, error, context, name)
     if decision not in ("retry", "skip", "abort"):
         raise ConfigError(f"on_error gave {decision!r}; it decides 'retry', 'skip' or 'abort'")
     return decision
-
-
-def _call(hook: Callable[..., object] | None, *arguments: Any) -> None:
-    if hook is not None:
-        hook(*arguments)

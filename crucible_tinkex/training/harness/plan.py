@@ -6,7 +6,7 @@ does the work (never the client behind it), so that status, telemetry and metric
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -15,6 +15,7 @@ from crucible_tinkex.names import check_segment, digest
 from crucible_tinkex.training.harness.context import StepContext
 
 OnError = Literal["retry", "skip", "abort"]
+Decided: TypeAlias = OnError | Awaitable[OnError]
 StepFunction: TypeAlias = Callable[[StepContext], Any]
 """Gives what the step found, as JSON values; may be a coroutine function. A plain one runs in a
 thread."""
@@ -40,7 +41,11 @@ class Hooks:
     """Called around steps. `on_error` decides what becomes of a step that raised: `retry` (at most
     `max_retries` times, then it aborts), `skip` (the rest of the cell goes on without its result)
     or `abort` (the cell ends; other cells go on, unless `fail_fast` ends them, and the same call
-    tries again). Cells that run at the same time share them."""
+    tries again).
+
+    Each may be a coroutine function; a plain one runs in a thread. One that takes longer than 600
+    seconds, or raises, fails the step that it belongs to; one around cells, or `on_error`, ends the
+    experiment. Cells that run at the same time share them, and may call them at the same time."""
 
     before_experiment: Callable[[], object] | None = None
     after_experiment: Callable[[], object] | None = None
@@ -48,7 +53,7 @@ class Hooks:
     after_condition: Callable[[str], object] | None = None
     before: Callable[[StepContext, str], object] | None = None
     after: Callable[[StepContext, str, Any], object] | None = None
-    on_error: Callable[[BaseException, StepContext, str], OnError] | None = None
+    on_error: Callable[[BaseException, StepContext, str], Decided] | None = None
     max_retries: int = MAX_RETRIES
 
 

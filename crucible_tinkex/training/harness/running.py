@@ -2,8 +2,8 @@
 
 Cells begin in that order; which of them ends first changes nothing in results and records, for each
 has a session, a seed and a file of its own. The first Ctrl-C lets trainings finish the step that
-was sent and save, cuts off any other step, closes the sessions and raises; the same call with the
-same folder then goes on.
+was sent and save, cuts off any other step and hooks, closes the sessions and raises; the same call
+with the same folder then goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.telemetry.bridge import Bridge
 from crucible_tinkex.training.adapter.blocking import LoopThread
-from crucible_tinkex.training.harness.cells import Bench, Cell, Sessions
+from crucible_tinkex.training.harness.cells import Bench, Cell, Sessions, hooked
 from crucible_tinkex.training.harness.plan import DEFAULT_CONDITION, Hooks, Plan
 from crucible_tinkex.training.harness.results import CellResult, HarnessResults
 from crucible_tinkex.training.harness.state import HarnessState
@@ -56,7 +56,7 @@ async def arun(
     | `repeats`, `seed` | 1, 0 | repeat r has `seed + r`, under every condition |
     | `max_concurrent` | 1 | cells at once |
     | `fail_fast` | false | the first cell that is aborted ends the others, saved |
-    | `hooks` | none | `Hooks`, called on the harness's loop |
+    | `hooks` | none | `Hooks`, each called in a thread |
     | `folder` | none | keeps how far it got, and its trace id |
     | `bridge`, `trace_id` | own | where events go; the id of a new experiment |
 
@@ -113,17 +113,21 @@ class _Harness:
         self._cells: list[Cell] = []
         self._left: Counter[str] = Counter()
         """Cells of each condition that have not ended."""
-        self._begun: set[str] = set()
+        self._begun: dict[str, asyncio.Task[None]] = {}
+        """What comes before the cells of each condition."""
+        self._hooks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     def stop(self) -> None:
         """End what runs, saved, and begin nothing. On its loop."""
         self._stopping = True
+        for hook in self._hooks:
+            hook.cancel()
         for cell in self._cells:
             cell.stop()
 
     async def run(self) -> HarnessResults:
-        plan, hooks = self._bench.plan, self._bench.plan.hooks
+        plan = self._bench.plan
         state = HarnessState(self._folder, plan.identity, self._bench.trace_id, seed=self._seed)
         try:
             bench = replace(self._bench, trace_id=state.trace_id)
@@ -133,11 +137,10 @@ class _Harness:
                 for repeat in range(plan.repeats)
             ]
             self._left = Counter(cell.condition for cell in self._cells)
-            if hooks.before_experiment is not None:
-                hooks.before_experiment()
+            await self._hook("before_experiment")
             results = await self._all()
-            if hooks.after_experiment is not None and not self._stopping:
-                hooks.after_experiment()
+            if not self._stopping:
+                await self._hook("after_experiment")
         finally:
             state.close()
         return HarnessResults(plan.name, state.trace_id, results)
@@ -161,21 +164,41 @@ class _Harness:
         return [task.result() for task in tasks]
 
     async def _one(self, cell: Cell, slots: asyncio.Semaphore) -> CellResult:
-        hooks = self._bench.plan.hooks
         async with slots:
+            if not self._stopping:
+                await self._begin(cell.condition)
             if self._stopping:
                 return cell.result("open")
-            if hooks.before_condition is not None and cell.condition not in self._begun:
-                hooks.before_condition(cell.condition)
-            self._begun.add(cell.condition)
             result = await cell.run()
             if result.state == "aborted" and self._fail_fast:
                 self.stop()
             if result.state != "open":
                 self._left[cell.condition] -= 1
-            if hooks.after_condition is not None and self._left[cell.condition] == 0:
-                hooks.after_condition(cell.condition)
+            if self._left[cell.condition] == 0:
+                await self._hook("after_condition", cell.condition)
             return result
+
+    async def _begin(self, condition: str) -> None:
+        """By the first of its cells; the others wait for it."""
+        if condition not in self._begun:
+            hook = self._hook("before_condition", condition)
+            self._begun[condition] = asyncio.create_task(hook)
+        await asyncio.shield(self._begun[condition])
+
+    async def _hook(self, name: str, *about: str) -> None:
+        """One around cells; `stop` cuts it off."""
+        hook = getattr(self._bench.plan.hooks, name)
+        if hook is None:
+            return
+        task = asyncio.create_task(hooked(name, hook, *about))
+        self._hooks.add(task)
+        try:
+            await asyncio.wait({task})
+        finally:
+            task.cancel()
+            self._hooks.discard(task)
+        if not task.cancelled():
+            task.result()
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -9,6 +9,7 @@ from crucible_tinkex.names import SweepPaths, plain
 from crucible_tinkex.registry import INTERRUPTED, PENDING, RUNNING, SweepState, TrialRecord
 from crucible_tinkex.registry.resolved import read_resolved
 from crucible_tinkex.storage import is_locked, storage_errors
+from crucible_tinkex.sweep.orders.hints import no_sweep
 from crucible_tinkex.sweep.results.leaderboard import (
     Configuration,
     Objective,
@@ -28,8 +29,7 @@ def existing_sweep(storage: str, name: str) -> SweepPaths:
         if paths.root.exists() and not paths.root.is_dir():
             raise ConfigError(f"{paths.root} is a file, not the folder of a sweep")
         if not (paths.journal.is_dir() or paths.resolved.exists()):
-            folder = paths.root.parent
-            raise ConfigError(f"no sweep {name!r} in {folder}; `crucible list` shows them")
+            raise no_sweep(paths)
     return paths
 
 
