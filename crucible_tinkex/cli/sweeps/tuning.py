@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json as json_module
-import sys
 from typing import Any
 
+from crucible_tinkex.cli.terminal.tables import print_sentences
 from crucible_tinkex.sweep.orders.hints import sweep_arguments
 from crucible_tinkex.sweep.results.views.summary import read_state, summary
 from crucible_tinkex.sweep.signals import INTERRUPTED_CODE
@@ -33,7 +33,7 @@ def tune_data(wish: Wish, *, address: str | None, json: bool, quiet: bool) -> in
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print_sentences(line, to_stderr=True)
 
 
 def _unheard(line: str) -> None:
@@ -41,10 +41,9 @@ def _unheard(line: str) -> None:
 
 
 def _explain(tuning: Tuning) -> None:
-    print("what I chose, and why:", file=sys.stderr)
-    for reason in tuning.reasons:
-        print(f"- {reason}", file=sys.stderr)
-    print(f"- the file that does the same: {tuning.file}", file=sys.stderr)
+    _say("what I chose, and why:")
+    for reason in (*tuning.reasons, f"the file that does the same: {tuning.file}"):
+        _say(f"- {reason}")
 
 
 def _found(tuning: Tuning, exported: Exported | None) -> dict[str, Any]:
