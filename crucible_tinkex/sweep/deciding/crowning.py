@@ -18,6 +18,8 @@ def to_complete(state: SweepState, budget: Budget, *, by_trial: bool) -> list[Tr
     (it failed, a person ended it, it used what one trial may) cannot be completed, and comes into
     question only where no trial at all is done. `by_trial`: any trial that is done is enough (of a
     population, whose clones have one seed each)."""
+    if all(t.state != STOPPED for t in state.trials.values()):
+        return []
     found = [c for c in configurations(state, confirmed=False) if not c.reference]
     searched = [[t for t in c.trials if t.phase == SEARCH] for c in found]
     is_any_done = any(t.state == DONE for trials in searched for t in trials)
