@@ -39,6 +39,7 @@ from crucible_tinkex.datasets import (
     tokenise,
     total_steps,
 )
+from crucible_tinkex.datasets.files.source import LOOKED_AFTER
 from crucible_tinkex.errors import ConfigError, DataError
 
 # Shared machines stall; what is tested here is not time.
@@ -167,6 +168,30 @@ def test_a_bad_line_is_named(tmp_path: Path, bad: bytes, what: str, fix: str) ->
     assert message.startswith(f"{path}, line 3: ")
     assert what in message and fix in message
     assert len(message) < 600
+
+
+def test_rows_that_are_refused_after_the_first_are_counted(tmp_path: Path) -> None:
+    """So that they are mended at once."""
+    path, empty = tmp_path / "rows.jsonl", b'{"prompt": "a", "completion": ""}\n'
+    path.write_bytes((GOOD + empty) * 8 + GOOD)
+    with pytest.raises(DataError, match="line 2: 'completion' is empty") as caught:
+        read_rows(path)
+    assert "7 of the 15 rows after it are refused, too: 4, 6, 8, 10, 12, ..." in str(caught.value)
+    path.write_bytes(GOOD + empty + GOOD + b"{" + empty)
+    with pytest.raises(DataError, match="line 2: 'completion' is empty; remove the row") as caught:
+        read_rows(path)
+    assert "rows after it" not in str(caught.value)
+    path.write_bytes((GOOD + empty) * 2)
+    with pytest.raises(DataError, match="line 2") as caught:
+        read_rows(f"{path}?limit=2")
+    assert "rows after it" not in str(caught.value), "they were not asked for"
+
+
+def test_a_file_is_not_read_to_its_end_to_count_them(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(GOOD + b'{"prompt": "a"}\n' * (LOOKED_AFTER + 9))
+    with pytest.raises(DataError, match=f"{LOOKED_AFTER:,} of the {LOOKED_AFTER:,} rows after it"):
+        read_rows(path)
 
 
 def turns(*roles: str) -> list[dict[str, object]]:

@@ -75,6 +75,12 @@ def main() -> None:
 
         print(f"error: {e.filename or 'the system'}: {reason(e)}", file=sys.stderr)
         sys.exit(StorageError.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command to continue", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if _by_ctrl_c(end):
+            print("interrupted; run the same command to continue", file=sys.stderr)
+        raise
+
+
+def _by_ctrl_c(end: SystemExit) -> bool:
+    """Whether a command was interrupted that did not look after it: Typer says no word then."""
+    return isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt)

@@ -14,9 +14,11 @@ from typing import Any
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.datasets import TokenisedDataset
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.registry import Spent
+from crucible_tinkex.registry import ControlPort, Spent
+from crucible_tinkex.registry.upkeep import Upkeep
 from crucible_tinkex.sweep.connection import Connection
 from crucible_tinkex.sweep.deciding.prices import checked_price
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
 from crucible_tinkex.training.attest.contrasts import MOVES, Contrast, base_of, contrasts_of
 from crucible_tinkex.training.attest.judging import NOT_APPLIED, Finding
 from crucible_tinkex.training.attest.policies import LOSSES, loss_contrasts
@@ -25,45 +27,54 @@ from crucible_tinkex.training.attest.probing import Attestation, attest, cost
 log = logging.getLogger(__name__)
 
 
-class NotAppliedError(ConfigError):
-    """The service does not apply what the search varies."""
+class Proofs:
+    """What the service of one run was proved to apply; `record` is that for the metadata."""
 
-    spent = Spent()
-    """What this proof and those before it took."""
+    def __init__(self, prepared: PreparedSweep, run_id: str) -> None:
+        self.record = dict(prepared.existing.attested) if prepared.existing else {}
+        self._spent = prepared.proofs
+        self._run_id = run_id
 
+    async def add(
+        self,
+        prepared: PreparedSweep,
+        connection: Connection,
+        registry: ControlPort | None = None,
+    ) -> bool:
+        """Have the service prove what is new; whether `record` has got it. `registry`: of a sweep
+        that runs; else the journal is written to here.
 
-async def attested(
-    experiment: Experiment,
-    connection: Connection,
-    known: Mapping[str, Any],
-    spent: Spent | None = None,
-    proofs: Spent | None = None,
-) -> dict[str, Any]:
-    """`known` and what is found now, for the metadata; equal to `known` where nothing is new.
-    `spent`: what the sweep has used already, of which `proofs` did.
+        Raises `ConfigError` where the service does not apply what varies, or the budget does not
+        pay for the proof; `ServiceError` where it fails.
+        """
+        experiment, known = prepared.experiment, self.record.get("findings", {})
+        coming = proof_of(experiment, connection.data.train, known)
+        check_affordable(experiment, coming.spent, prepared.spent)
+        if not coming.models:
+            return False
+        found = await proved(experiment, connection, known)
+        self._spent = found.spent + self._spent
+        for finding in found.findings:
+            if finding.verdict == NOT_APPLIED and not finding.varies:
+                log.warning("%s is not applied by the service: %s", finding.key, finding.why)
+        try:
+            refuse(found)
+        except ConfigError:
+            await self._note(prepared, registry)
+            raise
+        if found.findings:
+            findings = {**known, **found.record["findings"]}
+            self.record = {**found.record, "findings": findings, "spent": asdict(self._spent)}
+        return bool(found.findings)
 
-    Raises `NotAppliedError` where the service does not apply what varies, `ConfigError` where the
-    budget does not pay for the proof, `ServiceError` where it fails.
-    """
-    coming = proof_of(experiment, connection.data.train, known.get("findings", {}))
-    check_affordable(experiment, coming.spent, spent or Spent())
-    if not coming.models:
-        return dict(known)
-    found = await proved(experiment, connection, known.get("findings", {}))
-    for finding in found.findings:
-        if finding.verdict == NOT_APPLIED and not finding.varies:
-            log.warning("%s is not applied by the service: %s", finding.key, finding.why)
-    total = found.spent + (proofs or Spent())
-    try:
-        refuse(found)
-    except NotAppliedError as error:
-        error.spent = total
-        raise
-    if not found.findings:
-        return dict(known)
-    record = found.record
-    findings = {**known.get("findings", {}), **record["findings"]}
-    return {**record, "findings": findings, "spent": asdict(total)}
+    async def _note(self, prepared: PreparedSweep, registry: ControlPort | None) -> None:
+        """That it took something, though the metadata will not say so."""
+        record = {"type": "proof", "spent": asdict(self._spent)}
+        if registry is not None:
+            await registry.upkeep([record], f"{self._run_id}:proof:{self._spent.tokens}")
+        else:
+            with Upkeep(prepared.paths, owned=True) as journal:
+                journal.write(record)
 
 
 def proof_of(
@@ -116,15 +127,15 @@ async def proved(
 
 
 def refuse(found: Attestation) -> None:
-    """Raise `NotAppliedError` that names every axis, and every loss that was asked about, that the
+    """Raise `ConfigError` that names every axis, and every loss that was asked about, that the
     service does not apply."""
     refused = [f for f in found.findings if f.refused]
     if not refused:
         return
     said = "; ".join(map(_said, refused))
     if all(f.key.startswith(LOSSES) for f in refused):
-        raise NotAppliedError(f"the service does not apply what its losses promise: {said}")
-    raise NotAppliedError(
+        raise ConfigError(f"the service does not apply what its losses promise: {said}")
+    raise ConfigError(
         f"the service does not apply what the search varies: {said}. "
         "Trials would differ in name only. Take it out of search.space, or set "
         "service.attest = false to run all the same"

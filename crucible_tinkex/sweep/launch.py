@@ -15,7 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -28,14 +28,12 @@ from crucible_tinkex.errors import (
     TrialFailedError,
 )
 from crucible_tinkex.events import EventWriter
-from crucible_tinkex.registry import ATTESTED, LOST, ControlPort, SweepState
-from crucible_tinkex.registry.records import read_spent
-from crucible_tinkex.registry.upkeep import Upkeep
+from crucible_tinkex.registry import ATTESTED, LOST, SweepState
 from crucible_tinkex.runtime.cluster import Runtime
 from crucible_tinkex.runtime.executor import RayExecutor
 from crucible_tinkex.runtime.pool import SessionPool
 from crucible_tinkex.storage import Lock, check_writable
-from crucible_tinkex.sweep.attesting import NotAppliedError, attested
+from crucible_tinkex.sweep.attesting import Proofs
 from crucible_tinkex.sweep.connection import Connection, connected, is_reachable
 from crucible_tinkex.sweep.controller import Controller
 from crucible_tinkex.sweep.facts import kept, loaded
@@ -92,13 +90,12 @@ class Launch:
         """`retry`: failed trials to take up again, by id."""
         self._retry = retry
         self._prepared = prepared
-        self._attested = dict(prepared.existing.attested) if prepared.existing else {}
-        self._proofs = prepared.proofs
         self._kind = executor or prepared.experiment.run.executor
         self._address = address
         self._runtime = runtime
         self._observer = harmless(observer)
         self._run_id = uuid.uuid4().hex[:12]
+        self._proofs = Proofs(prepared, self._run_id)
         self._stop: Callable[[], object] = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
@@ -266,35 +263,6 @@ class Launch:
             tell=kept(self._prepared.paths),
         )
 
-    async def _attest(
-        self,
-        meta: dict[str, Any],
-        prepared: PreparedSweep,
-        connection: Connection,
-        registry: ControlPort | None = None,
-    ) -> bool:
-        """Have the service prove what it applies; whether `meta` has got something new. `registry`:
-        of a sweep that runs; else the journal is written to here."""
-        known = self._attested
-        try:
-            found = await attested(
-                prepared.experiment, connection, known, prepared.spent, self._proofs
-            )
-        except NotAppliedError as refused:
-            self._proofs = refused.spent
-            record = {"type": "proof", "spent": asdict(refused.spent)}
-            if registry is not None:
-                await registry.upkeep([record], f"{self._run_id}:proof:{refused.spent.tokens}")
-            else:
-                with Upkeep(prepared.paths, owned=True) as journal:
-                    journal.write(record)
-            raise
-        if found == known:
-            return False
-        self._attested = meta[ATTESTED] = found
-        self._proofs = read_spent(found)
-        return True
-
     async def _amended(
         self,
         connection: Connection,
@@ -314,7 +282,8 @@ class Launch:
         prepared = prepared.measured(data)
         proof: dict[str, Any] = {}
         try:
-            await self._attest(proof, prepared, connection, executor.registry)
+            if await self._proofs.add(prepared, connection, executor.registry):
+                proof[ATTESTED] = self._proofs.record
         except ServiceError as error:
             raise ConfigError(f"it could not be proved what the service applies: {error}") from None
         meta = await asyncio.to_thread(write_manifest, prepared)
@@ -331,7 +300,9 @@ class Launch:
         """The service, connected and proved. Beside the start of Ray: what it refuses shows at
         once, and what it takes costs no time."""
         connection = await stack.enter_async_context(connected(self._prepared))
-        self._proved = await self._attest(meta, self._prepared, connection)
+        if await self._proofs.add(self._prepared, connection):
+            meta[ATTESTED] = self._proofs.record
+            self._proved = True
         return connection
 
     async def _cluster(self, stack: AsyncExitStack, signals: Signals) -> Runtime | None:

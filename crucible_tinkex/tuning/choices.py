@@ -93,7 +93,15 @@ def choose(facts: Facts, budget: Mapping[str, Any]) -> Choices:
         )
     reasons += _on_budget(facts, budget, allowed)
     trials = None if allowed is None else allowed / steps
-    settings |= _confirmation(trials, reasons)
+    if "budget.trials" in budget:
+        trials = min(trained(budget["budget.trials"]), trials or math.inf)
+        settings["search.trials"] = searching(budget["budget.trials"])
+    settings |= (confirmed := confirmation(trials))
+    if confirmed:
+        reasons.append(
+            f"the best {LEADERS} are trained again with {FIRST_SEEDS} to "
+            f"{confirmed['search.confirm_max_seeds']} fresh seeds each, until the best is told"
+        )
     if facts.dollars_per_token is None and not facts.embedded:
         reasons.append("no price is known: what it costs is not counted (--prices gives a table)")
     return Choices(settings, tuple(reasons), steps, trials)
@@ -138,21 +146,30 @@ def _steps(rows: int, batch: int, allowed: float | None, *, embedded: bool) -> i
     return steps if allowed is None else max(1, min(steps, int(allowed / FEWEST_TRIALS)))
 
 
-def _confirmation(trials: float | None, reasons: list[str]) -> Mapping[str, Any]:
+def searching(trials: int) -> int:
+    """Half of so many trials; the others confirm."""
+    return math.ceil(trained(trials) / 2)
+
+
+def trained(trials: int) -> float:
+    """Of so many trials, those that are trained: one is the untrained base. Raises `ConfigError`
+    where none is left."""
+    if trials < 2:
+        raise ConfigError("a budget of 1 trial pays for the untrained base alone; give more")
+    return trials - 1.0
+
+
+def confirmation(trials: float | None) -> Mapping[str, Any]:
     """Until the best is told, if half of the budget pays for the seeds that this needs at least;
-    else what strategy `auto` chooses."""
+    else nothing: what strategy `auto` chooses. `trials`: whole ones that the budget pays for;
+    None: any."""
     most = MOST_SEEDS if trials is None else int((trials / 2 - ALONE) / LEADERS)
     if most < FIRST_SEEDS:
         return {}
-    most = min(most, MOST_SEEDS)
-    reasons.append(
-        f"the best {LEADERS} are trained again with {FIRST_SEEDS} to {most} fresh seeds each, "
-        "until the best is told"
-    )
     return {
         "search.confirm": "auto",
         "search.confirm_top": LEADERS,
-        "search.confirm_max_seeds": most,
+        "search.confirm_max_seeds": min(most, MOST_SEEDS),
     }
 
 
@@ -181,5 +198,9 @@ def _on_budget(facts: Facts, budget: Mapping[str, Any], allowed: float | None) -
         yield f"the service trains on about {facts.tokens_per_s:,.0f} tokens a second"
     if allowed is not None:
         yield f"the budget pays for about {allowed:,.0f} steps in all"
+    elif "budget.trials" in budget:
+        yield "one trial of the budget is the untrained base; half of the others search"
+    elif "budget.dollars" in budget and facts.embedded:
+        yield "the embedded server costs nothing, so a budget in dollars has no end"
     elif budget:
         yield "how far the budget goes is not known; it is a cap all the same"

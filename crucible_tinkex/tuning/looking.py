@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -29,12 +29,25 @@ UNCUT = 1_000_000
 PROBE_STEPS = 5
 
 
-def look(draft: Mapping[str, Any], *, timed: bool, tokens_per_s: float | None = None) -> Facts:
+def look(
+    draft: Mapping[str, Any],
+    *,
+    timed: bool,
+    tokens_per_s: float | None = None,
+    doing: Callable[[str], object] = lambda line: None,
+) -> Facts:
     """`draft`: an experiment with data, base, service and budget. `timed`: also train a few steps
-    to see how fast it is; else that is `tokens_per_s`. Raises what is wrong with them."""
+    to see how fast it is; else that is `tokens_per_s`. `doing` hears what takes a while, before it
+    does. Raises what is wrong with them."""
     with tempfile.TemporaryDirectory(prefix="crucible-") as folder:
-        facts = asyncio.run(_looked(_experiment(draft, folder), Path(folder)))
+        experiment = _experiment(draft, folder)
+        doing("looking at the data and the service")
+        facts = asyncio.run(_looked(experiment, Path(folder)))
         if timed:
+            doing(
+                f"training {PROBE_STEPS} steps to see how fast {experiment.model.base} is here "
+                "(the budget counts from the sweep's start)"
+            )
             tokens_per_s = _speed(facts, draft, folder)
         return replace(facts, tokens_per_s=tokens_per_s)
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from crucible_tinkex.client.http.address import BASE_URL_VARIABLE
 from crucible_tinkex.client.http.key import KEY_FILE_VARIABLE, KEY_VARIABLE
-from crucible_tinkex.config import EMBEDDED, BudgetSection, Experiment, parse_budget
+from crucible_tinkex.config import EMBEDDED, Experiment, parse_budget
 from crucible_tinkex.config.section import set_dotted
 from crucible_tinkex.config.sweep.run import DEFAULT_STORAGE
 from crucible_tinkex.errors import ConfigError
@@ -24,10 +24,11 @@ from crucible_tinkex.search.auto_settings import chosen
 from crucible_tinkex.search.learned.records import published
 from crucible_tinkex.storage import storage_errors
 from crucible_tinkex.sweep.preparing.experience import finished_trials, speed
-from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, load_sweep, prepare
+from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, prepare
 from crucible_tinkex.sweep.results.leaderboard import Objective, best
 from crucible_tinkex.sweep.results.views.summary import read_state
 from crucible_tinkex.tuning import declaration
+from crucible_tinkex.tuning.again import news, said_anew
 from crucible_tinkex.tuning.choices import choose
 from crucible_tinkex.tuning.looking import look
 from crucible_tinkex.weights.export import ADAPTER_FILES, Exported, export_trial
@@ -35,8 +36,12 @@ from crucible_tinkex.weights.export import ADAPTER_FILES, Exported, export_trial
 DEFAULT_BASE = "smollm2-135m-instruct"
 AT_ONCE = 4
 """Sessions on this machine: more would start before there are results to choose by."""
-CAPS = ("trials", "steps", "tokens", "hours", "dollars")
 EMBEDDED_BASES = ("nano", DEFAULT_BASE)
+Hearer: TypeAlias = Callable[[str], object]
+
+
+def _deaf(line: str) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -88,24 +93,24 @@ class Tuning:
         return None if best is None else export_trial(paths, best, self.out, force=True)
 
 
-def propose(wish: Wish, warned: Callable[[str], object] = lambda line: None) -> Tuning:
+def propose(wish: Wish, warned: Hearer = _deaf, doing: Hearer = _deaf) -> Tuning:
     """Look at data and service, choose, and write the experiment file. `warned` hears of a service
-    that the environment chose, before it is asked anything. Raises `ConfigError`, `DataError`, and
-    what the service refuses."""
+    that the environment chose, before it is asked anything, `doing` what takes a while. Raises
+    `ConfigError`, `DataError`, and what the service refuses."""
     paths = SweepPaths.of(wish.storage, wish.sweep)
     file = paths.root.with_name(f"{wish.sweep}.toml")
     out = Path(wish.out).expanduser().absolute() if wish.out else paths.root / "adapter"
     _check_out(out)
     if file.exists():
         text = file.read_text(encoding="utf-8")
-        news = _news(wish, file, paths)
-        source = declaration.changed(text, news) if news else text
-        experiment = _as_written(wish, file, news)
-        reasons: Sequence[str] = (f"goes on as {file} says", *_said_anew(news))
+        found = _news(wish, Experiment.from_toml(file), paths)
+        source = declaration.changed(text, found) if found else text
+        experiment = _as_written(wish, file, found)
+        reasons: Sequence[str] = (f"goes on as {file} says", *said_anew(found))
     elif paths.root.exists() and any(paths.root.iterdir()):
         raise ConfigError(f"{paths.root} exists, and was not made by tune; choose another --name")
     else:
-        experiment, reasons = _chosen(wish, paths, warned)
+        experiment, reasons = _chosen(wish, paths, warned, doing)
         declaration.write(file, declaration.text_of(experiment, file.parent, reasons))
         experiment = Experiment.from_toml(file)
         text = source = file.read_text(encoding="utf-8")
@@ -118,39 +123,15 @@ def propose(wish: Wish, warned: Callable[[str], object] = lambda line: None) -> 
 # --- again ----------------------------------------------------------------------------------------
 
 
-def _news(wish: Wish, file: Path, paths: SweepPaths) -> dict[str, Any]:
-    """What the file does not say yet, by dotted key; None takes a key out. A new budget takes the
-    place of all caps of the old one. Where none is said, what the sweep was given since
-    (`crucible extend`) is not taken away again."""
-    budget = Experiment.from_toml(file).budget
-    old = {f"budget.{cap}": getattr(budget, cap) for cap in CAPS}
-    caps = wish.caps
-    if wish.budget is not None:
-        asked: dict[str, Any] = {**dict.fromkeys(old), **caps}
-    else:
-        asked = {**(_extended(budget, paths) if paths.resolved.exists() else {}), **caps}
-    if wish.trials is not None:
-        asked["search.trials"] = wish.trials
-        old["search.trials"] = Experiment.from_toml(file).search.trials
-    return {key: value for key, value in asked.items() if old.get(key) != value}
+def _news(wish: Wish, found: Experiment, paths: SweepPaths) -> dict[str, Any]:
+    asked = wish.caps if wish.trials is None else {**wish.caps, "search.trials": wish.trials}
+    return news(found, paths, asked, has_budget=wish.budget is not None)
 
 
-def _extended(budget: BudgetSection, paths: SweepPaths) -> dict[str, Any]:
-    own = load_sweep(paths.root.parent, paths.root.name).budget
-    pairs = ((cap, getattr(budget, cap), getattr(own, cap)) for cap in CAPS)
-    return {f"budget.{cap}": b for cap, a, b in pairs if a and b and b > a}
-
-
-def _said_anew(news: Mapping[str, Any]) -> Iterator[str]:
-    said = {key: value for key, value in news.items() if value is not None}
-    if said:
-        yield f"and the file says now: {', '.join(f'{k} = {v}' for k, v in said.items())}"
-
-
-def _as_written(wish: Wish, file: Path, news: Mapping[str, Any]) -> Experiment:
+def _as_written(wish: Wish, file: Path, changed: Mapping[str, Any]) -> Experiment:
     """What the file says, with what was said anew. Raises `ConfigError` if it is about something
     else."""
-    found = Experiment.from_toml(file, overrides=news)
+    found = Experiment.from_toml(file, overrides=changed)
     asked = _draft(wish)
     other = [
         key
@@ -178,7 +159,7 @@ def _said(draft: Experiment, key: str) -> str | None:
 
 
 def _chosen(
-    wish: Wish, paths: SweepPaths, warned: Callable[[str], object]
+    wish: Wish, paths: SweepPaths, warned: Hearer, doing: Hearer
 ) -> tuple[Experiment, Sequence[str]]:
     raw, drafted = _raw(wish), _draft(wish)
     storage, base = paths.root.parent, drafted.model.base
@@ -187,10 +168,11 @@ def _chosen(
         warned(on)
     known = speed(storage, base)
     in_hours = "budget.hours" in wish.caps
-    facts = look(raw, timed=in_hours and known is None, tokens_per_s=known)
+    facts = look(raw, timed=in_hours and known is None, tokens_per_s=known, doing=doing)
     choices = choose(facts, wish.caps)
     for key, value in choices.settings.items():
-        set_dotted(raw, key, value)
+        if key != "search.trials" or wish.trials is None:
+            set_dotted(raw, key, value)
     records, _ = finished_trials(storage)
     found = chosen(
         Experiment.build(raw),

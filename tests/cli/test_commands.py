@@ -71,6 +71,16 @@ def test_several_sweeps_are_asked_at_once(folder: Path) -> None:
     assert (unknown.returncode, "no sweep 'nobody'" in unknown.stderr) == (2, True)
 
 
+def test_a_plan_says_that_a_sweep_has_ended(folder: Path) -> None:
+    """And what comes after an ended one with a seed each, `conclude` says."""
+    where = ("runs/small/experiment.toml", "--storage", "runs")
+    assert "has ended, nothing is left to do" in crucible(folder, "plan", *where).stdout
+    more = crucible(folder, "plan", *where, "--set", "search.seeds=[0, 1]").stdout
+    assert "would amend search.seeds" in more and "has ended" not in more
+    said = crucible(folder, "conclude", "small").stdout
+    assert "to be surer: crucible extend small --set search.confirm=auto && crucible" in said
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 def test_a_query_is_exported(folder: Path, tmp_path: Path, form: str) -> None:
     sql, path = "select n from range(100) r(n)", tmp_path / f"out.{form}"

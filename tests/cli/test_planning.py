@@ -64,6 +64,17 @@ def test_nothing_is_chosen_later_where_all_is_known(
     assert "more, chosen" not in capsys.readouterr().out
 
 
+def test_a_large_grid_does_not_hide_what_comes_after_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = {"lora.rank": [1, 2, 4, 8, 16], "optimizer.learning_rate": [1e-5, 1e-4, 1e-3, 1e-2, 1]}
+    found = describe(prepared(tmp_path, strategy="grid", space=space), data(24))
+    assert len(found["configurations"]) == 25
+    show(found)
+    said = capsys.readouterr().out
+    assert said.count("lora.rank = ") == 20 and "  and 5 more (--json has all)\n" in said
+
+
 def test_fewer_configurations_than_asked_are_said(tmp_path: Path) -> None:
     asked = prepared(tmp_path, strategy="tpe", trials=40, space={"lora.rank": [1, 2, 4]})
     found = describe(asked, data(24))

@@ -31,6 +31,16 @@ def prices(file: str) -> str:
     return f"budget={{dollars = 5, prices = '{file}'}}"
 
 
+def test_ctrl_c_where_nobody_looks_after_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("crucible_tinkex.tuning.tuning.look", interrupted)
+    found = crucible("tune", "rows.jsonl", "--base", "nano")
+    assert found.returncode == 130
+    assert found.stderr.endswith("interrupted; run the same command to continue\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -158,6 +158,22 @@ def test_rows_that_people_copy_from_are_never_cut(
     assert ("--- 1" in shown) == (width == 40)
 
 
+def test_a_terminal_gets_whole_words_and_a_pipe_whole_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    said = f"best: of two\n      eval/nll [b]0.5\n{'seven words ' * 9}are said of /{'long' * 20}"
+    print_sentences(said)
+    assert capsys.readouterr().out == f"{said}\n"
+    monkeypatch.setenv("FORCE_COLOR", "1")  # Rich takes stdout for a terminal
+    print_sentences(said)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == said.splitlines()[:2]
+    assert " ".join(line.strip() for line in lines).split() == said.split()
+    assert len(lines) > 4 and all(len(line.rstrip()) <= 40 for line in lines[:-1])
+
+
 def test_a_better_mean_below_a_worse_one_is_explained() -> None:
     """The leader has run a seed more, and that one was a hard one."""
     losses = {(1, 10_000): 1.0, (1, 10_001): 2.0, (1, 10_002): 3.3, (2, 10_000): 1.1}
@@ -180,19 +196,3 @@ def test_a_better_mean_below_a_worse_one_is_explained() -> None:
 
 def table_heads(table: Table) -> list[str]:
     return [str(column.header) for column in table.columns]
-
-
-def test_a_terminal_gets_whole_words_and_a_pipe_whole_lines(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setenv("TERM", "xterm")
-    said = f"best: of two\n      eval/nll [b]0.5\n{'seven words ' * 9}are said of /{'long' * 20}"
-    print_sentences(said)
-    assert capsys.readouterr().out == f"{said}\n"
-    monkeypatch.setenv("FORCE_COLOR", "1")  # Rich takes stdout for a terminal
-    print_sentences(said)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == said.splitlines()[:2]
-    assert " ".join(line.strip() for line in lines).split() == said.split()
-    assert len(lines) > 4 and all(len(line.rstrip()) <= 40 for line in lines[:-1])

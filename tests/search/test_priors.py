@@ -112,6 +112,20 @@ def test_seeds_of_an_own_sweep_are_averaged_before_the_best_rank_counts() -> Non
     assert first.values == {RATE: 1e-3, RANK: 16}
 
 
+def test_rates_that_a_rule_stopped_say_where_the_own_sweep_was_best() -> None:
+    """Where one rate alone went on to the end; elsewhere they say nothing."""
+    found = planted(1e-3, base=LLAMA.base)
+    own = [replace(r, outdone=r.learning_rate != 1e-3) for r in found]
+    prior = suggest([*published(), *own], LLAMA)
+    assert prior.suggestions[0].values == {RATE: 1e-3, RANK: 16} and prior.in_range
+    assert "in this storage" in prior.suggestions[0].reason
+    lost = [replace(r, metric=9.0) if r.outdone else r for r in own]
+    assert rates(suggest(lost, LLAMA)) == [1e-3], "no second guess is better than another"
+    other = [replace(r, base="lab/model-8B") for r in own]
+    assert suggest([*published(), *other], LLAMA) == suggest(published(), LLAMA)
+    assert not suggest(other, LLAMA).suggestions
+
+
 def test_a_toy_and_a_real_model_are_never_asked_about_each_other() -> None:
     toy, real = planted(1e-2, base="nano"), "smollm2-135m-instruct"
     of_toy, of_real = Question("nano", 128, 780), Question(real, 128, 780)

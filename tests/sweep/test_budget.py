@@ -21,7 +21,7 @@ from crucible_tinkex.sweep.attesting import check_affordable
 from crucible_tinkex.sweep.deciding.budget import Budget, more_budget
 from crucible_tinkex.sweep.deciding.prices import TABLE as TABLE_OF_OURS
 from crucible_tinkex.sweep.deciding.prices import Price, checked_price, price_of
-from crucible_tinkex.sweep.orders.hints import going_on
+from crucible_tinkex.sweep.orders.hints import going_on, surer
 from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.testing import FakeBackend
 from crucible_tinkex.training.attempt.allowance import Allowance
@@ -373,6 +373,26 @@ def test_a_sweep_without_room_for_its_confirmation_says_how_it_goes_on(tmp_path:
     journal.decide(slots=4)
     paths = SweepPaths.of(tmp_path, "mine")
     assert going_on(journal.state, paths).endswith("--budget 4trials")
+
+
+def test_a_sweep_with_one_seed_each_says_how_its_leaders_are_told_apart(tmp_path: Path) -> None:
+    paths = SweepPaths.of(tmp_path, "mine")
+    state = Bench(tmp_path).run()
+    command = surer(state, paths)
+    assert command and command.startswith(f"crucible extend mine --storage {tmp_path} --set ")
+    extend, resume = command.split(" && ")
+    _, _, setting = extend.rpartition(" ")
+    assert resume == f"crucible resume mine --storage {tmp_path}"
+    confirmed = {setting.partition("=")[0].removeprefix("search."): setting.partition("=")[2]}
+    more = Bench(tmp_path / "more", search={**confirmed, "confirm_top": 2}).run()
+    assert surer(more, paths) is None and any(t.phase == "confirm" for t in more.trials.values())
+
+
+@pytest.mark.parametrize("search", [{"seeds": [0, 1]}, {"space": {"lora.rank": [4]}}])
+def test_it_says_nothing_where_there_are_seeds_or_one_configuration(
+    tmp_path: Path, search: dict[str, Any]
+) -> None:
+    assert surer(Bench(tmp_path, search=search).run(), SweepPaths.of(tmp_path, "mine")) is None
 
 
 def _caps(text: str) -> dict[str, Any]:

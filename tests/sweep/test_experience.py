@@ -9,10 +9,11 @@ import pytest
 from local_sweeps import Bench
 
 from crucible_tinkex.config import ModelSection, SearchSection
+from crucible_tinkex.registry import DONE, PERSON, STOPPED
 from crucible_tinkex.search.auto_settings import chosen
 from crucible_tinkex.search.learned.priors import Question, suggest
 from crucible_tinkex.search.learned.records import published
-from crucible_tinkex.sweep.preparing.experience import finished_trials
+from crucible_tinkex.sweep.preparing.experience import finished_trials, records_of
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -27,6 +28,26 @@ def test_every_trial_that_is_done_is_a_record_and_the_reference_is_not(tmp_path:
         if not trial.reference:
             key = trial.values["optimizer.learning_rate"], trial.values["lora.rank"]
             assert found[key] == trial.metrics["eval/nll"]
+
+
+def test_a_sweep_in_which_one_trial_went_to_the_end_is_experience(tmp_path: Path) -> None:
+    """Its rule stopped the others for that one, at which the next sweep begins."""
+    stopping = {"rule": "topk", "first_rung": 2, "keep": 1}
+    state = Bench(tmp_path, search={"stopping": stopping}).run()
+    (winner,) = (t for t in state.trials.values() if t.state == DONE and not t.reference)
+    records, _ = finished_trials(tmp_path)
+    assert [r.outdone for r in records] == [False] + [True] * 5
+    assert min(r.metric for r in records) == records[0].metric == winner.metrics["eval/nll"]
+    prior = suggest(records, Question("nano", 4, 8, ranks=(2, 8)), count=1)
+    assert prior.suggestions[0].values == winner.values and prior.in_range
+
+
+def test_what_a_person_stopped_is_none(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    state = bench.run()
+    trial = next(t for t in state.trials.values() if not t.reference)
+    trial.state, trial.hold = STOPPED, PERSON
+    assert len(list(records_of(state))) == 5
 
 
 def test_what_does_not_vary_is_read_off_the_declaration(tmp_path: Path) -> None:

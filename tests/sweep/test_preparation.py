@@ -239,6 +239,19 @@ def test_rows_that_are_left_out_are_no_part_of_an_epoch(
     assert "of 2 rows over train.max_length = 8, 0 were cut and 2 left out" in caplog.text
 
 
+def test_rows_that_repeat_others_are_said(make: Make, tmp_path: Path) -> None:
+    rows = [json.dumps({"prompt": f"p{i}", "completion": "x"}) for i in range(100)]
+
+    def said(*more: str) -> list[str]:
+        (tmp_path / "rows.jsonl").write_text("\n".join([*rows, *more]))
+        found = prepare(make(data={"train": "rows.jsonl"})).warnings()
+        return [w for w in found if "repeat" in w]
+
+    assert said(*rows[:2]) == []
+    (warning,) = said(*rows, *rows[:50])
+    assert "rows.jsonl: 150 of 250 rows repeat others" in warning
+
+
 TRAIN_METRIC: dict[str, Any] = {"search": {"metric": "train/nll"}}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -110,3 +111,23 @@ def test_too_little_is_refused() -> None:
         choose(facts(4), {})
     with pytest.raises(ConfigError, match="not pay for a single step"):
         choose(facts(), {"budget.tokens": 10})
+
+
+@pytest.mark.parametrize("cap", [2, 3, 5, 10, 20, 40, 200])
+def test_a_budget_of_trials_is_divided_between_search_and_confirmation(cap: int) -> None:
+    found = choose(facts(), {"budget.trials": cap})
+    search = found.settings["search.trials"]
+    seeds = found.settings.get("search.confirm_max_seeds")
+    assert search == math.ceil((cap - 1) / 2) and found.trials == cap - 1
+    assert seeds is None or search + 2 * seeds + 2 <= cap - 1
+    assert not any("not known" in line for line in found.reasons)
+
+
+def test_one_trial_is_too_few() -> None:
+    with pytest.raises(ConfigError, match="untrained base alone"):
+        choose(facts(), {"budget.trials": 1})
+
+
+def test_dollars_on_this_machine_are_no_cap() -> None:
+    found = choose(facts(), {"budget.dollars": 5.0})
+    assert any("costs nothing" in line for line in found.reasons) and found.trials is None

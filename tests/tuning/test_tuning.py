@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,37 @@ def test_a_budget_that_ended_it_is_given_more(tmp_path: Path) -> None:
     assert file.read_bytes() == before
 
 
+def test_a_greater_budget_pays_for_more_seeds(tmp_path: Path) -> None:
+    """The small one's sweep is over within it: nothing would be left to do."""
+    data, storage = write_rows(tmp_path / "digits.jsonl", 6), tmp_path / "runs"
+    wishes: dict[str, Any] = {"base": "nano", "storage": storage}
+    sweep = ct.tune(data, budget="7trials", **wishes)
+    first = Experiment.from_toml(storage / "tune-digits.toml").search
+    assert (first.trials, first.confirm) == (3, 1)
+    assert "nothing can be said" in sweep.conclusion().verdict
+    told: list[str] = []
+    more = ct.tune(data, budget="24trials", **wishes, explain=told.append)
+    written = Experiment.from_toml(storage / "tune-digits.toml").search
+    assert (written.trials, written.confirm, written.confirm_max_seeds) == (12, "auto", 4)
+    assert any("search.confirm = auto" in line for line in told)
+    state = SweepState.read(more.paths)
+    seeds = {t.seed for t in state.trials.values() if t.phase == "confirm"}
+    assert len(seeds) >= 3 and len(state.trials) <= 24
+    assert not prepare(Experiment.from_toml(storage / "tune-digits.toml")).amendments
+
+
+def test_a_number_of_seeds_that_somebody_wrote_stays(tmp_path: Path) -> None:
+    data, storage = write_rows(tmp_path / "digits.jsonl", 6), tmp_path / "runs"
+    wish = Wish(str(data), base="nano", budget="20steps", storage=str(storage))
+    propose(wish)
+    file = storage / "tune-digits.toml"
+    file.write_text(file.read_text().replace("confirm = 1", "confirm = 0"))
+    ct.run(Experiment.from_toml(file))
+    tuning = propose(replace(wish, budget="4000steps"))
+    assert "confirm = 0" in file.read_text()
+    assert tuning.prepared.amendments == ["budget.steps"]
+
+
 FILE = """# mine
 name = "s"  # the name
 [search]
@@ -159,6 +191,17 @@ def test_bad_input_is_refused_before_anything_is_written(
     with pytest.raises(error, match=match):
         propose(Wish(**{"data": "rows.jsonl", **base, **wish}))  # type: ignore[arg-type]
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_takes_a_while_is_said_before(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", 6)
+    heard: list[str] = []
+    wish = Wish(str(data), base="nano", budget="1min", storage=str(tmp_path / "runs"))
+    propose(wish, doing=heard.append)
+    looks, times = heard
+    assert "data" in looks and "5 steps" in times and "nano" in times
+    propose(wish, doing=heard.append)
+    assert len(heard) == 2, "nothing is looked at again"
 
 
 def test_a_sweep_that_tune_did_not_make_is_left_alone(tmp_path: Path) -> None:

@@ -115,5 +115,6 @@ def test_the_command_asks_once_and_talks(storage: Path) -> None:
     assert talked.returncode == 0, talked.stderr
     first, second = talked.stdout.splitlines()
     assert first == second and first.startswith(answer["text"])
+    assert ">" not in talked.stderr.partition("step")[2], "nobody is asked at a pipe"
     refused = crucible(storage, "--json")
     assert (refused.returncode, "--prompt" in refused.stderr) == (2, True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Address, Json, Name, Quiet
+from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Address, Json, Quiet
 
 
 def tune(
@@ -26,7 +26,8 @@ def tune(
         ),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="What it may use: 2h, 30min, 1e6tok, 500steps, 5usd.")
+        str | None,
+        typer.Option(help="Its limit: 2h, 30min, 1e6tok, 500steps, 20trials, 5usd."),
     ] = None,
     prices: Annotated[
         str | None, typer.Option(help="Price table, for a budget in dollars (docs/budgets.md).")
@@ -37,7 +38,9 @@ def tune(
     out: Annotated[
         str | None, typer.Option(help="Folder of the adapter (default: `adapter` of the sweep).")
     ] = None,
-    name: Name = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the sweep (default: `tune-` and the file's name).")
+    ] = None,
     storage: Annotated[str, typer.Option(help="Folder of all sweeps.")] = DEFAULT_STORAGE,
     address: Address = None,
     json: Json = False,

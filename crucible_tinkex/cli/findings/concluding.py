@@ -7,6 +7,7 @@ import math
 
 from crucible_tinkex.cli.terminal.tables import plain_table, print_sentences, print_table
 from crucible_tinkex.registry import TERMINAL, SweepState
+from crucible_tinkex.sweep.orders.hints import surer
 from crucible_tinkex.sweep.results.leaderboard import Objective, configurations
 from crucible_tinkex.sweep.results.quality import quality_lines, quality_summary
 from crucible_tinkex.sweep.results.views.summary import existing_sweep, read_state
@@ -52,6 +53,8 @@ def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:
     said += [f"left out: {one.name}: {one.reason}" for one in found.left_out[:SHOWN_ROWS]]
     if said := [*said, *quality_lines(state, paths)]:
         print_sentences("\n".join(said))
+    if command := surer(state, paths):
+        print(f"to be surer: {command}")
 
 
 def show_comparison(sweep: str, a: str, b: str, *, storage: str, json: bool) -> None:

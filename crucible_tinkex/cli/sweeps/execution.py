@@ -14,7 +14,7 @@ from crucible_tinkex.cli.terminal.tables import print_leaderboard, print_sentenc
 from crucible_tinkex.registry import FAIL_FAST
 from crucible_tinkex.sweep.deciding.budget import BUDGET
 from crucible_tinkex.sweep.launch import Launch, SweepResult
-from crucible_tinkex.sweep.orders.hints import going_on, sweep_arguments
+from crucible_tinkex.sweep.orders.hints import going_on, surer, sweep_arguments
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
 from crucible_tinkex.sweep.results.leaderboard import Objective
 from crucible_tinkex.sweep.results.quality import quality_lines
@@ -77,4 +77,6 @@ def _print_result(result: SweepResult, prepared: PreparedSweep) -> None:
         print(f"\nended by {state.ended}\nonce it is mended: {again}")
     elif state.open or state.ended is None:
         print(f"\ninterrupted with {result.left} trials to go; continue: {again}")
+    elif command := surer(state, prepared.paths):
+        print(f"\nto be surer: {command}")
     print(f"\nresults: {prepared.paths.root}\nlook:    crucible report {where}, or tb {where}")

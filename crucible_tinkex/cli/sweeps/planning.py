@@ -34,6 +34,9 @@ from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, prepare
 from crucible_tinkex.training.attest.probing import Attestation
 from crucible_tinkex.training.data import SweepData
 
+SHOWN_CONFIGURATIONS = 20
+"""On a terminal, so that what comes after them can be seen."""
+
 
 def plan_file(
     file: Path,
@@ -73,8 +76,11 @@ def show(found: Mapping[str, Any]) -> None:
     for line in estimate_lines(found["estimate"]):
         print(line)
     print_lengths(found["row_tokens"])
-    for values in found["configurations"]:
+    known = found["configurations"]
+    for values in known[:SHOWN_CONFIGURATIONS]:
         print("  " + (", ".join(f"{k} = {v}" for k, v in values.items()) or "as declared"))
+    if hidden := len(known) - len(known[:SHOWN_CONFIGURATIONS]):
+        print(f"  and {hidden} more (--json has all)")
     if later := found["chosen_later"]:
         print(f"  and {later} more, chosen as results come in")
     for note in found["auto"]:
@@ -177,4 +183,7 @@ def _state(prepared: PreparedSweep) -> str:
     if prepared.existing is None:
         return "new"
     changed = ", ".join(prepared.amendments)
-    return f"exists; would amend {changed}" if changed else "exists; would continue"
+    if changed:
+        return f"exists; would amend {changed}"
+    over = prepared.existing.is_complete
+    return "exists; has ended, nothing is left to do" if over else "exists; would continue"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json as json_module
-import sys
 from typing import Any
 
+from crucible_tinkex.cli.terminal.tables import print_sentences
 from crucible_tinkex.sweep.orders.hints import sweep_arguments
 from crucible_tinkex.sweep.results.views.summary import read_state, summary
 from crucible_tinkex.sweep.signals import INTERRUPTED_CODE
@@ -15,7 +15,7 @@ from crucible_tinkex.weights.export import Exported
 
 def tune_data(wish: Wish, *, address: str | None, json: bool, quiet: bool) -> int:
     """Returns the exit code."""
-    tuning = propose(wish, lambda line: print(f"training {line}", file=sys.stderr, flush=True))
+    tuning = propose(wish, lambda line: _say(f"training {line}"), _unheard if quiet else _say)
     _explain(tuning)
     from crucible_tinkex.cli.sweeps.execution import execute, run_prepared
 
@@ -32,11 +32,18 @@ def tune_data(wish: Wish, *, address: str | None, json: bool, quiet: bool) -> in
     return code
 
 
+def _say(line: str) -> None:
+    print_sentences(line, to_stderr=True)
+
+
+def _unheard(line: str) -> None:
+    pass
+
+
 def _explain(tuning: Tuning) -> None:
-    print("what I chose, and why:", file=sys.stderr)
-    for reason in tuning.reasons:
-        print(f"- {reason}", file=sys.stderr)
-    print(f"- the file that does the same: {tuning.file}", file=sys.stderr)
+    _say("what I chose, and why:")
+    for reason in (*tuning.reasons, f"the file that does the same: {tuning.file}"):
+        _say(f"- {reason}")
 
 
 def _found(tuning: Tuning, exported: Exported | None) -> dict[str, Any]:

@@ -68,12 +68,13 @@ def print_rows(table: Table) -> None:
             print(f"{name:<{width}}  {value}")
 
 
-def print_sentences(text: str) -> None:
-    """To stdout, lines broken between words at the width of a terminal; as they are elsewhere."""
-    console = plain_console()
+def print_sentences(text: str, *, to_stderr: bool = False) -> None:
+    """To stdout or stderr, lines broken between words at the width of a terminal; as they are
+    elsewhere."""
+    console = plain_console(stderr=to_stderr)
     wrapper = TextWrapper(console.width, break_long_words=False, break_on_hyphens=False)
     for line in text.splitlines():
-        print(wrapper.fill(line) if console.is_terminal else line)
+        print(wrapper.fill(line) if console.is_terminal else line, file=console.file, flush=True)
 
 
 def plain_console(**options: Any) -> Console:

@@ -73,9 +73,12 @@ def chat(
 def _talk(portal: BlockingPortal, conversation: Chat) -> None:
     from crucible_tinkex.errors import ConfigError, RequestRejectedError
 
-    print(_HELP, file=sys.stderr)
+    asks = sys.stdin.isatty()
+    if asks:
+        print(_HELP, file=sys.stderr)
     while True:
-        print("> ", end="", file=sys.stderr, flush=True)
+        if asks:
+            print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         said = line.strip()
         if not line or said == "/exit":

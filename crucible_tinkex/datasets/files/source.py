@@ -8,11 +8,12 @@ refused.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
@@ -36,6 +37,8 @@ from crucible_tinkex.datasets.rows import Format, Row
 from crucible_tinkex.errors import DataError
 
 Keys = npt.NDArray[np.uint64]
+LOOKED_AFTER, SHOWN_LINES = 10_000, 5
+"""Rows after one that is refused, and how many of those that are refused, too, are named."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,8 @@ def _opened(declared: DataFile, format: Format | None, corpus: str | Path | None
     state = _state(local)
     keys, named, passed_over = array("Q"), False, 0
     readers, corpus_path = _readers(None), None
-    for line, value in whole_claims(values(local, name)):
+    found_values = whole_claims(values(local, name))
+    for line, value in found_values:
         if not keys and not passed_over:
             format = format or detect(value, readers, path=name, line=line)
             corpus_path = (
@@ -186,7 +190,12 @@ def _opened(declared: DataFile, format: Format | None, corpus: str | Path | None
         if format == "scifact" and not has_evidence(value):
             passed_over += 1
             continue
-        row = row_of(value, format, readers, path=name, line=line)
+        try:
+            row = row_of(value, format, readers, path=name, line=line)
+        except DataError as error:
+            rest = found_values if choice.limit is None and format != "scifact" else ()
+            more = _refused(rest, partial(row_of, format=format, readers=readers, path=name))
+            raise DataError(f"{error.message}{more}") from error
         keys.append(row.key)
         named = named or row.id is not None
         if choice.stratify is not None:
@@ -200,6 +209,23 @@ def _opened(declared: DataFile, format: Format | None, corpus: str | Path | None
     return RowFile(
         declared, address, local, format, corpus_path, found, named, passed_over, taken, state
     )
+
+
+def _refused(rest: Iterable[tuple[int, Any]], row: Callable[..., Row]) -> str:
+    """How many of the next rows are refused, too, so that they are mended at once; nothing where
+    none is. A file is not read to its end for that."""
+    looked, lines = 0, list[int]()
+    with contextlib.suppress(DataError):  # of a line that is none; it is told when it is the first
+        for line, value in islice(rest, LOOKED_AFTER):
+            looked += 1
+            try:
+                row(value, line=line)
+            except DataError:
+                lines.append(line)
+    if not lines:
+        return ""
+    shown = ", ".join(map(str, lines[:SHOWN_LINES])) + (", ..." if lines[SHOWN_LINES:] else "")
+    return f" ({len(lines):,} of the {looked:,} rows after it are refused, too: {shown})"
 
 
 def _label(value: Mapping[str, Any], key: str, row: Row) -> str:

@@ -9,7 +9,9 @@ few round widths say what "similar" means (`_WIDTH`, `_SAME_BASE`, `_SAME_FAMILY
 
 Where the storage holds finished sweeps of this very base, of like batch and length and trained in
 the same way, they alone are asked, whatever their ranks: a curve is then the best loss that a rate
-had. A toy (`BaseFacts.is_toy`) and a real model are never asked about each other.
+had, and a rate that a rule stopped (`Record.outdone`) is known to be no better than the best. Other
+curves have finished trials only, as theirs say how much is lost. A toy (`BaseFacts.is_toy`) and a
+real model are never asked about each other.
 
 Batch size: rates are carried from one batch size to another by the square root of their ratio, the
 rule for Adam of Malladi et al. 2022 (arXiv 2205.10287). Number of steps: no rule has a good source
@@ -106,8 +108,8 @@ class _Curve:
 
 
 def suggest(records: Iterable[Record], question: Question, *, count: int = 2) -> Prior:
-    """At most `count` guesses, fewer where fewer rates were ever measured; none, and in `doubts`
-    why, where the records say nothing."""
+    """At most `count` guesses, fewer where fewer rates were ever measured, or others were all as
+    bad as can be; none, and in `doubts` why, where the records say nothing."""
     asked = facts(question.base)
     finite = [r for r in records if math.isfinite(r.metric)]
     found = [r for r in finite if facts(r.base).is_toy == asked.is_toy]
@@ -115,6 +117,7 @@ def suggest(records: Iterable[Record], question: Question, *, count: int = 2) ->
         return Prior((), (_of_another_kind(question, asked),))
     if own := _own_curves(found, question):
         return _prior(found, own, question, _own_rank(own, question), count)
+    found = [r for r in found if not r.outdone]
     found = [r for r in found if r.way == question.way] or found
     curves = _curves(found)
     if not curves:
@@ -130,7 +133,8 @@ def _prior(
     losses = _losses(curves, weights, question)
     if not losses:
         return Prior((), ("no finished sweep has measured a learning rate that is on offer",))
-    picks = _greedy(losses, weights, count)
+    first, *others = _greedy(losses, weights, count)
+    picks = [first, *(pick for pick in others if pick[1] < DIVERGED)]
     reason = _reason(curves, weights, rank)
     return Prior(
         tuple(Suggestion({RATE: rate, RANK: rank}, loss, reason) for rate, loss in picks),

@@ -33,7 +33,7 @@ def way_of(settings: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """One finished trial. `metric`: smaller is better, and never negative."""
+    """One trial that is over. `metric`: smaller is better, and never negative."""
 
     base: str
     learning_rate: float
@@ -47,6 +47,8 @@ class Record:
     """How it learns, where that is not usual; see `way_of`."""
     published: bool = False
     """By others; else it is of the storage's own sweeps."""
+    outdone: bool = False
+    """Stopped for the sake of others of its sweep; `metric` is no better than the best of those."""
 
 
 @cache

@@ -9,6 +9,8 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import FAIL_FAST, SweepState
 from crucible_tinkex.sweep.deciding.budget import BUDGET, more_budget
+from crucible_tinkex.sweep.deciding.proposing.confirming import AUTO
+from crucible_tinkex.sweep.results.leaderboard import configurations
 
 
 def sweep_arguments(paths: SweepPaths) -> str:
@@ -39,3 +41,16 @@ def going_on(state: SweepState, paths: SweepPaths) -> str:
     if state.ended_by == BUDGET and state.ended:
         return f"crucible extend {where} --budget {more_budget(state.ended, len(state.trials))}"
     return f"crucible {'retry' if state.ended_by == FAIL_FAST else 'resume'} {where}"
+
+
+def surer(state: SweepState, paths: SweepPaths) -> str | None:
+    """The commands that train the leaders again until they are told apart, for a sweep that is over
+    and says nothing of several configurations, since none has two seeds."""
+    asked = state.meta["experiment"]["search"]["confirm"]
+    if asked == AUTO or not state.complete or state.ended_by == BUDGET:
+        return None
+    found = [c for c in configurations(state) if c.complete and not c.reference and not c.forked]
+    if len(found) < 2 or any(len(c.done) > 1 for c in found):
+        return None
+    where = sweep_arguments(paths)
+    return f"crucible extend {where} --set search.confirm=auto && crucible resume {where}"

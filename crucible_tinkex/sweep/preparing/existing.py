@@ -39,6 +39,8 @@ class Existing:
     """Something was learnt, by the code as it is known."""
     is_measured: bool = False
     """There are results."""
+    is_complete: bool = False
+    """Nothing is left to do, unless more is asked for."""
 
     @classmethod
     def of(cls, state: SweepState, paths: SweepPaths) -> Existing:
@@ -56,6 +58,7 @@ class Existing:
             counts=found.get(COUNTS, {}),
             is_trained=state.saved > 0,
             is_measured=bool(state.measured),
+            is_complete=state.complete,
         )
 
     def counted(self, training: Training, experiment: Experiment) -> Training:

@@ -1,4 +1,5 @@
-"""What the finished sweeps of a storage folder teach a prior: a record for every trial done.
+"""What the finished sweeps of a storage folder teach a prior: a record for every trial that is
+done, and for those that a rule stopped for them.
 
 Guarantees: only reads; a sweep that cannot be read, or that has no base to learn from, is passed
 over and named, since a new sweep must not fail by an old one.
@@ -15,7 +16,7 @@ from typing import Any
 from crucible_tinkex.config.section import get_dotted
 from crucible_tinkex.errors import ConfigError, StorageError
 from crucible_tinkex.names import SweepPaths, canonical_json
-from crucible_tinkex.registry import DONE, SweepState
+from crucible_tinkex.registry import DONE, STOPPED, SweepState, TrialRecord
 from crucible_tinkex.search.learned.records import RANK, RATE, USUAL_WAY, Record, way_of
 
 BATCH = "train.batch_size"
@@ -37,7 +38,7 @@ class Pace:
 def finished_trials(storage: str | Path) -> tuple[list[Record], list[str]]:
     """Records of all sweeps below `storage`, and the names of those that could not be read."""
     unread: list[str] = []
-    records = [r for _, state in _sweeps(storage, unread) for r in _records(state)]
+    records = [r for _, state in _sweeps(storage, unread) for r in records_of(state)]
     return records, unread
 
 
@@ -83,7 +84,8 @@ def _checkpoint_bytes(paths: SweepPaths, state: SweepState) -> float | None:
     return total / ranks if total and ranks else None
 
 
-def _records(state: SweepState) -> Iterator[Record]:
+def records_of(state: SweepState) -> Iterator[Record]:
+    """Of the trials that are done, then of those that a rule stopped for them."""
     done = [t for t in state.trials.values() if t.state == DONE and not t.reference]
     metric = next((m for m in METRICS if all(m in t.metrics for t in done)), None)
     if not done or metric is None:
@@ -91,7 +93,9 @@ def _records(state: SweepState) -> Iterator[Record]:
     declared = state.meta["experiment"]
     usual = _settings(declared)
     sweep = str(state.meta.get("sweep_id", ""))
-    for trial in done:
+    best = min(t.metrics[metric] for t in done)
+    outdone = [t for t in state.trials.values() if _is_outdone(t) and metric in t.metrics]
+    for trial in [*done, *outdone]:
         values = {**usual, **trial.values}
         others = {k: v for k, v in trial.values.items() if k not in (RATE, RANK, BATCH)}
         yield Record(
@@ -100,10 +104,18 @@ def _records(state: SweepState) -> Iterator[Record]:
             rank=values[RANK],
             batch_size=values[BATCH] * values[ACCUMULATE],
             steps=trial.total_steps,
-            metric=trial.metrics[metric],
+            metric=trial.metrics[metric]
+            if trial.state == DONE
+            else max(best, trial.metrics[metric]),
             sweep=f"{sweep} {canonical_json(others)}",
             way=way_of(values),
+            outdone=trial.state != DONE,
         )
+
+
+def _is_outdone(trial: TrialRecord) -> bool:
+    """Stopped by a rule of the search, not by a person or a budget."""
+    return trial.state == STOPPED and not trial.hold
 
 
 def _settings(declared: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from crucible_tinkex.config import DataSection, Experiment
 from crucible_tinkex.config.sweep.search import TRAINING_DATA
 from crucible_tinkex.datasets import (
@@ -21,6 +23,9 @@ from crucible_tinkex.datasets import (
 )
 from crucible_tinkex.errors import DataError, nearest
 from crucible_tinkex.training.recipes.answering import check_judged
+
+MANY_COPIES = 0.02
+"""Share of a file's rows that repeat others from which on it is said."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +137,20 @@ def _fingerprint(experiment: Experiment, train: Rows, evaluation: Rows | None) -
 
 
 def warnings_on(training: Training, evaluation: Rows | None) -> Iterator[str]:
-    """Rows that are both learnt and measured, and rows that are passed over."""
+    """Rows that are both learnt and measured, that repeat others, and that are passed over."""
     for files, found in training.items():
         shared = found.rows.shared_with(evaluation) if evaluation else 0
         if shared:
             which = f" {', '.join(file.path for file in files)}" if len(training) > 1 else ""
             yield f"{shared} eval rows also stand in the training file{which}"
     for file in dict.fromkeys(file for found in training.values() for file in found.rows.files):
+        asked = file.keys[file.taken]
+        copies = len(asked) - len(np.unique(asked))
+        if copies > MANY_COPIES * len(asked):
+            yield (
+                f"{file.declared.path}: {copies:,} of {len(asked):,} rows repeat others (white "
+                "space and case aside), which counts them more often"
+            )
         if file.passed_over:
             yield (
                 f"{file.declared.path}: {file.passed_over} claims have no evidence and are "
