@@ -55,10 +55,12 @@ def test_the_first_ones_are_shown_and_the_rest_is_counted(
     assert "and 30 more, chosen as results come in" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("confirm", [0, 3, "auto"])
 def test_nothing_is_chosen_later_where_all_is_known(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], confirm: int | str
 ) -> None:
-    found = describe(prepared(tmp_path, strategy="qmc", trials=12), data(24))
+    """Fresh seeds of the leaders are no further configurations."""
+    found = describe(prepared(tmp_path, strategy="qmc", trials=12, confirm=confirm), data(24))
     assert len(found["configurations"]) == 12 and found["chosen_later"] == 0
     show(found)
     assert "more, chosen" not in capsys.readouterr().out

@@ -135,7 +135,7 @@ def describe(
         "row_tokens": asdict(LengthStatistics.of(data.train, batch_size=batch_size)),
         "examples": _examples(data, sets),
         "configurations": [dict(values) for values in prepared.configurations],
-        "chosen_later": trials // len(seeds) - len(plans),
+        "chosen_later": _searched(prepared) // len(seeds) - len(plans),
         "auto": list(prepared.notes),
         "warnings": prepared.warnings(),
     }
@@ -143,7 +143,6 @@ def describe(
 
 def _estimate(prepared: PreparedSweep, data: SweepData, probe: Attestation | None) -> Estimate:
     search, planner = prepared.experiment.search, prepared.planner
-    trials = trials_of(planner, prepared.configurations).planned - planner.has_reference
     plans = [planner.plan(values, search.seeds[0]) for values in prepared.configurations]
     rows = Rows.of(data, prepared.experiment.evaluation, plans)
     found = paces(prepared.paths.root.parent, prepared.experiment.model.base)
@@ -151,12 +150,18 @@ def _estimate(prepared: PreparedSweep, data: SweepData, probe: Attestation | Non
     return estimate(
         prepared.experiment,
         plans,
-        trials=trials,
+        trials=_searched(prepared),
         rows=rows,
         paces=found,
         proof=proof,
         probe=probe,
     )
+
+
+def _searched(prepared: PreparedSweep) -> int:
+    """Trials of the search, at most: without the untrained base and the fresh seeds of leaders."""
+    asker = trials_of(prepared.planner, prepared.configurations)
+    return asker.planned - prepared.planner.has_reference
 
 
 def _coming_proof(prepared: PreparedSweep, data: SweepData) -> Spent:
