@@ -151,6 +151,13 @@ def _not_a_path(text: str) -> ConfigError:
     return ConfigError(f"{text!r} is not a checkpoint path tinker://RUN/KIND/NAME")
 
 
+def storage_folder(storage: str | Path) -> Path:
+    """Raises `ConfigError` for a bucket."""
+    if "://" in str(storage):
+        raise ConfigError(f"storage {str(storage)!r} must be a local or shared folder")
+    return Path(storage).expanduser()
+
+
 class SweepPaths(NamedTuple):
     """Every file of one sweep, below `<storage>/<sweep>/`."""
 
@@ -159,9 +166,7 @@ class SweepPaths(NamedTuple):
     @classmethod
     def of(cls, storage: str | Path, sweep: str) -> SweepPaths:
         check_segment(sweep, what="sweep name")
-        if "://" in str(storage):
-            raise ConfigError(f"storage {str(storage)!r} must be a local or shared folder")
-        return cls(Path(storage).expanduser().resolve() / sweep)
+        return cls(storage_folder(storage).resolve() / sweep)
 
     @classmethod
     def below(cls, storage: Path) -> list[SweepPaths]:

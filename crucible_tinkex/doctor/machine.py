@@ -10,13 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from crucible_tinkex.doctor.finding import Note
+from crucible_tinkex.runtime.cluster import STORE_BYTES
 from crucible_tinkex.version import VERSION
 
 TESTED_PYTHON = (3, 11)
 ENOUGH_FILES = 1024
 SHARED_MEMORY = Path("/dev/shm")
-STORE_BYTES = 256 * 1024 * 1024
-"""Of Ray's object store, which lies in shared memory (`runtime.cluster`)."""
+"""Where Ray's object store lies."""
 
 
 def software() -> str:
@@ -45,7 +45,8 @@ def room() -> str:
         return Note(f"{says}: few for Ray; raise it with `ulimit -n 4096`")
     if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).total < STORE_BYTES:
         return Note(
-            f"{says}; {SHARED_MEMORY} has less than the 256 MB of Ray's object store, which then "
-            "lies on the disk: give the container more (`docker run --shm-size=1g`)"
+            f"{says}; {SHARED_MEMORY} has less than the {STORE_BYTES >> 20} MB of Ray's object "
+            "store, which then lies on the disk: give the container more "
+            "(`docker run --shm-size=1g`)"
         )
     return says

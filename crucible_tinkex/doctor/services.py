@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from crucible_tinkex.client.http.address import BASE_URL_VARIABLE
+from crucible_tinkex.client.http.key import KEY_FILE_VARIABLE, KEY_VARIABLE
 from crucible_tinkex.client.http.settings import ClientSettings
 from crucible_tinkex.client.resolved import ResolvedService
 from crucible_tinkex.config import ServiceSection
@@ -18,7 +20,7 @@ from crucible_tinkex.sweep.connection import resolved
 
 CONTACT_S = 5.0
 SHOWN = 6
-VARIABLES = ("TINKER_API_KEY", "TINKER_BASE_URL")
+VARIABLES = (KEY_VARIABLE, KEY_FILE_VARIABLE, BASE_URL_VARIABLE)
 
 
 def embedded(section: ServiceSection, base: str) -> str:
@@ -42,8 +44,7 @@ def elsewhere(section: ServiceSection, base: str | None) -> str:
     """Ask the service of `section`, or of the environment, for its bases; this costs nothing."""
     if section == ServiceSection() and not any(os.environ.get(name) for name in VARIABLES):
         return Note(
-            f"none asked for: {' and '.join(VARIABLES)} are not set; the embedded server needs "
-            "neither"
+            f"none asked for: {', '.join(VARIABLES)} are not set; the embedded server needs none"
         )
     service = resolved(section)
     return f"{service.base_url} answers; bases: {asyncio.run(_bases(service, base))}"

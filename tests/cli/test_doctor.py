@@ -116,6 +116,12 @@ def test_a_storage_that_is_a_file_is_named(tmp_path: Path) -> None:
     assert f"{tmp_path / 'runs'} is a file" in found.says
 
 
+def test_a_bucket_is_refused_as_a_run_refuses_it(tmp_path: Path) -> None:
+    done = crucible("doctor", "--storage", "s3://bucket/runs", folder=tmp_path)
+    assert done.returncode == 2
+    assert "'s3://bucket/runs' must be a local or shared folder" in done.stderr
+
+
 def test_no_account_is_no_fault(tmp_path: Path) -> None:
     found = look(tmp_path, "service")
     assert (found.state, found.exit_code) == ("note", 0)

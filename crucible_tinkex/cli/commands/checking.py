@@ -27,8 +27,9 @@ def doctor(
     from crucible_tinkex.cli.sweeps.running import read_experiment
     from crucible_tinkex.cli.terminal.health import show_health
     from crucible_tinkex.doctor import checks
+    from crucible_tinkex.names import storage_folder
 
     experiment = None if file is None else read_experiment(file, set_ or [])[0]
     where = storage or (experiment.run.storage if experiment else DEFAULT_STORAGE)
-    found = checks(experiment, storage=Path(where).expanduser(), address=address, deep=deep)
+    found = checks(experiment, storage=storage_folder(where), address=address, deep=deep)
     raise typer.Exit(show_health(found, json=json))
