@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import hypothesis
 import pytest
-import pytest_timeout
 
 # How long an example takes depends on the machine's other work; what hangs is ended by `timeout`.
 hypothesis.settings.register_profile("unhurried", deadline=None)
@@ -44,32 +42,3 @@ def _place(item: pytest.Item) -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_place)
-
-
-TICK_S = 20.0
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> bool | None:
-    """A test's time is counted in ticks: a machine that was paused or starved for an hour costs it
-    one of them, where a single timer had run out (a test of a second failed so)."""
-    if settings.method != "signal":
-        return None
-    left = max(1, round(settings.timeout / TICK_S))
-
-    def tick(*_: object) -> None:
-        __tracebackhide__ = True
-        nonlocal left
-        left -= 1
-        if not left:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            pytest_timeout.timeout_sigalrm(item, settings)
-
-    def cancel() -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-
-    item.cancel_timeout = cancel  # type: ignore[attr-defined]
-    signal.signal(signal.SIGALRM, tick)
-    signal.setitimer(signal.ITIMER_REAL, TICK_S, TICK_S)
-    return True
