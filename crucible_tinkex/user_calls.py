@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextvars import copy_context
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from crucible_tinkex.errors import TrialFailedError
@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 DEADLINE_S = 600.0
 """How long one call of a loss, a token-weight scheme, an adapter, a scorer or a hook may take."""
+PATIENCE_S = 2.0
+"""How long a thread that nobody waits for has to take the exception that ends it."""
 
 
 class _AbandonedError(SystemExit):
@@ -42,7 +44,6 @@ class _Call(Generic[T]):
         self._result: T
         self._loop = asyncio.get_running_loop()
         self.ended = asyncio.Event()
-        self._started = time.monotonic()
         context = copy_context()
         self._thread = threading.Thread(
             target=lambda: context.run(self._run), name=name, daemon=True
@@ -66,24 +67,29 @@ class _Call(Generic[T]):
         raise TrialFailedError(f"{what}: unexpected {self._error!r}") from self._error
 
     def abandon(self) -> None:
-        """Ends the thread where it computes. One that waits would take the exception only after it,
-        and while one is pending Python 3.11 cannot be traced: under a debugger or coverage each
-        thread repeats its next function's start for ever (`DO_TRACING` of its `ceval.c`)."""
-        thread = self._thread.ident
-        if thread is not None and self._thread.is_alive() and self._is_computing():
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(thread), ctypes.py_object(_AbandonedError)
-            )
+        """Ends the thread where it computes; one that waits is left behind."""
+        threading.Thread(target=_end, args=(self._thread,), name="ending", daemon=True).start()
 
-    def _is_computing(self) -> bool:
-        """Whether it has had a core for a tenth of the time in which it did not wait for one that
-        others had. Unknown (no Linux) is yes."""
-        stat = Path(f"/proc/self/task/{self._thread.native_id}/schedstat")  # nanoseconds
-        try:
-            ran, waited, _ = map(int, stat.read_text().split())
-        except OSError:
-            return True
-        return ran > 0.1 * ((time.monotonic() - self._started) * 1e9 - waited)
+
+def _end(thread: threading.Thread) -> None:
+    """Sends the thread an exception, which it takes where it computes, and takes it back from one
+    that waits. While one is pending Python 3.11 cannot be traced: under a debugger or coverage each
+    thread repeats its next function's start (`DO_TRACING` of its `ceval.c`); so this one is not."""
+    sys.settrace(None)
+    assert thread.ident is not None, "it was started"
+    _send(thread.ident, _AbandonedError)
+    thread.join(PATIENCE_S)
+    _send(thread.ident, None)
+    with contextlib.suppress(_AbandonedError):  # lowers the interpreter's one flag for all threads
+        _send(threading.get_ident(), _AbandonedError)
+        while True:
+            time.sleep(0)
+
+
+def _send(ident: int, error: type[BaseException] | None) -> None:
+    """To be raised in that thread at its next step; None takes back what it has not taken."""
+    sent = None if error is None else ctypes.py_object(error)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), sent)
 
 
 async def called(

@@ -80,10 +80,22 @@ async def test_who_computes_where_others_have_the_core_is_ended_too() -> None:
             busy.kill()
 
 
-async def test_beside_one_that_was_left_behind_code_can_be_traced() -> None:
+def works_and_sleeps() -> None:
+    until = time.monotonic() + 0.2
+    while time.monotonic() < until:
+        pass
+    sleeps()
+
+
+@pytest.mark.parametrize("waits", [sleeps, works_and_sleeps])
+@pytest.mark.parametrize("deadline_s", [0.0, 0.3])
+async def test_beside_one_that_was_left_behind_code_can_be_traced(
+    waits: Callable[[], None], deadline_s: float
+) -> None:
     """An exception that waits for its thread would stop a debugger on Python 3.11, for good."""
     with pytest.raises(TrialFailedError):
-        await called(sleeps, what="loss", deadline_s=0.1)
+        await called(waits, what="loss", deadline_s=deadline_s)
+    await asyncio.sleep(0.1)  # it is sent, and not yet taken back
     traced = "import sys; sys.settrace(lambda *_: None); (lambda: None)(); sys.settrace(None)"
     before, started = sys.gettrace(), time.monotonic()
     exec(traced)
