@@ -368,14 +368,20 @@ def test_of_two_servers_on_one_port_one_serves(cache: Path, tmp_path: Path) -> N
 
 
 def test_a_folder_in_use_is_named(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(serving, "FOLDER_WAIT_S", 0.1)
+    monkeypatch.setattr(serving, "SILENT_S", 0.0)
     with (
         contextlib.closing(Lock(tmp_path / "server.lock")),
         pytest.raises(ConfigError, match=rf"in use by process {os.getpid()}"),
     ):
         serve(ServeOptions(model="nano", data_dir=tmp_path))
+    (waits,) = caplog.messages  # while it waits, which may be long
+    assert f"in use by process {os.getpid()}" in waits and "waiting up to" in waits
 
 
 def test_other_machines_need_a_key_of_ones_own(tmp_path: Path) -> None:

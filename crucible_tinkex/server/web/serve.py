@@ -43,6 +43,8 @@ DEFAULT_BASE = "smollm2-135m-instruct"
 _FORCED_EXIT_S = 15.0
 FOLDER_WAIT_S = _FORCED_EXIT_S + 5
 """How long a new server waits for one on the same folder that is about to end."""
+SILENT_S = 1.0
+"""The first part of it, of which nothing is said."""
 _BACKLOG = 2048
 _log = logging.getLogger(__name__)
 
@@ -238,8 +240,13 @@ async def _run(
 
 def _own(data_dir: Path) -> Lock:
     """The lock of the data folder. Raises `ConfigError` if another process keeps it."""
+    path = data_dir / "server.lock"
     try:
-        return Lock(data_dir / "server.lock", wait_s=FOLDER_WAIT_S)
+        return Lock(path, wait_s=SILENT_S)
+    except SweepBusyError as e:
+        _log.warning("%s; waiting up to %.0f s for its end", e, FOLDER_WAIT_S)
+    try:
+        return Lock(path, wait_s=FOLDER_WAIT_S)
     except SweepBusyError as e:
         raise ConfigError(f"{e}; stop that process, or choose another --data-dir") from e
 
