@@ -117,7 +117,13 @@ def test_hooks_measure_the_gradients_of_learnt_tokens() -> None:
 
 @pytest.mark.parametrize(
     ("norm", "health"),
-    [(1e-8, "vanishing"), (1e4, "exploding"), (math.nan, "not_finite"), (1.0, "healthy")],
+    [
+        (1e-8, "vanishing"),
+        (1e4, "exploding"),
+        (math.nan, "not_finite"),
+        (1.0, "healthy"),
+        (1600.0, "healthy"),  # of two learnt tokens
+    ],
 )
 def test_health(norm: float, health: str) -> None:
     found = GradientHooks(["health"]).run(_seen([-1.0] * 3, norm=norm))["health"]

@@ -89,11 +89,14 @@ def flow_hook(seen: Seen) -> Mapping[str, Any]:
 
 
 def health_hook(seen: Seen) -> Mapping[str, Any]:
-    """`gradient_health` is `healthy`, `vanishing`, `exploding`, `not_finite` or `unknown`."""
+    """`gradient_health` is `healthy`, `vanishing`, `exploding`, `not_finite` or `unknown`, by the
+    norm per learnt token: losses are sums, and the bounds are the seed's, of a mean."""
     norm = seen.grad_norm if seen.grad_norm is not None else norm_hook(seen)["token_grad_norm"]
+    if norm is not None:
+        norm /= max(len(seen.token_gradients), 1)
     issue = _issue(norm)
     issues = (
-        [f"gradient norm {norm:.3g} at step {seen.step}"] if issue != "healthy" and norm else []
+        [f"gradient norm {norm:.3g} per token at step {seen.step}"] if issue != "healthy" and norm else []
     )
     return {"gradient_health": issue, "gradient_issues": issues}
 
