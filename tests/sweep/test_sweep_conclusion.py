@@ -21,7 +21,7 @@ from crucible_tinkex.registry import (
     TrialRecord,
 )
 from crucible_tinkex.sweep.results.batches import batches
-from crucible_tinkex.sweep.results.conclusion import comparison, conclusion
+from crucible_tinkex.sweep.results.conclusion import comparison, conclusion, configuration_names
 from crucible_tinkex.sweep.results.leaderboard import configurations
 from crucible_tinkex.sweep.results.views.aggregates import aggregates
 from crucible_tinkex.sweep.results.views.tables import comparison_table, conclusion_table
@@ -68,6 +68,12 @@ def test_what_varied_names_the_winner() -> None:
     assert found.verdict.startswith("winner: rank = 4, better than all 2 others; eval/nll")
     assert [r.name for r in found.rivals] == ["rank = 8", "rank = 16"]
     assert found.terms.zone == 0.002
+
+
+def test_settings_are_named_in_one_order_however_they_were_asked_for() -> None:
+    guess = trial(1, 4, 0, 1.0, values={"optimizer.learning_rate": 1e-2, "lora.rank": 4})
+    found = configurations(state([trial(0, 8, 0, 2.0), guess], 1))
+    assert configuration_names(found) == ["lr = 0.01, rank = 4", "lr = 0.001, rank = 8"]
 
 
 def test_what_it_would_cost_is_in_training_tokens() -> None:
