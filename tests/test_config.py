@@ -95,8 +95,12 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         Experiment.from_toml(tmp_path / "none.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("name = \n")
-    with pytest.raises(ConfigError, match=r"broken.toml is not valid TOML: .*line 1"):
+    with pytest.raises(ConfigError, match=r"broken.toml is not valid TOML: .*line 1[^;]*$"):
         Experiment.from_toml(broken)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    with pytest.raises(ConfigError, match=r"rows.jsonl is not valid TOML.*crucible tune"):
+        Experiment.from_toml(rows)
     with pytest.raises(ConfigError, match="is not a section"):
         Experiment.from_toml(_written(tmp_path), overrides={"name.x": 1})
 

@@ -213,7 +213,8 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as e:
         raise ConfigError(f"cannot read {path}: {e.strerror}") from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path} is not valid TOML: {e}") from e
+        hint = "" if path.suffix == ".toml" else "; a file of rows goes to `crucible tune`"
+        raise ConfigError(f"{path} is not valid TOML: {e}{hint}") from e
 
 
 def _override(raw: dict[str, Any], overrides: Mapping[str, Any]) -> None:
