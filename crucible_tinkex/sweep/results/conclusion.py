@@ -64,8 +64,8 @@ def terms(state: SweepState) -> bench.Terms:
 
 
 def configuration_names(found: Sequence[Configuration]) -> list[str]:
-    """What varied, in words and in one order; told apart by the number of the first trial where that is the same.
-    The base that was not trained is `untrained`."""
+    """What varied, in words and in one order; told apart by the number of the first trial where
+    that is the same. The base that was not trained is `untrained`."""
     short = short_keys(dict.fromkeys(k for c in found for k in c.values))
     varied = {k: v for k, v in short.items() if len({str(c.values.get(k)) for c in found}) > 1}
     names = [

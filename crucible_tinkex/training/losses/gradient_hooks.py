@@ -95,9 +95,8 @@ def health_hook(seen: Seen) -> Mapping[str, Any]:
     if norm is not None:
         norm /= max(len(seen.token_gradients), 1)
     issue = _issue(norm)
-    issues = (
-        [f"gradient norm {norm:.3g} per token at step {seen.step}"] if issue != "healthy" and norm else []
-    )
+    told = f"gradient norm {norm:.3g} per token at step {seen.step}" if norm else None
+    issues = [told] if told and issue != "healthy" else []
     return {"gradient_health": issue, "gradient_issues": issues}
 
 
