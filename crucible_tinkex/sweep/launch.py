@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+from crucible_tinkex.client.resolved import ResolvedService
 from crucible_tinkex.errors import (
     ConfigError,
     CrucibleError,
@@ -86,9 +87,11 @@ class Launch:
         executor: Literal["ray", "local"] | None = None,
         observer: Observer = ignore,
         retry: Collection[str] = (),
+        service: ResolvedService | None = None,
     ) -> None:
-        """`retry`: failed trials to take up again, by id."""
+        """`retry`: failed trials to take up again, by id. `service`: as `connected` takes it."""
         self._retry = retry
+        self._service = service
         self._prepared = prepared
         self._kind = executor or prepared.experiment.run.executor
         self._address = address
@@ -299,7 +302,9 @@ class Launch:
     async def _served(self, meta: dict[str, Any], stack: AsyncExitStack) -> Connection:
         """The service, connected and proved. Beside the start of Ray: what it refuses shows at
         once, and what it takes costs no time."""
-        connection = await stack.enter_async_context(connected(self._prepared))
+        connection = await stack.enter_async_context(
+            connected(self._prepared, service=self._service)
+        )
         if await self._proofs.add(self._prepared, connection):
             meta[ATTESTED] = self._proofs.record
             self._proved = True
