@@ -48,7 +48,7 @@ from crucible_tinkex.sweep.ports import Amendment, Executor
 from crucible_tinkex.sweep.preparing.existing import COUNTS
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, extended, prepare
-from crucible_tinkex.sweep.results.leaderboard import exit_code
+from crucible_tinkex.sweep.results.leaderboard import exit_code, trials_left
 from crucible_tinkex.sweep.results.quality import misses_required
 from crucible_tinkex.sweep.results.registering import register_best
 from crucible_tinkex.sweep.results.views.view import Observer, SweepView, harmless, ignore
@@ -72,7 +72,7 @@ class SweepResult:
     state: SweepState
     exit_code: int
     left: int = 0
-    """Trials that are still to be trained, of all that the sweep asks for by now."""
+    """Trials that are still to be trained, at least, of all that the sweep asks for by now."""
 
 
 class Launch:
@@ -184,8 +184,7 @@ class Launch:
             raise InterruptedSweepError(
                 "interrupted while starting; run the same command to continue"
             ) from None
-        ended = len(state.trials) - len(state.open)
-        left = max(0, self._prepared.policy().planned - ended)
+        left = trials_left(state, self._prepared.policy().planned)
         return SweepResult(state, exit_code(state), left)
 
     async def _run(
