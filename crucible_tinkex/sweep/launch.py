@@ -73,6 +73,8 @@ class SweepResult:
     exit_code: int
     left: int = 0
     """Trials that are still to be trained, at least, of all that the sweep asks for by now."""
+    missed: bool = False
+    """Whether a required quality target that was missed is the reason of the exit code."""
 
 
 class Launch:
@@ -120,11 +122,9 @@ class Launch:
             self._earlier = [c.command_id for c in Inbox(paths).waiting()]
             meta = write_manifest(self._prepared)
             finished = self._finished()
-            result = finished or self._told(lambda: asyncio.run(self._start(meta)))
-            register_best(result.state, paths)
-            if result.exit_code == 0 and misses_required(result.state, paths):
-                return replace(result, exit_code=MISSED_CODE)
-            return result
+            if finished is not None:
+                return self._judged(finished)
+            return self._told(lambda: self._judged(asyncio.run(self._start(meta))))
         finally:
             lock.close()
 
@@ -148,7 +148,15 @@ class Launch:
         except CrucibleError as error:
             notify(section, trouble(name, error))
             raise
-        notify(section, ended(name, result.state, result.exit_code))
+        notify(section, ended(name, result.state, result.exit_code, missed=result.missed))
+        return result
+
+    def _judged(self, result: SweepResult) -> SweepResult:
+        """With the best registered, and the exit code that `[quality]` asks for."""
+        paths = self._prepared.paths
+        register_best(result.state, paths)
+        if result.exit_code == 0 and misses_required(result.state, paths):
+            return replace(result, exit_code=MISSED_CODE, missed=True)
         return result
 
     def _finished(self) -> SweepResult | None:

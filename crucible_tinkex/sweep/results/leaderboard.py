@@ -268,6 +268,28 @@ def tied(state: SweepState, winner: Configuration) -> list[Configuration]:
     ]
 
 
+@dataclass(frozen=True)
+class Place:
+    """A place of the leaderboard, from 1; `shared` with others that have the same mean."""
+
+    number: int
+    shared: bool
+
+    def __str__(self) -> str:
+        return f"{self.number}{'=' if self.shared else ''}"
+
+
+def places(rows: Sequence[Configuration]) -> list[Place | None]:
+    """Of each of a leaderboard's rows; None for what does not compete."""
+    competing = [c.mean for c in rows if c.complete and not c.reference]
+    return [
+        Place(competing.index(c.mean) + 1, competing.count(c.mean) > 1)
+        if c.complete and not c.reference
+        else None
+        for c in rows
+    ]
+
+
 def ranked(state: SweepState) -> list[TrialRecord]:
     """All trials, in the order of their configurations, the best seed first."""
     objective = Objective.of(state)
