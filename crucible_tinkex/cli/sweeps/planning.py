@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from crucible_tinkex.cli.sweeps.running import read_experiment
+from crucible_tinkex.cli.sweeps.reading import read_experiment
 from crucible_tinkex.cli.terminal.attested import described, print_attested
 from crucible_tinkex.cli.terminal.estimates import estimate_lines
 from crucible_tinkex.cli.terminal.examples import print_examples, print_lengths
