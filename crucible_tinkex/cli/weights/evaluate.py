@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Folder, Json, Sweep
+from crucible_tinkex.cli.weights.numbers import number_text
 
 if TYPE_CHECKING:
     from crucible_tinkex.scoring.antagonist import Flags
@@ -117,11 +117,7 @@ def _print(found: AfterEvaluation) -> None:
         table.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
     for tag, value in found.metrics.items():
         rows = str(value.n) if value.n else "-"
-        table.add_row(tag, *(_text(x) for x in (value.value, value.low, value.high)), rows)
+        table.add_row(tag, *(number_text(x) for x in (value.value, value.low, value.high)), rows)
     print_table(table)
     note = ", measured before" if found.cached else ""
     print(f"{len(found.rows)} rows, 95 % intervals{note}; rows: evaluation {found.key}")
-
-
-def _text(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "-"
