@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from crucible_tinkex.client.interface import TrainingClient
 from crucible_tinkex.client.model.chunks import merge
+from crucible_tinkex.errors import TrialFailedError
 from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput, OptimStepResponse
 from crucible_tinkex.training.recipes.recipe import Update, Updates
 
@@ -110,6 +112,15 @@ def portions(update: Update) -> list[Sequence[Datum]]:
     rows, parts = len(update.batch), max(1, min(update.accumulate, len(update.batch)))
     edges = [rows * i // parts for i in range(parts + 1)]
     return [update.batch[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def check_finite(measured: Mapping[str, float], step: int) -> None:
+    """Raises `TrialFailedError` that names what is not a finite number."""
+    for name, value in measured.items():
+        if not math.isfinite(value):
+            raise TrialFailedError(
+                f"{name} became {value} at step {step}; try a lower learning rate"
+            )
 
 
 def next_milestone(step: int, last: int, *every: int) -> int:

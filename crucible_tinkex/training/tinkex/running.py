@@ -8,17 +8,20 @@ again after a recovery replaces its row.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from crucible_tinkex.client.interface import TrainingClient
-from crucible_tinkex.errors import TrialFailedError
 from crucible_tinkex.telemetry.bridge import Bridge
 from crucible_tinkex.training.attempt.measurements import Measurements
 from crucible_tinkex.training.attempt.reporter import Reporter
-from crucible_tinkex.training.attempt.stepping import StepResult, next_milestone, stepped
+from crucible_tinkex.training.attempt.stepping import (
+    StepResult,
+    check_finite,
+    next_milestone,
+    stepped,
+)
 from crucible_tinkex.training.losses.gradient_hooks import GradientHooks, grad_norm, seen
 from crucible_tinkex.training.tinkex.options import TrainOptions
 from crucible_tinkex.training.tinkex.recipe import AdapterRecipe
@@ -94,12 +97,9 @@ class TrainingRun:
         self.step = result.number
         row = self._row(result, measured, seconds)
         self.rows[self.session_step] = row
-        self._tell(result, measured, row)
-        for name, value in measured.items():
-            if not math.isfinite(value):
-                raise TrialFailedError(
-                    f"{name} became {value} at step {self.session_step}; try a lower learning rate"
-                )
+        self._report.step = self.session_step
+        self._report.stepped(result, measured, seconds)
+        check_finite(measured, self.session_step)
         self.found.stepped(measured, result.update.weight)
         if self._options.on_step_end is not None:
             self._options.on_step_end(row)
@@ -135,16 +135,6 @@ class TrainingRun:
             )
         return row
 
-    def _tell(self, result: StepResult, measured: Mapping[str, float], row: StepRow) -> None:
-        self._report.step = self.session_step
-        speed = {
-            "perf/step_s": row["seconds"],
-            "perf/tokens_per_s": row["tokens"] / max(row["seconds"], 1e-9),
-        }
-        self._report.measure("training_step", {**measured, **speed})
-        told = {f"optim/{k.replace(':', '_')}": v for k, v in (result.optim.metrics or {}).items()}
-        self._report.measure("optimizer_step", {"optim/lr": row["learning_rate"], **told})
-
     # --- milestones ----------------------------------------------------------------------------
 
     @property
@@ -169,9 +159,7 @@ class TrainingRun:
         if not self._recipe.is_evaluating:
             return
         seconds = self._clock() - started
-        self._report.measure("evaluation", {**found.metrics, "perf/eval_s": seconds})
-        self._report.examples(found.examples)
-        self._report.training()
+        self._report.evaluated(found, seconds)
         self._bridge.execute(
             "evaluation_complete",
             {**found.metrics, "duration_s": seconds},
