@@ -17,10 +17,11 @@ from crucible_tinkex.client.model.witnessed import WitnessedTraining
 from crucible_tinkex.datasets import Tokenizer
 from crucible_tinkex.errors import ConfigError, CrucibleError
 from crucible_tinkex.names import NOT_FOR_TRAINING, TinkerPath
-from crucible_tinkex.protocol.wire import AdamParams, LoraConfig
+from crucible_tinkex.protocol.wire import AdamParams
 from crucible_tinkex.telemetry.bridge import Bridge, Teller
 from crucible_tinkex.training.adapter.experiment import LoraExperiment
 from crucible_tinkex.training.adapter.protocol import LoraAdapter
+from crucible_tinkex.training.attempt.beginning import lora_config
 from crucible_tinkex.training.attempt.measurements import public
 from crucible_tinkex.training.attempt.meter import Meter
 from crucible_tinkex.training.attempt.reporter import Reporter
@@ -84,7 +85,7 @@ class LiveModel:
         self._experiment.status = "running"
         service = self._opened()
         self._tokenizer = await tokenizer_of(service, self._experiment.config, self._given)
-        await self._adopt(await self._create(service))
+        self._adopt(await self._create(service))
         self._bridge.execute("session_start", **self._about())
 
     def _opened(self) -> TrainingService:
@@ -93,24 +94,17 @@ class LiveModel:
 
     async def _create(self, service: TrainingService) -> TrainingClient:
         config = self._experiment.config
-        lora = config.lora_config
         training = await service.create_training(
             base_model=config.base_model,
-            lora=LoraConfig(
-                rank=lora.rank,
-                seed=config.seed if lora.seed is None else lora.seed,
-                train_attn=lora.train_attn,
-                train_mlp=lora.train_mlp,
-                train_unembed=lora.train_unembed,
-            ),
+            lora=lora_config(config.lora_config, config.seed),
             user_metadata={**config.user_metadata, "experiment_id": self._experiment.id},
         )
-        found = (await training.info()).lora_rank
-        if found not in (None, lora.rank):
-            raise ConfigError(f"rank {lora.rank} was asked for and the service made {found}")
+        found, rank = (await training.info()).lora_rank, config.lora_config.rank
+        if found not in (None, rank):
+            raise ConfigError(f"rank {rank} was asked for and the service made {found}")
         return training
 
-    async def _adopt(self, training: TrainingClient) -> None:
+    def _adopt(self, training: TrainingClient) -> None:
         metered = WitnessedTraining(training, self.meter)
         self._client = WitnessedTraining(metered, Teller(self._bridge, self._clock))
         self._begin(training.model_id)
@@ -162,7 +156,7 @@ class LiveModel:
         if run is not None:
             carried = next((c.name for c in candidates if c.step == self.step), "")
             run.rewind(self.step, self._carried.get(carried, {}))
-        await self._adopt(training)
+        self._adopt(training)
         self._bridge.execute("recovery_completed", {"step": self.step})
 
     def _candidates(self, policy: RecoveryPolicy) -> list[Checkpoint]:
