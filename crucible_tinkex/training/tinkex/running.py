@@ -8,7 +8,8 @@ again after a recovery replaces its row.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,14 +41,12 @@ class TrainingRun:
         start: int,
         report: Reporter,
         bridge: Bridge,
-        clock: Callable[[], float],
     ) -> None:
         self._recipe = recipe
         self._options = options
         self._report = report
         self._bridge = bridge
-        self._clock = clock
-        self._last_time = clock()
+        self._last_time = time.perf_counter()
         self.first = first
         self.step = self._start = start
         self._saved_step = first + start
@@ -85,13 +84,13 @@ class TrainingRun:
             ahead=options.submit_ahead,
             is_over=lambda: self.is_stopping,
         )
-        self._last_time = self._clock()
+        self._last_time = time.perf_counter()
         async with contextlib.aclosing(results):
             async for step in results:
                 await self._complete(step)
 
     async def _complete(self, result: StepResult) -> None:
-        now = self._clock()
+        now = time.perf_counter()
         seconds, self._last_time = now - self._last_time, now
         measured = await self._recipe.measure(result.update, result.backward)
         self.step = result.number
@@ -153,12 +152,12 @@ class TrainingRun:
         return self.step > 0 and (self.is_done or is_regular)
 
     async def evaluate(self, client: TrainingClient) -> None:
-        started = self._clock()
+        started = time.perf_counter()
         found = await self._recipe.evaluate(client, self._report.evaluating)
         self.found.evaluated(self.session_step, found.metrics)
         if not self._recipe.is_evaluating:
             return
-        seconds = self._clock() - started
+        seconds = time.perf_counter() - started
         self._report.evaluated(found, seconds)
         self._bridge.execute(
             "evaluation_complete",

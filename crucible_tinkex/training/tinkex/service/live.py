@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -48,7 +49,6 @@ class LiveModel:
         tokenizer: Tokenizer | str | None,
         bridge: Bridge,
         sink: Sink,
-        clock: Callable[[], float],
     ) -> None:
         self._experiment = experiment
         self._adapter = adapter
@@ -56,15 +56,18 @@ class LiveModel:
         self._given = tokenizer
         self._bridge = bridge
         self._sink = sink
-        self._clock = clock
         self.sleep = asyncio.sleep
         self.step = 0
-        self.meter = Meter(clock)
-        self.report = SessionReporter(sink, experiment.id, clock)
+        self.epoch_of: Callable[[int], int] = lambda step: 0
+        """Of the training under way."""
+        self.meter = Meter(time.perf_counter)
+        self.report = Reporter(
+            sink, experiment.id, lambda step: self.epoch_of(step), time.perf_counter
+        )
         self._tokenizer: Tokenizer | None = None
         self._service: TrainingService | None = None
         self._client: TrainingClient | None = None
-        self._samplers = Samplers(bridge, self.meter, clock)
+        self._samplers = Samplers(bridge, self.meter)
         self._carried: dict[str, Mapping[str, float]] = {}
 
     @property
@@ -106,7 +109,7 @@ class LiveModel:
 
     def _adopt(self, training: TrainingClient) -> None:
         metered = WitnessedTraining(training, self.meter)
-        self._client = WitnessedTraining(metered, Teller(self._bridge, self._clock))
+        self._client = WitnessedTraining(metered, Teller(self._bridge))
         self._begin(training.model_id)
 
     def _begin(self, model_id: str) -> None:
@@ -264,14 +267,6 @@ class LiveModel:
         return WitnessedTraining(loaded, self.meter), (
             await self.sampler_of(checkpoint) if samples else None
         )
-
-
-class SessionReporter(Reporter):
-    """A `Reporter` whose epochs are those of the training under way."""
-
-    def __init__(self, sink: Sink, trial_id: str, clock: Callable[[], float]) -> None:
-        self.epoch_of: Callable[[int], int] = lambda step: 0
-        super().__init__(sink, trial_id, lambda step: self.epoch_of(step), clock)
 
 
 def _there(value: T | None) -> T:
