@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_module
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Folder, Json, Sweep
 from crucible_tinkex.cli.weights.numbers import number_text
+from crucible_tinkex.errors import ConfigError
 
 if TYPE_CHECKING:
     from crucible_tinkex.scoring.antagonist import Flags
@@ -50,9 +52,6 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a trial's weights on a file of rows; what was measured before is shown at once."""
-    import json as json_module
-
-    from crucible_tinkex.errors import ConfigError
     from crucible_tinkex.sweep.results.views.summary import existing_sweep
     from crucible_tinkex.weights.evaluating import evaluate_trial
 
