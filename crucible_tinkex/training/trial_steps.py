@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
@@ -37,6 +36,7 @@ from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.harness.context import StepContext
 from crucible_tinkex.training.harness.plan import DEFAULT_CONDITION, Hooks, OnError, Plan
 from crucible_tinkex.training.harness.running import arun
+from crucible_tinkex.training.harness.state import as_json
 from crucible_tinkex.training.harness.sweeping import check_plan, load_plan, steps_after
 from crucible_tinkex.training.outcome import Verdict, judge
 from crucible_tinkex.training.plan import TrialPlan
@@ -133,7 +133,8 @@ class _Steps:
             ctx = replace(ctx, results={TRAINING: self._trained, **ctx.results})
             async with within(self._limit_s, what=f"step {name!r}"):
                 result = await self._called(f"step {name!r}", function, ctx)
-            self._tell(name, ctx, result=_checked(name, result))
+            as_json(name, result)  # before anything is told
+            self._tell(name, ctx, result=result)
             numbers = result.items() if isinstance(result, Mapping) else [("value", result)]
             measures = {
                 f"step/{name}/{key}": float(value)
@@ -322,13 +323,3 @@ def _hooks(section: StepsSection, plan: Plan | None) -> Hooks:
             f"steps.hooks {section.hooks!r} gave {type(made).__name__}; it must give harness.Hooks"
         )
     return made
-
-
-def _checked(name: str, result: Any) -> Any:
-    try:
-        json.dumps(result)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"step {name!r} gave what JSON cannot hold ({error}); give plain values"
-        ) from None
-    return result
