@@ -21,8 +21,8 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.telemetry.bridge.catalogue import FACTS, Handler, stored_kinds
 from crucible_tinkex.telemetry.export import Format, write_table
+from crucible_tinkex.telemetry.facts.fact import bridge_of
 from crucible_tinkex.telemetry.facts.reading import fact_rows
-from crucible_tinkex.telemetry.facts.telling import bridge_of
 from crucible_tinkex.telemetry.log.parts import EXAMPLE
 from crucible_tinkex.telemetry.query import read_events
 from crucible_tinkex.telemetry.query.reading import utc
