@@ -33,8 +33,13 @@ from crucible_tinkex.training.adapter import AsyncTinkexAdapter
 from crucible_tinkex.training.adapter.rows import load
 from crucible_tinkex.training.attempt.reporter import Reporter
 from crucible_tinkex.training.data import SweepData
-from crucible_tinkex.training.harness.context import StepContext
-from crucible_tinkex.training.harness.plan import DEFAULT_CONDITION, Hooks, OnError, Plan
+from crucible_tinkex.training.harness.plan import (
+    DEFAULT_CONDITION,
+    Hooks,
+    OnError,
+    Plan,
+    StepContext,
+)
 from crucible_tinkex.training.harness.running import arun
 from crucible_tinkex.training.harness.state import as_json
 from crucible_tinkex.training.harness.sweeping import check_plan, load_plan, steps_after

@@ -18,8 +18,7 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import TRAIN_WINDOW_STEPS
 from crucible_tinkex.training.attempt.measurements import Measurements
 from crucible_tinkex.training.harness.cells import awaited
-from crucible_tinkex.training.harness.context import StepContext
-from crucible_tinkex.training.harness.plan import Plan
+from crucible_tinkex.training.harness.plan import Plan, StepContext
 from crucible_tinkex.training.tinkex.options import TrainOptions, optimizer
 from crucible_tinkex.training.tinkex.results import Checkpoint, StepRow, TrainResult
 
