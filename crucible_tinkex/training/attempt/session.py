@@ -42,7 +42,7 @@ from crucible_tinkex.training.attempt.stepping import (
     StepResult,
     check_finite,
     next_milestone,
-    stepped,
+    take_steps,
 )
 from crucible_tinkex.training.outcome import After, Progress
 from crucible_tinkex.training.plan import TrialPlan
@@ -186,17 +186,15 @@ class Session:
         return Progress(self._plan.trial_id, self.attempt, self.step, metrics, drained)
 
     async def _train(self, until: int) -> None:
-        results = stepped(
+        await take_steps(
             self._recipe,
             self._client,
             range(self.step + 1, until + 1),
+            self._complete,
             ahead=self._plan.experiment.train.submit_ahead,
             is_over=self.drain.is_set,
             may_send=lambda update: self._purse.may_step(self.attempt, update),
         )
-        async with contextlib.aclosing(results):
-            async for step in results:
-                await self._complete(step)
 
     async def _complete(self, step: StepResult) -> None:
         now = self._clock()

@@ -1,13 +1,12 @@
 """One call of `train`: steps to the next milestone, then evaluate and save; the last is both.
 
-The loop itself is `stepping.stepped`, which a sweep's trials run too. Steps are numbered from 1
+The loop itself is `stepping.take_steps`, which a sweep's trials run too. Steps are numbered from 1
 within the call; `first` is where the session stood before it. A step that was lost and trained
 again after a recovery replaces its row.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from crucible_tinkex.training.attempt.stepping import (
     StepResult,
     check_finite,
     next_milestone,
-    stepped,
+    take_steps,
 )
 from crucible_tinkex.training.losses.gradient_hooks import GradientHooks, grad_norm, seen
 from crucible_tinkex.training.tinkex.options import TrainOptions
@@ -77,17 +76,15 @@ class TrainingRun:
         """Train up to the next checkpoint or evaluation, or to the end."""
         options, last = self._options, self._recipe.total_steps
         until = next_milestone(self.step, last, options.checkpoint_every, options.eval_every)
-        results = stepped(
+        self._last_time = time.perf_counter()
+        await take_steps(
             self._recipe,
             client,
             range(self.step + 1, until + 1),
+            self._complete,
             ahead=options.submit_ahead,
             is_over=lambda: self.is_stopping,
         )
-        self._last_time = time.perf_counter()
-        async with contextlib.aclosing(results):
-            async for step in results:
-                await self._complete(step)
 
     async def _complete(self, result: StepResult) -> None:
         now = time.perf_counter()
