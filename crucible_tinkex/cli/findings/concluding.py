@@ -5,15 +5,18 @@ from __future__ import annotations
 import json as json_module
 import math
 
-from crucible_tinkex.cli.terminal.tables import plain_table, print_sentences, print_table
+from crucible_tinkex.cli.terminal.tables import (
+    SHOWN_ROWS,
+    plain_table,
+    print_sentences,
+    print_table,
+)
 from crucible_tinkex.cli.weights.numbers import number_text
 from crucible_tinkex.registry import TERMINAL, SweepState
 from crucible_tinkex.sweep.orders.hints import surer
 from crucible_tinkex.sweep.results.leaderboard import Objective, configurations
 from crucible_tinkex.sweep.results.quality import quality_lines, quality_summary
 from crucible_tinkex.sweep.results.views.summary import existing_sweep, read_state
-
-SHOWN_ROWS = 40
 
 
 def conclusion_lines(state: SweepState) -> list[str]:
