@@ -228,11 +228,13 @@ def _filtered(
     table: pa.Table, equal: Mapping[str, str | None], since: datetime | None, until: datetime | None
 ) -> pa.Table:
     kept = pc.scalar(True)
+    begin: Any = since and utc(since)
+    end: Any = until and utc(until)
     for column, value in equal.items():
         if value is not None:
             kept = kept & (pc.field(column) == pc.scalar(value))
-    if since is not None:
-        kept = kept & (pc.field("time") >= pc.scalar(utc(since)))
-    if until is not None:
-        kept = kept & (pc.field("time") < pc.scalar(utc(until)))
+    if begin is not None:
+        kept = kept & (pc.field("time") >= pc.scalar(begin))
+    if end is not None:
+        kept = kept & (pc.field("time") < pc.scalar(end))
     return table.filter(kept)
