@@ -28,7 +28,6 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.config.sweep.steps import TRAINING, StepsSection, step_name
 from crucible_tinkex.datasets import Tokenizer, load_tokenizer
 from crucible_tinkex.errors import ConfigError, CrucibleError, TrialFailedError
-from crucible_tinkex.scoring.scorers import load_function
 from crucible_tinkex.training.adapter import AsyncTinkexAdapter
 from crucible_tinkex.training.adapter.rows import load
 from crucible_tinkex.training.attempt.reporter import Reporter
@@ -49,6 +48,7 @@ from crucible_tinkex.training.tinkex.evaluating import Scorer, asked, measured
 from crucible_tinkex.training.tinkex.results import Checkpoint, Completion, EvaluationResult
 from crucible_tinkex.training.tinkex.service.samplers import Prompt, as_prompts, complete
 from crucible_tinkex.user_calls import called, within
+from crucible_tinkex.user_code import load_function
 
 T = TypeVar("T")
 
