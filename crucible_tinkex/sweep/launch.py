@@ -53,7 +53,7 @@ from crucible_tinkex.sweep.results.quality import misses_required
 from crucible_tinkex.sweep.results.registering import register_best
 from crucible_tinkex.sweep.results.views.view import Observer, SweepView, harmless, ignore
 from crucible_tinkex.sweep.signals import Signals
-from crucible_tinkex.telemetry.facts.telling import handler_of
+from crucible_tinkex.telemetry.facts.fact import handler_of
 from crucible_tinkex.telemetry.tracing.run import RunTrace, traced
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.user_calls import called
