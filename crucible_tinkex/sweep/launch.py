@@ -48,12 +48,12 @@ from crucible_tinkex.sweep.ports import Amendment, Executor
 from crucible_tinkex.sweep.preparing.existing import COUNTS
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, extended, prepare
-from crucible_tinkex.sweep.results.leaderboard import exit_code
+from crucible_tinkex.sweep.results.leaderboard import exit_code, trials_left
 from crucible_tinkex.sweep.results.quality import misses_required
 from crucible_tinkex.sweep.results.registering import register_best
 from crucible_tinkex.sweep.results.views.view import Observer, SweepView, harmless, ignore
 from crucible_tinkex.sweep.signals import Signals
-from crucible_tinkex.telemetry.facts.telling import handler_of
+from crucible_tinkex.telemetry.facts.fact import handler_of
 from crucible_tinkex.telemetry.tracing.run import RunTrace, traced
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.user_calls import called
@@ -72,7 +72,9 @@ class SweepResult:
     state: SweepState
     exit_code: int
     left: int = 0
-    """Trials that are still to be trained, of all that the sweep asks for by now."""
+    """Trials that are still to be trained, at least, of all that the sweep asks for by now."""
+    missed: bool = False
+    """Whether a required quality target that was missed is the reason of the exit code."""
 
 
 class Launch:
@@ -120,11 +122,9 @@ class Launch:
             self._earlier = [c.command_id for c in Inbox(paths).waiting()]
             meta = write_manifest(self._prepared)
             finished = self._finished()
-            result = finished or self._told(lambda: asyncio.run(self._start(meta)))
-            register_best(result.state, paths)
-            if result.exit_code == 0 and misses_required(result.state, paths):
-                return replace(result, exit_code=MISSED_CODE)
-            return result
+            if finished is not None:
+                return self._judged(finished)
+            return self._told(lambda: self._judged(asyncio.run(self._start(meta))))
         finally:
             lock.close()
 
@@ -148,7 +148,15 @@ class Launch:
         except CrucibleError as error:
             notify(section, trouble(name, error))
             raise
-        notify(section, ended(name, result.state, result.exit_code))
+        notify(section, ended(name, result.state, result.exit_code, missed=result.missed))
+        return result
+
+    def _judged(self, result: SweepResult) -> SweepResult:
+        """With the best registered, and the exit code that `[quality]` asks for."""
+        paths = self._prepared.paths
+        register_best(result.state, paths)
+        if result.exit_code == 0 and misses_required(result.state, paths):
+            return replace(result, exit_code=MISSED_CODE, missed=True)
         return result
 
     def _finished(self) -> SweepResult | None:
@@ -184,8 +192,7 @@ class Launch:
             raise InterruptedSweepError(
                 "interrupted while starting; run the same command to continue"
             ) from None
-        ended = len(state.trials) - len(state.open)
-        left = max(0, self._prepared.policy().planned - ended)
+        left = trials_left(state, self._prepared.policy().planned)
         return SweepResult(state, exit_code(state), left)
 
     async def _run(

@@ -113,7 +113,9 @@ def _held_out(rows: int, reasons: list[str]) -> dict[str, Any]:
         reasons.append(f"{count} of {rows} rows are held out, as no --eval is given")
         return {"data.eval_rows": count}
     fraction = 0.2 if rows < 250 else min(0.1, round(MOST_HELD_OUT / rows, 6))
-    reasons.append(f"{fraction:.2g} of {rows} rows are held out, as no --eval is given")
+    reasons.append(
+        f"about {fraction * rows:.0f} of {rows} rows are held out, as no --eval is given"
+    )
     return {"data.eval_fraction": fraction}
 
 
@@ -198,7 +200,7 @@ def _on_budget(facts: Facts, budget: Mapping[str, Any], allowed: float | None) -
     if "budget.hours" in budget and facts.tokens_per_s:
         yield f"the service trains on about {facts.tokens_per_s:,.0f} tokens a second"
     if allowed is not None:
-        yield f"the budget pays for about {allowed:,.0f} steps in all"
+        yield f"about {allowed:,.0f} steps in all are planned, {SHARE:.0%} of what the budget pays for"
     elif "budget.trials" in budget:
         of = "half" if trained(budget["budget.trials"]) >= 2 * LEADERS else "all"
         yield f"one trial of the budget is the untrained base; {of} of the others search"

@@ -16,7 +16,7 @@ from sweep_states import Journal
 from benchmarks.played import PlayedSweep
 from crucible_tinkex.config import BudgetSection, parse_budget
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.registry import FAILED, Spent, TrialRecord
+from crucible_tinkex.registry import DONE, FAILED, Spent, TrialRecord
 from crucible_tinkex.sweep.deciding.budget import Budget, more_budget
 from crucible_tinkex.sweep.results.conclusion import conclusion
 from crucible_tinkex.sweep.results.leaderboard import best, configurations
@@ -77,6 +77,31 @@ def test_a_clear_winner_takes_few_seeds(slots: int) -> None:
     assert found.value and "took no part in the choice" in found.value.about
     assert best(journal.state).values == {"lora.rank": 2}  # type: ignore[union-attr]
     assert journal.state.ended == "confirmation: none is better than rank = 2 by more than 0.002"
+
+
+def test_a_confirmation_that_is_not_over_ranks_as_soon_as_every_leader_has_two() -> None:
+    loss = noisy({1: 2.0, 2: 1.0, 3: 1.1, 4: 9.0}, 0.2)
+    journal = Journal(search={**AUTO, "confirm_top": 2})
+    phases = []
+    while journal.state.ended is None:
+        journal.decide(slots=3)
+        for trial_id in journal.pending[:1]:
+            journal.train(trial_id, loss(journal.state.trials[trial_id]))
+        trials = [t for t in journal.state.trials.values() if t.phase == "confirm"]
+        done = [t.values["lora.rank"] for t in trials if t.state == DONE]
+        if len(done) < len(trials):
+            counts = all(done.count(leader) >= 2 for leader in (2, 3))
+            said = conclusion(journal.state).notes
+            told = (
+                f"the confirmation is not over: {len(done)} of its {len(trials)} trials have ended"
+            )
+            rank = "; the search's seeds rank until every leader has 2 fresh ones"
+            assert said[0] == (told if counts else told + rank)
+            assert counts == any("judged on fresh seeds" in note for note in said)
+            phases.append(best(journal.state).phase)  # type: ignore[union-attr]
+            assert phases[-1] == ("confirm" if counts else "search")
+    assert set(phases) == {"search", "confirm"}
+    assert not any("not over" in note for note in conclusion(journal.state).notes)
 
 
 def test_equal_ones_are_not_separable() -> None:

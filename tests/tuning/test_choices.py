@@ -125,6 +125,12 @@ def test_a_budget_of_trials_is_divided_between_search_and_confirmation(cap: int)
     assert not any("not known" in line for line in found.reasons)
 
 
+def test_what_a_budget_of_steps_is_for_adds_up() -> None:
+    reasons = choose(facts(240), {"budget.steps": 40}).reasons
+    assert "about 28 steps in all are planned, 70% of what the budget pays for" in reasons
+    assert "about 48 of 240 rows are held out, as no --eval is given" in reasons
+
+
 def test_one_trial_is_too_few() -> None:
     with pytest.raises(ConfigError, match="untrained base alone"):
         choose(facts(), {"budget.trials": 1})

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import json as json_module
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Folder, Json, Sweep
+from crucible_tinkex.cli.weights.numbers import number_text
+from crucible_tinkex.errors import ConfigError
 
 if TYPE_CHECKING:
     from crucible_tinkex.scoring.antagonist import Flags
@@ -50,9 +52,6 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a trial's weights on a file of rows; what was measured before is shown at once."""
-    import json as json_module
-
-    from crucible_tinkex.errors import ConfigError
     from crucible_tinkex.sweep.results.views.summary import existing_sweep
     from crucible_tinkex.weights.evaluating import evaluate_trial
 
@@ -117,11 +116,7 @@ def _print(found: AfterEvaluation) -> None:
         table.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
     for tag, value in found.metrics.items():
         rows = str(value.n) if value.n else "-"
-        table.add_row(tag, *(_text(x) for x in (value.value, value.low, value.high)), rows)
+        table.add_row(tag, *(number_text(x) for x in (value.value, value.low, value.high)), rows)
     print_table(table)
     note = ", measured before" if found.cached else ""
     print(f"{len(found.rows)} rows, 95 % intervals{note}; rows: evaluation {found.key}")
-
-
-def _text(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "-"

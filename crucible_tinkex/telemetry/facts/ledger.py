@@ -17,8 +17,7 @@ from typing import Any
 from crucible_tinkex.errors import CrucibleError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.storage import Lock, SegmentLog, read_log
-from crucible_tinkex.telemetry.facts.fact import Fact
-from crucible_tinkex.telemetry.facts.telling import tell
+from crucible_tinkex.telemetry.facts.fact import Fact, tell
 
 FOLDER = ".facts"
 VERSION = 1
