@@ -34,9 +34,7 @@ MISSED = "quality missed"
 log = logging.getLogger(__name__)
 
 
-def ended(
-    name: str, state: SweepState, exit_code: int, *, missed: bool = False
-) -> dict[str, Any]:
+def ended(name: str, state: SweepState, exit_code: int, *, missed: bool = False) -> dict[str, Any]:
     """What is told of a run that ended; `missed`: a required quality target was. Keys are only ever
     added."""
     winner = best(state)

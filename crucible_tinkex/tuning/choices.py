@@ -200,7 +200,8 @@ def _on_budget(facts: Facts, budget: Mapping[str, Any], allowed: float | None) -
     if "budget.hours" in budget and facts.tokens_per_s:
         yield f"the service trains on about {facts.tokens_per_s:,.0f} tokens a second"
     if allowed is not None:
-        yield f"about {allowed:,.0f} steps in all are planned, {SHARE:.0%} of what the budget pays for"
+        share = f"{SHARE:.0%} of what the budget pays for"
+        yield f"about {allowed:,.0f} steps in all are planned, {share}"
     elif "budget.trials" in budget:
         of = "half" if trained(budget["budget.trials"]) >= 2 * LEADERS else "all"
         yield f"one trial of the budget is the untrained base; {of} of the others search"

@@ -34,6 +34,7 @@ from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.prices import TABLE as TABLE_OF_OURS
 from crucible_tinkex.sweep.deciding.prices import Price, checked_price, price_of
 from crucible_tinkex.sweep.orders.hints import going_on, surer
+from crucible_tinkex.sweep.results.conclusion import conclusion
 from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.testing import FakeBackend
 from crucible_tinkex.training.attempt.allowance import Allowance, Purse
@@ -420,11 +421,14 @@ def test_a_sweep_with_one_seed_each_says_how_its_leaders_are_told_apart(tmp_path
     assert surer(more, paths) is None and any(t.phase == "confirm" for t in more.trials.values())
 
 
-@pytest.mark.parametrize("search", [{"seeds": [0, 1]}, {"space": {"lora.rank": [4]}}])
-def test_it_says_nothing_where_there_are_seeds_or_one_configuration(
-    tmp_path: Path, search: dict[str, Any]
+def test_it_is_said_of_what_two_seeds_leave_open_too_and_not_of_one_configuration(
+    tmp_path: Path,
 ) -> None:
-    assert surer(Bench(tmp_path, search=search).run(), SweepPaths.of(tmp_path, "mine")) is None
+    paths = SweepPaths.of(tmp_path, "mine")
+    two = Bench(tmp_path / "two", search={"seeds": [0, 1]}).run()
+    assert conclusion(two).kind == "open" and surer(two, paths)
+    one = Bench(tmp_path / "one", search={"space": {"lora.rank": [4]}}).run()
+    assert surer(one, paths) is None
 
 
 def _caps(text: str) -> dict[str, Any]:

@@ -249,8 +249,38 @@ def test_what_does_not_pay_for_two_leaders_is_not_spent_on_one(
         (key,) = caps
         assert journal.state.ended_by == "budget" and journal.state.ended
         assert journal.state.ended.startswith(f"budget.{key}: ")
-        assert "does not pay for two leaders" in journal.state.ended
+        assert "does not pay for another fresh seed" in journal.state.ended
         assert parse_budget(more_budget(journal.state.ended, len(journal.state.trials)))
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.parametrize("pays", [2.0, 3.9, 4.0, 5.9])
+def test_a_seed_is_begun_for_all_leaders_or_for_none(slots: int, pays: float) -> None:
+    """So `auto` ends with whole pairs where a budget ends it, not with four halves."""
+    journal = Journal(search={**AUTO, **KEEPS_ONE, "confirm": "auto", "stopping": {}})
+    journal.policy.budget = Budget(BudgetSection(tokens=round((4 + pays) * 1000)))
+    journal.fresh_policy = lambda: journal.policy  # type: ignore[method-assign]
+    while journal.state.ended is None:
+        journal.decide(slots=slots)
+        for trial_id in journal.pending[:slots]:
+            spent(journal, trial_id, train_tokens=1000)
+            loss = noisy({1: 9.0, 2: 1.0, 3: 1.01, 4: 9.0}, 0.1)
+            journal.train(trial_id, loss(journal.state.trials[trial_id]))
+    seeds = fresh(journal)
+    assert seeds == dict.fromkeys((2, 3), [10_000, 10_001][: int(pays) // 2])
+    assert all(t.state == "done" for t in journal.state.trials.values())
+    assert journal.state.ended_by == "budget"
+
+
+def test_the_first_seed_is_begun_for_two_of_three_leaders() -> None:
+    journal = Journal(search={**AUTO, **KEEPS_ONE, "confirm_top": 3, "stopping": {}})
+    journal.policy.budget = Budget(BudgetSection(trials=6))
+    journal.fresh_policy = lambda: journal.policy  # type: ignore[method-assign]
+    while journal.state.ended is None:
+        journal.decide(slots=4)
+        for trial_id in journal.pending:
+            journal.train(trial_id, MEANS[journal.state.trials[trial_id].values["lora.rank"]])
+    assert fresh(journal) == {2: [10_000], 3: [10_000]}
 
 
 def test_deciding_costs_little_beside_a_large_search() -> None:

@@ -87,10 +87,10 @@ def test_a_budget_that_ended_it_is_given_more(tmp_path: Path) -> None:
     file.write_text("# mine\n" + file.read_text())
 
     # `extend` gives more, and tune without a budget does not take it away.
-    sweep.extend({"budget.steps": 13})
+    sweep.extend({"budget.steps": 14})  # a seed of both leaders, of a step each
     again = ct.tune(data, **wishes)
     assert again.exit_code == 3 and first.spent.steps < SweepState.read(sweep.paths).spent.steps
-    assert Experiment.from_toml(file).budget.steps == 13
+    assert Experiment.from_toml(file).budget.steps == 14
 
     # Another budget, of another kind, takes the place of the old one.
     told: list[str] = []

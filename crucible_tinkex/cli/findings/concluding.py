@@ -53,7 +53,7 @@ def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:
     said += [f"left out: {one.name}: {one.reason}" for one in found.left_out[:SHOWN_ROWS]]
     if said := [*said, *quality_lines(state, paths)]:
         print_sentences("\n".join(said))
-    if command := surer(state, paths):
+    if command := surer(state, paths, found):
         print(f"to be surer: {command}")
 
 

@@ -28,6 +28,11 @@ class Budget:
         """Whether anything but the number of trials is."""
         return self._section.meters or self._section.hours is not None
 
+    @property
+    def limits(self) -> bool:
+        """Whether anything is capped, the number of trials among it."""
+        return self.capped or self._section.trials is not None
+
     def trials_left(self, state: SweepState) -> int | None:
         """How many more may start; None: any."""
         cap = self._section.trials

@@ -32,6 +32,7 @@ from crucible_tinkex.sweep.deciding.failing import failing
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.proposing.asking import Asker
 from crucible_tinkex.sweep.deciding.proposing.confirming import (
+    affordable,
     begins,
     first_spent,
     next_confirmations,
@@ -204,10 +205,9 @@ class Policy:
         if not state.open and begins(state, search):
             by_trial = self._rule.replaces or not self._rule.crowns
             rivals = to_compare(state, search, self.budget, by_trial=by_trial)
-            least = first_spent(state, search, rivals=len(rivals))
-            why = least and self.budget.short_of(
-                state, least, trials=len(least) - len(rivals), at_once=free, wall_s=wall_s
-            )
+            least = first_spent(state, search, rivals=len(rivals)) if rivals else []
+            trials = len(least) - len(rivals)
+            why = self.budget.short_of(state, least, trials=trials, at_once=free, wall_s=wall_s)
             if why:
                 yield from self._end_by_budget(state, f"{why}: {_TOO_LITTLE}")
                 return
@@ -219,12 +219,13 @@ class Policy:
         if free <= 0 and state.open:
             return
         found = next_confirmations(state, self._planner)
-        plans = found.plans
-        left = self.budget.trials_left(state)
-        if plans and left == 0 and not state.open:
-            yield from self._end_by_budget(state, "budget.trials: no more for the confirmation")
+        at_once = free + len(state.active)
+        plans, why = affordable(
+            state, found.plans, search, self.budget, at_once=at_once, wall_s=wall_s
+        )
+        if found.plans and not plans and not state.open:
+            yield from self._end_by_budget(state, f"{why}: {_TOO_LITTLE}")
             return
-        free = free if left is None else min(free, left)
         first = len(state.trials)
         for i, plan in enumerate(plans[: max(0, free)]):
             numbered = self._planner.plan(plan.values, plan.seed, index=first + i, phase=plan.phase)
@@ -377,7 +378,7 @@ _INCOMPLETE = (
 )
 _MISLED = "a neighbour of the best that ended; the rung that stopped it may have misled"
 _RIVAL = "the leader cannot be confirmed alone, and this is the best of those that were stopped"
-_TOO_LITTLE = "the rest does not pay for two leaders with a fresh seed each"
+_TOO_LITTLE = "the rest does not pay for another fresh seed of the leaders"
 _WHO = {PERSON: "a person", BUDGET: "a budget", FAIL_FAST: "run.fail_fast"}
 
 

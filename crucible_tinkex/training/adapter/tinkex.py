@@ -8,8 +8,8 @@ with adapter.start_session(experiment) as session:
     print(adapter.infer(session, "Claim: ", checkpoint=trained.best_checkpoint))
 ```
 
-`AsyncTinkexAdapter` is the same for code that has an event loop, with `await`. Of the extended API the original
-had documented `train`, `evaluate`, `infer` and `load_checkpoint`, and written none.
+`AsyncTinkexAdapter` is the same for code that has an event loop, with `await`. Of the extended API
+the original had documented `train`, `evaluate`, `infer` and `load_checkpoint`, and written none.
 """
 
 from __future__ import annotations

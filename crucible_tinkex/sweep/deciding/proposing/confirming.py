@@ -12,12 +12,13 @@ that each gets: so what is asked does not depend on who happens to be faster.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crucible_tinkex.config import SearchSection
 from crucible_tinkex.registry import CONFIRM, DONE, SEARCH, TERMINAL, Spent, SweepState
+from crucible_tinkex.sweep.deciding.budget import Budget
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.results.batches import Batch, batches
 from crucible_tinkex.sweep.results.leaderboard import Configuration, configurations
@@ -72,6 +73,39 @@ def first_spent(state: SweepState, search: SearchSection, *, rivals: int) -> lis
     if not found or len(found) + bool(rivals) < fewest:
         return []
     return [*found, *found[:1] * (1 + rivals)][: fewest + rivals]
+
+
+def affordable(
+    state: SweepState,
+    plans: Sequence[TrialPlan],
+    search: SearchSection,
+    budget: Budget,
+    *,
+    at_once: int,
+    wall_s: float,
+) -> tuple[Sequence[TrialPlan], str | None]:
+    """As many of the plans, from the first on, as the budget pays for beside what runs, and which
+    cap keeps the others out. Only seeds that the leaders share tell them apart, so each is begun
+    for all that are to run it, or for none; the first for the fewest leaders at least. What a trial
+    takes is read off that configuration's first."""
+    if not (plans and budget.limits):
+        return plans, None
+    took = [(c.values, next(t.spent for t in c.trials if t.state == DONE)) for c in leaders(state)]
+
+    def expected(values: Mapping[str, Any]) -> Spent:
+        return next((spent for own, spent in took if own == values), took[0][1])
+
+    running = [expected(t.values) - t.spent for t in state.open.values()]
+    ends = [i for i, p in enumerate(plans, 1) if i == len(plans) or plans[i].seed != p.seed]
+    sizes = {*ends, *([fewest_leaders(search)] if begins(state, search) else [])}
+    why = None
+    for size in sorted(sizes, reverse=True):
+        again = [*running, *(expected(p.values) for p in plans[:size])]
+        short = budget.short_of(state, again, trials=size, at_once=at_once, wall_s=wall_s)
+        if short is None:
+            return plans[:size], why
+        why = short
+    return (), why
 
 
 def confirmation_seeds(search: SearchSection) -> tuple[int, ...]:
