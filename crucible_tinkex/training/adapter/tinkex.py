@@ -256,11 +256,7 @@ class TinkexAdapter(TinkexCallbacks):
     def start_session(self, experiment: LoraExperiment) -> BlockingSession:
         """An open session. Close it, or use it as a context manager."""
         loop = self._opened()
-
-        async def start() -> TinkexSession:
-            return await self._inner.session(experiment).open()
-
-        session = loop.run(start())
+        session = loop.run(self._inner.start_session(experiment))
         with self._opening:
             self._sessions = [s for s in self._sessions if not s.is_closed] + [session]
         return BlockingSession(session, loop)
