@@ -19,6 +19,8 @@ _RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,255}$")
 CHECKPOINT_KINDS = ("weights", "sampler_weights", "external_weights")
 _BASE_ALIASES = {"smollm2-135m": "smollm2-135m-instruct"}
 _HUB_IDS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+SERVER_LOCK = "server.lock"
+"""In the data folder of a server: held while it works there."""
 NOT_FOR_TRAINING = frozenset({"sampler_weights", "external_weights"})
 
 
@@ -63,11 +65,15 @@ def plain(value: Any) -> Any:
     return value
 
 
-def run_dir_name(index: int, config: Mapping[str, Any], seed: int) -> str:
-    """A short, sortable TensorBoard run name: `0003-lr=0.001-rank=8-s0`, at most 80 characters."""
+def run_dir_name(
+    index: int, config: Mapping[str, Any], seed: int, *, reference: bool = False
+) -> str:
+    """A short, sortable TensorBoard run name: `0003-lr=0.001-rank=8-s0`, at most 80 characters;
+    `0001-s0` where nothing varies, and `0000-base-s0` of the untrained base (`reference`)."""
     parts = [f"{_short_key(k)}={_short_value(v)}" for k, v in config.items()]
     slug = _UNSAFE.sub("_", "-".join(parts))[:66].rstrip("-_.")
-    return f"{index:04d}-{slug or 'base'}-s{seed}"
+    what = "base" if reference else slug
+    return "-".join([f"{index:04d}", *([what] if what else []), f"s{seed}"])
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:

@@ -44,12 +44,36 @@ def test_a_sound_experiment_is_left_in_peace() -> None:
             {"search": {"strategy": "list", "configs": [{}], "where": ["lora.rank > 1"]}},
             "search.where has no effect on strategy 'list'",
         ),
+        (
+            {"lora": {"rank": 16}, "search": {"space": RANKS}},
+            "lora.rank = 16 has no effect: search.space gives each trial its own",
+        ),
+        (
+            {
+                "train": {"weight_config": {"claim_weight": 3.0}, "token_weights": "claims"},
+                "search": {"space": {"train.weight_config.claim_weight": [1.0, 5.0]}},
+            },
+            "train.weight_config.claim_weight = 3.0 has no effect",
+        ),
         ({"optimizer": {"warmup_steps": 19}}, "never leaves the warm-up"),
     ],
 )
 def test_what_may_be_a_mistake_is_said(sections: dict[str, Any], words: str) -> None:
     (found,) = warnings(150, **sections)
     assert words in found
+
+
+def test_a_setting_that_some_trials_have_is_left_in_peace() -> None:
+    declared = {"lora": {"rank": 16}, "optimizer": {"warmup_steps": 2}}
+    space = {**RANKS, "optimizer.warmup_steps": [4, 8], "optimizer.schedule": ["constant", "linear"]}
+    when = {"optimizer.warmup_steps": "optimizer.schedule != 'constant'"}
+    random = {"strategy": "random", "trials": 3, "enqueue": [{"optimizer.schedule": "linear"}]}
+    assert warnings(480, search={"space": space, "when": when, **random}, **declared) == []
+    listed = {"strategy": "list", "configs": [{"lora.rank": 4}, {}]}
+    assert warnings(480, search=listed, **declared) == []
+    # As a stored experiment has it: with every default written out.
+    written = Experiment.build({**BASE, "search": {"space": RANKS}}).model_dump(mode="json")
+    assert Experiment.build(written).warnings() == []
 
 
 def test_a_batch_larger_than_the_data_is_said_with_its_tokens() -> None:

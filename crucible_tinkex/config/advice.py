@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from crucible_tinkex.config.axes import AxisRange
-from crucible_tinkex.config.sweep.search import SAMPLED, SearchSection
+from crucible_tinkex.config.sweep.search import SAMPLED, TRAINING_DATA, SearchSection
 from crucible_tinkex.config.trial.train import TrainSection
 from crucible_tinkex.metrics import objective
 
@@ -33,6 +33,7 @@ def advise(
     if meant := next((word for word in words if word in _FOR_A_SHELL), None):
         yield f"notify.command: {meant!r} is for a shell, and it runs without one; use sh -c '...'"
     yield from _on_search(experiment.search)
+    yield from _on_overruled(experiment)
     if rows is not None:
         for train in _train_variants(experiment):
             yield from _on_size(train, rows, tokens)
@@ -59,6 +60,22 @@ def _on_search(search: SearchSection) -> Iterator[str]:
         for key in ("space", "zip", "where", "when"):
             if getattr(search, key):
                 yield f"search.{key} has no effect on strategy 'list', which runs search.configs"
+
+
+def _on_overruled(experiment: Experiment) -> Iterator[str]:
+    """Settings that no trial has, because each has a value of the search instead."""
+    search = experiment.search
+    if search.strategy == "list":
+        return
+    for key in search.space:
+        sometimes = key in search.when or any(key not in guess for guess in search.enqueue)
+        section, _, name = key.partition(".")
+        if key == TRAINING_DATA or sometimes:
+            continue
+        declared = experiment.setting(key)
+        default = getattr(type(getattr(experiment, section))(), name, None)
+        if declared not in (None, default):
+            yield f"{key} = {declared!r} has no effect: search.space gives each trial its own"
 
 
 def _train_variants(experiment: Experiment) -> Iterator[TrainSection]:

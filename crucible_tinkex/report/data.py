@@ -23,8 +23,10 @@ from crucible_tinkex.sweep.results.conclusion import conclusion, configuration_n
 from crucible_tinkex.sweep.results.leaderboard import (
     Configuration,
     Objective,
+    Place,
     configurations,
     placed_by_shared_seeds,
+    places,
 )
 from crucible_tinkex.sweep.results.quality import quality_summary
 from crucible_tinkex.sweep.results.views.summary import sweep_state
@@ -38,7 +40,6 @@ def report_data(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
     concluded = conclusion(state)
     standing = standings(rivals, configuration_names(rivals), concluded)
     competing = [c for c in found if c.mean is not None and math.isfinite(c.mean) and c.values]
-    places = {id(c): i for i, c in enumerate(_placed(found), 1)}
     axes = importance([c.values for c in competing], [c.mean or 0.0 for c in competing])
     axes |= {key: 0.0 for c in found for key in c.values if key not in axes}
     spent = state.spent
@@ -60,8 +61,8 @@ def report_data(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
         "verdict": concluded.verdict,
         "conclusion": concluded.to_dict(),
         "configurations": [
-            {"place": places.get(id(c)), **_configuration(c), **standing.get(id(c), {})}
-            for c in found
+            {**_place(place), **_configuration(c), **standing.get(id(c), {})}
+            for place, c in zip(places(found), found, strict=True)
         ],
         "placed_by_shared_seeds": placed_by_shared_seeds(found),
         "trials": [_trial(t) for t in state.trials.values()],
@@ -75,9 +76,8 @@ def report_data(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
     }
 
 
-def _placed(found: Sequence[Configuration]) -> list[Configuration]:
-    """Those that compete for best, the best first."""
-    return [c for c in found if c.complete and not c.reference]
+def _place(place: Place | None) -> dict[str, Any]:
+    return {"place": place and place.number, "shared": place is not None and place.shared}
 
 
 def _configuration(found: Configuration) -> dict[str, Any]:

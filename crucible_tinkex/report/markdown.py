@@ -38,7 +38,8 @@ def rows(data: Mapping[str, Any]) -> Iterator[list[Any]]:
         unset = "untrained" if found["reference"] else ""
         settings = [found["values"].get(a["key"], unset) for a in data["axes"]]
         numbers = [measured(found), found["n"], _STANDING.get(found.get("standing"), "-")]
-        yield [found["place"] or "-", *settings, *numbers, found["state"]]
+        place = f"{found['place'] or '-'}{'=' if found['shared'] else ''}"
+        yield [place, *settings, *numbers, found["state"]]
 
 
 def lists(data: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:

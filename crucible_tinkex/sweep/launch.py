@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+from crucible_tinkex.client.resolved import ResolvedService
 from crucible_tinkex.errors import (
     ConfigError,
     CrucibleError,
@@ -47,7 +48,7 @@ from crucible_tinkex.sweep.ports import Amendment, Executor
 from crucible_tinkex.sweep.preparing.existing import COUNTS
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, extended, prepare
-from crucible_tinkex.sweep.results.leaderboard import exit_code
+from crucible_tinkex.sweep.results.leaderboard import exit_code, trials_left
 from crucible_tinkex.sweep.results.quality import misses_required
 from crucible_tinkex.sweep.results.registering import register_best
 from crucible_tinkex.sweep.results.views.view import Observer, SweepView, harmless, ignore
@@ -71,7 +72,9 @@ class SweepResult:
     state: SweepState
     exit_code: int
     left: int = 0
-    """Trials that are still to be trained, of all that the sweep asks for by now."""
+    """Trials that are still to be trained, at least, of all that the sweep asks for by now."""
+    missed: bool = False
+    """Whether a required quality target that was missed is the reason of the exit code."""
 
 
 class Launch:
@@ -86,9 +89,11 @@ class Launch:
         executor: Literal["ray", "local"] | None = None,
         observer: Observer = ignore,
         retry: Collection[str] = (),
+        service: ResolvedService | None = None,
     ) -> None:
-        """`retry`: failed trials to take up again, by id."""
+        """`retry`: failed trials to take up again, by id. `service`: as `connected` takes it."""
         self._retry = retry
+        self._service = service
         self._prepared = prepared
         self._kind = executor or prepared.experiment.run.executor
         self._address = address
@@ -117,11 +122,9 @@ class Launch:
             self._earlier = [c.command_id for c in Inbox(paths).waiting()]
             meta = write_manifest(self._prepared)
             finished = self._finished()
-            result = finished or self._told(lambda: asyncio.run(self._start(meta)))
-            register_best(result.state, paths)
-            if result.exit_code == 0 and misses_required(result.state, paths):
-                return replace(result, exit_code=MISSED_CODE)
-            return result
+            if finished is not None:
+                return self._judged(finished)
+            return self._told(lambda: self._judged(asyncio.run(self._start(meta))))
         finally:
             lock.close()
 
@@ -145,7 +148,15 @@ class Launch:
         except CrucibleError as error:
             notify(section, trouble(name, error))
             raise
-        notify(section, ended(name, result.state, result.exit_code))
+        notify(section, ended(name, result.state, result.exit_code, missed=result.missed))
+        return result
+
+    def _judged(self, result: SweepResult) -> SweepResult:
+        """With the best registered, and the exit code that `[quality]` asks for."""
+        paths = self._prepared.paths
+        register_best(result.state, paths)
+        if result.exit_code == 0 and misses_required(result.state, paths):
+            return replace(result, exit_code=MISSED_CODE, missed=True)
         return result
 
     def _finished(self) -> SweepResult | None:
@@ -181,8 +192,7 @@ class Launch:
             raise InterruptedSweepError(
                 "interrupted while starting; run the same command to continue"
             ) from None
-        ended = len(state.trials) - len(state.open)
-        left = max(0, self._prepared.policy().planned - ended)
+        left = trials_left(state, self._prepared.policy().planned)
         return SweepResult(state, exit_code(state), left)
 
     async def _run(
@@ -299,7 +309,9 @@ class Launch:
     async def _served(self, meta: dict[str, Any], stack: AsyncExitStack) -> Connection:
         """The service, connected and proved. Beside the start of Ray: what it refuses shows at
         once, and what it takes costs no time."""
-        connection = await stack.enter_async_context(connected(self._prepared))
+        connection = await stack.enter_async_context(
+            connected(self._prepared, service=self._service)
+        )
         if await self._proofs.add(self._prepared, connection):
             meta[ATTESTED] = self._proofs.record
             self._proved = True

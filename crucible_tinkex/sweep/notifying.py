@@ -29,15 +29,20 @@ from crucible_tinkex.sweep.results.leaderboard import best
 
 TIMEOUT_S = 15.0
 EVENTS = {0: "done", 1: "trials failed", 3: "budget reached", 130: "interrupted"}
+MISSED = "quality missed"
 
 log = logging.getLogger(__name__)
 
 
-def ended(name: str, state: SweepState, exit_code: int) -> dict[str, Any]:
-    """What is told of a run that ended. Keys are only ever added."""
+def ended(
+    name: str, state: SweepState, exit_code: int, *, missed: bool = False
+) -> dict[str, Any]:
+    """What is told of a run that ended; `missed`: a required quality target was. Keys are only ever
+    added."""
     winner = best(state)
+    event = MISSED if missed else EVENTS.get(exit_code, "ended")
     return {
-        **_message(name, EVENTS.get(exit_code, "ended"), exit_code),
+        **_message(name, event, exit_code),
         "reason": state.ended,
         "trials": Counter(trial.state for trial in state.trials.values()),
         "best": winner and dict(winner.values),
@@ -56,8 +61,9 @@ def _message(name: str, event: str, exit_code: int) -> dict[str, Any]:
 
 
 def notify(section: NotifySection, message: Mapping[str, Any]) -> None:
-    """Tell whoever is named; what goes wrong is logged as a warning."""
-    body = json.dumps(message).encode()
+    """Tell whoever is named; what goes wrong is logged as a warning. The object is a line, so a
+    command may append it to a file of such lines."""
+    body = (json.dumps(message) + "\n").encode()
     if section.command is not None:
         _run(section.command, body)
     if section.webhook is not None:

@@ -96,7 +96,8 @@ async def run_steps(
         raise run.fault
     for cell in results.failed:
         raise TrialFailedError(
-            f"step {cell.error}; the trained weights are saved, `crucible retry` runs it again"
+            f"step {cell.error}; the trained weights are saved: `crucible retry` runs the steps "
+            "again, also with mended ones as long as no trial has ended with what they found"
         )
 
 

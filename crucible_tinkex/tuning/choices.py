@@ -113,7 +113,9 @@ def _held_out(rows: int, reasons: list[str]) -> dict[str, Any]:
         reasons.append(f"{count} of {rows} rows are held out, as no --eval is given")
         return {"data.eval_rows": count}
     fraction = 0.2 if rows < 250 else min(0.1, round(MOST_HELD_OUT / rows, 6))
-    reasons.append(f"{fraction:.2g} of {rows} rows are held out, as no --eval is given")
+    reasons.append(
+        f"about {fraction * rows:.0f} of {rows} rows are held out, as no --eval is given"
+    )
     return {"data.eval_fraction": fraction}
 
 
@@ -147,8 +149,9 @@ def _steps(rows: int, batch: int, allowed: float | None, *, embedded: bool) -> i
 
 
 def searching(trials: int) -> int:
-    """Half of so many trials; the others confirm."""
-    return math.ceil(trained(trials) / 2)
+    """Half of so many trials; the others confirm. All where half does not pay for two leaders."""
+    found = trained(trials)
+    return math.ceil(found / 2 if found >= 2 * LEADERS else found)
 
 
 def trained(trials: int) -> float:
@@ -197,9 +200,10 @@ def _on_budget(facts: Facts, budget: Mapping[str, Any], allowed: float | None) -
     if "budget.hours" in budget and facts.tokens_per_s:
         yield f"the service trains on about {facts.tokens_per_s:,.0f} tokens a second"
     if allowed is not None:
-        yield f"the budget pays for about {allowed:,.0f} steps in all"
+        yield f"about {allowed:,.0f} steps in all are planned, {SHARE:.0%} of what the budget pays for"
     elif "budget.trials" in budget:
-        yield "one trial of the budget is the untrained base; half of the others search"
+        of = "half" if trained(budget["budget.trials"]) >= 2 * LEADERS else "all"
+        yield f"one trial of the budget is the untrained base; {of} of the others search"
     elif "budget.dollars" in budget and facts.embedded:
         yield "the embedded server costs nothing, so a budget in dollars has no end"
     elif budget:

@@ -39,6 +39,8 @@ class Exported:
     checkpoint_path: str
     base_model: str
     merged: bool
+    trial: str
+    """The trial's name, which begins with its number."""
 
     def summary(self) -> dict[str, Any]:
         """JSON values; keys are only ever added."""
@@ -85,6 +87,7 @@ def export_trial(
         trained.checkpoint.path,
         trained.base,
         merged,
+        trained.trial.run_name,
     )
 
 

@@ -414,6 +414,21 @@ def test_the_seeds_variables_are_taken_and_named(
         connector(None, AdapterConfig.build({}))
 
 
+async def test_with_an_event_loop_it_is_the_same_and_ends_what_is_open(desk: Desk) -> None:
+    async with desk.adapter as adapter:
+        lost = await adapter.start_session(desk.experiment())
+        async with await adapter.start_session(desk.experiment(seed=1)) as session:
+            trained = await adapter.train(session, ROWS, max_steps=2, batch_size=2)
+            found = await adapter.evaluate(session, ROWS[:2])
+            (answer,) = await adapter.infer(session, "say 4", max_tokens=2)
+            saved = await adapter.save_checkpoint(session)
+            await adapter.load_checkpoint(session, saved)
+        assert len(desk.names("session_start")) == 2  # no second one of the same session
+        assert trained.metrics["total_steps"] == 2 and "eval/nll" in found.metrics
+        assert len(answer.tokens) == 2 and session.is_closed and not lost.is_closed
+    assert lost.is_closed and len(desk.names("session_end")) == 2
+
+
 async def test_a_base_that_the_service_lacks_is_refused_with_what_it_has(desk: Desk) -> None:
     from crucible_tinkex.training.adapter import AsyncTinkexAdapter
 

@@ -7,6 +7,7 @@ import json
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from browser import BROWSER, drawn
 from states import folded
 
 from crucible_tinkex.errors import ConfigError, StorageError
+from crucible_tinkex.registry import DONE
 from crucible_tinkex.report.data import report_data
 from crucible_tinkex.report.importance import importance
 from crucible_tinkex.report.live import page_server
@@ -44,6 +46,30 @@ def test_the_data_says_what_the_journal_says(tmp_path: Path) -> None:
     )
     incomplete = [c for c in data["configurations"] if not c["complete"]]
     assert incomplete and all(c["place"] is None for c in incomplete)
+
+
+def tie(folder: Path) -> dict[str, Any]:
+    """A sweep's data in which the first two of its configurations have the same mean."""
+    state, paths = folded(folder, seeds=(0,))
+    first, second = list(state.trials.values())[1:3]  # the one before was stopped
+    for trial in (first, second):
+        trial.state, trial.step = DONE, 6
+        trial.results = {6: {"eval/nll": 1.0}}
+        trial.metrics, trial.metrics_step = {"eval/nll": 1.0}, 6
+    return report_data(state, paths)
+
+
+def test_ties_share_a_place_as_in_the_terminal(tmp_path: Path) -> None:
+    data = tie(tmp_path)
+    found = [(c["place"], c["shared"]) for c in data["configurations"] if c["complete"]]
+    assert found == [(1, True), (1, True), (3, False)]
+    assert markdown(data).count("| 1= |") == 2 and "| 3 |" in markdown(data)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
+def test_a_browser_draws_ties(tmp_path: Path) -> None:
+    dom = drawn(write_report([tie(tmp_path)], tmp_path / "out"), tmp_path)
+    assert dom.count(">1=<") == 2 and ">3<" in dom
 
 
 def test_importance_is_the_share_that_a_setting_explains() -> None:

@@ -36,6 +36,13 @@ def test_a_command_gets_the_message_and_no_key(
     assert "tml-secret" not in text
 
 
+def test_each_message_is_a_line_of_its_own(tmp_path: Path) -> None:
+    told = tmp_path / "told.jsonl"
+    for event in ("done", "error"):
+        notify(NotifySection(command=f"tee -a {told}"), {"event": event})
+    assert [json.loads(line)["event"] for line in told.read_text().splitlines()] == ["done", "error"]
+
+
 def test_the_metrics_of_the_best_are_means_over_its_seeds_as_the_leaderboard_has_them() -> None:
     journal = Journal(search={"space": {"lora.rank": [4, 8]}, "seeds": [0, 1]})
     journal.decide(slots=4)

@@ -17,6 +17,7 @@ from crucible_tinkex.registry import (
     TrialRecord,
 )
 from crucible_tinkex.sweep.keeping.retention import Retention, best_first, checkpoints, plan
+from crucible_tinkex.training.attempt.measurements import Measurements
 
 META = {"experiment": {"search": {"metric": "eval/nll", "seeds": [0]}}}
 
@@ -56,6 +57,18 @@ def test_the_best_are_kept_and_what_was_not_measured_is_none_of_them() -> None:
     highest = best_first(found, "eval/nll", "max")
     assert [c.value("eval/nll") for c in highest][:2] == [0.5, 0.4]
     assert best_first(found, "absent", "min") == []
+
+
+def test_what_a_resumed_session_needs_is_not_among_the_metrics() -> None:
+    measured = Measurements()
+    measured.stepped({"train/nll": 2.0}, 8.0)
+    measured.evaluated(1, {"eval/nll": 1.5})
+    trial = TrialRecord("t0", 0, "trial0", {}, 0, 6, state=DONE)
+    saved = CheckpointRecord("t0", 1, 1, "tinker://r/weights/s1", measured.carried())
+    trial.checkpoints.append(saved)
+    (found,) = checkpoints(SweepState(meta=META, trials={"t0": trial}), {})
+    assert found.record.metrics == {"train/nll": 2.0, "eval/nll": 1.5}
+    assert set(saved.metrics) > set(found.record.metrics)
 
 
 def test_the_last_and_those_of_some_steps_are_kept() -> None:

@@ -43,6 +43,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> ct.Sweep:
         folder,
         evaluation={"metrics": METRICS, "samples": 4, "max_tokens": 5},
         quality={"targets": TARGETS, "required": True},
+        notify={"command": f"tee -a {folder / 'told.jsonl'}"},
     )
     rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
     grouped = [json.dumps({**row, "group": f"g{i // 2}"}) for i, row in enumerate(rows)]
@@ -68,6 +69,8 @@ def test_all_answers_and_scores_of_a_sweep_are_kept(answered: ct.Sweep) -> None:
 
 def test_a_missed_target_that_is_required_is_the_exit_code(answered: ct.Sweep) -> None:
     assert answered.exit_code == 1
+    told = json.loads((data_of(answered).parent / "told.jsonl").read_text())
+    assert (told["event"], told["exit_code"]) == ("quality missed", 1)
     quality = answered.status()["quality"]
     assert quality["status"] == "missed" and quality["required"]
     assert {t["metric"]: t["status"] for t in quality["targets"]} == {

@@ -156,10 +156,12 @@ def test_the_command(sweep: ct.Sweep, storage: Path, tmp_path: Path) -> None:
 
     first = run("--json")
     assert first.returncode == 0, first.stderr
-    assert json.loads(first.stdout)["step"] == 6
+    found = json.loads(first.stdout)
+    best = sweep.best()
+    assert found["step"] == 6 and best is not None and found["trial"] == best["name"]
     again = run()
     assert again.returncode == 2 and "--force" in again.stderr
     forced = run("--force")
-    assert forced.returncode == 0 and "adapter of trial" in forced.stdout
+    assert forced.returncode == 0 and f"adapter of trial {best['name']}, step 6" in forced.stdout
     useless = run("--force", "--base", "x")
     assert useless.returncode == 2 and "--base goes with --merged" in useless.stderr

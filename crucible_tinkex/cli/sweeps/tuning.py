@@ -60,5 +60,5 @@ def _print_adapter(tuning: Tuning, exported: Exported | None) -> None:
     if exported is None:
         print("adapter: none yet; the same command goes on, --budget gives it more")
         return
-    print(f"adapter: {exported.folder} (trial {exported.trial_id}, step {exported.step})")
+    print(f"adapter: {exported.folder} (trial {exported.trial}, step {exported.step})")
     print(f"chat:    crucible chat {sweep_arguments(tuning.prepared.paths)}")

@@ -31,6 +31,7 @@ from crucible_tinkex.sweep.results.leaderboard import (
     best,
     configurations,
     placed_by_shared_seeds,
+    places,
     tied,
 )
 
@@ -137,14 +138,13 @@ def _leaderboard(
     _add_columns(table, ["phase"] if confirmed else [])
     _add_columns(table, [*metrics[1:], "step"])
     table.add_column("state", no_wrap=True)
-    places = _places(rows)
-    for place, found in list(zip(places, rows, strict=True))[:most]:
-        best_style = "bold green" if place in ("1", "1=") else None
+    for place, found in list(zip(places(rows), rows, strict=True))[:most]:
+        best_style = "bold green" if place and place.number == 1 else None
         values = [value_text(found.values.get(a)) for a in axes]
         if one_column:
             named = zip(axes.values(), values, strict=True)
             values = [", ".join(f"{name} {value}" for name, value in named if value != "-")]
-        cells = [place, _name(found), *values, *_measured_cells(found, metrics, seeded, confirmed)]
+        cells = [str(place or "-"), _name(found), *values, *_measured_cells(found, metrics, seeded, confirmed)]
         state_cell = Text(found.state, style=STYLES.get(found.state, ""))
         table.add_row(*cells, state_cell, style="dim" if found.reference else best_style)
     if len(rows) > most:
@@ -155,17 +155,6 @@ def _leaderboard(
 def _add_columns(table: Table, names: Iterable[str]) -> None:
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-
-
-def _places(rows: Sequence[Configuration]) -> list[str]:
-    """`1`, `2=` where others have the same mean, `-` for what does not compete."""
-    competing = [c.mean for c in rows if c.complete and not c.reference]
-    return [
-        f"{competing.index(c.mean) + 1}{'=' if competing.count(c.mean) > 1 else ''}"
-        if c.complete and not c.reference
-        else "-"
-        for c in rows
-    ]
 
 
 def _name(found: Configuration) -> str:

@@ -40,4 +40,4 @@ def export(
         print(json_module.dumps(done.summary()))
         return
     what = "merged model" if done.merged else "adapter"
-    print(f"{what} of trial {done.trial_id}, step {done.step}, base {done.base_model}: {to}")
+    print(f"{what} of trial {done.trial}, step {done.step}, base {done.base_model}: {to}")

@@ -111,7 +111,7 @@ class View {
     });
     const head = columns.map(([key, name]) => el("th", { "aria-sort": this.sort.key === key ? (this.sort.up ? "ascending" : "descending") : null },
       el("button", { "data-key": `sort ${key}`, onclick: () => { this.sort = { key, up: this.sort.key === key ? !this.sort.up : true }; this.draw(); } }, name, this.sort.key === key ? (this.sort.up ? " ▲" : " ▼") : "")));
-    const cells = r => [r.place ?? "–", ...this.axes.map(a => r.reference ? "–" : number(r.values[a.key], 3)),
+    const cells = r => [r.place === null ? "–" : `${r.place}${r.shared ? "=" : ""}`, ...this.axes.map(a => r.reference ? "–" : number(r.values[a.key], 3)),
       r.mean === null ? "–" : `${number(r.mean)}${r.half_width === null ? "" : ` ± ${number(r.half_width, 2)}`}`,
       (r.missing_seeds.length ? `${r.n}/${r.n + r.missing_seeds.length}` : r.n) + (r.phase === "confirm" ? " fresh" : ""), ...(judged ? [r.reference ? "–" : STANDING[r.standing]] : []), number(r.train_tokens)];
     const shown = rows.slice(0, ROWS_SHOWN), key = r => `row ${r.trials[0] || r.order}`;

@@ -7,6 +7,7 @@ trial's number (`index`) is its place in the order in which trials were asked fo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -93,7 +94,7 @@ class Planner:
                 code=code,
             ),
             index=index,
-            run_name=run_dir_name(index, values, seed),
+            run_name=run_dir_name(index, values, seed, reference=reference),
             values=values,
             seed=seed,
             total_steps=steps,
@@ -106,9 +107,9 @@ class Planner:
         )
 
     def of(self, trial: TrialRecord) -> TrialPlan:
-        """The plan of a trial that was asked for, as the experiment is now."""
+        """The plan of a trial that was asked for, as the experiment is now; it keeps its name."""
         if trial.trial_id not in self._plans:
-            self._plans[trial.trial_id] = self.plan(
+            plan = self.plan(
                 trial.values,
                 trial.seed,
                 index=trial.index,
@@ -116,6 +117,7 @@ class Planner:
                 phase=trial.phase,
                 origin=trial.origin,
             )
+            self._plans[trial.trial_id] = replace(plan, run_name=trial.run_name)
         return self._plans[trial.trial_id]
 
     def forget(self, trial_id: str) -> None:

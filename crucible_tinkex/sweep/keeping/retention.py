@@ -23,6 +23,7 @@ from crucible_tinkex.registry import (
 )
 from crucible_tinkex.sweep.results.leaderboard import Objective, best
 from crucible_tinkex.sweep.results.trained import counting_checkpoint
+from crucible_tinkex.training.attempt.measurements import public
 
 RESUMED = 2
 """Of a trial that may go on: its newest checkpoint, and the one before in case that cannot be
@@ -50,6 +51,7 @@ class Checkpoint:
     """A checkpoint of a sweep, and what speaks for keeping it."""
 
     record: CheckpointRecord
+    """Without what only a resumed session needs."""
     trial: str
     """The trial's name."""
     pinned: bool = False
@@ -81,7 +83,7 @@ def checkpoints(state: SweepState, models: Mapping[str, Sequence[str]]) -> list[
     needed = _needed(state)
     return [
         Checkpoint(
-            c,
+            replace(c, metrics=public(c.metrics)),
             trial.run_name,
             c.path in trial.pinned,
             models.get(c.path, ()),

@@ -1,7 +1,7 @@
 """Facts that no journal has: exports, downloads, verifications, datasets. One log per storage.
 
-Many processes may write: each takes a lock, and what it writes is a segment of its own. A ledger
-that cannot be written costs a warning and never the work that it would tell of.
+Many processes may write: each takes a lock for as long, and goes on where the last one ended. A
+ledger that cannot be written costs a warning and never the work that it would tell of.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def record(storage: str | Path, facts: Sequence[Fact]) -> None:
     try:
         lock = Lock(folder / "lock", wait_s=WAIT_S)
         try:
-            with SegmentLog(folder, mark=True) as entries:
+            with SegmentLog(folder, mark=True, goes_on=True) as entries:
                 entries.append([json.dumps({**asdict(f), "v": VERSION}).encode() for f in facts])
         finally:
             lock.close()

@@ -8,7 +8,7 @@ with adapter.start_session(experiment) as session:
     print(adapter.infer(session, "Claim: ", checkpoint=trained.best_checkpoint))
 ```
 
-`AsyncTinkexAdapter` is the same for code that has an event loop. Of the extended API the original
+`AsyncTinkexAdapter` is the same for code that has an event loop, with `await`. Of the extended API the original
 had documented `train`, `evaluate`, `infer` and `load_checkpoint`, and written none.
 """
 
@@ -203,6 +203,8 @@ class AsyncTinkexAdapter(TinkexCallbacks):
         self._storage = storage
         self._callbacks = callbacks
         self._handlers: dict[str, tuple[Handler, Sequence[str] | None]] = {}
+        self._sessions: list[TinkexSession] = []
+        """Those that are open. One that the caller lost is closed here, and nowhere else."""
         self.model_registry = model_registry
 
     def attach(
@@ -233,8 +235,49 @@ class AsyncTinkexAdapter(TinkexCallbacks):
         )
 
     async def start_session(self, experiment: LoraExperiment) -> TinkexSession:
-        """An open session; the caller closes it."""
-        return await self.session(experiment).open()
+        """An open session. Close it, or use it as a context manager."""
+        session = await self.session(experiment).open()
+        self._sessions = [s for s in self._sessions if not s.is_closed] + [session]
+        return session
+
+    async def train(
+        self, session: TinkexSession, dataset: str | Path | Sequence[Any], **options: Any
+    ) -> TrainResult:
+        """See `TinkexSession.train`."""
+        return await session.train(dataset, **options)
+
+    async def evaluate(
+        self, session: TinkexSession, dataset: str | Path | Sequence[Any], **options: Any
+    ) -> EvaluationResult:
+        """See `TinkexSession.evaluate`."""
+        return await session.evaluate(dataset, **options)
+
+    async def infer(
+        self, session: TinkexSession, prompts: Prompt | Sequence[Prompt], **options: Any
+    ) -> list[Completion]:
+        """See `TinkexSession.infer`."""
+        return await session.infer(prompts, **options)
+
+    async def save_checkpoint(self, session: TinkexSession, step: int | None = None) -> Checkpoint:
+        """See `TinkexSession.save_checkpoint`."""
+        return await session.save_checkpoint(step)
+
+    async def load_checkpoint(
+        self, session: TinkexSession, checkpoint: str | Checkpoint | Mapping[str, Any], **how: Any
+    ) -> None:
+        """See `TinkexSession.load_checkpoint`."""
+        await session.load_checkpoint(checkpoint, **how)
+
+    async def close(self) -> None:
+        """End every session of `start_session` that is still open."""
+        while self._sessions:
+            await self._sessions.pop().close()
+
+    async def __aenter__(self) -> AsyncTinkexAdapter:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
 
 class TinkexAdapter(TinkexCallbacks):
@@ -248,18 +291,13 @@ class TinkexAdapter(TinkexCallbacks):
             self._inner._callbacks = self
         self._loop: LoopThread | None = None
         self._opening = threading.Lock()
-        self._sessions: list[TinkexSession] = []
-        """Those that are open. One that the caller lost is closed here, and nowhere else."""
         self.attach = self._inner.attach
         self.detach = self._inner.detach
 
     def start_session(self, experiment: LoraExperiment) -> BlockingSession:
         """An open session. Close it, or use it as a context manager."""
         loop = self._opened()
-        session = loop.run(self._inner.start_session(experiment))
-        with self._opening:
-            self._sessions = [s for s in self._sessions if not s.is_closed] + [session]
-        return BlockingSession(session, loop)
+        return BlockingSession(loop.run(self._inner.start_session(experiment)), loop)
 
     def train(
         self, session: BlockingSession, dataset: str | Path | Sequence[Any], **options: Any
@@ -294,9 +332,7 @@ class TinkexAdapter(TinkexCallbacks):
         if self._loop is None:
             return
         atexit.unregister(self.close)
-        for session in self._sessions:
-            self._loop.run(session.close())
-        self._sessions = []
+        self._loop.run(self._inner.close())
         self._loop.close()
         self._loop = None
 

@@ -140,7 +140,8 @@ class TinkexSession:
         await self._live.close(self.status, error)
 
     async def __aenter__(self) -> TinkexSession:
-        return await self.open()
+        """Of `start_session` it is open already."""
+        return await self.open() if self.status == "initializing" else self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None and self.status == "ready":
