@@ -8,10 +8,13 @@ import math
 from crucible_tinkex.cli.terminal.tables import (
     SHOWN_ROWS,
     plain_table,
+    print_leaderboard,
     print_sentences,
     print_table,
+    verdict,
 )
 from crucible_tinkex.cli.weights.numbers import number_text
+from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import TERMINAL, SweepState
 from crucible_tinkex.sweep.orders.hints import surer
 from crucible_tinkex.sweep.results.leaderboard import Objective, configurations
@@ -29,6 +32,14 @@ def conclusion_lines(state: SweepState) -> list[str]:
 
     said = conclusion(state)
     return [said.verdict, *(f"- {note}" for note in said.notes)]
+
+
+def print_findings(state: SweepState, paths: SweepPaths) -> None:
+    """Of a sweep that runs or ran: the leaderboard, the verdict, the conclusion, the targets."""
+    if state.trials:
+        print_leaderboard(state)
+    found = (verdict(state), *conclusion_lines(state), *quality_lines(state, paths))
+    print_sentences("\n".join(found))
 
 
 def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:

@@ -12,15 +12,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from crucible_tinkex.cli.findings.concluding import conclusion_lines
+from crucible_tinkex.cli.findings.concluding import print_findings
 from crucible_tinkex.cli.terminal.live import LiveTable, PlainProgress
-from crucible_tinkex.cli.terminal.tables import print_leaderboard, print_sentences, verdict
 from crucible_tinkex.registry import FAIL_FAST
 from crucible_tinkex.sweep.deciding.budget import BUDGET
 from crucible_tinkex.sweep.orders.hints import going_on, surer, sweep_arguments
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
 from crucible_tinkex.sweep.results.leaderboard import Objective
-from crucible_tinkex.sweep.results.quality import quality_lines
 from crucible_tinkex.sweep.results.views.summary import summary
 
 if TYPE_CHECKING:
@@ -71,9 +69,7 @@ def _introduce(prepared: PreparedSweep) -> None:
 
 def _print_result(result: SweepResult, prepared: PreparedSweep) -> None:
     state = result.state
-    print_leaderboard(state)
-    found = (verdict(state), *conclusion_lines(state), *quality_lines(state, prepared.paths))
-    print_sentences("\n".join(found))
+    print_findings(state, prepared.paths)
     where, again = sweep_arguments(prepared.paths), going_on(state, prepared.paths)
     if state.ended_by == BUDGET:
         print(f"\nended by {state.ended}; more: {again}")

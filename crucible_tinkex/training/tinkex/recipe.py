@@ -81,7 +81,8 @@ class AdapterRecipe:
 
     def _checked(self, rows: Sequence[Any]) -> dict[int, Datum]:
         """Every row as a datum, by the row's identity; empty where rows are too many to keep, or do
-        not become a datum each. A row that is wrong is found here, before anything is spent."""
+        not become a datum each. A row that is wrong, or that the loss cannot be given, is found
+        here, before anything is spent."""
         prepared: dict[int, Datum] = {}
         for start in range(0, len(rows), PREPARED_ROWS):
             part = rows[start : start + PREPARED_ROWS]
@@ -92,16 +93,12 @@ class AdapterRecipe:
                     error.with_context(lines_from=start + 1)
                 raise
             if made:
-                self._tried(made)
+                check_inputs(self._loss, made[0])
+                try_on(self._loss, made[:TRIED_ROWS], key="train: loss_fn")
             if len(rows) > PREPARED_ROWS or len(made) != len(part):
                 continue
             prepared |= zip(map(id, part), made, strict=True)
         return prepared
-
-    def _tried(self, made: Sequence[Datum]) -> None:
-        """Raises `ConfigError` for a loss that these rows cannot be given to."""
-        check_inputs(self._loss, made[0])
-        try_on(self._loss, made[:TRIED_ROWS], key="train: loss_fn")
 
     def _datums(self, rows: Sequence[Any]) -> list[Datum]:
         found = [self._prepared.get(id(row)) for row in rows]
