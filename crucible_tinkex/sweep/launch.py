@@ -85,9 +85,12 @@ class Launch:
         runtime: Runtime | None = None,
         executor: Literal["ray", "local"] | None = None,
         observer: Observer = ignore,
+        leave: Callable[[], object] = lambda: None,
         retry: Collection[str] = (),
     ) -> None:
-        """`retry`: failed trials to take up again, by id."""
+        """`leave` is called before a second signal ends the process: what the observer has on the
+        screen is put in order there. `retry`: failed trials to take up again, by id."""
+        self._leave = leave
         self._retry = retry
         self._prepared = prepared
         self._kind = executor or prepared.experiment.run.executor
@@ -174,7 +177,7 @@ class Launch:
         if self._stopping:
             main.cancel()
         try:
-            with Signals(lambda: self._stop()) as signals:
+            with Signals(lambda: self._stop(), self._leave) as signals:
                 async with AsyncExitStack() as stack:
                     state = await self._run(meta, stack, signals)
         except asyncio.CancelledError:
