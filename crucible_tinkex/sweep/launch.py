@@ -88,10 +88,14 @@ class Launch:
         runtime: Runtime | None = None,
         executor: Literal["ray", "local"] | None = None,
         observer: Observer = ignore,
+        leave: Callable[[], object] = lambda: None,
         retry: Collection[str] = (),
         service: ResolvedService | None = None,
     ) -> None:
-        """`retry`: failed trials to take up again, by id. `service`: as `connected` takes it."""
+        """`retry`: failed trials to take up again, by id. `service`: as `connected` takes it.
+        `leave` is called before a second signal ends the process: what the observer has on the
+        screen is put in order there."""
+        self._leave = leave
         self._retry = retry
         self._service = service
         self._prepared = prepared
@@ -185,7 +189,7 @@ class Launch:
         if self._stopping:
             main.cancel()
         try:
-            with Signals(lambda: self._stop()) as signals:
+            with Signals(lambda: self._stop(), self._leave) as signals:
                 async with AsyncExitStack() as stack:
                     state = await self._run(meta, stack, signals)
         except asyncio.CancelledError:

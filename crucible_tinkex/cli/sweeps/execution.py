@@ -54,7 +54,9 @@ def run_prepared(
         else PlainProgress(quiet=quiet) as progress,
         contextlib.redirect_stdout(sys.stderr),  # where Ray's own messages belong
     ):
-        launch = Launch(prepared, address=address, observer=progress.show, retry=retry)
+        launch = Launch(
+            prepared, address=address, observer=progress.show, leave=progress.close, retry=retry
+        )
         return launch.run(begun=partial(_introduce, prepared))
 
 

@@ -57,6 +57,10 @@ class LiveTable:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the table away and show the cursor again; closing twice is harmless."""
         self._live.stop()
 
     def show(self, view: SweepView) -> None:
@@ -171,7 +175,10 @@ class PlainProgress:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        pass
+        self.close()
+
+    def close(self) -> None:
+        """Nothing is left on the screen."""
 
     def show(self, view: SweepView) -> None:
         now = time.monotonic()

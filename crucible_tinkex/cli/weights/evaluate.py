@@ -79,7 +79,7 @@ def evaluate(
         told = {} if raised is None else {"flags": raised.summary()}
         print(json_module.dumps({**found.summary(), **told}))
         return
-    _print(found)
+    _print(found, what[-1])
     if raised is not None:
         counts = ", ".join(f"{n} {name}" for name, n in raised.severities.items() if n)
         print(f"{len(raised.flags)} of {raised.rows} rows flagged ({counts or 'none'}): {flags}")
@@ -108,15 +108,17 @@ def _progress(done: int, of: int) -> None:
         print(f"\r{done} of {of} answered", end="\n" if done == of else "", file=sys.stderr)
 
 
-def _print(found: AfterEvaluation) -> None:
+def _print(found: AfterEvaluation, data: str) -> None:
     from crucible_tinkex.cli.terminal.tables import plain_table, print_table
 
-    table = plain_table(title=f"{found.trial}, step {found.step}, on {found.data}")
+    table = plain_table(title=f"{found.trial}, step {found.step}, on {data}")
     for column in ("metric", "value", "at least", "at most", "rows"):
         table.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
     for tag, value in found.metrics.items():
         rows = str(value.n) if value.n else "-"
         table.add_row(tag, *(number_text(x) for x in (value.value, value.low, value.high)), rows)
     print_table(table)
-    note = ", measured before" if found.cached else ""
-    print(f"{len(found.rows)} rows, 95 % intervals{note}; rows: evaluation {found.key}")
+    other = f" as {found.data}" if found.data != data else ""
+    note = f", measured before{other}" if found.cached else ""
+    rows = f"{len(found.rows)} {'row' if len(found.rows) == 1 else 'rows'}"
+    print(f"{rows}, 95 % intervals{note}; rows: evaluation {found.key}")
