@@ -19,6 +19,8 @@ _RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,255}$")
 CHECKPOINT_KINDS = ("weights", "sampler_weights", "external_weights")
 _BASE_ALIASES = {"smollm2-135m": "smollm2-135m-instruct"}
 _HUB_IDS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+SERVER_LOCK = "server.lock"
+"""In the data folder of a server: held while it works there."""
 NOT_FOR_TRAINING = frozenset({"sampler_weights", "external_weights"})
 
 

@@ -44,6 +44,8 @@ class _Call(Generic[T]):
         self._result: T
         self._loop = asyncio.get_running_loop()
         self.ended = asyncio.Event()
+        self._sending = threading.Lock()
+        self._has_returned = False
         context = copy_context()
         self._thread = threading.Thread(
             target=lambda: context.run(self._run), name=name, daemon=True
@@ -51,10 +53,13 @@ class _Call(Generic[T]):
         self._thread.start()
 
     def _run(self) -> None:
-        try:
-            self._result = self._function(*self._args)
-        except BaseException as error:  # noqa: BLE001 - handed on to who waits
-            self._error = error
+        with contextlib.suppress(_AbandonedError):
+            try:
+                self._result = self._function(*self._args)
+            except BaseException as error:  # noqa: BLE001 - handed on to who waits
+                self._error = error
+            with self._sending:  # from here on it is sent nothing
+                self._has_returned = True
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self.ended.set)
 
@@ -68,22 +73,26 @@ class _Call(Generic[T]):
 
     def abandon(self) -> None:
         """Ends the thread where it computes; one that waits is left behind."""
-        threading.Thread(target=_end, args=(self._thread,), name="ending", daemon=True).start()
+        threading.Thread(target=self._end, name="ending", daemon=True).start()
 
-
-def _end(thread: threading.Thread) -> None:
-    """Sends the thread an exception, which it takes where it computes, and takes it back from one
-    that waits. While one is pending Python 3.11 cannot be traced: under a debugger or coverage each
-    thread repeats its next function's start (`DO_TRACING` of its `ceval.c`); so this one is not."""
-    sys.settrace(None)
-    assert thread.ident is not None, "it was started"
-    _send(thread.ident, _AbandonedError)
-    thread.join(PATIENCE_S)
-    _send(thread.ident, None)
-    with contextlib.suppress(_AbandonedError):  # lowers the interpreter's one flag for all threads
-        _send(threading.get_ident(), _AbandonedError)
-        while True:
-            time.sleep(0)
+    def _end(self) -> None:
+        """Sends the thread an exception, which it takes where it computes, and takes it back from
+        one that waits. While one is pending Python 3.11 cannot be traced: under a debugger or
+        coverage each thread repeats its next function's start (`DO_TRACING` of its `ceval.c`); so
+        this one is not."""
+        sys.settrace(None)
+        ident = self._thread.ident
+        assert ident is not None, "it was started"
+        with self._sending:
+            if self._has_returned:
+                return
+            _send(ident, _AbandonedError)
+        self._thread.join(PATIENCE_S)
+        _send(ident, None)
+        with contextlib.suppress(_AbandonedError):  # lowers the interpreter's one flag for all
+            _send(threading.get_ident(), _AbandonedError)
+            while True:
+                time.sleep(0)
 
 
 def _send(ident: int, error: type[BaseException] | None) -> None:

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,15 @@ def load(name: str, *, what: str) -> Any:
     module, attribute = _parts(name, what)
     with _loading.setdefault(module.partition(".")[0], threading.RLock()):
         return _loaded_now(name, module, attribute, what)
+
+
+def load_function(name: str, *, what: str) -> Callable[..., Any]:
+    """The function at `module:function`. Raises as `load`, and where it cannot be called."""
+    found = load(name, what=what)
+    if not callable(found):
+        raise ConfigError(f"{what} {name!r} cannot be called")
+    made: Callable[..., Any] = found
+    return made
 
 
 def _loaded_now(name: str, module: str, attribute: str, what: str) -> Any:

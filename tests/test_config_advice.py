@@ -65,8 +65,11 @@ def test_what_may_be_a_mistake_is_said(sections: dict[str, Any], words: str) -> 
 
 def test_a_setting_that_some_trials_have_is_left_in_peace() -> None:
     declared = {"lora": {"rank": 16}, "optimizer": {"warmup_steps": 2}}
-    schedules = {"optimizer.schedule": ["constant", "linear"]}
-    space = {**RANKS, "optimizer.warmup_steps": [4, 8], **schedules}
+    space = {
+        **RANKS,
+        "optimizer.warmup_steps": [4, 8],
+        "optimizer.schedule": ["constant", "linear"],
+    }
     when = {"optimizer.warmup_steps": "optimizer.schedule != 'constant'"}
     random = {"strategy": "random", "trials": 3, "enqueue": [{"optimizer.schedule": "linear"}]}
     assert warnings(480, search={"space": space, "when": when, **random}, **declared) == []

@@ -112,6 +112,29 @@ async def test_a_call_that_is_cancelled_is_abandoned() -> None:
     await until(lambda: not running("cancelled", spins))
 
 
+async def test_one_that_has_returned_as_it_is_abandoned_is_sent_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It tells the loop so just then; pytest fails a test of whose threads one ends by an error."""
+    telling = threading.Event()
+
+    def tells(*_: Any) -> None:
+        telling.set()
+        until = time.monotonic() + 0.2
+        while time.monotonic() < until:
+            pass
+
+    call = asyncio.ensure_future(called(lambda: None, what="returned"))
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_soon_threadsafe", tells)
+    await asyncio.sleep(0)  # its thread begins
+    telling.wait(10)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    while running("returned", spins):
+        time.sleep(0.01)
+
+
 async def test_a_coroutine_that_takes_too_long() -> None:
     with pytest.raises(TrialFailedError, match=r"step 'judge' did not return within 0\.01 s"):
         async with within(0.01, what="step 'judge'"):

@@ -18,7 +18,7 @@ from crucible_tinkex.registry.facts import JournalFacts
 from crucible_tinkex.registry.journal import VERSION, JournalWriter, read_records
 from crucible_tinkex.registry.state import SweepState
 from crucible_tinkex.storage import Lock
-from crucible_tinkex.telemetry.facts.telling import tell
+from crucible_tinkex.telemetry.facts.fact import tell
 
 
 class Upkeep:

@@ -18,7 +18,7 @@ from crucible_tinkex.registry import CONFIRM, FAILED, LOST, STOPPED, Spent, Swee
 from crucible_tinkex.report.curves import curves
 from crucible_tinkex.report.importance import importance
 from crucible_tinkex.report.standing import standings
-from crucible_tinkex.sweep.orders.hints import sweep_arguments
+from crucible_tinkex.sweep.orders.hints import is_rarely_worth, surer, sweep_arguments
 from crucible_tinkex.sweep.results.conclusion import conclusion, configuration_names
 from crucible_tinkex.sweep.results.leaderboard import (
     Configuration,
@@ -60,6 +60,8 @@ def report_data(state: SweepState, paths: SweepPaths) -> dict[str, Any]:
         ],
         "verdict": concluded.verdict,
         "conclusion": concluded.to_dict(),
+        "surer": surer(state, paths, concluded),
+        "rarely_worth": is_rarely_worth(concluded),
         "configurations": [
             {**_place(place), **_configuration(c), **standing.get(id(c), {})}
             for place, c in zip(places(found), found, strict=True)

@@ -14,9 +14,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from crucible_tinkex.config import ServiceSection
 from crucible_tinkex.errors import CrucibleError, ServiceUnavailableError
+from crucible_tinkex.names import SERVER_LOCK
+from crucible_tinkex.storage import is_locked
 from crucible_tinkex.telemetry.tracing.asked import environment
 
 log = logging.getLogger(__name__)
@@ -26,6 +29,15 @@ START_S = 900.0
 MAX_RESTARTS = 3
 OWN_EXIT_CODES = (2, 5)
 """Configuration and storage: passed on; any other end of the server is a service error, 4."""
+
+
+def _said(ready: Path) -> dict[str, Any]:
+    """By the server that came up in the folder last; nothing where none has."""
+    try:
+        found: dict[str, Any] = json.loads(ready.read_bytes())
+    except FileNotFoundError:
+        return {}
+    return found
 
 
 @dataclass(frozen=True)
@@ -64,9 +76,11 @@ class EmbeddedServer:
         return endpoint
 
     async def _launch(self) -> Endpoint:
+        """What another process keeps in the folder stays; the server waits for that one to end."""
         self._data_dir.mkdir(parents=True, exist_ok=True)
         ready = self._data_dir / "ready.json"
-        ready.unlink(missing_ok=True)
+        if not is_locked(self._data_dir / SERVER_LOCK):
+            ready.unlink(missing_ok=True)  # of a server that has ended
         self._process = subprocess.Popen(
             self._command(ready),
             stdin=subprocess.PIPE,
@@ -76,13 +90,12 @@ class EmbeddedServer:
         )
         try:
             async with asyncio.timeout(START_S):
-                while not ready.exists():
+                while (found := _said(ready)).get("pid") != self._process.pid:
                     self._raise_if_dead()
                     await asyncio.sleep(0.05)
         except TimeoutError as e:
             self.stop()
             raise ServiceUnavailableError("the embedded server did not come up in time") from e
-        found = json.loads(ready.read_text())
         return Endpoint(found["base_url"], found["api_key_file"])
 
     def _command(self, ready: Path) -> list[str]:

@@ -26,7 +26,7 @@ from crucible_tinkex.scoring.answers import (
 )
 from crucible_tinkex.scoring.classes import classification
 from crucible_tinkex.scoring.samples import majority, pass_at_k
-from crucible_tinkex.user_code import load
+from crucible_tinkex.user_code import load_function
 
 FUNCTION = "evaluation function"
 """What messages call one."""
@@ -143,23 +143,13 @@ def _plain(text: str) -> str:
 
 def _scorer(table: ScoreTable) -> Scorer:
     if table.function is not None:
-        return _guarded(table.function, load_function(table.function))
+        return _guarded(table.function, load_function(table.function, what=FUNCTION))
     if table.regex is not None:
         pattern = table.regex
         return lambda text, question: float(matches(text, pattern))
     schema = table.json_schema or {}
     json_problem("null", schema)  # raises where the schema is none
     return lambda text, question: float(matches_schema(text, schema))
-
-
-def load_function(name: str, *, what: str = FUNCTION) -> Callable[..., Any]:
-    """The function at `module:function`, which may lie in the current folder. Raises `ConfigError`
-    that names what is missing; `what` it is."""
-    found = load(name, what=what)
-    if not callable(found):
-        raise ConfigError(f"{what} {name!r} cannot be called")
-    made: Callable[..., Any] = found
-    return made
 
 
 def _guarded(name: str, function: Callable[..., Any]) -> Scorer:

@@ -79,7 +79,10 @@ def chosen(
         most = max(1, settings["trials"] // 2)
         settings["enqueue"] = settings["enqueue"][:most]
     settings = {key: value for key, value in settings.items() if key in left}
-    return Chosen(_with(experiment, settings), tuple(_notes(settings, prior, steps)))
+    return Chosen(
+        _with(experiment, settings),
+        tuple(_notes(settings, prior, steps, capped=budget is not None)),
+    )
 
 
 def _with(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
@@ -132,20 +135,27 @@ def _guesses(experiment: Experiment, prior: Prior) -> tuple[dict[str, Any], ...]
 
 
 def _spending(search: SearchSection, steps: int, budget: float | None) -> dict[str, Any]:
-    """Half of the budget for the search, the other for the confirmation."""
-    seeds = len(search.seeds)
-    each = None if budget is None else budget / 2 / seeds
-    if "trials" in search.model_fields_set and search.trials:
-        plan = recipe(search.trials, steps)
-    else:
-        plan = recipe(TRIALS, steps, each)
-    confirm = CONFIRM if budget is None else min(CONFIRM, int(budget / 2 / CONFIRM_TOP))
+    """Half of the budget for the search, the other for the confirmation; all of it for the search
+    where that half does not pay for two leaders."""
+    confirm: Any = CONFIRM if budget is None else min(CONFIRM, int(budget / 2 / CONFIRM_TOP))
+    if "confirm" in search.model_fields_set:
+        confirm = search.confirm
+    plan = _plan(search, steps, budget and budget / 2)
+    if not confirm or plan.trials < FEWEST_TRIALS:
+        confirm, plan = 0, _plan(search, steps, budget)
     return {
         "trials": plan.trials,
-        "stopping": _stopping(plan, seeds),
-        "confirm": confirm if plan.trials >= FEWEST_TRIALS else 0,
+        "stopping": _stopping(plan, len(search.seeds)),
+        "confirm": confirm,
         "confirm_top": CONFIRM_TOP,
     }
+
+
+def _plan(search: SearchSection, steps: int, budget: float | None) -> Recipe:
+    """`budget`: of the search, in whole trials."""
+    if "trials" in search.model_fields_set and search.trials:
+        return recipe(search.trials, steps)
+    return recipe(TRIALS, steps, budget and budget / len(search.seeds))
 
 
 def _stopping(plan: Recipe, seeds: int) -> StoppingSection:
@@ -163,7 +173,7 @@ def _stopping(plan: Recipe, seeds: int) -> StoppingSection:
 # --- words ----------------------------------------------------------------------------------------
 
 
-def _notes(settings: Mapping[str, Any], prior: Prior, steps: int) -> Iterable[str]:
+def _notes(settings: Mapping[str, Any], prior: Prior, steps: int, *, capped: bool) -> Iterable[str]:
     if "space" in settings:
         rates, ranks = settings["space"][RATE], settings["space"][RANK]
         span = f"{rates.low:g} to {rates.high:g}"
@@ -189,6 +199,11 @@ def _notes(settings: Mapping[str, Any], prior: Prior, steps: int) -> Iterable[st
         top, seeds = settings.get("confirm_top", CONFIRM_TOP), settings["confirm"]
         fresh = "1 fresh seed" if seeds == 1 else f"{seeds} fresh seeds"
         yield f"the best {top} are trained again with {fresh}"
+    elif "confirm" in settings and capped:
+        yield (
+            f"the budget does not pay for {CONFIRM_TOP} leaders with a fresh seed each, and one "
+            "alone says nothing: all of it goes to the search"
+        )
 
 
 def _told(guess: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """An append-only log of framed records in numbered segments: the one durability mechanism.
 
 The registry's journal and the event log's write-ahead log both are one. Each opening writes a
-segment of its own, `folder/NNNNNN.log`; an older file is never changed again. Guarantees:
+segment of its own, `folder/NNNNNN.log`; an older file is never changed again, but for `goes_on`.
+Guarantees:
 
 - `append` returns after fsync. One that fails leaves nothing behind, or the segment takes no more:
   no record is ever written after one that may be torn, or after an fsync that failed (the page
@@ -15,6 +16,11 @@ segment of its own, `folder/NNNNNN.log`; an older file is never changed again. G
   a newer segment before each write and again after fsync. So what it acknowledges lies within that
   length, and readers ignore what it writes beyond it (`read_segment(limit=...)`). Where a mount
   caches that a file is missing (NFS), the older writer notices late by as much.
+
+With `goes_on=True` an opening writes on in the newest segment, where that is exactly as long as its
+mark: so a log that is opened for every record does not have a file for each. A segment of which
+more is there than was acknowledged (its writer died in mid-write, or could not cut it back), and a
+long one, is left as ever.
 
 Not for: object stores; two writers that both should go on (`Lock`).
 """
@@ -44,6 +50,8 @@ from crucible_tinkex.storage.mark import MARK, Mark, marked_length, marked_lengt
 
 _FRAME = struct.Struct("<II")  # payload length in bytes, CRC-32 of the payload
 MAX_RECORD_BYTES = 256 * 1024 * 1024
+LONG_BYTES = 16 * 1024 * 1024
+"""A segment is read as a whole, so no opening writes on in one that is longer."""
 _SEGMENT = re.compile(r"[0-9]+\.log")
 
 
@@ -51,15 +59,25 @@ class SegmentLog:
     """The writer of one new segment; see the module for its guarantees. One thread."""
 
     def __init__(
-        self, folder: Path, *, mark: bool = False, fenced: bool = False, files: Files = SYSTEM
+        self,
+        folder: Path,
+        *,
+        mark: bool = False,
+        fenced: bool = False,
+        goes_on: bool = False,
+        files: Files = SYSTEM,
     ) -> None:
+        """`goes_on`: needs the mark, and that nobody else writes meanwhile (`Lock`)."""
         self._files = files
         self._fenced = fenced
-        self._size = 0
         self._trusted = True
         self._refusal: str | None = None
         make_folder(folder)
-        self.path, self._fd = _create_after(folder, segments(folder))
+        older = segments(folder)
+        newest = older[-1] if mark and goes_on and older else None
+        self.path, self._fd, self._size = (newest and _whole(newest)) or _create_after(
+            folder, older
+        )
         self._next = _segment_path(folder, segment_number(self.path) + 1)
         self._mark: Mark | None = None
         try:
@@ -164,7 +182,18 @@ def _frame(record: bytes) -> bytes:
     return _FRAME.pack(len(record), zlib.crc32(record)) + record
 
 
-def _create_after(folder: Path, older: Sequence[Path]) -> tuple[Path, int]:
+def _whole(path: Path) -> tuple[Path, int, int] | None:
+    """A segment to write on in, and its length; None where it may not be."""
+    marked = marked_length(path.parent, segment_number(path))
+    with storage_errors(path):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        if marked == os.fstat(fd).st_size < LONG_BYTES:
+            return path, fd, marked
+        os.close(fd)
+    return None
+
+
+def _create_after(folder: Path, older: Sequence[Path]) -> tuple[Path, int, int]:
     """A new, empty segment with the next number that nobody else takes first."""
     number = segment_number(older[-1]) if older else 0
     while True:
@@ -172,7 +201,8 @@ def _create_after(folder: Path, older: Sequence[Path]) -> tuple[Path, int]:
         path = _segment_path(folder, number)
         with storage_errors(path):
             try:
-                return path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                return path, os.open(path, flags, 0o644), 0
             except FileExistsError:
                 continue
 

@@ -46,13 +46,17 @@ def resolved(section: ServiceSection) -> ResolvedService:
 
 @contextlib.asynccontextmanager
 async def connected(
-    prepared: PreparedSweep, *, data_dir: Path | None = None
+    prepared: PreparedSweep,
+    *,
+    data_dir: Path | None = None,
+    service: ResolvedService | None = None,
 ) -> AsyncIterator[Connection]:
-    """Yield a `Connection`; start the embedded server if the experiment asks for it."""
+    """Yield a `Connection`; start the embedded server if the experiment asks for it. `service`: the
+    one that it asks for, which runs already."""
     section = prepared.experiment.service
     server = None
     try:
-        if section.embedded:
+        if section.embedded and service is None:
             base = prepared.experiment.model.base
             server = EmbeddedServer(
                 section,
@@ -62,9 +66,7 @@ async def connected(
             )
             endpoint = await server.start()
             service = ResolvedService(endpoint.base_url, endpoint.api_key_file, section.transport)
-        else:
-            service = resolved(section)
-        yield await _check(prepared, service)
+        yield await _check(prepared, service or resolved(section))
     finally:
         if server:
             server.stop()

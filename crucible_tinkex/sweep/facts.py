@@ -9,9 +9,8 @@ from typing import Any
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry.facts import JournalFacts
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
-from crucible_tinkex.telemetry.facts.fact import Fact
+from crucible_tinkex.telemetry.facts.fact import Fact, tell
 from crucible_tinkex.telemetry.facts.ledger import known_subjects, record
-from crucible_tinkex.telemetry.facts.telling import tell
 
 REGISTERED, LOADED = "dataset_registered", "dataset_loaded"
 

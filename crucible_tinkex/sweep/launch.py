@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+from crucible_tinkex.client.resolved import ResolvedService
 from crucible_tinkex.errors import (
     ConfigError,
     CrucibleError,
@@ -47,12 +48,12 @@ from crucible_tinkex.sweep.ports import Amendment, Executor
 from crucible_tinkex.sweep.preparing.existing import COUNTS
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, extended, prepare
-from crucible_tinkex.sweep.results.leaderboard import exit_code
+from crucible_tinkex.sweep.results.leaderboard import exit_code, trials_left
 from crucible_tinkex.sweep.results.quality import misses_required
 from crucible_tinkex.sweep.results.registering import register_best
 from crucible_tinkex.sweep.results.views.view import Observer, SweepView, harmless, ignore
 from crucible_tinkex.sweep.signals import Signals
-from crucible_tinkex.telemetry.facts.telling import handler_of
+from crucible_tinkex.telemetry.facts.fact import handler_of
 from crucible_tinkex.telemetry.tracing.run import RunTrace, traced
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.user_calls import called
@@ -71,7 +72,7 @@ class SweepResult:
     state: SweepState
     exit_code: int
     left: int = 0
-    """Trials that are still to be trained, of all that the sweep asks for by now."""
+    """Trials that are still to be trained, at least, of all that the sweep asks for by now."""
     missed: bool = False
     """Whether a required quality target that was missed is the reason of the exit code."""
 
@@ -87,10 +88,16 @@ class Launch:
         runtime: Runtime | None = None,
         executor: Literal["ray", "local"] | None = None,
         observer: Observer = ignore,
+        leave: Callable[[], object] = lambda: None,
         retry: Collection[str] = (),
+        service: ResolvedService | None = None,
     ) -> None:
-        """`retry`: failed trials to take up again, by id."""
+        """`retry`: failed trials to take up again, by id. `service`: as `connected` takes it.
+        `leave` is called before a second signal ends the process: what the observer has on the
+        screen is put in order there."""
+        self._leave = leave
         self._retry = retry
+        self._service = service
         self._prepared = prepared
         self._kind = executor or prepared.experiment.run.executor
         self._address = address
@@ -182,15 +189,14 @@ class Launch:
         if self._stopping:
             main.cancel()
         try:
-            with Signals(lambda: self._stop()) as signals:
+            with Signals(lambda: self._stop(), self._leave) as signals:
                 async with AsyncExitStack() as stack:
                     state = await self._run(meta, stack, signals)
         except asyncio.CancelledError:
             raise InterruptedSweepError(
                 "interrupted while starting; run the same command to continue"
             ) from None
-        ended = len(state.trials) - len(state.open)
-        left = max(0, self._prepared.policy().planned - ended)
+        left = trials_left(state, self._prepared.policy().planned)
         return SweepResult(state, exit_code(state), left)
 
     async def _run(
@@ -307,7 +313,9 @@ class Launch:
     async def _served(self, meta: dict[str, Any], stack: AsyncExitStack) -> Connection:
         """The service, connected and proved. Beside the start of Ray: what it refuses shows at
         once, and what it takes costs no time."""
-        connection = await stack.enter_async_context(connected(self._prepared))
+        connection = await stack.enter_async_context(
+            connected(self._prepared, service=self._service)
+        )
         if await self._proofs.add(self._prepared, connection):
             meta[ATTESTED] = self._proofs.record
             self._proved = True

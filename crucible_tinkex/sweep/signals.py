@@ -13,13 +13,16 @@ INTERRUPTED_CODE = 130
 
 
 class Signals:
-    """SIGINT and SIGTERM: the first calls `first`, the second ends the process. Only the main
-    thread may have handlers; elsewhere (a notebook's worker) `Launch.stop` is the way."""
+    """SIGINT and SIGTERM: the first calls `first`, the second `last` and ends the process. Only the
+    main thread may have handlers; elsewhere (a notebook's worker) `Launch.stop` is the way."""
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, first: Callable[[], object]) -> None:
+    def __init__(
+        self, first: Callable[[], object], last: Callable[[], object] = lambda: None
+    ) -> None:
         self._first = first
+        self._last = last
         self._count = 0
 
     def install(self) -> None:
@@ -31,8 +34,11 @@ class Signals:
     def _received(self) -> None:
         self._count += 1
         if self._count > 1:
-            print("stopped at once; run the same command to continue", file=sys.stderr)
-            os._exit(INTERRUPTED_CODE)
+            try:
+                self._last()
+                print("stopped at once; run the same command to continue", file=sys.stderr)
+            finally:
+                os._exit(INTERRUPTED_CODE)
         print("draining: saving the running trials (again to stop at once)", file=sys.stderr)
         self._first()
 

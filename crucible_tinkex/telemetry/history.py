@@ -9,7 +9,7 @@ carry their experiment, and std is that of a sample (n - 1).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.telemetry.bridge.catalogue import FACTS, Handler, stored_kinds
 from crucible_tinkex.telemetry.export import Format, write_table
+from crucible_tinkex.telemetry.facts.fact import bridge_of
 from crucible_tinkex.telemetry.facts.reading import fact_rows
-from crucible_tinkex.telemetry.facts.telling import bridge_of
 from crucible_tinkex.telemetry.log.parts import EXAMPLE
 from crucible_tinkex.telemetry.query import read_events
+from crucible_tinkex.telemetry.query.reading import utc
 from crucible_tinkex.telemetry.subscription import Subscription
 
 QUANTILES = {"p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
@@ -57,7 +58,7 @@ class Telemetry:
         for which, moment in (("from_", from_), ("to", to)):
             if not isinstance(moment, datetime | None):
                 raise ConfigError(f"{which} = {moment!r} must be a datetime")
-        if from_ is not None and to is not None and _utc(from_) > _utc(to):
+        if from_ is not None and to is not None and utc(from_) > utc(to):
             raise ConfigError(f"from_ {from_} is later than to {to}")
         own = self._own(experiment_id)
         folders: Any = self._folders() if own is None else own
@@ -133,15 +134,14 @@ class Telemetry:
     ) -> pa.Table:
         """The newest `last` rows, those of the `last` time before the newest row (or before `to`),
         or those from `from_` to `to`; `filters` are those of `query`."""
-        if isinstance(last, int):
-            if last < 0:
-                raise ConfigError(f"last = {last} must be a number of rows")
-            found = self.query(from_=from_, to=to, **filters)
-            return found.slice(max(0, found.num_rows - last))
+        if isinstance(last, int) and last < 0:
+            raise ConfigError(f"last = {last} must be a number of rows")
         found = self.query(from_=from_, to=to, **filters)
+        if isinstance(last, int):
+            return found.slice(max(0, found.num_rows - last))
         if last is None or not found.num_rows:
             return found
-        end = _utc(to) if to is not None else pc.max(found["time"]).as_py()
+        end = utc(to) if to is not None else pc.max(found["time"]).as_py()
         return found.filter(pc.greater(found["time"], pa.scalar(end - last, found["time"].type)))
 
     def aggregate(self, *, by: Sequence[str] = ("name",), **filters: Any) -> list[dict[str, Any]]:
@@ -228,8 +228,8 @@ def _filtered(
     table: pa.Table, equal: Mapping[str, str | None], since: datetime | None, until: datetime | None
 ) -> pa.Table:
     kept = pc.scalar(True)
-    begin: Any = None if since is None else _utc(since)
-    end: Any = None if until is None else _utc(until)
+    begin: Any = since and utc(since)
+    end: Any = until and utc(until)
     for column, value in equal.items():
         if value is not None:
             kept = kept & (pc.field(column) == pc.scalar(value))
@@ -238,7 +238,3 @@ def _filtered(
     if end is not None:
         kept = kept & (pc.field("time") < pc.scalar(end))
     return table.filter(kept)
-
-
-def _utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
@@ -29,14 +28,19 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.config.sweep.steps import TRAINING, StepsSection, step_name
 from crucible_tinkex.datasets import Tokenizer, load_tokenizer
 from crucible_tinkex.errors import ConfigError, CrucibleError, TrialFailedError
-from crucible_tinkex.scoring.scorers import load_function
 from crucible_tinkex.training.adapter import AsyncTinkexAdapter
 from crucible_tinkex.training.adapter.rows import load
 from crucible_tinkex.training.attempt.reporter import Reporter
 from crucible_tinkex.training.data import SweepData
-from crucible_tinkex.training.harness.context import StepContext
-from crucible_tinkex.training.harness.plan import DEFAULT_CONDITION, Hooks, OnError, Plan
+from crucible_tinkex.training.harness.plan import (
+    DEFAULT_CONDITION,
+    Hooks,
+    OnError,
+    Plan,
+    StepContext,
+)
 from crucible_tinkex.training.harness.running import arun
+from crucible_tinkex.training.harness.state import as_json
 from crucible_tinkex.training.harness.sweeping import check_plan, load_plan, steps_after
 from crucible_tinkex.training.outcome import Verdict, judge
 from crucible_tinkex.training.plan import TrialPlan
@@ -44,6 +48,7 @@ from crucible_tinkex.training.tinkex.evaluating import Scorer, asked, measured
 from crucible_tinkex.training.tinkex.results import Checkpoint, Completion, EvaluationResult
 from crucible_tinkex.training.tinkex.service.samplers import Prompt, as_prompts, complete
 from crucible_tinkex.user_calls import called, within
+from crucible_tinkex.user_code import load_function
 
 T = TypeVar("T")
 
@@ -91,7 +96,8 @@ async def run_steps(
         raise run.fault
     for cell in results.failed:
         raise TrialFailedError(
-            f"step {cell.error}; the trained weights are saved, `crucible retry` runs it again"
+            f"step {cell.error}; the trained weights are saved: `crucible retry` runs the steps "
+            "again, also with mended ones as long as no trial has ended with what they found"
         )
 
 
@@ -133,7 +139,8 @@ class _Steps:
             ctx = replace(ctx, results={TRAINING: self._trained, **ctx.results})
             async with within(self._limit_s, what=f"step {name!r}"):
                 result = await self._called(f"step {name!r}", function, ctx)
-            self._tell(name, ctx, result=_checked(name, result))
+            as_json(name, result)  # before anything is told
+            self._tell(name, ctx, result=result)
             numbers = result.items() if isinstance(result, Mapping) else [("value", result)]
             measures = {
                 f"step/{name}/{key}": float(value)
@@ -322,13 +329,3 @@ def _hooks(section: StepsSection, plan: Plan | None) -> Hooks:
             f"steps.hooks {section.hooks!r} gave {type(made).__name__}; it must give harness.Hooks"
         )
     return made
-
-
-def _checked(name: str, result: Any) -> Any:
-    try:
-        json.dumps(result)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"step {name!r} gave what JSON cannot hold ({error}); give plain values"
-        ) from None
-    return result

@@ -149,8 +149,9 @@ def _steps(rows: int, batch: int, allowed: float | None, *, embedded: bool) -> i
 
 
 def searching(trials: int) -> int:
-    """Half of so many trials; the others confirm."""
-    return math.ceil(trained(trials) / 2)
+    """Half of so many trials; the others confirm. All where half does not pay for two leaders."""
+    found = trained(trials)
+    return math.ceil(found / 2 if found >= 2 * LEADERS else found)
 
 
 def trained(trials: int) -> float:
@@ -202,7 +203,8 @@ def _on_budget(facts: Facts, budget: Mapping[str, Any], allowed: float | None) -
         share = f"{SHARE:.0%} of what the budget pays for"
         yield f"about {allowed:,.0f} steps in all are planned, {share}"
     elif "budget.trials" in budget:
-        yield "one trial of the budget is the untrained base; half of the others search"
+        of = "half" if trained(budget["budget.trials"]) >= 2 * LEADERS else "all"
+        yield f"one trial of the budget is the untrained base; {of} of the others search"
     elif "budget.dollars" in budget and facts.embedded:
         yield "the embedded server costs nothing, so a budget in dollars has no end"
     elif budget:

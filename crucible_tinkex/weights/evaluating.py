@@ -37,7 +37,7 @@ from crucible_tinkex.training.recipes.recipe import Evaluation, Tell
 from crucible_tinkex.user_code import code_hash
 from crucible_tinkex.weights.chat import tokenizer_of
 from crucible_tinkex.weights.evaluations import AfterEvaluation, load, store
-from crucible_tinkex.weights.service import blocking, sampling_path, service_of
+from crucible_tinkex.weights.service import RunEndedError, blocking, sampling_path, service_of
 
 SCORED_AT_ONCE = 32
 """Rows whose likelihood is asked for at the same time."""
@@ -68,7 +68,7 @@ def evaluate_trial(
         return known
     make_folder(paths.evaluations_after)  # what cannot be kept is refused before it is measured
     try:
-        found = blocking(_evaluated(subject, section, rows, tell))
+        found = _found(subject, section, rows, tell)
     except ServiceError as error:
         where = {"trial": subject.trial.run_name, "checkpoint": subject.path}
         raise error.with_context(**where) from None
@@ -149,6 +149,14 @@ def _key(subject: _Subject, section: EvaluationSection, rows: Rows) -> str:
         "functions": [code_hash(name, what=FUNCTION) for name in functions],
     }
     return digest(content, 16)
+
+
+def _found(subject: _Subject, section: EvaluationSection, rows: Rows, tell: Tell) -> Evaluation:
+    """Begins again on a server of its own where that of a run ended with it."""
+    try:
+        return blocking(_evaluated(subject, section, rows, tell))
+    except RunEndedError:
+        return blocking(_evaluated(subject, section, rows, tell))
 
 
 async def _evaluated(

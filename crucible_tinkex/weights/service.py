@@ -1,7 +1,7 @@
 """The service on which a sweep trained, for what is done with its weights afterwards.
 
 The embedded server is started on the sweep's data, or, while the sweep runs, the one that runs is
-used: two never work on the same data.
+used: two never work on the same data. That one ends with its run, and then so does what used it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from typing import Any, TypeVar
 from crucible_tinkex.client.resolved import ResolvedService
 from crucible_tinkex.client.service import TinkexService
 from crucible_tinkex.config import Experiment
-from crucible_tinkex.errors import ConfigError, ServiceError
+from crucible_tinkex.errors import ConfigError, ServiceError, ServiceUnavailableError
 from crucible_tinkex.names import SweepPaths, TinkerPath
 from crucible_tinkex.registry import CheckpointRecord
 from crucible_tinkex.runtime.embedded import EmbeddedServer
 from crucible_tinkex.storage import is_locked
 
 T = TypeVar("T")
+POLL_S = 0.5
 MADE_TTL_S = 24 * 3600
 """How long a checkpoint is kept that was made only to sample from an older one."""
+
+
+class RunEndedError(ServiceUnavailableError):
+    """The run whose server was used has ended."""
 
 
 @contextlib.asynccontextmanager
@@ -33,7 +38,8 @@ async def service_of(
     paths: SweepPaths, experiment: Experiment, *, owned: bool = False
 ) -> AsyncIterator[TinkexService]:
     """A client of the sweep's service; closed, and the server ended, with the context. `owned`: the
-    caller holds the sweep's lock, so nobody runs it."""
+    caller holds the sweep's lock, so nobody runs it. Where it is the server of a run that ends, the
+    block is left with `RunEndedError`."""
     section = experiment.service
     async with contextlib.AsyncExitStack() as stack:
         if not section.embedded:
@@ -45,6 +51,7 @@ async def service_of(
             )
         elif not owned and is_locked(paths.lock):
             found = _running(paths.service / "ready.json")
+            await stack.enter_async_context(_while_it_runs(paths))
         else:
             if not paths.service.is_dir():
                 raise ConfigError(f"{paths.service} is gone, and with it the sweep's checkpoints")
@@ -55,6 +62,32 @@ async def service_of(
         service = found.over_http()
         stack.push_async_exit(service)
         yield service
+
+
+@contextlib.asynccontextmanager
+async def _while_it_runs(paths: SweepPaths) -> AsyncIterator[None]:
+    """Ends the block where the run of a sweep ends: its server answers no more."""
+
+    async def watch() -> None:
+        while is_locked(paths.lock):
+            await asyncio.sleep(POLL_S)
+        run.reschedule(asyncio.get_running_loop().time())
+
+    run = asyncio.timeout(None)
+    try:
+        async with run:
+            watching = asyncio.create_task(watch())
+            try:
+                yield
+            finally:
+                watching.cancel()
+    except TimeoutError:
+        if not run.expired():
+            raise
+        name = paths.root.name
+        raise RunEndedError(
+            f"the run of sweep {name!r} has ended, and the server that it had; try again"
+        ) from None
 
 
 def _running(ready: Path) -> ResolvedService:

@@ -25,7 +25,7 @@ from crucible_tinkex.protocol.wire import LoraConfig
 from crucible_tinkex.training.adapter import RecoveryPolicy
 from crucible_tinkex.training.adapter.quality import monitor_callback
 from crucible_tinkex.training.adapter.rows import tokenised
-from crucible_tinkex.training.attempt.stepping import stepped
+from crucible_tinkex.training.attempt.stepping import StepResult, take_steps
 from crucible_tinkex.training.data import SweepData
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.sft import SupervisedRecipe
@@ -72,10 +72,12 @@ async def test_its_numbers_are_those_of_a_sweeps_trial(desk: Desk, tokenizer: To
     service = desk.connect(Observer())
     lora = LoraConfig(rank=4, seed=7, train_unembed=False)
     client = await service.create_training(base_model="nano", lora=lora)
-    expected = [
-        (await recipe.measure(step.update, step.backward))["train/nll"]
-        async for step in stepped(recipe, client, range(1, 9), ahead=1)
-    ]
+    expected = []
+
+    async def done(step: StepResult) -> None:
+        expected.append((await recipe.measure(step.update, step.backward))["train/nll"])
+
+    await take_steps(recipe, client, range(1, 9), done, ahead=1, is_over=lambda: False)
     async with desk.session(seed=7) as session:
         adam = {"lr": 1e-3, "schedule": "linear", "warmup_steps": 2}
         trained = await session.train(ROWS, epochs=3, batch_size=4, adam_params=adam)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,18 @@ def test_the_ledger_keeps_what_no_journal_has(tmp_path: Path) -> None:
     assert (row["value"], row["trial_id"], row["experiment_id"]) == (7.0, "t", "s")
     assert row["time"].timestamp() == 12.5
     assert known_subjects(tmp_path, "dataset_loaded") == {"f"}
+
+
+def test_many_write_to_one_ledger_and_it_stays_one_file(tmp_path: Path) -> None:
+    def write(writer: int) -> None:
+        for i in range(10):
+            record(tmp_path, [Fact("dataset_loaded", float(i), f"{writer}-{i}")])
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, range(4)))
+    subjects = [fact.subject for fact in recorded(tmp_path)]
+    assert sorted(subjects) == sorted(f"{w}-{i}" for w in range(4) for i in range(10))
+    assert len(list((tmp_path / FOLDER).glob("*.log"))) == 1
 
 
 def test_a_ledger_that_cannot_be_written_or_read_is_a_warning(

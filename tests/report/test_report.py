@@ -188,23 +188,9 @@ def test_the_page_names_the_storage_and_marks_who_was_placed_first(tmp_path: Pat
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
-def test_what_cannot_settle_it_is_not_offered(tmp_path: Path) -> None:
-    """More seeds of one complete configuration, beside others that were stopped."""
+def test_what_settles_it_is_offered_where_the_data_say_so(tmp_path: Path) -> None:
     data = report_data(*folded(tmp_path))
-    for found in data["configurations"][1:]:
-        found["complete"] = False
-    data["conclusion"] = {**data["conclusion"], "kind": "nothing"}
-    assert "To settle it: <code>" not in drawn(write_report([data], tmp_path / "out"), tmp_path)
-
-
-@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
-def test_fresh_seeds_are_not_offered_for_one_that_lacks_a_seed(tmp_path: Path) -> None:
-    """It would be left out of the confirmation, and a winner be declared without it."""
-    data = report_data(*folded(tmp_path))
-    data["conclusion"] = {**data["conclusion"], "kind": "open", "more": {"seeds": 5}}
-    page = write_report([data], tmp_path / "out")
-    near = [c for c in data["configurations"] if c.get("standing") == "not separable"]
-    assert "To settle it: <code>" in drawn(page, tmp_path) and all(c["complete"] for c in near)
-    near[-1]["complete"] = False
-    write_report([data], tmp_path / "out")
-    assert "To settle it: <code>" not in drawn(page, tmp_path)
+    for command in (None, "crucible extend s --set search.confirm=auto"):
+        dom = drawn(write_report([{**data, "surer": command}], tmp_path / "out"), tmp_path)
+        assert ("To settle it: <code>" in dom) is bool(command)
+        assert command is None or f"<code>{command}</code>" in dom

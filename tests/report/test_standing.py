@@ -34,6 +34,7 @@ def swept(
     fresh: Sequence[int] = (),
     metric: str = "eval/nll",
     name: str = "s",
+    over: bool = True,
 ) -> dict[str, Any]:
     """`value` of a rank and a seed; None: the trial lacks the metric."""
     search = {"seeds": list(seeds), "metric": metric, "confirm": "auto" if fresh else 0}
@@ -62,6 +63,8 @@ def swept(
         tell("result", trial_id=trial_id, step=6, metrics=metrics)
         spent = {"train_tokens": 100 * rank}
         tell("finished", trial_id=trial_id, state=DONE, error=None, spent=spent)
+    if over:
+        tell("decision", decision={"kind": "end", "reason": "no trial is left"})
     return report_data(state, paths)
 
 
@@ -146,6 +149,39 @@ def test_bad_numbers_are_said_in_words(tmp_path: Path, options: dict[str, Any], 
     markdown(data)
     leaderboard_csv([data])
     assert all(c.get("standing") != "best" for c in data["configurations"])
+
+
+def near(rank: int, seed: int) -> float:
+    return {2: 1.0, 4: 1.02}.get(rank, 2.0) + float(NOISE[rank, seed % 40])
+
+
+def far(rank: int, seed: int) -> float:
+    """So near that some hundred seeds would be needed."""
+    return {2: 1.0, 4: 1.004}.get(rank, 2.0) + float(NOISE[rank, seed % 40])
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "offered", "rarely"),
+    [
+        (clear, {"seeds": [0]}, True, False),
+        (near, {"seeds": range(4)}, True, False),
+        (near, {"seeds": range(4), "over": False}, False, False),
+        # It would be left out of the confirmation, and a winner be declared without it.
+        (lambda r, s: None if (r, s) == (4, 3) else near(r, s), {}, False, False),
+        (near, {"seeds": [0], "fresh": range(10_000, 10_004)}, False, False),  # confirm = "auto"
+        (far, {"seeds": range(4)}, False, True),
+        (clear, {"seeds": [0], "ranks": [2]}, False, False),
+        (lambda r, s: clear(r, s) if r == 2 else None, {"seeds": [0]}, False, False),
+        (lambda r, s: 1.0 * r + float(NOISE[r, s]), {"seeds": range(8)}, False, False),  # a winner
+    ],
+)
+def test_fresh_seeds_are_offered_where_they_may_tell_the_leaders_apart(
+    tmp_path: Path, value: Value, options: dict[str, Any], offered: bool, rarely: bool
+) -> None:
+    data = swept(tmp_path, value, **options)
+    assert (data["surer"] is not None, data["rarely_worth"]) == (offered, rarely), data["verdict"]
+    if offered:
+        assert data["surer"].startswith(f"crucible extend s --storage {tmp_path} --set ")
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")

@@ -129,6 +129,16 @@ def test_a_budget_is_not_planned_beyond(budget: float) -> None:
     assert found.trials is not None and 1 <= found.trials <= 36
 
 
+def test_what_does_not_pay_for_two_leaders_goes_to_the_search() -> None:
+    found = auto(budget=3.9)
+    small, enough = found.experiment.search, auto(budget=4).experiment.search
+    assert small.confirm == 0 and enough.confirm == 1
+    assert small.trials and enough.trials and small.trials > enough.trials
+    assert any("goes to the search" in note for note in found.notes)
+    assert not any("goes to the search" in note for note in auto(budget=4).notes)
+    assert auto(budget=3.9, confirm=2).experiment.search.confirm == 2, "somebody's wish"
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 20])
 def test_short_trials_have_rules_that_can_be_built(steps: int) -> None:
     rungs = stopping_rule(auto(steps=steps).experiment.search).rungs(steps)

@@ -26,6 +26,59 @@ def test_round_trip_over_several_openings(tmp_path: Path) -> None:
     assert list(read_log(tmp_path)) == [*RECORDS, b"later"]
 
 
+def going_on(folder: Path, *records: bytes) -> None:
+    with SegmentLog(folder, mark=True, goes_on=True) as log:
+        log.append(records)
+
+
+def test_a_log_that_goes_on_is_one_segment_however_often_it_is_opened(tmp_path: Path) -> None:
+    with SegmentLog(tmp_path, mark=True, goes_on=True):
+        pass  # it wrote nothing
+    for i in range(20):
+        going_on(tmp_path, b"%d" % i)
+    assert list(read_log(tmp_path)) == [b"%d" % i for i in range(20)]
+    assert [path.name for path in segments(tmp_path)] == ["000001.log"]
+
+
+@pytest.mark.parametrize("left", ["torn", "whole", "no mark", "older mark", "long"])
+def test_it_goes_on_in_no_segment_but_what_was_acknowledged_to_its_end(
+    tmp_path: Path, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going_on(tmp_path, b"first")
+    marks = (tmp_path / "length").read_bytes()
+    going_on(tmp_path, b"second")
+    (segment,) = segments(tmp_path)
+    before = segment.read_bytes()
+    if left == "torn":
+        segment.write_bytes(before + before[:5])
+    elif left == "whole":  # its writer died before it set the mark
+        segment.write_bytes(before + before[: 8 + len(b"first")])
+        assert list(read_log(tmp_path))[-1] == b"first"
+    elif left == "no mark":
+        (tmp_path / "length").unlink()
+    elif left == "older mark":
+        (tmp_path / "length").write_bytes(marks)
+    else:
+        monkeypatch.setattr("crucible_tinkex.storage.log.LONG_BYTES", len(before))
+    kept, records = segment.read_bytes(), list(read_log(tmp_path))
+    going_on(tmp_path, b"third")
+    assert segment.read_bytes() == kept and len(segments(tmp_path)) == 2
+    assert list(read_log(tmp_path)) == [*records, b"third"]
+
+
+def test_it_does_not_go_on_behind_what_could_not_be_cut_back(
+    tmp_path: Path, disk: FaultyFiles
+) -> None:
+    going_on(tmp_path, b"first")
+    with SegmentLog(tmp_path, mark=True, goes_on=True, files=disk) as log:
+        disk.room, disk.ftruncate_errors = 11, [errno.EROFS]
+        with pytest.raises(StorageError, match=r"000001\.log: No space left"):
+            log.append([b"torn" * 10])
+    going_on(tmp_path, b"in a new segment")
+    assert list(read_log(tmp_path)) == [b"first", b"in a new segment"]
+    assert len(segments(tmp_path)) == 2
+
+
 def test_an_append_costs_one_fsync_with_and_without_mark_and_fence(
     tmp_path: Path, disk: FaultyFiles
 ) -> None:

@@ -16,15 +16,30 @@ from sweep_states import Journal
 from crucible_tinkex.config import BudgetSection, budget_text, parse_budget
 from crucible_tinkex.errors import ConfigError, SessionLostError
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import DONE, PAUSED, RUNNING, STOPPED, Spent, Used
+from crucible_tinkex.protocol.wire import AdamParams
+from crucible_tinkex.registry import (
+    DONE,
+    PAUSED,
+    RUNNING,
+    STOPPED,
+    Decision,
+    Registry,
+    Spent,
+    Used,
+)
+from crucible_tinkex.registry.records import declared
 from crucible_tinkex.sweep.attesting import check_affordable
 from crucible_tinkex.sweep.deciding.budget import Budget, more_budget
+from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.prices import TABLE as TABLE_OF_OURS
 from crucible_tinkex.sweep.deciding.prices import Price, checked_price, price_of
 from crucible_tinkex.sweep.orders.hints import going_on, surer
+from crucible_tinkex.sweep.results.conclusion import conclusion
 from crucible_tinkex.sweep.results.leaderboard import exit_code
 from crucible_tinkex.testing import FakeBackend
-from crucible_tinkex.training.attempt.allowance import Allowance
+from crucible_tinkex.training.attempt.allowance import Allowance, Purse
+from crucible_tinkex.training.attempt.meter import Meter
+from crucible_tinkex.training.recipes.recipe import Update
 
 PRICE = Price(2.0, 1.0, 4.0, "a test", date.today())
 ONE = {"space": {"lora.rank": [4]}, "reference": False}
@@ -279,6 +294,24 @@ def test_a_trials_own_cap_counts_its_evaluations(tmp_path: Path) -> None:
     assert min(spent) >= 100 and max(spent) < 100 + step + evaluation
 
 
+async def test_a_step_that_is_refused_is_not_used(tmp_path: Path) -> None:
+    experiment = make_experiment(budget={"steps": 1})
+    plan = Planner(experiment, rows=20, fingerprint="f").plan({"lora.rank": 4}, 0, index=1)
+    registry = Registry(SweepPaths.of(tmp_path, "s"), "run-1")
+    meter, drain = Meter(float), asyncio.Event()
+    await registry.create({"sweep": "s"})
+    await registry.decide([Decision("start", plan.trial_id, 8, 8, "next", declared(plan))], "op")
+    await registry.start_attempt(plan.trial_id)
+    purse = Purse(plan, registry, meter, drain, lambda state: None)
+    step = Update([], AdamParams(), 1.0, "cross_entropy")
+    assert await purse.may_step(1, step)
+    meter.steps += 1
+    assert not await purse.may_step(1, step) and drain.is_set()
+    reached = Budget(experiment.budget).reached(registry.state, 0.0)
+    assert reached == "budget.steps: 1 of 1 are used"
+    registry.shut()
+
+
 def test_a_trial_ends_at_its_own_cap_exactly(tmp_path: Path) -> None:
     bench = Bench(tmp_path, backend=FakeBackend(delay_s=0.001), budget={"trial": {"steps": 5}})
     state = bench.run()
@@ -388,11 +421,14 @@ def test_a_sweep_with_one_seed_each_says_how_its_leaders_are_told_apart(tmp_path
     assert surer(more, paths) is None and any(t.phase == "confirm" for t in more.trials.values())
 
 
-@pytest.mark.parametrize("search", [{"seeds": [0, 1]}, {"space": {"lora.rank": [4]}}])
-def test_it_says_nothing_where_there_are_seeds_or_one_configuration(
-    tmp_path: Path, search: dict[str, Any]
+def test_it_is_said_of_what_two_seeds_leave_open_too_and_not_of_one_configuration(
+    tmp_path: Path,
 ) -> None:
-    assert surer(Bench(tmp_path, search=search).run(), SweepPaths.of(tmp_path, "mine")) is None
+    paths = SweepPaths.of(tmp_path, "mine")
+    two = Bench(tmp_path / "two", search={"seeds": [0, 1]}).run()
+    assert conclusion(two).kind == "open" and surer(two, paths)
+    one = Bench(tmp_path / "one", search={"space": {"lora.rank": [4]}}).run()
+    assert surer(one, paths) is None
 
 
 def _caps(text: str) -> dict[str, Any]:

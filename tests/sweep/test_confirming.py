@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from operations import lines_of
 from sweep_states import Journal
 
 from benchmarks.played import PlayedSweep
+from crucible_tinkex.config import BudgetSection, parse_budget
 from crucible_tinkex.errors import ConfigError
-from crucible_tinkex.registry import FAILED, TrialRecord
+from crucible_tinkex.registry import DONE, FAILED, Spent, TrialRecord
+from crucible_tinkex.sweep.deciding.budget import Budget, more_budget
 from crucible_tinkex.sweep.results.conclusion import conclusion
 from crucible_tinkex.sweep.results.leaderboard import best, configurations
 
@@ -47,6 +50,13 @@ def swept(loss: Loss, *, slots: int = 3, fails: Loss | None = None, **search: ob
     return journal
 
 
+def spent(journal: Journal, trial_id: str, **used: Any) -> None:
+    """By a new attempt."""
+    trial = journal.state.trials[trial_id]
+    journal._tell("attempt", trial_id=trial_id, attempt=trial.attempt + 1)
+    journal._tell("spent", trial_id=trial_id, spent=vars(Spent(**used)))
+
+
 def fresh(journal: Journal) -> dict[int, list[int]]:
     seeds: dict[int, list[int]] = {}
     for trial in journal.state.trials.values():
@@ -67,6 +77,31 @@ def test_a_clear_winner_takes_few_seeds(slots: int) -> None:
     assert found.value and "took no part in the choice" in found.value.about
     assert best(journal.state).values == {"lora.rank": 2}  # type: ignore[union-attr]
     assert journal.state.ended == "confirmation: none is better than rank = 2 by more than 0.002"
+
+
+def test_a_confirmation_that_is_not_over_ranks_as_soon_as_every_leader_has_two() -> None:
+    loss = noisy({1: 2.0, 2: 1.0, 3: 1.1, 4: 9.0}, 0.2)
+    journal = Journal(search={**AUTO, "confirm_top": 2})
+    phases = []
+    while journal.state.ended is None:
+        journal.decide(slots=3)
+        for trial_id in journal.pending[:1]:
+            journal.train(trial_id, loss(journal.state.trials[trial_id]))
+        trials = [t for t in journal.state.trials.values() if t.phase == "confirm"]
+        done = [t.values["lora.rank"] for t in trials if t.state == DONE]
+        if len(done) < len(trials):
+            counts = all(done.count(leader) >= 2 for leader in (2, 3))
+            said = conclusion(journal.state).notes
+            told = (
+                f"the confirmation is not over: {len(done)} of its {len(trials)} trials have ended"
+            )
+            rank = "; the search's seeds rank until every leader has 2 fresh ones"
+            assert said[0] == (told if counts else told + rank)
+            assert counts == any("judged on fresh seeds" in note for note in said)
+            phases.append(best(journal.state).phase)  # type: ignore[union-attr]
+            assert phases[-1] == ("confirm" if counts else "search")
+    assert set(phases) == {"search", "confirm"}
+    assert not any("not over" in note for note in conclusion(journal.state).notes)
 
 
 def test_equal_ones_are_not_separable() -> None:
@@ -149,6 +184,103 @@ def test_it_ends_where_the_numbers_say_nothing(value: float) -> None:
 
 def test_one_configuration_is_not_confirmed() -> None:
     assert fresh(swept(noisy({1: 1.0}, 0.1), space={"lora.rank": [1]})) == {}
+
+
+KEEPS_ONE = {"seeds": [0], "confirm": 2, "confirm_top": 2} | {
+    "stopping": {"rule": "topk", "first_rung": 1, "keep": 1}
+}
+MEANS = {1: 2.0, 2: 1.0, 3: 1.5, 4: 9.0}
+
+
+@pytest.mark.parametrize("confirm", [2, "auto"])
+def test_nobody_is_confirmed_alone_the_next_is_trained_to_its_end(confirm: object) -> None:
+    journal = swept(noisy(MEANS, 0.01), **{**KEEPS_ONE, "confirm": confirm})
+    seeds = fresh(journal)
+    assert seeds.keys() == {2, 3} and all(len(found) >= 2 for found in seeds.values())
+    (rival,) = (
+        t for t in journal.state.trials.values() if t.values["lora.rank"] == 3 and not t.seed
+    )
+    assert [d.kind for d in rival.decisions][-2:] == ["stop", "advance"]
+    assert "confirmed alone" in rival.decisions[-1].reason
+    assert conclusion(journal.state).kind != "nothing to compare"
+
+
+def test_the_winner_alone_is_confirmed_where_that_is_asked_for() -> None:
+    journal = swept(noisy(MEANS, 0.01), **{**KEEPS_ONE, "confirm_top": 1})
+    assert {rank: len(found) for rank, found in fresh(journal).items()} == {2: 2}
+
+
+def test_a_fixed_number_of_seeds_is_not_spent_on_the_only_configuration() -> None:
+    journal = swept(noisy({4: 1.0}, 0.1), space={"lora.rank": [4]}, confirm=2)
+    assert fresh(journal) == {}
+    assert journal.state.ended and "of it alone say nothing" in journal.state.ended
+
+
+@pytest.mark.parametrize(
+    ("caps", "keeps", "begins"),
+    [
+        ({"trials": 5}, 4, False),  # the four of the search, and one more
+        ({"trials": 6}, 4, True),
+        ({"tokens": 5999}, 4, False),  # 1000 each
+        ({"tokens": 6000}, 4, True),
+        ({"hours": 5999 / 3600}, 4, False),
+        ({"tokens": 3900}, 1, False),  # and the rival's end before
+        ({"tokens": 4900}, 1, True),
+    ],
+)
+def test_what_does_not_pay_for_two_leaders_is_not_spent_on_one(
+    caps: dict[str, Any], keeps: int, begins: bool
+) -> None:
+    """1000 tokens and seconds a trial, one trial after the other."""
+    stopping = {"rule": "topk", "first_rung": 1, "keep": keeps}
+    journal = Journal(search={**AUTO, **KEEPS_ONE, "stopping": stopping})
+    journal.policy.budget = Budget(BudgetSection(**caps))
+    journal.fresh_policy = lambda: journal.policy  # type: ignore[method-assign]
+    while journal.state.ended is None and not fresh(journal):
+        decided = journal.policy.decide(journal.state, slots=1, wall_s=journal.state.spent.seconds)
+        journal.write(decided)
+        for trial_id in journal.pending[:1]:
+            trial = journal.state.trials[trial_id]
+            used = 1000 * (trial.target - trial.step) // trial.total_steps
+            spent(journal, trial_id, train_tokens=used, seconds=float(used))
+            journal.train(trial_id, MEANS[trial.values["lora.rank"]])
+    assert bool(fresh(journal)) is begins
+    if not begins:
+        (key,) = caps
+        assert journal.state.ended_by == "budget" and journal.state.ended
+        assert journal.state.ended.startswith(f"budget.{key}: ")
+        assert "does not pay for another fresh seed" in journal.state.ended
+        assert parse_budget(more_budget(journal.state.ended, len(journal.state.trials)))
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.parametrize("pays", [2.0, 3.9, 4.0, 5.9])
+def test_a_seed_is_begun_for_all_leaders_or_for_none(slots: int, pays: float) -> None:
+    """So `auto` ends with whole pairs where a budget ends it, not with four halves."""
+    journal = Journal(search={**AUTO, **KEEPS_ONE, "confirm": "auto", "stopping": {}})
+    journal.policy.budget = Budget(BudgetSection(tokens=round((4 + pays) * 1000)))
+    journal.fresh_policy = lambda: journal.policy  # type: ignore[method-assign]
+    while journal.state.ended is None:
+        journal.decide(slots=slots)
+        for trial_id in journal.pending[:slots]:
+            spent(journal, trial_id, train_tokens=1000)
+            loss = noisy({1: 9.0, 2: 1.0, 3: 1.01, 4: 9.0}, 0.1)
+            journal.train(trial_id, loss(journal.state.trials[trial_id]))
+    seeds = fresh(journal)
+    assert seeds == dict.fromkeys((2, 3), [10_000, 10_001][: int(pays) // 2])
+    assert all(t.state == "done" for t in journal.state.trials.values())
+    assert journal.state.ended_by == "budget"
+
+
+def test_the_first_seed_is_begun_for_two_of_three_leaders() -> None:
+    journal = Journal(search={**AUTO, **KEEPS_ONE, "confirm_top": 3, "stopping": {}})
+    journal.policy.budget = Budget(BudgetSection(trials=6))
+    journal.fresh_policy = lambda: journal.policy  # type: ignore[method-assign]
+    while journal.state.ended is None:
+        journal.decide(slots=4)
+        for trial_id in journal.pending:
+            journal.train(trial_id, MEANS[journal.state.trials[trial_id].values["lora.rank"]])
+    assert fresh(journal) == {2: [10_000], 3: [10_000]}
 
 
 def test_deciding_costs_little_beside_a_large_search() -> None:

@@ -11,7 +11,14 @@ from sweep_states import Journal
 
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import DONE, FAILED, LOST, STOPPED, Decision, SweepState
-from crucible_tinkex.sweep.results.leaderboard import best, configurations, exit_code, ranked, tied
+from crucible_tinkex.sweep.results.leaderboard import (
+    best,
+    configurations,
+    exit_code,
+    ranked,
+    tied,
+    trials_left,
+)
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -148,6 +155,17 @@ def test_exit_codes_of_what_has_ended(states: list[Any], code: int) -> None:
 def test_something_left_to_do_is_an_interruption_whatever_else() -> None:
     journal = swept(FAILED, None)
     assert exit_code(journal.state) == 130
+
+
+def test_what_is_left_to_train_counts_more_than_was_planned() -> None:
+    journal = confirming(1.0, 2.0, 3.0)
+    planned = journal.policy.planned
+    assert planned == 7 and trials_left(journal.state, planned) == 4
+    assert trials_left(journal.state, 3) == 4, "with auto, more is asked for than was planned"
+    assert trials_left(journal.state, 9) == 6, "some have not been asked for yet"
+    for trial_id in journal.pending:
+        journal.train(trial_id, 1.0)
+    assert trials_left(journal.state, planned) == trials_left(journal.state, 3) == 0
 
 
 def test_a_sweep_of_version_0_1_0_still_ranks() -> None:

@@ -40,8 +40,10 @@ def test_each_message_is_a_line_of_its_own(tmp_path: Path) -> None:
     told = tmp_path / "told.jsonl"
     for event in ("done", "error"):
         notify(NotifySection(command=f"tee -a {told}"), {"event": event})
-    lines = told.read_text().splitlines()
-    assert [json.loads(line)["event"] for line in lines] == ["done", "error"]
+    assert [json.loads(line)["event"] for line in told.read_text().splitlines()] == [
+        "done",
+        "error",
+    ]
 
 
 def test_the_metrics_of_the_best_are_means_over_its_seeds_as_the_leaderboard_has_them() -> None:

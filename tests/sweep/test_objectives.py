@@ -17,7 +17,7 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.datasets import Tokenizer, load_tokenizer
 from crucible_tinkex.errors import ConfigError, SweepExistsError, TrialFailedError
 from crucible_tinkex.protocol.wire import ForwardBackwardOutput, TensorData
-from crucible_tinkex.registry import FAILED, Registry, Spent, SweepState
+from crucible_tinkex.registry import DONE, FAILED, Registry, Spent, SweepState
 from crucible_tinkex.sweep.preparing.manifest import write_manifest
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, prepare
 from crucible_tinkex.training.host import recipe_of
@@ -134,6 +134,32 @@ async def test_a_sweep_with_results_refuses_functions_that_have_changed(
         begun(**scored)
     (tmp_path / "so_losses.py").write_text(LOSSES)
     assert begun(**scored).amendments == []
+
+
+async def test_a_step_may_be_mended_until_a_trial_has_ended_with_it(
+    make: Make, tmp_path: Path
+) -> None:
+    def begun() -> PreparedSweep:
+        return prepare(make({"lora.rank": [1, 2]}, steps={"after": ["so_losses:score"]}))
+
+    prepared = begun()
+    registry = Registry(prepared.paths, "run-1")
+    await registry.create(write_manifest(prepared))
+    await registry.decide(prepared.policy().decide(SweepState(), slots=3), "op")
+    _, first, second = registry.state.trials  # after the untrained base
+
+    async def ends(trial_id: str, state: str) -> None:
+        attempt = (await registry.start_attempt(trial_id)).attempt
+        await registry.record_result(trial_id, attempt, 2, {"eval/nll": 1.0}, Spent())
+        await registry.finish(trial_id, attempt, state, None, Spent())
+
+    await ends(first, FAILED)
+    (tmp_path / "so_losses.py").write_text(LOSSES.replace("return 1.0\n", "return 0.5\n"))
+    assert begun().amendments == ["the source of so_losses:score"]
+    await ends(second, DONE)
+    registry.shut()
+    with pytest.raises(SweepExistsError, match="changed: the source of so_losses:score"):
+        begun()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -181,6 +182,9 @@ def test_conclusions_are_tables_too() -> None:
     assert table["seeds"].to_pylist() == [5, 5, 5, None]
     first, second, _, last = table.to_pylist()
     assert first["value_low"] < first["value"] < first["value_high"] and first["behind_by"] == 0
+    means = [row["mean"] for row in (first, second)]
+    by_rank = [[t for t in trials if t.values["lora.rank"] == rank] for rank in (4, 8)]
+    assert means == [pytest.approx(fmean(t.metrics["eval/nll"] for t in of)) for of in by_rank]
     assert 0 < second["low"] < second["behind_by"] < second["high"] and second["separable"]
     assert last["why"] == "failed: loss became nan"
     assert table.to_pandas()["name"].iloc[-1] == "rank = 32"
@@ -188,7 +192,9 @@ def test_conclusions_are_tables_too() -> None:
 
 
 def test_one_seed_each_says_nothing() -> None:
-    assert conclusion(state(grid({4: 1.0, 8: 2.0}, 1), 1)).verdict.startswith("n = 1")
+    found = conclusion(state(grid({4: 1.0, 8: 2.0}, 1), 1))
+    assert found.verdict.startswith("n = 1")
+    assert found.value and found.mean == found.value.value
     assert "none of 0" in conclusion(state([], 1)).verdict
 
 

@@ -101,7 +101,7 @@ def sweep_with_parts(tmp_path: Path, trial: Trial) -> tuple[SweepPaths, Path]:
     recorder = Recorder(paths)
     recorder.record([trial.start(1, 0), trial.loss(1, 1, 1.0)])
     recorder.close()
-    (part,) = list_parts(paths.events, kind="training_step")
+    (part,) = [p for p in list_parts(paths.events) if p.kind == "training_step"]
     return paths, part.path
 
 

@@ -81,7 +81,7 @@ async def test_the_actor_says_at_once_what_is_damaged(paths: SweepPaths, trial: 
     assert seen.trials["t1"]["metrics"] == {"train/nll": 1.0}
     assert (await actor.changes(paths, seen.revision)).trials == {}
     await actor.close(paths)
-    (part,) = list_parts(paths.events, kind="training_step")
+    (part,) = [p for p in list_parts(paths.events) if p.kind == "training_step"]
     part.path.write_bytes(b"garbage")
     for _ in range(2):
         with pytest.raises(CorruptLogError, match=part.path.name):

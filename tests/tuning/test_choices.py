@@ -118,7 +118,9 @@ def test_a_budget_of_trials_is_divided_between_search_and_confirmation(cap: int)
     found = choose(facts(), {"budget.trials": cap})
     search = found.settings["search.trials"]
     seeds = found.settings.get("search.confirm_max_seeds")
-    assert search == math.ceil((cap - 1) / 2) and found.trials == cap - 1
+    confirms = cap >= 5
+    assert search == math.ceil((cap - 1) / 2 if confirms else cap - 1) and found.trials == cap - 1
+    assert ("search.confirm" in found.settings) <= confirms
     assert seeds is None or search + 2 * seeds + 2 <= cap - 1
     assert not any("not known" in line for line in found.reasons)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -17,6 +18,7 @@ from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError, DataError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import SweepState
+from crucible_tinkex.runtime.embedded import EmbeddedServer, Endpoint
 from crucible_tinkex.sweep.preparing.experience import paces, speed
 from crucible_tinkex.sweep.preparing.preparation import prepare
 from crucible_tinkex.tuning.declaration import changed
@@ -85,10 +87,10 @@ def test_a_budget_that_ended_it_is_given_more(tmp_path: Path) -> None:
     file.write_text("# mine\n" + file.read_text())
 
     # `extend` gives more, and tune without a budget does not take it away.
-    sweep.extend({"budget.steps": 13})
+    sweep.extend({"budget.steps": 14})  # a seed of both leaders, of a step each
     again = ct.tune(data, **wishes)
     assert again.exit_code == 3 and first.spent.steps < SweepState.read(sweep.paths).spent.steps
-    assert Experiment.from_toml(file).budget.steps == 13
+    assert Experiment.from_toml(file).budget.steps == 14
 
     # Another budget, of another kind, takes the place of the old one.
     told: list[str] = []
@@ -193,7 +195,18 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_takes_a_while_is_said_before(tmp_path: Path) -> None:
+def test_what_takes_a_while_is_said_before_and_one_server_answers_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[str] = []
+    began = EmbeddedServer.start
+
+    async def start(server: EmbeddedServer) -> Endpoint:
+        endpoint = await began(server)
+        starts.append(endpoint.base_url)
+        return endpoint
+
+    monkeypatch.setattr(EmbeddedServer, "start", start)
     data = write_rows(tmp_path / "rows.jsonl", 6)
     heard: list[str] = []
     wish = Wish(str(data), base="nano", budget="1min", storage=str(tmp_path / "runs"))
@@ -202,6 +215,9 @@ def test_what_takes_a_while_is_said_before(tmp_path: Path) -> None:
     assert "data" in looks and "5 steps" in times and "nano" in times
     propose(wish, doing=heard.append)
     assert len(heard) == 2, "nothing is looked at again"
+    (address,) = starts
+    with socket.socket() as port:
+        assert port.connect_ex(("127.0.0.1", int(address.rsplit(":", 1)[1]))), "it has ended"
 
 
 def test_a_sweep_that_tune_did_not_make_is_left_alone(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_after_the_fact_as_while_training(answered: ct.Sweep) -> None:
     assert len(rows) == 6 and {row["g"] for row in rows} == {"g0", "g1", "g2"}
 
 
-def test_the_command(answered: ct.Sweep) -> None:
+def test_the_command(answered: ct.Sweep, tmp_path: Path) -> None:
     storage = str(answered.paths.root.parent)
     command = ("evaluate", "small", "0", str(data_of(answered)), "--storage", storage)
     options = ("-m", "exact_match", "-m", "digits=regex=\\d", "--samples", "1", "--json")
@@ -115,6 +115,12 @@ def test_the_command(answered: ct.Sweep) -> None:
     named = crucible(*command[:2], "base", *command[3:], *options)  # as the leaderboard calls it
     assert json.loads(named.stdout)["trial_id"] == found["trial_id"], named.stderr
     assert set(found["metrics"]) >= {"eval/nll", "eval/exact_match", "eval/score/digits"}
+    copy = tmp_path / "again.jsonl"
+    copy.write_bytes(data_of(answered).read_bytes())
+    again = crucible(*command[:3], str(copy), *command[4:], *options[:-1])
+    title = again.stdout.split("metric ")[0]
+    assert str(copy) in "".join(title.split()), "the file that was asked for"
+    assert f"6 rows, 95 % intervals, measured before as {data_of(answered)};" in again.stdout
     wrong = crucible(*command, "-m", "exactly")
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: evaluate: evaluation: metrics: no metric 'exactly'")

@@ -105,6 +105,7 @@ def conclude(
         take=None if taken is None else names[taken],
         not_separable=tuple(names[i] for i in tied),
         value=value,
+        mean=agreed.sign * float(np.nanmean(found.values[first])),
         rivals=_rivals(found, result.duels, first, agreed),
         against_control=_against_control(found, result, control, agreed),
         omnibus=omnibus(found.values),
@@ -131,6 +132,7 @@ def _nothing(agreed: Terms, configurations: Sequence[Configuration], found: Tabl
         take=None,
         not_separable=tuple(means),
         value=value,
+        mean=None if best is None else means[best],
         left_out=found.left_out,
         notes=found.notes,
     )

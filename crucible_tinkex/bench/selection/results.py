@@ -103,6 +103,8 @@ class Conclusion:
     """The leader and all that may be as good, or are proved to be so within the zone."""
     value: Estimate | None = None
     """Of the leader on a new seed, corrected for its having been chosen."""
+    mean: float | None = None
+    """Of the leader over all seeds that count, as it is of each rival: not corrected."""
     rivals: tuple[Rival, ...] = ()
     against_control: tuple[Rival, ...] = ()
     omnibus: Test | None = None

@@ -24,7 +24,7 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Look at this machine, the service, Ray and the storage: what works, and what to do."""
-    from crucible_tinkex.cli.sweeps.running import read_experiment
+    from crucible_tinkex.cli.sweeps.reading import read_experiment
     from crucible_tinkex.cli.terminal.health import show_health
     from crucible_tinkex.doctor import checks
     from crucible_tinkex.names import storage_folder

@@ -11,37 +11,37 @@ from crucible_tinkex.cli.commands.options import (
     DEFAULT_STORAGE,
     LAST_PORT,
     ExistingFolder,
+    Folder,
     Json,
-    Storage,
     Sweep,
 )
 
 
-def status(sweep: Sweep, storage: Storage = None, json: Json = False) -> None:
+def status(sweep: Sweep, storage: Folder = DEFAULT_STORAGE, json: Json = False) -> None:
     """Show the state, leaderboard and best configuration of a sweep."""
     from crucible_tinkex.cli.findings.results import show_status
 
-    show_status(sweep, storage=storage or DEFAULT_STORAGE, json=json)
+    show_status(sweep, storage=storage, json=json)
 
 
-def conclude(sweep: Sweep, storage: Storage = None, json: Json = False) -> None:
+def conclude(sweep: Sweep, storage: Folder = DEFAULT_STORAGE, json: Json = False) -> None:
     """Say which configuration is best, how sure that is, and what would settle it."""
     from crucible_tinkex.cli.findings.concluding import show_conclusion
 
-    show_conclusion(sweep, storage=storage or DEFAULT_STORAGE, json=json)
+    show_conclusion(sweep, storage=storage, json=json)
 
 
 def compare(
     sweep: Sweep,
     a: Annotated[str, typer.Argument(help="A trial: id, name or number.", show_default=False)],
     b: Annotated[str, typer.Argument(help="Another.", show_default=False)],
-    storage: Storage = None,
+    storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Compare two trials' configurations on every held-out row, over all their seeds."""
     from crucible_tinkex.cli.findings.concluding import show_comparison
 
-    show_comparison(sweep, a, b, storage=storage or DEFAULT_STORAGE, json=json)
+    show_comparison(sweep, a, b, storage=storage, json=json)
 
 
 def list_(storage: ExistingFolder = DEFAULT_STORAGE, json: Json = False) -> None:
@@ -54,7 +54,7 @@ def list_(storage: ExistingFolder = DEFAULT_STORAGE, json: Json = False) -> None
 def query(
     sweep: Annotated[str, typer.Argument(help="Its name; several as ONE,TWO.")],
     sql: Annotated[str, typer.Argument(help='DuckDB SQL: "select * from trials"')],
-    storage: Storage = None,
+    storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
     limit: Annotated[
         int | None, typer.Option(help="Most rows to print; 0: all (default: 40; all as JSON).")
@@ -76,16 +76,15 @@ def query(
     """
     from crucible_tinkex.cli.findings.querying import export_query, show_query
 
-    where = storage or DEFAULT_STORAGE
     if format is None and output is None:
-        show_query(sweep, sql, storage=where, json=json, limit=limit)
+        show_query(sweep, sql, storage=storage, json=json, limit=limit)
     else:
-        export_query(sweep, sql, storage=where, format=format, output=output, limit=limit)
+        export_query(sweep, sql, storage=storage, format=format, output=output, limit=limit)
 
 
 def report(
     sweeps: Annotated[list[str], typer.Argument(help="One sweep, or several to compare.")],
-    storage: Storage = None,
+    storage: Folder = DEFAULT_STORAGE,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -100,12 +99,12 @@ def report(
     """Write a page about a sweep, or several: one HTML file that needs no network."""
     from crucible_tinkex.cli.findings.reporting import make_report
 
-    make_report(sweeps, storage=storage or DEFAULT_STORAGE, out=out, format=format, json=json)
+    make_report(sweeps, storage=storage, out=out, format=format, json=json)
 
 
 def watch(
     sweeps: Annotated[list[str], typer.Argument(help="One sweep, or several.")],
-    storage: Storage = None,
+    storage: Folder = DEFAULT_STORAGE,
     port: Annotated[
         int | None,
         typer.Option(
@@ -125,17 +124,16 @@ def watch(
     """Follow running sweeps on a page in the browser (loopback only), or in the terminal."""
     from crucible_tinkex.cli.findings.reporting import in_terminal, watch_page
 
-    where = storage or DEFAULT_STORAGE
     if once or in_terminal(terminal, port):
         from crucible_tinkex.cli.findings.watching import watch_in_terminal
 
-        raise typer.Exit(watch_in_terminal(sweeps, storage=where, once=once))
-    raise typer.Exit(watch_page(sweeps, storage=where, port=port))
+        raise typer.Exit(watch_in_terminal(sweeps, storage=storage, once=once))
+    raise typer.Exit(watch_page(sweeps, storage=storage, port=port))
 
 
 def tb(
     sweep: Sweep,
-    storage: Storage = None,
+    storage: Folder = DEFAULT_STORAGE,
     port: Annotated[
         int, typer.Option(min=0, max=LAST_PORT, help="Port on this machine; 0 takes a free one.")
     ] = 6006,
@@ -146,5 +144,4 @@ def tb(
     """Open TensorBoard on one sweep (loopback only)."""
     from crucible_tinkex.cli.findings.tensorboard import show_tensorboard
 
-    where = storage or DEFAULT_STORAGE
-    raise typer.Exit(show_tensorboard(sweep, storage=where, port=port, rebuild=rebuild))
+    raise typer.Exit(show_tensorboard(sweep, storage=storage, port=port, rebuild=rebuild))

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Json, Set, Storage, Sweep, Trials
+from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Folder, Json, Set, Sweep, Trials
+
+if TYPE_CHECKING:
+    from crucible_tinkex.sweep.orders.control import Kind
 
 
-def stop(sweep: Sweep, trials: Trials = None, storage: Storage = None, json: Json = False) -> None:
+def stop(
+    sweep: Sweep, trials: Trials = None, storage: Folder = DEFAULT_STORAGE, json: Json = False
+) -> None:
     """End trials of a running sweep for good; without trials, save and end its run."""
-    from crucible_tinkex.cli.sweeps.control import command_sweep
-
-    command_sweep(sweep, "stop", trials or [], storage=storage or DEFAULT_STORAGE, json=json)
+    order(sweep, "stop", trials, storage=storage, json=json)
 
 
-def pause(sweep: Sweep, trials: Trials = None, storage: Storage = None, json: Json = False) -> None:
+def pause(
+    sweep: Sweep, trials: Trials = None, storage: Folder = DEFAULT_STORAGE, json: Json = False
+) -> None:
     """Have trials of a running sweep, or all of it, save and wait for `unpause`."""
-    from crucible_tinkex.cli.sweeps.control import command_sweep
-
-    command_sweep(sweep, "pause", trials or [], storage=storage or DEFAULT_STORAGE, json=json)
+    order(sweep, "pause", trials, storage=storage, json=json)
 
 
 def unpause(
-    sweep: Sweep, trials: Trials = None, storage: Storage = None, json: Json = False
+    sweep: Sweep, trials: Trials = None, storage: Folder = DEFAULT_STORAGE, json: Json = False
 ) -> None:
     """Let what was paused go on."""
-    from crucible_tinkex.cli.sweeps.control import command_sweep
-
-    command_sweep(sweep, "unpause", trials or [], storage=storage or DEFAULT_STORAGE, json=json)
+    order(sweep, "unpause", trials, storage=storage, json=json)
 
 
 def clone(
@@ -43,23 +45,11 @@ def clone(
         int | None,
         typer.Option(help="Newest checkpoint at or before this step (default: the last)."),
     ] = None,
-    storage: Storage = None,
+    storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Add a trial like another with --set changes; it goes on from the other's checkpoint."""
-    from crucible_tinkex.cli.sweeps.control import command_sweep
-
-    where = storage or DEFAULT_STORAGE
-    command_sweep(
-        sweep,
-        "clone",
-        [trial],
-        storage=where,
-        json=json,
-        assignments=set_ or [],
-        fresh=fresh,
-        at=at,
-    )
+    order(sweep, "clone", [trial], storage=storage, json=json, set_=set_, fresh=fresh, at=at)
 
 
 def extend(
@@ -68,11 +58,35 @@ def extend(
     budget: Annotated[
         list[str] | None, typer.Option(help="5usd, 2h, 1e6tok, 300steps, 20trials: in all.")
     ] = None,
-    storage: Storage = None,
+    storage: Folder = DEFAULT_STORAGE,
     json: Json = False,
 ) -> None:
     """Ask a sweep, running or not, for more: --set train.epochs=4, search.seeds=[0,1,2]."""
-    from crucible_tinkex.cli.sweeps.control import command_sweep
+    order(sweep, "extend", storage=storage, json=json, set_=set_, budget=budget)
 
-    where, asked = storage or DEFAULT_STORAGE, set_ or []
-    command_sweep(sweep, "extend", storage=where, json=json, assignments=asked, budget=budget or [])
+
+def order(
+    sweep: str,
+    kind: Kind,
+    trials: Sequence[str] | None = None,
+    *,
+    storage: str,
+    json: bool,
+    set_: Sequence[str] | None = None,
+    budget: Sequence[str] | None = None,
+    **options: Any,
+) -> None:
+    """Give the sweep a command and print the answer. `options`: further fields of `Command`."""
+    import json as json_module
+
+    from crucible_tinkex.config import parse_assignment, parse_budget
+    from crucible_tinkex.sweep.orders.control import Command
+    from crucible_tinkex.sweep.orders.steering import steer
+    from crucible_tinkex.sweep.results.views.summary import existing_sweep
+
+    settings = dict(parse_assignment(a) for a in set_ or ())
+    for text in budget or ():
+        settings |= parse_budget(text)
+    command = Command(kind, tuple(trials or ()), settings, **options)
+    answer = steer(existing_sweep(storage, sweep), command)
+    print(json_module.dumps({"sweep": sweep, "answer": answer}) if json else answer)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +11,7 @@ from crucible_tinkex.cli.commands.options import (
     DEFAULT_STORAGE,
     Address,
     File,
+    Folder,
     Json,
     Name,
     Quiet,
@@ -17,6 +19,10 @@ from crucible_tinkex.cli.commands.options import (
     Storage,
     Sweep,
 )
+from crucible_tinkex.cli.commands.orders import order
+
+if TYPE_CHECKING:
+    from crucible_tinkex.runtime.jobs import SubmittedJob
 
 
 def run(
@@ -32,13 +38,14 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run an experiment, or continue its sweep if it exists."""
-    from crucible_tinkex.cli.sweeps.running import run_file
+    from crucible_tinkex.cli.sweeps.execution import execute
+    from crucible_tinkex.cli.sweeps.reading import read_experiment
+    from crucible_tinkex.sweep.preparing.preparation import prepare
 
     asked = [*(set_ or []), *(["quality.required=true"] if require_quality else [])]
-    code = run_file(
-        file, asked, name=name, storage=storage, address=address, json=json, quiet=quiet
-    )
-    raise typer.Exit(code)
+    experiment, source = read_experiment(file, asked)
+    prepared = prepare(experiment, storage=storage, name=name, source=source)
+    raise typer.Exit(execute(prepared, address=address, json=json, quiet=quiet))
 
 
 def plan(
@@ -72,16 +79,17 @@ def plan(
 
 def resume(
     sweep: Sweep,
-    storage: Storage = None,
+    storage: Folder = DEFAULT_STORAGE,
     address: Address = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Continue a sweep that was interrupted."""
-    from crucible_tinkex.cli.sweeps.running import resume_sweep
+    from crucible_tinkex.cli.sweeps.execution import execute
+    from crucible_tinkex.sweep.preparing.preparation import reopened
 
-    where = storage or DEFAULT_STORAGE
-    raise typer.Exit(resume_sweep(sweep, storage=where, address=address, json=json, quiet=quiet))
+    prepared = reopened(storage, sweep)
+    raise typer.Exit(execute(prepared, address=address, json=json, quiet=quiet))
 
 
 def retry(
@@ -90,21 +98,27 @@ def retry(
         list[str] | None,
         typer.Argument(help="Ids, names or numbers (default: all that failed or were lost)."),
     ] = None,
-    storage: Storage = None,
+    storage: Folder = DEFAULT_STORAGE,
     address: Address = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Continue a sweep, and try its failed and lost trials again, also while it runs."""
-    from crucible_tinkex.cli.sweeps.control import command_sweep, is_running
-    from crucible_tinkex.cli.sweeps.running import retry_trials
+    from crucible_tinkex.cli.sweeps.execution import execute
+    from crucible_tinkex.storage import is_locked
+    from crucible_tinkex.sweep.orders.obeying import failed_trials
+    from crucible_tinkex.sweep.preparing.preparation import reopened
+    from crucible_tinkex.sweep.results.views.summary import existing_sweep, read_state
 
-    where = storage or DEFAULT_STORAGE
-    if is_running(sweep, storage=where):
-        command_sweep(sweep, "retry", trials or [], storage=where, json=json)
+    paths = existing_sweep(storage, sweep)
+    if is_locked(paths.lock):
+        order(sweep, "retry", trials, storage=storage, json=json)
         return
-    code = retry_trials(sweep, trials or [], storage=where, address=address, json=json, quiet=quiet)
-    raise typer.Exit(code)
+    again = [trial.trial_id for trial in failed_trials(read_state(paths), trials or [])]
+    if not again:
+        print("no trial failed or was lost", file=sys.stderr)
+    prepared = reopened(storage, sweep)
+    raise typer.Exit(execute(prepared, address=address, json=json, quiet=quiet, retry=again))
 
 
 def submit(
@@ -116,8 +130,32 @@ def submit(
     wait: Annotated[bool, typer.Option(help="Follow the job until it ends.")] = True,
 ) -> None:
     """Run an experiment as a Ray job on a cluster."""
-    from crucible_tinkex.cli.sweeps.jobs import submit_file
+    import asyncio
 
-    raise typer.Exit(
-        submit_file(file, set_ or [], address=address, name=name, storage=storage, wait=wait)
+    from crucible_tinkex.cli.sweeps.reading import read_experiment
+    from crucible_tinkex.runtime.jobs import submit_job
+    from crucible_tinkex.sweep.preparing.preparation import prepare
+
+    experiment, _ = read_experiment(file, set_ or [])
+    prepared = prepare(experiment, storage=storage, name=name)
+    arguments = ["run", str(file.resolve()), "--name", prepared.name]
+    arguments += ["--storage", str(prepared.paths.root.parent)]
+    arguments += [part for a in set_ or [] for part in ("--set", a)]
+    job = submit_job(address, sweep=prepared.name, arguments=arguments)
+    verb = "submitted" if job.is_new else "already running"
+    print(
+        f"{verb}: {job.submission_id} "
+        f"(stop it: ray job stop {job.submission_id} --address {address})",
+        file=sys.stderr,
     )
+    if not wait:
+        print(job.submission_id)
+        return
+    asyncio.run(_follow(job))
+    raise typer.Exit(job.exit_code())
+
+
+async def _follow(job: SubmittedJob) -> None:
+    async for text in job.lines():
+        sys.stdout.write(text)
+        sys.stdout.flush()

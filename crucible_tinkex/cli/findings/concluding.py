@@ -5,14 +5,21 @@ from __future__ import annotations
 import json as json_module
 import math
 
-from crucible_tinkex.cli.terminal.tables import plain_table, print_sentences, print_table
+from crucible_tinkex.cli.terminal.tables import (
+    SHOWN_ROWS,
+    plain_table,
+    print_leaderboard,
+    print_sentences,
+    print_table,
+    verdict,
+)
+from crucible_tinkex.cli.weights.numbers import number_text
+from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import TERMINAL, SweepState
 from crucible_tinkex.sweep.orders.hints import surer
 from crucible_tinkex.sweep.results.leaderboard import Objective, configurations
 from crucible_tinkex.sweep.results.quality import quality_lines, quality_summary
 from crucible_tinkex.sweep.results.views.summary import existing_sweep, read_state
-
-SHOWN_ROWS = 40
 
 
 def conclusion_lines(state: SweepState) -> list[str]:
@@ -25,6 +32,14 @@ def conclusion_lines(state: SweepState) -> list[str]:
 
     said = conclusion(state)
     return [said.verdict, *(f"- {note}" for note in said.notes)]
+
+
+def print_findings(state: SweepState, paths: SweepPaths) -> None:
+    """Of a sweep that runs or ran: the leaderboard, the verdict, the conclusion, the targets."""
+    if state.trials:
+        print_leaderboard(state)
+    found = (verdict(state), *conclusion_lines(state), *quality_lines(state, paths))
+    print_sentences("\n".join(found))
 
 
 def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:
@@ -43,17 +58,13 @@ def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:
             table.add_column(column, justify="left" if left else "right", overflow="fold")
         for rival in found.rivals[:SHOWN_ROWS]:
             numbers = (rival.mean, rival.behind_by, rival.low, rival.high)
-            table.add_row(
-                rival.name,
-                str(rival.shared),
-                *(f"{v:.4g}" if math.isfinite(v) else "-" for v in numbers),
-            )
+            table.add_row(rival.name, str(rival.shared), *map(number_text, numbers))
         print_table(table)
     said = [f"- {note}" for note in found.notes]
     said += [f"left out: {one.name}: {one.reason}" for one in found.left_out[:SHOWN_ROWS]]
     if said := [*said, *quality_lines(state, paths)]:
         print_sentences("\n".join(said))
-    if command := surer(state, paths):
+    if command := surer(state, paths, found):
         print(f"to be surer: {command}")
 
 

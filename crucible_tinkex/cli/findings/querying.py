@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crucible_tinkex.cli.terminal.tables import plain_table, print_rows
+from crucible_tinkex.cli.terminal.tables import SHOWN_ROWS, plain_table, print_rows
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.sweep.results.views.summary import existing_sweep
 from crucible_tinkex.telemetry.export import Format, encoded, write_table
@@ -16,8 +16,6 @@ from crucible_tinkex.weights.evaluations import query_sweeps
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-SHOWN_ROWS = 40
 
 
 def show_query(sweep: str, sql: str, *, storage: str, json: bool, limit: int | None) -> None:

@@ -75,9 +75,5 @@ def watch_page(sweeps: Sequence[str], *, storage: str, port: int | None = None) 
 
 
 def _data(sweeps: Sequence[str], storage: str) -> list[dict[str, Any]]:
-    found = []
-    for name in dict.fromkeys(sweeps):
-        paths = existing_sweep(storage, name)
-        state = read_state(paths)
-        found.append(report_data(state, paths))
-    return found
+    found = [existing_sweep(storage, name) for name in dict.fromkeys(sweeps)]
+    return [report_data(read_state(paths), paths) for paths in found]

@@ -6,20 +6,12 @@ import json as json_module
 from collections import Counter
 from pathlib import Path
 
-from crucible_tinkex.cli.findings.concluding import conclusion_lines
-from crucible_tinkex.cli.terminal.tables import (
-    plain_table,
-    print_leaderboard,
-    print_sentences,
-    print_table,
-    verdict,
-    wait_lines,
-)
+from crucible_tinkex.cli.findings.concluding import print_findings
+from crucible_tinkex.cli.terminal.tables import plain_table, print_table, wait_lines
 from crucible_tinkex.errors import ConfigError, StorageError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import DONE, FAILED, STOPPED, SweepState
 from crucible_tinkex.storage import storage_errors
-from crucible_tinkex.sweep.results.quality import quality_lines
 from crucible_tinkex.sweep.results.views.kept import checkpoint_line
 from crucible_tinkex.sweep.results.views.summary import (
     existing_sweep,
@@ -39,10 +31,7 @@ def show_status(sweep: str, *, storage: str, json: bool) -> None:
         return
     why = f", by {state.ended}" if state.ended_by else ", paused" if state.held else ""
     print(f"{sweep}: {sweep_state(state, paths)}{why}")
-    if state.trials:
-        print_leaderboard(state)
-    found = (verdict(state), *conclusion_lines(state), *quality_lines(state, paths))
-    print_sentences("\n".join(found))
+    print_findings(state, paths)
     if kept := checkpoint_line(state):
         print(kept)
     for line in (*wait_lines(waits(state, paths).values()), *faults(paths)):

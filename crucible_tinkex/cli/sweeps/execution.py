@@ -1,4 +1,7 @@
-"""Runs a prepared sweep with progress on stderr, and prints what came out."""
+"""Runs a prepared sweep with progress on stderr, and prints what came out.
+
+Ray is imported when the sweep runs and not before, so that a mistake is reported at once.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,19 @@ import json as json_module
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
-from crucible_tinkex.cli.findings.concluding import conclusion_lines
+from crucible_tinkex.cli.findings.concluding import print_findings
 from crucible_tinkex.cli.terminal.live import LiveTable, PlainProgress
-from crucible_tinkex.cli.terminal.tables import print_leaderboard, print_sentences, verdict
 from crucible_tinkex.registry import FAIL_FAST
 from crucible_tinkex.sweep.deciding.budget import BUDGET
-from crucible_tinkex.sweep.launch import Launch, SweepResult
 from crucible_tinkex.sweep.orders.hints import going_on, surer, sweep_arguments
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep
 from crucible_tinkex.sweep.results.leaderboard import Objective
-from crucible_tinkex.sweep.results.quality import quality_lines
 from crucible_tinkex.sweep.results.views.summary import summary
+
+if TYPE_CHECKING:
+    from crucible_tinkex.sweep.launch import SweepResult
 
 
 def execute(
@@ -42,13 +46,17 @@ def run_prepared(
     prepared: PreparedSweep, *, address: str | None, quiet: bool, retry: Sequence[str] = ()
 ) -> SweepResult:
     """Run it with progress on stderr, and nothing on stdout."""
+    from crucible_tinkex.sweep.launch import Launch
+
     with (
         LiveTable(Objective.asked(prepared.experiment))
-        if _is_live(quiet)
+        if sys.stderr.isatty() and not quiet
         else PlainProgress(quiet=quiet) as progress,
         contextlib.redirect_stdout(sys.stderr),  # where Ray's own messages belong
     ):
-        launch = Launch(prepared, address=address, observer=progress.show, retry=retry)
+        launch = Launch(
+            prepared, address=address, observer=progress.show, leave=progress.close, retry=retry
+        )
         return launch.run(begun=partial(_introduce, prepared))
 
 
@@ -61,15 +69,9 @@ def _introduce(prepared: PreparedSweep) -> None:
         print(f"amends {prepared.name}: {', '.join(prepared.amendments)}", file=sys.stderr)
 
 
-def _is_live(quiet: bool) -> bool:
-    return sys.stderr.isatty() and not quiet
-
-
 def _print_result(result: SweepResult, prepared: PreparedSweep) -> None:
     state = result.state
-    print_leaderboard(state)
-    found = (verdict(state), *conclusion_lines(state), *quality_lines(state, prepared.paths))
-    print_sentences("\n".join(found))
+    print_findings(state, prepared.paths)
     where, again = sweep_arguments(prepared.paths), going_on(state, prepared.paths)
     if state.ended_by == BUDGET:
         print(f"\nended by {state.ended}; more: {again}")

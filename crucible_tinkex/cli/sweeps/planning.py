@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from crucible_tinkex.cli.sweeps.running import read_experiment
+from crucible_tinkex.cli.sweeps.reading import read_experiment
 from crucible_tinkex.cli.terminal.attested import described, print_attested
 from crucible_tinkex.cli.terminal.estimates import estimate_lines
 from crucible_tinkex.cli.terminal.examples import print_examples, print_lengths
@@ -33,6 +33,7 @@ from crucible_tinkex.sweep.preparing.experience import paces
 from crucible_tinkex.sweep.preparing.preparation import PreparedSweep, prepare
 from crucible_tinkex.training.attest.probing import Attestation
 from crucible_tinkex.training.data import SweepData
+from crucible_tinkex.training.plan import TrialPlan
 
 SHOWN_CONFIGURATIONS = 20
 """On a terminal, so that what comes after them can be seen."""
@@ -131,7 +132,7 @@ def describe(
         "trials": planned,
         "steps": round(each * sum(p.total_steps for p in plans)),
         "train_tokens": round(each * batch_rows * row_tokens(data, plans)),
-        "estimate": _estimate(prepared, data, probe).summary(),
+        "estimate": _estimate(prepared, plans, data, probe).summary(),
         "row_tokens": asdict(LengthStatistics.of(data.train, batch_size=batch_size)),
         "examples": _examples(data, sets),
         "configurations": [dict(values) for values in prepared.configurations],
@@ -141,19 +142,19 @@ def describe(
     }
 
 
-def _estimate(prepared: PreparedSweep, data: SweepData, probe: Attestation | None) -> Estimate:
-    search, planner = prepared.experiment.search, prepared.planner
-    plans = [planner.plan(values, search.seeds[0]) for values in prepared.configurations]
-    rows = Rows.of(data, prepared.experiment.evaluation, plans)
-    found = paces(prepared.paths.root.parent, prepared.experiment.model.base)
-    proof = _coming_proof(prepared, data)
+def _estimate(
+    prepared: PreparedSweep,
+    plans: Sequence[TrialPlan],
+    data: SweepData,
+    probe: Attestation | None,
+) -> Estimate:
     return estimate(
         prepared.experiment,
         plans,
         trials=_searched(prepared),
-        rows=rows,
-        paces=found,
-        proof=proof,
+        rows=Rows.of(data, prepared.experiment.evaluation, plans),
+        paces=paces(prepared.paths.root.parent, prepared.experiment.model.base),
+        proof=_coming_proof(prepared, data),
         probe=probe,
     )
 

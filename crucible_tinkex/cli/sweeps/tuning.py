@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 from typing import Any
 
+from crucible_tinkex.cli.sweeps.execution import execute, run_prepared
 from crucible_tinkex.cli.terminal.tables import print_sentences
 from crucible_tinkex.sweep.orders.hints import sweep_arguments
 from crucible_tinkex.sweep.results.views.summary import read_state, summary
@@ -17,8 +18,6 @@ def tune_data(wish: Wish, *, address: str | None, json: bool, quiet: bool) -> in
     """Returns the exit code."""
     tuning = propose(wish, lambda line: _say(f"training {line}"), _unheard if quiet else _say)
     _explain(tuning)
-    from crucible_tinkex.cli.sweeps.execution import execute, run_prepared
-
     prepared = tuning.prepared
     if json:
         code = run_prepared(prepared, address=address, quiet=quiet).exit_code

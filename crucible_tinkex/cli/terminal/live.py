@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from types import TracebackType
 
 from rich.console import Group
 from rich.live import Live
@@ -57,9 +56,11 @@ class LiveTable:
     def __enter__(self) -> LiveTable:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the table away and show the cursor again; closing twice is harmless."""
         self._live.stop()
 
     def show(self, view: SweepView) -> None:
@@ -174,7 +175,10 @@ class PlainProgress:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        pass
+        self.close()
+
+    def close(self) -> None:
+        """Nothing is left on the screen."""
 
     def show(self, view: SweepView) -> None:
         now = time.monotonic()

@@ -144,8 +144,12 @@ def _leaderboard(
         if one_column:
             named = zip(axes.values(), values, strict=True)
             values = [", ".join(f"{name} {value}" for name, value in named if value != "-")]
-        measured = _measured_cells(found, metrics, seeded, confirmed)
-        cells = [str(place or "-"), _name(found), *values, *measured]
+        cells = [
+            str(place or "-"),
+            _name(found),
+            *values,
+            *_measured_cells(found, metrics, seeded, confirmed),
+        ]
         state_cell = Text(found.state, style=STYLES.get(found.state, ""))
         table.add_row(*cells, state_cell, style="dim" if found.reference else best_style)
     if len(rows) > most:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json as json_module
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Folder, Json, Sweep, Trial
+from crucible_tinkex.errors import ConfigError, RequestRejectedError
 
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
@@ -39,11 +41,8 @@ def chat(
     json: Json = False,
 ) -> None:
     """Talk to the adapter of a trial."""
-    import json as json_module
-
     from anyio.from_thread import start_blocking_portal
 
-    from crucible_tinkex.errors import ConfigError
     from crucible_tinkex.protocol.wire import SamplingParams
     from crucible_tinkex.sweep.results.trained import Trained
     from crucible_tinkex.sweep.results.views.summary import existing_sweep
@@ -71,8 +70,6 @@ def chat(
 
 
 def _talk(portal: BlockingPortal, conversation: Chat) -> None:
-    from crucible_tinkex.errors import ConfigError, RequestRejectedError
-
     asks = sys.stdin.isatty()
     if asks:
         print(_HELP, file=sys.stderr)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import json as json_module
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Folder, Json, Sweep
+from crucible_tinkex.cli.weights.numbers import number_text
+from crucible_tinkex.errors import ConfigError
 
 if TYPE_CHECKING:
     from crucible_tinkex.scoring.antagonist import Flags
@@ -50,9 +52,6 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a trial's weights on a file of rows; what was measured before is shown at once."""
-    import json as json_module
-
-    from crucible_tinkex.errors import ConfigError
     from crucible_tinkex.sweep.results.views.summary import existing_sweep
     from crucible_tinkex.weights.evaluating import evaluate_trial
 
@@ -80,7 +79,7 @@ def evaluate(
         told = {} if raised is None else {"flags": raised.summary()}
         print(json_module.dumps({**found.summary(), **told}))
         return
-    _print(found)
+    _print(found, what[-1])
     if raised is not None:
         counts = ", ".join(f"{n} {name}" for name, n in raised.severities.items() if n)
         print(f"{len(raised.flags)} of {raised.rows} rows flagged ({counts or 'none'}): {flags}")
@@ -109,19 +108,17 @@ def _progress(done: int, of: int) -> None:
         print(f"\r{done} of {of} answered", end="\n" if done == of else "", file=sys.stderr)
 
 
-def _print(found: AfterEvaluation) -> None:
+def _print(found: AfterEvaluation, data: str) -> None:
     from crucible_tinkex.cli.terminal.tables import plain_table, print_table
 
-    table = plain_table(title=f"{found.trial}, step {found.step}, on {found.data}")
+    table = plain_table(title=f"{found.trial}, step {found.step}, on {data}")
     for column in ("metric", "value", "at least", "at most", "rows"):
         table.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
     for tag, value in found.metrics.items():
         rows = str(value.n) if value.n else "-"
-        table.add_row(tag, *(_text(x) for x in (value.value, value.low, value.high)), rows)
+        table.add_row(tag, *(number_text(x) for x in (value.value, value.low, value.high)), rows)
     print_table(table)
-    note = ", measured before" if found.cached else ""
-    print(f"{len(found.rows)} rows, 95 % intervals{note}; rows: evaluation {found.key}")
-
-
-def _text(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "-"
+    other = f" as {found.data}" if found.data != data else ""
+    note = f", measured before{other}" if found.cached else ""
+    rows = f"{len(found.rows)} {'row' if len(found.rows) == 1 else 'rows'}"
+    print(f"{rows}, 95 % intervals{note}; rows: evaluation {found.key}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json as json_module
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from crucible_tinkex.cli.commands.options import DEFAULT_STORAGE, Folder, Json, Sweep, Trial
+from crucible_tinkex.errors import ConfigError
 
 
 def export(
@@ -27,9 +29,6 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a trial's adapter as a folder that peft, transformers and vLLM load."""
-    import json as json_module
-
-    from crucible_tinkex.errors import ConfigError
     from crucible_tinkex.sweep.results.views.summary import existing_sweep
     from crucible_tinkex.weights.export import export_trial
 

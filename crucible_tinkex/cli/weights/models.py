@@ -17,6 +17,7 @@ from crucible_tinkex.cli.commands.options import (
     Tags,
 )
 from crucible_tinkex.cli.weights.numbers import number_text, numbers
+from crucible_tinkex.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,8 +77,6 @@ def register(
     json: Json = False,
 ) -> None:
     """Register a trial of a sweep, or a checkpoint, as a new version."""
-    from crucible_tinkex.errors import ConfigError
-
     if (sweep is None) == (checkpoint is None):
         raise ConfigError("give one of --sweep and --checkpoint")
     tags = tuple(tag or ())
@@ -99,8 +98,6 @@ def register(
 def _place(checkpoint: str) -> str:
     """An address as it is; a folder from the root, because later commands run elsewhere. Raises
     `ConfigError` for what is neither."""
-    from crucible_tinkex.errors import ConfigError
-
     if "://" in checkpoint:
         return checkpoint
     folder = Path(checkpoint).expanduser()
@@ -147,8 +144,6 @@ def promote(
     json: Json = False,
 ) -> None:
     """Set the stage of a version; what was in production before becomes archived."""
-    from crucible_tinkex.errors import ConfigError
-
     if stage is None and alias is None:
         raise ConfigError("give a stage, or --alias, or both")
     models = _open(storage)
@@ -171,8 +166,6 @@ def delete(
 
     What is no longer registered, `checkpoints prune` may delete.
     """
-    from crucible_tinkex.errors import ConfigError
-
     models = _open(storage)
     found = models.get_model(model)
     if model == found.name:  # whose newest version is another one the second time
@@ -258,8 +251,6 @@ def import_models(
 
 
 def _threshold(text: str) -> tuple[str, str]:
-    from crucible_tinkex.errors import ConfigError
-
     at = next((i for i, c in enumerate(text) if c in "<>"), 0)
     if not at:
         raise ConfigError(f"--where {text!r} must be like 'eval/accuracy>=0.8'")

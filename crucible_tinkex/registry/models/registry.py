@@ -46,8 +46,7 @@ from crucible_tinkex.storage import (
     storage_errors,
     write_atomic,
 )
-from crucible_tinkex.telemetry.facts.fact import Fact
-from crucible_tinkex.telemetry.facts.telling import tell
+from crucible_tinkex.telemetry.facts.fact import Fact, tell
 
 FOLDER = ".models"
 VERSION = 1

@@ -1,7 +1,7 @@
 // The page: one section a sweep. State is what was chosen, brushed and sorted; `draw` shows it.
 "use strict";
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const CURVES_SHOWN = 8, ROWS_SHOWN = 200, WORTH_SEEDS = 20;
+const CURVES_SHOWN = 8, ROWS_SHOWN = 200;
 const views = new Map();
 
 function label(found, axes) {
@@ -64,15 +64,11 @@ class View {
 
   verdict() {
     const s = this.sweep, c = s.conclusion, notes = [...c.notes];
-    const far = c.kind === "open" && c.more && c.more.seeds > WORTH_SEEDS;
-    const near = this.rows.filter(r => r.standing === "not separable");  // a leader is complete: others get no fresh seeds
-    const settle = (c.kind === "open" && c.more && c.more.seeds && !far && near.every(r => r.complete)) || (c.kind === "nothing" && this.rows.filter(r => !r.reference && r.complete).length > 1);
     if (s.stopped.length) notes.push(`${s.stopped.length} of ${s.trials.length} trials were stopped early; what they would have reached is not known`);
-    const command = `crucible extend ${s.reproduce.arguments} --set search.confirm=auto && crucible resume ${s.reproduce.arguments}`;
     return el("div", {}, el("p", { class: "verdict" }, s.verdict),
       notes.length ? el("ul", { class: "soft notes" }, ...notes.map(n => el("li", {}, n))) : null,
-      far ? el("p", { class: "soft" }, "So many seeds are rarely worth it: take the cheapest of them, or say with search.indifference which difference matters.") : null,
-      settle && s.state !== "running" ? el("p", { class: "soft" }, "To settle it: ", el("code", {}, command), " ", copy(command, "copy")) : null);
+      s.rarely_worth ? el("p", { class: "soft" }, "So many seeds are rarely worth it: take the cheapest of them, or say with search.indifference which difference matters.") : null,
+      s.surer ? el("p", { class: "soft" }, "To settle it: ", el("code", {}, s.surer), " ", copy(s.surer, "copy")) : null);
   }
   facts() {
     const s = this.sweep, spent = s.spent, tokens = spent.train_tokens + spent.prefill_tokens + spent.sample_tokens;

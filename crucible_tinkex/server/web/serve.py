@@ -30,6 +30,7 @@ from typing import Literal
 import uvicorn
 
 from crucible_tinkex.errors import ConfigError, SweepBusyError
+from crucible_tinkex.names import SERVER_LOCK
 from crucible_tinkex.protocol.traceparent import Hear
 from crucible_tinkex.server.operations import Engine
 from crucible_tinkex.server.sessions.limits import Limits
@@ -93,7 +94,7 @@ def serve(options: ServeOptions, *, hear: Hear | None = None) -> None:
     if options.exit_with_parent:
         threading.Thread(target=_exit_with_stdin, name="parent-watch", daemon=True).start()
     with (
-        contextlib.closing(_own(options.data_dir)),
+        contextlib.closing(_own(options)),
         contextlib.closing(_bind(options.host, options.port)) as listener,
     ):
         store = Store(options.data_dir)
@@ -238,9 +239,9 @@ async def _run(
     await task
 
 
-def _own(data_dir: Path) -> Lock:
+def _own(options: ServeOptions) -> Lock:
     """The lock of the data folder. Raises `ConfigError` if another process keeps it."""
-    path = data_dir / "server.lock"
+    path = options.data_dir / SERVER_LOCK
     try:
         return Lock(path, wait_s=SILENT_S)
     except SweepBusyError as e:
@@ -248,7 +249,10 @@ def _own(data_dir: Path) -> Lock:
     try:
         return Lock(path, wait_s=FOLDER_WAIT_S)
     except SweepBusyError as e:
-        raise ConfigError(f"{e}; stop that process, or choose another --data-dir") from e
+        remedy = "stop that process, or choose another --data-dir"
+        if options.exit_with_parent:  # of a command that was asked for something else
+            remedy = "another command works with what was saved there; try again when it has ended"
+        raise ConfigError(f"{e}; {remedy}") from e
 
 
 def _bind(host: str, port: int) -> socket.socket:

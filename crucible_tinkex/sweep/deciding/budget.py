@@ -7,7 +7,7 @@ that step and by the evaluations that were in flight; this module then ends the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from crucible_tinkex.config import BudgetSection, budget_text
 from crucible_tinkex.registry import Spent, SweepState, TrialRecord
@@ -28,6 +28,11 @@ class Budget:
         """Whether anything but the number of trials is."""
         return self._section.meters or self._section.hours is not None
 
+    @property
+    def limits(self) -> bool:
+        """Whether anything is capped, the number of trials among it."""
+        return self.capped or self._section.trials is not None
+
     def trials_left(self, state: SweepState) -> int | None:
         """How many more may start; None: any."""
         cap = self._section.trials
@@ -35,15 +40,42 @@ class Budget:
 
     def reached(self, state: SweepState, wall_s: float) -> str | None:
         """Which cap of the sweep is, in words. `wall_s`: seconds of this run."""
-        seconds = state.wall_s + state.proofs.seconds + wall_s
-        used = self._used(state.spent, seconds / 3600)
+        used = self._used(state.spent, self._hours(state, wall_s))
         return next(_reached("", vars(self._section), used), None)
+
+    def short_of(
+        self,
+        state: SweepState,
+        again: Sequence[Spent],
+        *,
+        trials: int,
+        at_once: int,
+        wall_s: float,
+    ) -> str | None:
+        """Which cap of the sweep does not pay for so many more `trials`, or for what these used
+        once more, in the words of `reached`. `at_once`: how many may run side by side."""
+        left = self.trials_left(state)
+        if left is not None and left < trials:
+            return f"budget.trials: {len(state.trials)} of {self._section.trials} are used"
+        more = sum(again, Spent())
+        hours = self._hours(state, wall_s)
+        used = self._used(state.spent, hours)
+        side_by_side = max(1, min(at_once, len(again)))
+        after = self._used(state.spent + more, hours + more.seconds / side_by_side / 3600)
+        for key, value in used.items():
+            cap = getattr(self._section, key)
+            if cap is not None and after[key] > cap:
+                return f"budget.{key}: {value:.6g} of {cap:.6g} are used"
+        return None
 
     def reached_by(self, trial: TrialRecord) -> str | None:
         """Which cap of a trial is."""
         spent = trial.spent
         used = self._used(spent, spent.seconds / 3600)
         return next(_reached("trial.", vars(self._section.trial), used), None)
+
+    def _hours(self, state: SweepState, wall_s: float) -> float:
+        return (state.wall_s + state.proofs.seconds + wall_s) / 3600
 
     def _used(self, spent: Spent, hours: float) -> Mapping[str, float]:
         used = {"steps": spent.steps, "tokens": spent.tokens, "hours": hours}

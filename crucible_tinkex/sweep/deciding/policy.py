@@ -27,11 +27,14 @@ from crucible_tinkex.registry import (
 from crucible_tinkex.registry.records import DecisionKind, declared
 from crucible_tinkex.search.stopping import StoppingRule, Verdict
 from crucible_tinkex.sweep.deciding.budget import BUDGET, Budget
-from crucible_tinkex.sweep.deciding.crowning import to_complete
+from crucible_tinkex.sweep.deciding.crowning import to_compare, to_complete
 from crucible_tinkex.sweep.deciding.failing import failing
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.deciding.proposing.asking import Asker
 from crucible_tinkex.sweep.deciding.proposing.confirming import (
+    affordable,
+    begins,
+    first_spent,
     next_confirmations,
     planned_confirmations,
 )
@@ -156,7 +159,9 @@ class Policy:
         room = room if left is None else min(room, left)
         started = [self._start(p) for p in self._asker.ask(state, max(0, room))]
         is_over = left == 0 or not self._asker.more(state)
-        return judged + started or (list(self._last(state, free, answering)) if is_over else [])
+        return judged + started or (
+            list(self._last(state, free, answering, wall_s)) if is_over else []
+        )
 
     def _given_up(self, state: SweepState, why: str, by: str) -> Iterator[Decision]:
         """Have what trains save and wait, then end; a later run takes it up again."""
@@ -174,7 +179,9 @@ class Policy:
     def _end_by_budget(self, state: SweepState, why: str) -> list[Decision]:
         return [Decision("end", reason=why, by=BUDGET)] if state.ended is None else []
 
-    def _last(self, state: SweepState, free: int, answering: Collection[str]) -> Iterator[Decision]:
+    def _last(
+        self, state: SweepState, free: int, answering: Collection[str], wall_s: float
+    ) -> Iterator[Decision]:
         """When the search has nothing more to ask for or to judge: see that somebody was trained to
         the end, then confirm the leaders, then end."""
         if state.ended is not None or any(t.phase == SEARCH for t in state.open.values()):
@@ -194,15 +201,31 @@ class Policy:
                     goal = self._planner.of(trial).total_steps
                     yield self._advance(trial, trial.target, goal, _MISLED)
             return
+        search = self._planner.experiment.search
+        if not state.open and begins(state, search):
+            by_trial = self._rule.replaces or not self._rule.crowns
+            rivals = to_compare(state, search, self.budget, by_trial=by_trial)
+            least = first_spent(state, search, rivals=len(rivals)) if rivals else []
+            trials = len(least) - len(rivals)
+            why = self.budget.short_of(state, least, trials=trials, at_once=free, wall_s=wall_s)
+            if why:
+                yield from self._end_by_budget(state, f"{why}: {_TOO_LITTLE}")
+                return
+            for trial in rivals[: max(1, free)]:
+                goal = self._planner.of(trial).total_steps
+                yield self._advance(trial, max(trial.target, trial.step), goal, _RIVAL)
+            if rivals:
+                return
         if free <= 0 and state.open:
             return
         found = next_confirmations(state, self._planner)
-        plans = found.plans
-        left = self.budget.trials_left(state)
-        if plans and left == 0 and not state.open:
-            yield from self._end_by_budget(state, "budget.trials: no more for the confirmation")
+        at_once = free + len(state.active)
+        plans, why = affordable(
+            state, found.plans, search, self.budget, at_once=at_once, wall_s=wall_s
+        )
+        if found.plans and not plans and not state.open:
+            yield from self._end_by_budget(state, f"{why}: {_TOO_LITTLE}")
             return
-        free = free if left is None else min(free, left)
         first = len(state.trials)
         for i, plan in enumerate(plans[: max(0, free)]):
             numbered = self._planner.plan(plan.values, plan.seed, index=first + i, phase=plan.phase)
@@ -354,6 +377,8 @@ _INCOMPLETE = (
     "no configuration was trained to the end, and this is the best of those that were stopped"
 )
 _MISLED = "a neighbour of the best that ended; the rung that stopped it may have misled"
+_RIVAL = "the leader cannot be confirmed alone, and this is the best of those that were stopped"
+_TOO_LITTLE = "the rest does not pay for another fresh seed of the leaders"
 _WHO = {PERSON: "a person", BUDGET: "a budget", FAIL_FAST: "run.fail_fast"}
 
 

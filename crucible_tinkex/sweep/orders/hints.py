@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from crucible_tinkex.config.sweep.run import DEFAULT_STORAGE
 from crucible_tinkex.errors import ConfigError
@@ -10,7 +12,12 @@ from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.registry import FAIL_FAST, SweepState
 from crucible_tinkex.sweep.deciding.budget import BUDGET, more_budget
 from crucible_tinkex.sweep.deciding.proposing.confirming import AUTO
-from crucible_tinkex.sweep.results.leaderboard import configurations
+from crucible_tinkex.sweep.results.leaderboard import Configuration, configurations
+
+if TYPE_CHECKING:
+    from crucible_tinkex.bench import Conclusion
+
+WORTH_SEEDS = 20
 
 
 def sweep_arguments(paths: SweepPaths) -> str:
@@ -43,14 +50,35 @@ def going_on(state: SweepState, paths: SweepPaths) -> str:
     return f"crucible {'retry' if state.ended_by == FAIL_FAST else 'resume'} {where}"
 
 
-def surer(state: SweepState, paths: SweepPaths) -> str | None:
+def is_rarely_worth(found: Conclusion) -> bool:
+    """Whether it would take more seeds than most would spend to tell the leaders apart."""
+    more = found.more if found.kind == "open" else None
+    return more is not None and more.seeds is not None and more.seeds > WORTH_SEEDS
+
+
+def surer(state: SweepState, paths: SweepPaths, found: Conclusion | None = None) -> str | None:
     """The commands that train the leaders again until they are told apart, for a sweep that is over
-    and says nothing of several configurations, since none has two seeds."""
+    and has not told them. `found`: of that state, where it is at hand."""
     asked = state.meta["experiment"]["search"]["confirm"]
     if asked == AUTO or not state.complete or state.ended_by == BUDGET:
         return None
-    found = [c for c in configurations(state) if c.complete and not c.reference and not c.forked]
-    if len(found) < 2 or any(len(c.done) > 1 for c in found):
+    rivals = [c for c in configurations(state) if not c.reference]
+    if len(rivals) < 2 or not _may_be_told(state, rivals, found):
         return None
     where = sweep_arguments(paths)
     return f"crucible extend {where} --set search.confirm=auto && crucible resume {where}"
+
+
+def _may_be_told(
+    state: SweepState, rivals: Sequence[Configuration], found: Conclusion | None
+) -> bool:
+    """By fresh seeds, which only complete configurations that are no clones are given."""
+    from crucible_tinkex.sweep.results.conclusion import conclusion, configuration_names  # SciPy
+
+    found = found or conclusion(state)
+    names = zip(configuration_names(rivals), rivals, strict=True)
+    able = {name for name, c in names if c.complete and not c.forked}
+    if found.kind == "nothing":
+        return len(able.intersection(found.not_separable)) > 1
+    has_end = bool(found.more and found.more.seeds) and not is_rarely_worth(found)
+    return found.kind == "open" and has_end and able.issuperset(found.not_separable)

@@ -8,7 +8,7 @@ from typing import Any
 
 from crucible_tinkex.config import EMBEDDED, Experiment
 from crucible_tinkex.names import SweepPaths
-from crucible_tinkex.registry import ATTESTED, SweepState
+from crucible_tinkex.registry import ATTESTED, DONE, SweepState
 from crucible_tinkex.sweep.preparing.training_sets import Training
 
 COUNTS = "row_counts"
@@ -39,6 +39,8 @@ class Existing:
     """Something was learnt, by the code as it is known."""
     is_measured: bool = False
     """There are results."""
+    is_stepped: bool = False
+    """A trial has ended with what its `[steps]` found."""
     is_complete: bool = False
     """Nothing is left to do, unless more is asked for."""
 
@@ -58,8 +60,19 @@ class Existing:
             counts=found.get(COUNTS, {}),
             is_trained=state.saved > 0,
             is_measured=bool(state.measured),
+            is_stepped=any(t.state == DONE and not t.reference for t in state.trials.values()),
             is_complete=state.complete,
         )
+
+    def is_told_by(self, function: str, experiment: Experiment) -> bool:
+        """Whether numbers are there that come from this function of the user's, as it was until
+        now. What a step found in a trial that has failed since is found again when that is tried
+        again."""
+        if function in {table.function for table in experiment.evaluation.scores}:
+            return self.is_measured
+        if function in experiment.steps.functions:
+            return self.is_stepped
+        return self.is_measured or self.is_trained
 
     def counted(self, training: Training, experiment: Experiment) -> Training:
         """With the rows that were left of each when a run last tokenised it."""

@@ -345,11 +345,10 @@ def _refuse_other(prepared: PreparedSweep, existing: Existing) -> None:
         for name, found in prepared.fingerprints.items()
         if existing.fingerprints.get(name, found) != found
     ]
-    scorers = {table.function for table in prepared.experiment.evaluation.scores}
     changed += [
         f"the source of {name}"
         for name in changed_code(prepared.objectives.code, existing.code)
-        if existing.is_measured or (existing.is_trained and name not in scorers)
+        if existing.is_told_by(name, prepared.experiment)
     ]
     if changed:
         raise SweepExistsError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 
 import pyarrow as pa
@@ -18,10 +19,23 @@ from crucible_tinkex.bench import Comparison, Conclusion, Scores
 from crucible_tinkex.config.trial.evaluation import asked_for
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import short_keys
-from crucible_tinkex.registry import FAILED, LOST, STOPPED, SweepState, TrialRecord
+from crucible_tinkex.registry import (
+    CONFIRM,
+    FAILED,
+    LOST,
+    STOPPED,
+    TERMINAL,
+    SweepState,
+    TrialRecord,
+)
 from crucible_tinkex.sweep.results.batches import Batch, batches
 from crucible_tinkex.sweep.results.judgements import judgement_share
-from crucible_tinkex.sweep.results.leaderboard import Configuration, Objective, configurations
+from crucible_tinkex.sweep.results.leaderboard import (
+    Configuration,
+    Objective,
+    configurations,
+    confirming_seeds,
+)
 
 _COLUMNS = {"eval/nll": "nll", "eval/accuracy": "correct"}
 """The metric's value for one held-out row."""
@@ -47,7 +61,21 @@ def conclusion(state: SweepState) -> Conclusion:
         _numbers(c, name, batch)
         for c, name, batch in zip(found, names, batches(state, found, aside=chosen_by), strict=True)
     ]
-    return bench.conclude(numbers, terms(state), chosen_by=chosen_by)
+    said = bench.conclude(numbers, terms(state), chosen_by=chosen_by)
+    return replace(said, notes=(*_confirming(state, found), *said.notes))
+
+
+def _confirming(state: SweepState, found: Sequence[Configuration]) -> list[str]:
+    """How far a confirmation is that is not over, and whether it ranks already."""
+    fresh = [t for t in state.trials.values() if t.phase == CONFIRM]
+    ended = sum(t.state in TERMINAL for t in fresh)
+    if ended == len(fresh):
+        return []
+    told = f"the confirmation is not over: {ended} of its {len(fresh)} trials have ended"
+    if any(c.phase == CONFIRM for c in found):
+        return [told]
+    least = confirming_seeds(state.meta["experiment"]["search"])
+    return [f"{told}; the search's seeds rank until every leader has {least} fresh ones"]
 
 
 def terms(state: SweepState) -> bench.Terms:

@@ -5,9 +5,10 @@ when it is complete: every seed that the sweep asks for is done. What is not com
 behind, with what is missing; a failed trial is never first. A value is that of the last step, or
 with `search.at = "best"` of the best evaluated step that has a checkpoint.
 
-Once confirmation is over (`search.confirm`), the leaders that were confirmed come first, by the
-mean over their fresh seeds alone: those had no part in choosing them. Where some have run more of
-them than others, what the seeds do to all alike is taken out (`_paired_keys`).
+As soon as no leader lacks fresh seeds to count as confirmed (`search.confirm`), those that were
+confirmed come first, by the mean over their fresh seeds alone: those had no part in choosing them.
+Where some have run more of them than others, what the seeds do to all alike is taken out
+(`_paired_keys`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from crucible_tinkex.registry import (
     LOST,
     RUNNING,
     SEARCH,
+    TERMINAL,
     SweepState,
     TrialRecord,
 )
@@ -175,8 +177,9 @@ def configurations(state: SweepState, *, confirmed: bool = True) -> list[Configu
     groups: dict[tuple[object, ...], list[TrialRecord]] = {}
     for trial in state.trials.values():
         groups.setdefault(_key(state, trial), []).append(trial)
-    settled = confirmed and not any(t.phase == CONFIRM for t in state.open.values())
-    wanted = _confirming_seeds(search) if settled else 0
+    wanted = confirming_seeds(search) if confirmed else 0
+    lacks = any(_lacks_fresh(group, wanted) for group in groups.values())
+    wanted = 0 if lacks else wanted
     found = [_configuration(g, objective, search["seeds"], wanted) for g in groups.values()]
     keys = _paired_keys([c for c in found if c.phase == CONFIRM])
 
@@ -187,10 +190,17 @@ def configurations(state: SweepState, *, confirmed: bool = True) -> list[Configu
     return sorted(found, key=place)
 
 
-def _confirming_seeds(search: Mapping[str, Any]) -> int:
+def confirming_seeds(search: Mapping[str, Any]) -> int:
     """With so many fresh ones a configuration counts as confirmed."""
     asked = search.get("confirm", 0)
     return 2 if asked == "auto" else int(asked)
+
+
+def _lacks_fresh(trials: Sequence[TrialRecord], wanted: int) -> bool:
+    """Whether a configuration waits for fresh seeds before it can count as confirmed."""
+    fresh = [t for t in trials if t.phase == CONFIRM]
+    waits = any(t.state not in TERMINAL for t in fresh)
+    return waits and sum(t.state == DONE for t in fresh) < wanted
 
 
 def _paired_keys(confirmed: Sequence[Configuration]) -> dict[int, float]:
@@ -290,6 +300,12 @@ def ranked(state: SweepState) -> list[TrialRecord]:
             configuration.trials, key=lambda t: (objective.key(objective.value(t)), t.index)
         )
     ]
+
+
+def trials_left(state: SweepState, planned: int) -> int:
+    """How many are still to be trained, at least: a confirmation and clones go beyond what was
+    `planned`."""
+    return max(len(state.open), planned - (len(state.trials) - len(state.open)))
 
 
 def exit_code(state: SweepState) -> int:

@@ -34,7 +34,6 @@ class Bridge(Observer):
         self,
         experiment_id: str = "",
         *,
-        adapter: str = ADAPTER,
         wall: Callable[[], float] = time.time,
         **metadata: Any,
     ) -> None:
@@ -42,7 +41,7 @@ class Bridge(Observer):
         self._fixed = {
             **metadata,
             "experiment_id": experiment_id,
-            "adapter": adapter,
+            "adapter": ADAPTER,
             "crucible_version": VERSION,
         }
         self._wall = wall

@@ -1,7 +1,7 @@
 """Facts that no journal has: exports, downloads, verifications, datasets. One log per storage.
 
-Many processes may write: each takes a lock, and what it writes is a segment of its own. A ledger
-that cannot be written costs a warning and never the work that it would tell of.
+Many processes may write: each takes a lock for as long, and goes on where the last one ended. A
+ledger that cannot be written costs a warning and never the work that it would tell of.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Any
 from crucible_tinkex.errors import CrucibleError
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.storage import Lock, SegmentLog, read_log
-from crucible_tinkex.telemetry.facts.fact import Fact
-from crucible_tinkex.telemetry.facts.telling import tell
+from crucible_tinkex.telemetry.facts.fact import Fact, tell
 
 FOLDER = ".facts"
 VERSION = 1
@@ -35,7 +34,7 @@ def record(storage: str | Path, facts: Sequence[Fact]) -> None:
     try:
         lock = Lock(folder / "lock", wait_s=WAIT_S)
         try:
-            with SegmentLog(folder, mark=True) as entries:
+            with SegmentLog(folder, mark=True, goes_on=True) as entries:
                 entries.append([json.dumps({**asdict(f), "v": VERSION}).encode() for f in facts])
         finally:
             lock.close()

@@ -33,7 +33,7 @@ from crucible_tinkex.telemetry.log.parts import (
     remove_part,
     write_parts,
 )
-from crucible_tinkex.telemetry.log.schema import stamp
+from crucible_tinkex.telemetry.log.schema import keys_of, stamp
 from crucible_tinkex.telemetry.log.sequences import SequenceSet
 from crucible_tinkex.telemetry.log.snapshot import Snapshot, read_snapshot, write_snapshot
 from crucible_tinkex.telemetry.log.wal import WalSegment, read_wal, remove_segment, wal_folder
@@ -228,9 +228,7 @@ class EventLog:
             return 0
         table = stamp(read_wal(path))
         coverage = SequenceSet()
-        writers: list[Any] = table["writer"].to_pylist()
-        numbers: list[Any] = table["seq"].to_pylist()
-        for writer, seq in zip(writers, numbers, strict=True):
+        for writer, seq in keys_of(table):
             coverage.add(writer, seq)
         write_parts(self._folder, table, number=number, coverage=coverage.to_json())
         return table.num_rows

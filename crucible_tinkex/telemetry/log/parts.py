@@ -71,14 +71,10 @@ def kind_folder(folder: Path, kind: str) -> Path:
     return evaluations_folder(folder) if kind == EXAMPLE else folder / f"kind={kind}"
 
 
-def all_parts(folder: Path, *, kind: str | None = None) -> list[Part]:
+def all_parts(folder: Path) -> list[Part]:
     """Every part file of an `events` folder and the evaluations beside it, oldest first."""
-    paths: list[Path] = []
-    if kind != EXAMPLE:
-        paths += folder.glob(f"kind={kind or '*'}/part-*.parquet")
-    if kind in (None, EXAMPLE):
-        paths += evaluations_folder(folder).glob("part-*.parquet")
-    parts = map(parse_part, paths)
+    events, examples = folder.glob("kind=*/part-*.parquet"), evaluations_folder(folder)
+    parts = map(parse_part, [*events, *examples.glob("part-*.parquet")])
     return sorted(parts, key=lambda p: (p.first, -p.last, p.kind, p.crc is None, p.path.name))
 
 
@@ -92,11 +88,11 @@ def parse_part(path: Path) -> Part:
     return Part(path, kind, int(first), int(last or first), int(crc, 16) if crc else None)
 
 
-def list_parts(folder: Path, *, kind: str | None = None) -> list[Part]:
+def list_parts(folder: Path) -> list[Part]:
     """The parts that count: without those that a merged part contains."""
     reached: dict[str, int] = {}
     current = []
-    for part in all_parts(folder, kind=kind):
+    for part in all_parts(folder):
         if part.last > reached.get(part.kind, 0):
             reached[part.kind] = part.last
             current.append(part)
@@ -110,14 +106,13 @@ def load_part(part: Part) -> pa.Buffer:
     """
     try:
         data: pa.Buffer = pa.memory_map(str(part.path)).read_buffer()
-        intact = pq.read_table(pa.BufferReader(data)) is not None if part.crc is None else True
+        if part.crc is None:
+            pq.read_table(pa.BufferReader(data))  # all that tells damage there
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as e:
         raise CorruptLogError(f"{part.path} cannot be read: {e}. {_ADVICE}") from e
-    if part.crc is not None:
-        intact = zlib.crc32(data) == part.crc
-    if not intact:
+    if part.crc is not None and zlib.crc32(data) != part.crc:
         raise CorruptLogError(
             f"{part.path} is damaged: its checksum is not that of its name. {_ADVICE}"
         )

@@ -117,6 +117,13 @@ def table_to_events(table: pa.Table) -> list[Event]:
     return [Event(**dict(zip(names, row, strict=True))) for row in zip(*raw.values(), strict=True)]
 
 
+def keys_of(rows: pa.Table) -> list[tuple[str, int]]:
+    """`(writer, seq)` of each row, by which it is known."""
+    writers: list[Any] = rows["writer"].to_pylist()
+    numbers: list[Any] = rows["seq"].to_pylist()
+    return list(zip(writers, numbers, strict=True))
+
+
 def evaluation_rows(examples: pa.Table) -> pa.Table:
     """Events of kind `example` in `EVALUATION_SCHEMA`; a detail of a wrong type becomes null."""
     extras: list[Any] = examples["extra"].to_pylist()

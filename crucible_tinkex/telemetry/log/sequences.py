@@ -1,8 +1,7 @@
 """Which sequence numbers of which writer are stored: the memory behind "sent twice, kept once".
 
-Guarantee: `add` says True exactly once for each `(writer, seq)`. A writer's numbers are kept as
-disjoint intervals, so a writer that lost nothing costs one pair of integers however long it ran.
-Not a general set: nothing is ever removed.
+A writer's numbers are kept as disjoint intervals, so a writer that lost nothing costs one pair of
+integers however long it ran. Not a general set: nothing is ever removed.
 """
 
 from __future__ import annotations
@@ -27,16 +26,12 @@ class SequenceSet:
         at = bisect_right(spans, seq, key=_first) - 1
         return at >= 0 and seq <= spans[at][1]
 
-    def add(self, writer: str, seq: int) -> bool:
-        """Add one number; False when it was there already."""
+    def add(self, writer: str, seq: int) -> None:
         spans = self._intervals.setdefault(writer, [])
         if spans and seq == spans[-1][1] + 1:  # nearly always: the next one of this writer
             spans[-1][1] = seq
-            return True
-        if (writer, seq) in self:
-            return False
-        self._insert(spans, seq, seq)
-        return True
+        else:
+            self._insert(spans, seq, seq)
 
     def update(self, coverage: Mapping[str, Iterable[Sequence[int]]]) -> None:
         """Add whole intervals, as `to_json` gives them."""

@@ -27,7 +27,7 @@ from crucible_tinkex.telemetry.log.parts import (
     list_parts,
     read_events_part,
 )
-from crucible_tinkex.telemetry.log.schema import EVENT_SCHEMA, stamp
+from crucible_tinkex.telemetry.log.schema import EVENT_SCHEMA, keys_of, stamp
 from crucible_tinkex.telemetry.log.sequences import SequenceSet
 from crucible_tinkex.telemetry.log.wal import read_wal, wal_folder
 
@@ -106,7 +106,7 @@ class LogTail:
         count = rows.num_rows
         rows = rows.slice(self._rows) if number == self._segment else self._unseen(rows)
         self._segment, self._rows, self._size = number, count, size
-        for writer, seq in _keys(rows):
+        for writer, seq in keys_of(rows):
             self._seen.add(writer, seq)
         return self._wanted(rows) if rows.num_rows else None
 
@@ -146,7 +146,7 @@ class LogTail:
         return not now <= set(listed)
 
     def _unseen(self, rows: pa.Table) -> pa.Table:
-        fresh = [key not in self._seen for key in _keys(rows)]
+        fresh = [key not in self._seen for key in keys_of(rows)]
         return rows if all(fresh) else rows.filter(pa.array(fresh, pa.bool_()))
 
     def _wanted(self, rows: pa.Table) -> pa.Table:
@@ -158,7 +158,7 @@ class LogTail:
 def advanced(cursor: Cursor, rows: pa.Table) -> dict[str, Any]:
     """The cursor of a reader that stood at `cursor` and has since given `rows`."""
     through, seen = _parsed(cursor)
-    for writer, seq in _keys(rows):
+    for writer, seq in keys_of(rows):
         seen.add(writer, seq)
     return {"through": through, "seen": seen.to_json()}
 
@@ -193,12 +193,6 @@ def _next_group(parts: Sequence[Part]) -> list[Part]:
             break
         group.append(part)
     return group
-
-
-def _keys(rows: pa.Table) -> list[tuple[str, int]]:
-    writers: list[Any] = rows["writer"].to_pylist()
-    numbers: list[Any] = rows["seq"].to_pylist()
-    return list(zip(writers, numbers, strict=True))
 
 
 def _in_order(rows: pa.Table) -> pa.Table:

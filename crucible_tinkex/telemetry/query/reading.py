@@ -61,8 +61,8 @@ def read_events(
         "trial_id = ?": trial_id,
         "name = ?": name,
         "experiment_id = ?": experiment_id,
-        "time >= ?": _utc(since),
-        "time < ?": _utc(until),
+        "time >= ?": since and utc(since),
+        "time < ?": until and utc(until),
     }
     view = "events_all" if all_attempts else "events"
     return _select(folders, view, EVENT_SCHEMA, conditions, None if kind is None else {kind})
@@ -147,7 +147,6 @@ def scan_events(
             yield pa.Table.from_batches([batch]).cast(EVENT_SCHEMA)
 
 
-def _utc(moment: datetime | None) -> datetime | None:
-    if moment is None or moment.tzinfo is not None:
-        return moment
-    return moment.replace(tzinfo=UTC)
+def utc(moment: datetime) -> datetime:
+    """A time without zone is UTC."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -40,11 +40,18 @@ log = logging.getLogger(__name__)
 
 
 class Exporting:
-    """Where spans and metrics go."""
+    """Where spans and metrics go. `own`: providers of one run, which end with it; none where they
+    are the process's."""
 
-    def __init__(self, tracers: TracerProvider, meters: MeterProvider) -> None:
+    def __init__(
+        self,
+        tracers: TracerProvider,
+        meters: MeterProvider,
+        own: Sequence[SdkTracerProvider | SdkMeterProvider] = (),
+    ) -> None:
         self.tracers = tracers
         self.meters = meters
+        self._own = own
 
     @classmethod
     def of(cls, tracing: Tracing) -> Exporting:
@@ -56,7 +63,7 @@ class Exporting:
                 tracers.add_span_processor(BatchSpanProcessor(exporter()))
             readers = [_reader(exporter()) for exporter in _exporters("metrics")]
             meters = SdkMeterProvider(readers, resource=resource, shutdown_on_exit=False)
-        return _Own(tracers, meters)
+        return cls(tracers, meters, own=(tracers, meters))
 
     def handler(self, parent: str | None) -> OpenTelemetryHandler:
         return OpenTelemetryHandler(
@@ -64,25 +71,15 @@ class Exporting:
         )
 
     async def aclose(self) -> None:
-        """Export what is left, and end; nothing where they are the process's own."""
+        """As `close`, and holds nobody up."""
+        if self._own:
+            await asyncio.to_thread(self.close)
 
     def close(self) -> None:
-        """The same, waiting."""
+        """Export what is left, and end what is its own."""
 
-
-class _Own(Exporting):
-    """Of one run."""
-
-    def __init__(self, tracers: SdkTracerProvider, meters: SdkMeterProvider) -> None:
-        super().__init__(tracers, meters)
-        self._providers = (tracers, meters)
-
-    async def aclose(self) -> None:
-        await asyncio.to_thread(self.close)
-
-    def close(self) -> None:
         def shut() -> None:
-            for provider in self._providers:
+            for provider in self._own:
                 provider.shutdown()
 
         # A thread of its own, which nobody waits for at the end of the process.

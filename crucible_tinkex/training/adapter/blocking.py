@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import wait
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from crucible_tinkex.datasets import Tokenizer
 from crucible_tinkex.errors import SessionStateError
@@ -22,6 +22,7 @@ from crucible_tinkex.training.tinkex.results import Checkpoint, StepRow
 from crucible_tinkex.training.tinkex.session import TinkexSession
 from crucible_tinkex.training.tinkex.states import State
 
+L = TypeVar("L")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -70,55 +71,43 @@ class LoopThread:
         self._loop.close()
 
 
+class _Blocking(Generic[L]):
+    """What lives on a loop, for code that has none."""
+
+    def __init__(self, live: L, loop: LoopThread) -> None:
+        self.live = live
+        self.loop = loop
+
+
 def _blocking(
-    operation: Callable[Concatenate[TinkexSession, P], Coroutine[Any, Any, T]],
-    on_interrupt: Callable[[TinkexSession], object] | None = None,
-) -> Callable[Concatenate[BlockingSession, P], T]:
+    operation: Callable[Concatenate[L, P], Coroutine[Any, Any, T]],
+    on_interrupt: Callable[[L], object] | None = None,
+) -> Callable[Concatenate[_Blocking[L], P], T]:
     """The operation with its signature and words, returning when it is done."""
 
     @wraps(operation)
-    def blocking(session: BlockingSession, /, *args: P.args, **how: P.kwargs) -> T:
-        interrupted = None if on_interrupt is None else partial(on_interrupt, session.live)
-        return session.loop.run(operation(session.live, *args, **how), on_interrupt=interrupted)
+    def blocking(own: _Blocking[L], /, *args: P.args, **how: P.kwargs) -> T:
+        interrupted = None if on_interrupt is None else partial(on_interrupt, own.live)
+        return own.loop.run(operation(own.live, *args, **how), on_interrupt=interrupted)
 
     return blocking
 
 
-class BlockingCheckpoints:
+class BlockingCheckpoints(_Blocking[SessionCheckpoints]):
     """See `SessionCheckpoints`. To sample, give a checkpoint to `infer`."""
 
-    def __init__(self, live: SessionCheckpoints, loop: LoopThread) -> None:
-        self._live = live
-        self._loop = loop
-
     def list_checkpoints(self) -> list[Checkpoint]:
-        return self._live.list_checkpoints()
+        return self.live.list_checkpoints()
 
     def get_best_checkpoint(self, metric: str, direction: Direction | None = None) -> Checkpoint:
-        return self._live.get_best_checkpoint(metric, direction)
+        return self.live.get_best_checkpoint(metric, direction)
 
-    def prune_checkpoints(
-        self,
-        keep_count: int,
-        metric: str,
-        direction: Direction | None = None,
-        *,
-        dry_run: bool = False,
-    ) -> list[Checkpoint]:
-        return self._loop.run(
-            self._live.prune_checkpoints(keep_count, metric, direction, dry_run=dry_run)
-        )
-
-    def delete(self, checkpoint: str | Checkpoint) -> None:
-        self._loop.run(self._live.delete(checkpoint))
+    prune_checkpoints = _blocking(SessionCheckpoints.prune_checkpoints)
+    delete = _blocking(SessionCheckpoints.delete)
 
 
-class BlockingSession:
+class BlockingSession(_Blocking[TinkexSession]):
     """A `TinkexSession` whose operations return when they are done; `live` is that session."""
-
-    def __init__(self, live: TinkexSession, loop: LoopThread) -> None:
-        self.live = live
-        self.loop = loop
 
     @property
     def experiment(self) -> LoraExperiment:

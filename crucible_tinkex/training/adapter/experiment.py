@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from crucible_tinkex.config import OptimizerSection
+from crucible_tinkex.config import LoraSection, OptimizerSection
 from crucible_tinkex.config.problems import explain
 from crucible_tinkex.config.section import Section
 from crucible_tinkex.errors import ConfigError
@@ -33,18 +33,12 @@ _NOT_APPLIED = ("timeout", "max_retries", "pool_size")
 Status = Literal["pending", "running", "completed", "failed"]
 
 
-class LoraSettings(Section):
-    """The adapter that is trained. `alpha`, `dropout` and `target_modules` are recorded only: the
-    Tinker API has `rank`, a seed and three switches."""
+class LoraSettings(LoraSection):
+    """The adapter that is trained: a sweep's `[lora]` with the seed's defaults and limits."""
 
     rank: int = Field(default=DEFAULT_RANK, ge=1, le=1024)
     alpha: float | None = Field(default=None, gt=0)
     dropout: float | None = Field(default=None, ge=0, le=1)
-    target_modules: tuple[str, ...] | None = None
-    seed: int | None = None
-    train_attn: bool = True
-    train_mlp: bool = True
-    train_unembed: bool = False
 
 
 class AdapterConfig(Section):

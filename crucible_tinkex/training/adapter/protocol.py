@@ -15,17 +15,6 @@ from crucible_tinkex.protocol.wire import Datum, SamplingParams
 from crucible_tinkex.training.adapter.experiment import LoraExperiment
 from crucible_tinkex.user_code import load
 
-CALLBACKS = (
-    "generate_id",
-    "create_experiment",
-    "batch_dataset",
-    "format_training_data",
-    "calculate_metrics",
-    "validate_quality",
-    "sampling_params",
-    "checkpoint_name",
-)
-
 
 @runtime_checkable
 class LoraAdapter(Protocol):
@@ -65,6 +54,9 @@ class LoraAdapter(Protocol):
     def checkpoint_name(self, experiment_id: str, step: int) -> str:
         """Equal for equal arguments, and sorted as the steps are."""
         ...
+
+
+CALLBACKS = tuple(name for name in vars(LoraAdapter) if not name.startswith("_"))
 
 
 def load_adapter(name: str) -> LoraAdapter:

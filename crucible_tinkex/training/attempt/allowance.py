@@ -84,6 +84,7 @@ class Purse:
         spent = self._meter.spent() + cost
         used = await self._registry.record_spend(self._trial_id, attempt, spent)
         if self._allowance.refuses(cost, used):
+            await self._announce(attempt, None)  # it is not sent: the journal takes it back
             self._drain.set()
         return not self._drain.is_set()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from crucible_tinkex.client.interface import TrainingClient, TrainingService
 from crucible_tinkex.client.model.witnessed import Asked, Witness, WitnessedTraining
+from crucible_tinkex.config import LoraSection
 from crucible_tinkex.errors import CrucibleError, TrialFailedError
 from crucible_tinkex.protocol.wire import LoraConfig
 from crucible_tinkex.registry import AttemptGrant, CheckpointRecord, RegistryPort
@@ -35,6 +36,17 @@ class Begun:
     step: int = 0
     metrics: Mapping[str, float] | None = None
     """What the checkpoint carried; None where it was none of this trial's."""
+
+
+def lora_config(lora: LoraSection, seed: int) -> LoraConfig:
+    """What is sent to have an adapter made; `seed` counts where `lora` has none of its own."""
+    return LoraConfig(
+        rank=lora.rank,
+        seed=seed if lora.seed is None else lora.seed,
+        train_attn=lora.train_attn,
+        train_mlp=lora.train_mlp,
+        train_unembed=lora.train_unembed,
+    )
 
 
 class Beginning:
@@ -138,16 +150,10 @@ class Beginning:
                 )
 
     async def _create(self) -> TrainingClient:
-        experiment, lora = self._plan.experiment, self._plan.experiment.lora
+        experiment = self._plan.experiment
         training = await self._service.create_training(
             base_model=experiment.model.base,
-            lora=LoraConfig(
-                rank=lora.rank,
-                seed=self._plan.seed if lora.seed is None else lora.seed,
-                train_attn=lora.train_attn,
-                train_mlp=lora.train_mlp,
-                train_unembed=lora.train_unembed,
-            ),
+            lora=lora_config(experiment.lora, self._plan.seed),
             user_metadata={"trial_id": self._plan.trial_id},
         )
         return self._witnessed(training)

@@ -7,7 +7,8 @@ from typing import Any
 
 from crucible_tinkex.client.http.watch import ACTIVE, Observer, QueueState, RequestRecord
 from crucible_tinkex.events import EventSink
-from crucible_tinkex.training.recipes.recipe import Example
+from crucible_tinkex.training.attempt.stepping import StepResult
+from crucible_tinkex.training.recipes.recipe import Evaluation, Example
 
 TRAINING, EVALUATING = "training", "evaluating"
 TOLD_EVERY_S = 2.0
@@ -49,6 +50,20 @@ class Reporter(Observer):
         for name, value in measured.items():
             self.emit(kind, name=name, value=float(value))
 
+    def stepped(self, step: StepResult, measured: Mapping[str, float], seconds: float) -> None:
+        """What a step measured, its speed, and what the optimizer told."""
+        tokens = step.update.tokens
+        speed = {"perf/step_s": seconds, "perf/tokens_per_s": tokens / max(seconds, 1e-9)}
+        told = {f"optim/{k.replace(':', '_')}": v for k, v in (step.optim.metrics or {}).items()}
+        self.measure("training_step", {**measured, **speed})
+        self.measure("optimizer_step", {"optim/lr": step.update.adam.learning_rate, **told})
+
+    def evaluated(self, found: Evaluation, seconds: float) -> None:
+        """An evaluation, with its rows; training goes on."""
+        self.measure("evaluation", {**found.metrics, "perf/eval_s": seconds})
+        self.examples(found.examples)
+        self.emit("phase", name=TRAINING, extra={"phase": TRAINING})
+
     def examples(self, found: Sequence[Example]) -> None:
         for example in found:
             self.emit(
@@ -66,9 +81,6 @@ class Reporter(Observer):
         self._told_at = now
         extra = {"phase": EVALUATING, "done": done, "of": of}
         self.emit("phase", name=EVALUATING, extra=extra)
-
-    def training(self) -> None:
-        self.emit("phase", name=TRAINING, extra={"phase": TRAINING})
 
     async def flush(self) -> None:
         await self._sink.flush()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import asdict
@@ -21,12 +20,7 @@ from dataclasses import asdict
 from crucible_tinkex.client.http.watch import QueueState
 from crucible_tinkex.client.interface import EndReason, TrainingClient, TrainingService
 from crucible_tinkex.client.service import TinkexService
-from crucible_tinkex.errors import (
-    CrucibleError,
-    StaleAttemptError,
-    StaleEpochError,
-    TrialFailedError,
-)
+from crucible_tinkex.errors import CrucibleError, StaleAttemptError, StaleEpochError
 from crucible_tinkex.names import TinkerPath, checkpoint_name
 from crucible_tinkex.registry import (
     DONE,
@@ -44,7 +38,12 @@ from crucible_tinkex.training.attempt.measurements import Measurements
 from crucible_tinkex.training.attempt.meter import Meter
 from crucible_tinkex.training.attempt.reporter import Reporter
 from crucible_tinkex.training.attempt.sampler_checkpoint import save_for_sampling
-from crucible_tinkex.training.attempt.stepping import StepResult, next_milestone, stepped
+from crucible_tinkex.training.attempt.stepping import (
+    StepResult,
+    check_finite,
+    next_milestone,
+    take_steps,
+)
 from crucible_tinkex.training.outcome import After, Progress
 from crucible_tinkex.training.plan import TrialPlan
 from crucible_tinkex.training.recipes.recipe import Recipe
@@ -187,41 +186,25 @@ class Session:
         return Progress(self._plan.trial_id, self.attempt, self.step, metrics, drained)
 
     async def _train(self, until: int) -> None:
-        results = stepped(
+        await take_steps(
             self._recipe,
             self._client,
             range(self.step + 1, until + 1),
+            self._complete,
             ahead=self._plan.experiment.train.submit_ahead,
             is_over=self.drain.is_set,
             may_send=lambda update: self._purse.may_step(self.attempt, update),
         )
-        async with contextlib.aclosing(results):
-            async for step in results:
-                await self._complete(step)
 
     async def _complete(self, step: StepResult) -> None:
         now = self._clock()
         seconds, self._last_time = now - self._last_time, now
         measured = await self._recipe.measure(step.update, step.backward)
         self._report.step = step.number
-        self._report.measure("training_step", measured)
+        self._report.stepped(step, measured, seconds)
         self._trained(step.update.tokens)
-        tokens_per_s = step.update.tokens / max(seconds, 1e-9)
-        self._report.measure(
-            "training_step", {"perf/step_s": seconds, "perf/tokens_per_s": tokens_per_s}
-        )
-        self._report.measure("optimizer_step", {"optim/lr": step.update.adam.learning_rate})
-        told = {f"optim/{k.replace(':', '_')}": v for k, v in (step.optim.metrics or {}).items()}
-        self._report.measure("optimizer_step", told)
         self._found.stepped(measured, step.update.weight)
-        self._check_finite(measured)
-
-    def _check_finite(self, measured: Mapping[str, float]) -> None:
-        for name, value in measured.items():
-            if not math.isfinite(value):
-                raise TrialFailedError(
-                    f"{name} became {value} at step {self.step}; try a lower learning rate"
-                )
+        check_finite(measured, self.step)
 
     # --- milestones ----------------------------------------------------------------------------
 
@@ -256,12 +239,9 @@ class Session:
         found = await self._recipe.evaluate(self._client, self._report.evaluating)
         self._purse.evaluated()
         if found.metrics:
-            self._report.measure("evaluation", found.metrics)
-            self._report.measure("evaluation", {"perf/eval_s": self._clock() - started})
-            self._report.examples(found.examples)
-            self._report.training()
+            self._report.evaluated(found, self._clock() - started)
             self._bridge.execute("evaluation_complete", found.metrics, step=self.step)
-        self._check_finite(found.metrics)
+        check_finite(found.metrics, self.step)
         await self._registry.record_result(
             self._plan.trial_id,
             self.attempt,

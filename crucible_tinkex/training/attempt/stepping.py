@@ -1,10 +1,10 @@
 """The one training loop: steps sent ahead of the results of earlier ones, and their results in
 order.
 
-Both a sweep's trial (`session`) and the adapter's session train through `stepped`. A step is a
+Both a sweep's trial (`session`) and the adapter's session train through `take_steps`. A step is a
 forward and backward pass on its batch, in `Update.accumulate` portions whose gradients the service
 adds up, then one optimizer step. All of a step is submitted before any of it is awaited, so that a
-service with clock cycles does it in one. Leaving the loop early cancels the waits that remain; the
+service with clock cycles does it in one. A loop that ends early cancels the waits that remain; the
 service may still do what was sent.
 """
 
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from crucible_tinkex.client.interface import TrainingClient
 from crucible_tinkex.client.model.chunks import merge
+from crucible_tinkex.errors import TrialFailedError
 from crucible_tinkex.protocol.wire import Datum, ForwardBackwardOutput, OptimStepResponse
 from crucible_tinkex.training.recipes.recipe import Update, Updates
 
@@ -51,20 +53,19 @@ async def _always(update: Update) -> bool:
     return True
 
 
-async def stepped(
+async def take_steps(
     recipe: Updates,
     client: TrainingClient,
     numbers: Iterable[int],
+    done: Callable[[StepResult], Awaitable[None]],
     *,
     ahead: int,
-    is_over: Callable[[], bool] = lambda: False,
+    is_over: Callable[[], bool],
     may_send: Callable[[Update], Awaitable[bool]] = _always,
-) -> AsyncGenerator[StepResult, None]:
-    """Yield the result of every step of `numbers`; `ahead` more may be under way meanwhile.
-
-    When `is_over` or `may_send` of the next step says so, nothing more is sent and what was sent is
-    still awaited. Close the
-    iterator (`contextlib.aclosing`) where the loop may be left early.
+) -> None:
+    """`done` is called with the result of every step of `numbers`, in order; `ahead` more may be
+    under way meanwhile. When `is_over` or `may_send` of the next step says so, nothing more is sent
+    and what was sent is still awaited.
     """
     pending: deque[_Step] = deque()
     try:
@@ -76,9 +77,9 @@ async def stepped(
                 break
             pending.append(_submit(client, update, number))
             if len(pending) > ahead:
-                yield await _result(pending)
+                await done(await _result(pending))
         while pending:
-            yield await _result(pending)
+            await done(await _result(pending))
     finally:
         for step in pending:
             step.cancel()
@@ -110,6 +111,15 @@ def portions(update: Update) -> list[Sequence[Datum]]:
     rows, parts = len(update.batch), max(1, min(update.accumulate, len(update.batch)))
     edges = [rows * i // parts for i in range(parts + 1)]
     return [update.batch[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def check_finite(measured: Mapping[str, float], step: int) -> None:
+    """Raises `TrialFailedError` that names what is not a finite number."""
+    for name, value in measured.items():
+        if not math.isfinite(value):
+            raise TrialFailedError(
+                f"{name} became {value} at step {step}; try a lower learning rate"
+            )
 
 
 def next_milestone(step: int, last: int, *every: int) -> int:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from crucible_tinkex.client.interface import TrainingClient, TrainingService
@@ -33,6 +34,7 @@ from crucible_tinkex.training.attest.judging import (
 from crucible_tinkex.training.attest.rows import off_policy, weighed
 from crucible_tinkex.training.attest.settings import Settings
 from crucible_tinkex.training.recipes.datums import datum
+from crucible_tinkex.training.recipes.evaluation import bounded
 
 FIRST_ROWS, SECOND_ROWS = 1, 4
 REPEATS = 3
@@ -102,7 +104,7 @@ async def attest(
     base = base_of(contrasts)
     first = await prober.read(base)  # one model says at once whether there is anything to find
     wanted = [*[base] * (REPEATS - 1), *_others(contrasts)]
-    reads = await _all([prober.tried(settings) for settings in wanted])
+    reads = await bounded([partial(prober.tried, s) for s in wanted], at_once=AT_ONCE)
     repeats = [first]
     for read in reads[: REPEATS - 1]:
         if isinstance(read, ServiceError):
@@ -120,17 +122,6 @@ def _batches(data: TokenisedDataset) -> tuple[list[Datum], list[Datum]]:
     return rows[:FIRST_ROWS], rows[FIRST_ROWS:]
 
 
-async def _all(work: Sequence[Awaitable[Read]]) -> list[Read]:
-    """All results; after the first error the rest is cancelled, and has cleaned up."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 class _Prober:
     def __init__(
         self, connect: Connect, batches: Sequence[Sequence[Datum]], base_model: str, meter: Meter
@@ -139,7 +130,6 @@ class _Prober:
         self._batches = batches
         self._base_model = base_model
         self._meter = meter
-        self._free = asyncio.Semaphore(AT_ONCE)
 
     async def tried(self, settings: Settings) -> Read:
         try:
@@ -150,17 +140,16 @@ class _Prober:
             return error
 
     async def read(self, settings: Settings) -> Reading:
-        async with self._free:
-            service = self._connect()
-            try:
-                training = await service.create_training(
-                    base_model=self._base_model,
-                    lora=settings.lora,
-                    user_metadata={"purpose": "attest"},
-                )
-                return await self._read(WitnessedTraining(training, self._meter), settings)
-            finally:
-                await service.close()
+        service = self._connect()
+        try:
+            training = await service.create_training(
+                base_model=self._base_model,
+                lora=settings.lora,
+                user_metadata={"purpose": "attest"},
+            )
+            return await self._read(WitnessedTraining(training, self._meter), settings)
+        finally:
+            await service.close()
 
     async def _read(self, model: TrainingClient, settings: Settings) -> Reading:
         first, second = self._batches

@@ -10,8 +10,7 @@ results.metrics, results.best_checkpoint, results.final_metrics, results.trace_i
 ```
 """
 
-from crucible_tinkex.training.harness.context import StepContext
-from crucible_tinkex.training.harness.plan import Hooks, Plan
+from crucible_tinkex.training.harness.plan import Hooks, Plan, StepContext
 from crucible_tinkex.training.harness.results import CellResult, HarnessResults
 from crucible_tinkex.training.harness.running import arun, run
 from crucible_tinkex.training.harness.training import register_training_step

@@ -17,8 +17,7 @@ from typing import Any, Protocol
 
 from crucible_tinkex.errors import ConfigError, StorageError
 from crucible_tinkex.telemetry.bridge import Bridge
-from crucible_tinkex.training.harness.context import StepContext
-from crucible_tinkex.training.harness.plan import Hooks, OnError, Plan, Step
+from crucible_tinkex.training.harness.plan import Hooks, OnError, Plan, Step, StepContext
 from crucible_tinkex.training.harness.results import CellResult, CellState
 from crucible_tinkex.training.harness.state import CellRecord
 from crucible_tinkex.user_calls import called, within

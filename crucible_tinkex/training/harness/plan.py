@@ -12,7 +12,32 @@ from typing import Any, Literal, TypeAlias
 
 from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.names import check_segment, digest
-from crucible_tinkex.training.harness.context import StepContext
+
+
+@dataclass
+class StepContext:
+    """What a step is given, in one cell (a condition, a repeat) of an experiment."""
+
+    session: Any
+    """A `TinkexSession`, or the blocking one: what steps work through."""
+    dataset: Any
+    trace_id: str
+    """Of this run of the experiment: the same on every row that it leaves."""
+    condition: str
+    repeat: int
+    seed: int
+    params: Mapping[str, Any]
+    """The condition's options."""
+    results: dict[str, Any] = field(default_factory=dict)
+    """Of the steps before, by name."""
+    progress: dict[str, Any] = field(default_factory=dict)
+    """What this step told before it was interrupted; empty at first."""
+    save: Callable[[Mapping[str, Any]], None] = lambda progress: None
+    """Keep `progress` for a run that takes the step up again (JSON values)."""
+    attempt: int = 1
+    is_stopping: Callable[[], bool] = lambda: False
+    """Whether the experiment is to end now: a `graceful` step saves and returns."""
+
 
 OnError = Literal["retry", "skip", "abort"]
 Decided: TypeAlias = OnError | Awaitable[OnError]

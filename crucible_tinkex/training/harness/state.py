@@ -36,14 +36,19 @@ class CellRecord:
         it."""
         steps = {**self._steps, name: fields}
         if self._path is not None:
-            try:
-                text = json.dumps({"version": VERSION, "steps": steps}, indent=1)
-            except (TypeError, ValueError) as error:
-                raise ConfigError(
-                    f"step {name!r} gave what JSON cannot hold ({error}); give plain values"
-                ) from None
+            text = as_json(name, {"version": VERSION, "steps": steps})
             write_atomic(self._path, text.encode())
         self._steps = steps
+
+
+def as_json(step: str, found: Any) -> str:
+    """Raises `ConfigError` that names the step which gave something else than JSON values."""
+    try:
+        return json.dumps(found, indent=1)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"step {step!r} gave what JSON cannot hold ({error}); give plain values"
+        ) from None
 
 
 class HarnessState:

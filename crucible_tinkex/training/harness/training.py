@@ -18,15 +18,12 @@ from crucible_tinkex.errors import ConfigError
 from crucible_tinkex.metrics import TRAIN_WINDOW_STEPS
 from crucible_tinkex.training.attempt.measurements import Measurements
 from crucible_tinkex.training.harness.cells import awaited
-from crucible_tinkex.training.harness.context import StepContext
-from crucible_tinkex.training.harness.plan import Plan
+from crucible_tinkex.training.harness.plan import Plan, StepContext
 from crucible_tinkex.training.tinkex.options import TrainOptions, optimizer
 from crucible_tinkex.training.tinkex.results import Checkpoint, StepRow, TrainResult
 
-NAME = TRAINING
 
-
-def register_training_step(plan: Plan, *, name: str = NAME, **options: Any) -> Plan:
+def register_training_step(plan: Plan, *, name: str = TRAINING, **options: Any) -> Plan:
     """Add the step; `options` are those of `train`, over which a condition's `params` win.
 
     Raises `ConfigError` for an option that there is not.
@@ -69,7 +66,8 @@ async def _train(ctx: StepContext, options: dict[str, Any], evaluation: Any) -> 
         await awaited(ctx.session.recover)
     if saved:
         await awaited(ctx.session.load_checkpoint, saved[-1])
-    rows = [row for row in before if row["step"] <= start]
+    kept = [row for row in before if row["step"] <= start]
+    rows = list(kept)
     evaluation = options.pop("eval_dataset", evaluation)
     told = options.pop("on_step_end", None)
     heard = options.pop("on_checkpoint", None)
@@ -98,7 +96,7 @@ async def _train(ctx: StepContext, options: dict[str, Any], evaluation: Any) -> 
     result: TrainResult = await awaited(train, ctx.dataset)
     if ctx.is_stopping():
         raise asyncio.CancelledError  # it may have ended early; what it saved is its progress
-    whole = [*(row for row in before if row["step"] <= start), *result.results]
+    whole = [*kept, *result.results]
     return {
         "metrics": dict(ctx.session.adapter.calculate_metrics(whole)),
         "rows": whole,

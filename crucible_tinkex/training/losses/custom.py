@@ -99,18 +99,12 @@ def guarded(name: str, maker: Callable[[Sequence[Datum]], Any]) -> CustomLossMak
 
     def make(batch: Sequence[Datum]) -> CustomLoss:
         def called(logprobs: list[FloatArray]) -> tuple[float, Gradients, Mapping[str, float]]:
-            loss, gradients, metrics = _named(
-                name, lambda given: tuple(maker(batch)(given)), logprobs
-            )
+            try:
+                loss, gradients, metrics = maker(batch)(logprobs)
+            except Exception as error:
+                raise ConfigError(f"loss {name!r}: {type(error).__name__}: {error}") from error
             return loss, gradients, metrics
 
         return called
 
     return make
-
-
-def _named(name: str, function: Callable[[Any], Any], given: Any) -> Any:
-    try:
-        return function(given)
-    except Exception as error:
-        raise ConfigError(f"loss {name!r}: {type(error).__name__}: {error}") from error

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from crucible_tinkex.config import TrainSection
 from crucible_tinkex.errors import ConfigError, did_you_mean
@@ -21,7 +20,7 @@ from crucible_tinkex.training.losses.custom import composite, focal, nll
 from crucible_tinkex.training.losses.custom import guarded as guarded_loss
 from crucible_tinkex.training.losses.schemes import SCHEMES, WeightScheme, guarded
 from crucible_tinkex.training.recipes.recipe import CustomLossMaker
-from crucible_tinkex.user_code import FUNCTION, load
+from crucible_tinkex.user_code import FUNCTION, load_function
 
 SERVICE_LOSSES = ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro")
 """Those of the Tinker protocol; which of them a service has, it says itself."""
@@ -100,7 +99,7 @@ class LossRegistry:
         if "+" in name or "*" in name:
             return Loss(name, custom=self.composite(_terms(name)))
         if ":" in name:
-            return Loss(name, custom=guarded_loss(name, _callable(name, LOSS)))
+            return Loss(name, custom=guarded_loss(name, load_function(name, what=LOSS)))
         if name in _REFUSED and name not in self.names():
             raise ConfigError(_REFUSED[name])
         if name in SERVICE_LOSSES:
@@ -114,7 +113,7 @@ class LossRegistry:
     def scheme(self, name: str) -> WeightScheme:
         """A token-weight scheme by name, or a `module:function`. Raises as `get`."""
         if ":" in name:
-            return guarded(name, _callable(name, SCHEME))
+            return guarded(name, load_function(name, what=SCHEME))
         if name in self.weights:
             return self.weights[name]
         raise _unknown(SCHEME, name, list(self.weights))
@@ -159,14 +158,6 @@ def _terms(text: str) -> dict[str, float]:
             raise ConfigError(f"the loss {text!r} has the term {term[2]!r} twice")
         found[term[2]] = weight
     return found
-
-
-def _callable(name: str, what: str) -> Callable[..., Any]:
-    found = load(name, what=what)
-    if not callable(found):
-        raise ConfigError(f"{what} {name!r} cannot be called")
-    made: Callable[..., Any] = found
-    return made
 
 
 def default_losses() -> LossRegistry:

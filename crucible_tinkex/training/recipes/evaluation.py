@@ -195,10 +195,12 @@ class _Work:
         self._finish(1)
 
 
-async def bounded(calls: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
-    """The results in order, of at most `IN_FLIGHT` calls at once. The first failure cancels the
-    others, and is raised when they have ended."""
-    slots = asyncio.Semaphore(IN_FLIGHT)
+async def bounded(
+    calls: Iterable[Callable[[], Awaitable[T]]], *, at_once: int = IN_FLIGHT
+) -> list[T]:
+    """The results in order, of at most so many calls at once. The first failure cancels the others,
+    and is raised when they have ended."""
+    slots = asyncio.Semaphore(at_once)
 
     async def called(call: Callable[[], Awaitable[T]]) -> T:
         async with slots:

@@ -8,7 +8,6 @@ shuffled nor had a seed, and compared sums over batches of unequal size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from crucible_tinkex.client.interface import TrainingClient
@@ -31,19 +30,6 @@ CITATIONS = "citation_validity"
 TRIED_ROWS = 2
 PREPARED_ROWS = 20_000
 """Up to so many rows are kept as datums; more are made again when their step comes."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """What `format_training_data` is given with every batch."""
-
-    tokenizer: Tokenizer
-    max_length: int
-    token_weights: str
-    weight_config: Mapping[str, float]
-
-    def options(self) -> dict[str, Any]:
-        return dict(self.__dict__)
 
 
 class AdapterRecipe:
@@ -77,7 +63,12 @@ class AdapterRecipe:
         check_numbers([losses.scheme(scheme)], options.weighing, key="train: weight_config")
         service = self._loss.service == "cross_entropy" and self._loss.custom is None
         self._is_plain = service and scheme == "uniform"
-        self._format = Format(tokenizer, max_length, scheme, options.weighing)
+        self._format: dict[str, Any] = {
+            "tokenizer": tokenizer,
+            "max_length": max_length,
+            "token_weights": scheme,
+            "weight_config": options.weighing,
+        }
         order = [
             index
             for step in range(1, options.steps(len(rows)) + 1)
@@ -90,34 +81,31 @@ class AdapterRecipe:
 
     def _checked(self, rows: Sequence[Any]) -> dict[int, Datum]:
         """Every row as a datum, by the row's identity; empty where rows are too many to keep, or do
-        not become a datum each. A row that is wrong is found here, before anything is spent."""
+        not become a datum each. A row that is wrong, or that the loss cannot be given, is found
+        here, before anything is spent."""
         prepared: dict[int, Datum] = {}
         for start in range(0, len(rows), PREPARED_ROWS):
             part = rows[start : start + PREPARED_ROWS]
             try:
-                made = self._adapter.format_training_data(part, **self._format.options())
+                made = self._adapter.format_training_data(part, **self._format)
             except ConfigError as error:
                 if start:
                     error.with_context(lines_from=start + 1)
                 raise
             if made:
-                self._tried(made)
+                check_inputs(self._loss, made[0])
+                try_on(self._loss, made[:TRIED_ROWS], key="train: loss_fn")
             if len(rows) > PREPARED_ROWS or len(made) != len(part):
                 continue
             prepared |= zip(map(id, part), made, strict=True)
         return prepared
-
-    def _tried(self, made: Sequence[Datum]) -> None:
-        """Raises `ConfigError` for a loss that these rows cannot be given to."""
-        check_inputs(self._loss, made[0])
-        try_on(self._loss, made[:TRIED_ROWS], key="train: loss_fn")
 
     def _datums(self, rows: Sequence[Any]) -> list[Datum]:
         found = [self._prepared.get(id(row)) for row in rows]
         whole = [datum for datum in found if datum is not None]
         if len(whole) == len(rows):
             return whole
-        return list(self._adapter.format_training_data(rows, **self._format.options()))
+        return list(self._adapter.format_training_data(rows, **self._format))
 
     @property
     def total_steps(self) -> int:

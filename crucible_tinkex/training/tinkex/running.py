@@ -1,24 +1,27 @@
 """One call of `train`: steps to the next milestone, then evaluate and save; the last is both.
 
-The loop itself is `stepping.stepped`, which a sweep's trials run too. Steps are numbered from 1
+The loop itself is `stepping.take_steps`, which a sweep's trials run too. Steps are numbered from 1
 within the call; `first` is where the session stood before it. A step that was lost and trained
 again after a recovery replaces its row.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from crucible_tinkex.client.interface import TrainingClient
-from crucible_tinkex.errors import TrialFailedError
 from crucible_tinkex.telemetry.bridge import Bridge
 from crucible_tinkex.training.attempt.measurements import Measurements
 from crucible_tinkex.training.attempt.reporter import Reporter
-from crucible_tinkex.training.attempt.stepping import StepResult, next_milestone, stepped
+from crucible_tinkex.training.attempt.stepping import (
+    StepResult,
+    check_finite,
+    next_milestone,
+    take_steps,
+)
 from crucible_tinkex.training.losses.gradient_hooks import GradientHooks, grad_norm, seen
 from crucible_tinkex.training.tinkex.options import TrainOptions
 from crucible_tinkex.training.tinkex.recipe import AdapterRecipe
@@ -37,14 +40,12 @@ class TrainingRun:
         start: int,
         report: Reporter,
         bridge: Bridge,
-        clock: Callable[[], float],
     ) -> None:
         self._recipe = recipe
         self._options = options
         self._report = report
         self._bridge = bridge
-        self._clock = clock
-        self._last_time = clock()
+        self._last_time = time.perf_counter()
         self.first = first
         self.step = self._start = start
         self._saved_step = first + start
@@ -75,31 +76,26 @@ class TrainingRun:
         """Train up to the next checkpoint or evaluation, or to the end."""
         options, last = self._options, self._recipe.total_steps
         until = next_milestone(self.step, last, options.checkpoint_every, options.eval_every)
-        results = stepped(
+        self._last_time = time.perf_counter()
+        await take_steps(
             self._recipe,
             client,
             range(self.step + 1, until + 1),
+            self._complete,
             ahead=options.submit_ahead,
             is_over=lambda: self.is_stopping,
         )
-        self._last_time = self._clock()
-        async with contextlib.aclosing(results):
-            async for step in results:
-                await self._complete(step)
 
     async def _complete(self, result: StepResult) -> None:
-        now = self._clock()
+        now = time.perf_counter()
         seconds, self._last_time = now - self._last_time, now
         measured = await self._recipe.measure(result.update, result.backward)
         self.step = result.number
         row = self._row(result, measured, seconds)
         self.rows[self.session_step] = row
-        self._tell(result, measured, row)
-        for name, value in measured.items():
-            if not math.isfinite(value):
-                raise TrialFailedError(
-                    f"{name} became {value} at step {self.session_step}; try a lower learning rate"
-                )
+        self._report.step = self.session_step
+        self._report.stepped(result, measured, seconds)
+        check_finite(measured, self.session_step)
         self.found.stepped(measured, result.update.weight)
         if self._options.on_step_end is not None:
             self._options.on_step_end(row)
@@ -135,16 +131,6 @@ class TrainingRun:
             )
         return row
 
-    def _tell(self, result: StepResult, measured: Mapping[str, float], row: StepRow) -> None:
-        self._report.step = self.session_step
-        speed = {
-            "perf/step_s": row["seconds"],
-            "perf/tokens_per_s": row["tokens"] / max(row["seconds"], 1e-9),
-        }
-        self._report.measure("training_step", {**measured, **speed})
-        told = {f"optim/{k.replace(':', '_')}": v for k, v in (result.optim.metrics or {}).items()}
-        self._report.measure("optimizer_step", {"optim/lr": row["learning_rate"], **told})
-
     # --- milestones ----------------------------------------------------------------------------
 
     @property
@@ -163,15 +149,13 @@ class TrainingRun:
         return self.step > 0 and (self.is_done or is_regular)
 
     async def evaluate(self, client: TrainingClient) -> None:
-        started = self._clock()
+        started = time.perf_counter()
         found = await self._recipe.evaluate(client, self._report.evaluating)
         self.found.evaluated(self.session_step, found.metrics)
         if not self._recipe.is_evaluating:
             return
-        seconds = self._clock() - started
-        self._report.measure("evaluation", {**found.metrics, "perf/eval_s": seconds})
-        self._report.examples(found.examples)
-        self._report.training()
+        seconds = time.perf_counter() - started
+        self._report.evaluated(found, seconds)
         self._bridge.execute(
             "evaluation_complete",
             {**found.metrics, "duration_s": seconds},

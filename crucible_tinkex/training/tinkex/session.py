@@ -10,8 +10,7 @@ checkpoint holds weights and optimizer (to go on) as well as the weights for sam
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from crucible_tinkex.telemetry.bridge import Bridge
 from crucible_tinkex.training.adapter.experiment import LoraExperiment
 from crucible_tinkex.training.adapter.protocol import LoraAdapter
 from crucible_tinkex.training.adapter.rows import load, tokenised
-from crucible_tinkex.training.losses.registry import LossRegistry, default_losses
+from crucible_tinkex.training.losses.registry import LossRegistry
 from crucible_tinkex.training.outcome import speaks_of_checkpoint
 from crucible_tinkex.training.recipes.datums import total_weight
 from crucible_tinkex.training.recipes.recipe import Update
@@ -47,7 +46,7 @@ from crucible_tinkex.training.tinkex.running import TrainingRun
 from crucible_tinkex.training.tinkex.service.connecting import Connect
 from crucible_tinkex.training.tinkex.service.live import LiveModel
 from crucible_tinkex.training.tinkex.service.samplers import Prompt, as_prompts, complete
-from crucible_tinkex.training.tinkex.service.storing import NoSink, Sink
+from crucible_tinkex.training.tinkex.service.storing import Sink
 from crucible_tinkex.training.tinkex.states import State, States, told
 
 
@@ -60,31 +59,23 @@ class TinkexSession:
         adapter: LoraAdapter,
         connect: Connect,
         *,
-        tokenizer: Tokenizer | str | None = None,
-        bridge: Bridge | None = None,
-        sink: Sink | None = None,
-        losses: LossRegistry | None = None,
-        model_registry: Any = None,
-        clock: Callable[[], float] = time.perf_counter,
+        tokenizer: Tokenizer | str | None,
+        bridge: Bridge,
+        sink: Sink,
+        losses: LossRegistry,
+        model_registry: Any,
     ) -> None:
         self.experiment = experiment
         self.experiment_id, self.config = experiment.id, experiment.config
         self.adapter = adapter
-        self.bridge = bridge or Bridge(experiment.id)
-        self.losses = losses or default_losses()
+        self.bridge = bridge
+        self.losses = losses
         self.model_registry = model_registry
         """For the caller, as in the seed's example; the session never looks at it."""
         self.started_at = datetime.now(UTC)
-        self._clock = clock
         self._states = States()
         self._live = LiveModel(
-            experiment,
-            adapter,
-            connect,
-            tokenizer=tokenizer,
-            bridge=self.bridge,
-            sink=sink or NoSink(),
-            clock=clock,
+            experiment, adapter, connect, tokenizer=tokenizer, bridge=bridge, sink=sink
         )
         self.checkpoint_manager = SessionCheckpoints(
             experiment.checkpoints, self._live, self.bridge, self._states.check_open
@@ -200,10 +191,9 @@ class TinkexSession:
             start=start_step,
             report=self._live.report,
             bridge=self.bridge,
-            clock=self._clock,
         )
         with self._states.working("training", changes_weights=True), self._placed("train"):
-            self._live.report.epoch_of = lambda step: recipe.epoch(max(step - run.first, 0))
+            self._live.epoch_of = lambda step: recipe.epoch(max(step - run.first, 0))
             self._run = run
             try:
                 await drive(self._live, run, asked.recovery, self.bridge)

@@ -12,12 +12,13 @@ that each gets: so what is asked does not depend on who happens to be faster.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crucible_tinkex.config import SearchSection
-from crucible_tinkex.registry import CONFIRM, DONE, SEARCH, TERMINAL, SweepState
+from crucible_tinkex.registry import CONFIRM, DONE, SEARCH, TERMINAL, Spent, SweepState
+from crucible_tinkex.sweep.deciding.budget import Budget
 from crucible_tinkex.sweep.deciding.planner import Planner
 from crucible_tinkex.sweep.results.batches import Batch, batches
 from crucible_tinkex.sweep.results.leaderboard import Configuration, configurations
@@ -30,6 +31,10 @@ FIRST_SEED = 10_000
 """Far from the seeds that people write, so that seeds added later are not used up."""
 FIRST_SEEDS = 3
 """`auto`: what each leader gets before any is judged."""
+FEWEST_LEADERS = 2
+"""A confirmation of fewer says nothing about which is best. Who wants the value of the winner alone
+says so by `confirm_top = 1`."""
+ALONE = "confirmation: one configuration is complete, and more seeds of it alone say nothing"
 AUTO = "auto"
 
 
@@ -46,7 +51,61 @@ class Confirmation:
 def planned_confirmations(search: SearchSection, leaders: int) -> int:
     """How many trials; with `auto` the fewest."""
     seeds = FIRST_SEEDS if search.confirm == AUTO else len(confirmation_seeds(search))
-    return seeds * min(search.confirm_top, leaders)
+    leaders = min(search.confirm_top, leaders)
+    return seeds * leaders if leaders >= fewest_leaders(search) else 0
+
+
+def fewest_leaders(search: SearchSection) -> int:
+    """With fewer nobody is confirmed."""
+    return min(search.confirm_top, FEWEST_LEADERS)
+
+
+def begins(state: SweepState, search: SearchSection) -> bool:
+    """Whether a confirmation is asked for, and nobody has begun it."""
+    return bool(search.confirm) and all(t.phase != CONFIRM for t in state.trials.values())
+
+
+def first_spent(state: SweepState, search: SearchSection, *, rivals: int) -> list[Spent]:
+    """What the least takes that is worth beginning, by what was spent in the search: another seed
+    of the fewest leaders; so many `rivals` that have to end before count like a leader."""
+    found = [next(t.spent for t in c.trials if t.state == DONE) for c in leaders(state)]
+    fewest = fewest_leaders(search)
+    if not found or len(found) + bool(rivals) < fewest:
+        return []
+    return [*found, *found[:1] * (1 + rivals)][: fewest + rivals]
+
+
+def affordable(
+    state: SweepState,
+    plans: Sequence[TrialPlan],
+    search: SearchSection,
+    budget: Budget,
+    *,
+    at_once: int,
+    wall_s: float,
+) -> tuple[Sequence[TrialPlan], str | None]:
+    """As many of the plans, from the first on, as the budget pays for beside what runs, and which
+    cap keeps the others out. Only seeds that the leaders share tell them apart, so each is begun
+    for all that are to run it, or for none; the first for the fewest leaders at least. What a trial
+    takes is read off that configuration's first."""
+    if not (plans and budget.limits):
+        return plans, None
+    took = [(c.values, next(t.spent for t in c.trials if t.state == DONE)) for c in leaders(state)]
+
+    def expected(values: Mapping[str, Any]) -> Spent:
+        return next((spent for own, spent in took if own == values), took[0][1])
+
+    running = [expected(t.values) - t.spent for t in state.open.values()]
+    ends = [i for i, p in enumerate(plans, 1) if i == len(plans) or plans[i].seed != p.seed]
+    sizes = {*ends, *([fewest_leaders(search)] if begins(state, search) else [])}
+    why = None
+    for size in sorted(sizes, reverse=True):
+        again = [*running, *(expected(p.values) for p in plans[:size])]
+        short = budget.short_of(state, again, trials=size, at_once=at_once, wall_s=wall_s)
+        if short is None:
+            return plans[:size], why
+        why = short
+    return (), why
 
 
 def confirmation_seeds(search: SearchSection) -> tuple[int, ...]:
@@ -64,6 +123,12 @@ def _unused(search: SearchSection) -> Iterator[int]:
         seed += 1
 
 
+def leaders(state: SweepState) -> list[Configuration]:
+    """Who may be confirmed, the best by the search first."""
+    ranked = configurations(state, confirmed=False)
+    return [c for c in ranked if c.complete and not c.reference and not c.forked]
+
+
 def next_confirmations(state: SweepState, planner: Planner) -> Confirmation:
     """Trials that are to be started once the search is over. Forks have no seed but their parent's,
     and are not confirmed."""
@@ -72,14 +137,15 @@ def next_confirmations(state: SweepState, planner: Planner) -> Confirmation:
         return Confirmation()
     if search.confirm == AUTO and _is_on_its_way(state, search):
         return Confirmation()
-    ranked = configurations(state, confirmed=False)
-    able = [c for c in ranked if c.complete and not c.reference and not c.forked]
-    leaders = able[: search.confirm_top]
+    able = leaders(state)
+    chosen = able[: search.confirm_top]
     if search.confirm == AUTO:
         # Who led before the sweep grew is judged, too: the verdict would else stay open about it.
         former = [c for c in able[search.confirm_top :] if _has_confirmed(c)]
-        return _until_told(state, planner, [*leaders, *former])
-    pairs = [(leader, seed) for seed in confirmation_seeds(search) for leader in leaders]
+        return _until_told(state, planner, [*chosen, *former])
+    if chosen and len(chosen) < fewest_leaders(search):
+        return Confirmation(ends=ALONE)
+    pairs = [(leader, seed) for seed in confirmation_seeds(search) for leader in chosen]
     return Confirmation(_lacking(state, planner, pairs))
 
 

@@ -88,13 +88,14 @@ def _joined(name: str, sweep_ids: Sequence[str], tables: Sequence[pa.Table]) -> 
 def conclusion_table(found: Conclusion) -> pa.Table:
     """A row for each configuration: the leader, its rivals with the best first, and those that do
     not compete, with why. `value`, `value_low`, `value_high`: the leader's, corrected for its
-    having been chosen; `behind_by`, `low`, `high`: of the others' distance to it."""
+    having been chosen; `mean` is not. `behind_by`, `low`, `high`: of the others to it."""
     rows: list[dict[str, Any]] = [plain(asdict(rival)) for rival in found.rivals]
     if found.leader is not None:
         value = plain(asdict(found.value)) if found.value else {}
-        told = {"value": value.get("value"), "seeds": value.get("seeds")}
+        told: dict[str, Any] = {"value": value.get("value"), "seeds": value.get("seeds")}
         told |= {"value_low": value.get("low"), "value_high": value.get("high")}
-        rows.insert(0, {"name": found.leader, **told, "behind_by": 0.0, "good_enough": True})
+        told |= {"mean": found.mean, "behind_by": 0.0, "good_enough": True}
+        rows.insert(0, {"name": found.leader, **told})
     rows += [{"name": one.name, "why": one.reason} for one in found.left_out]
     return pa.table({n: pa.array([r.get(n) for r in rows], t) for n, t in _CONCLUDED.items()})
 

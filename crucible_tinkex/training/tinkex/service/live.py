@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -17,10 +18,11 @@ from crucible_tinkex.client.model.witnessed import WitnessedTraining
 from crucible_tinkex.datasets import Tokenizer
 from crucible_tinkex.errors import ConfigError, CrucibleError
 from crucible_tinkex.names import NOT_FOR_TRAINING, TinkerPath
-from crucible_tinkex.protocol.wire import AdamParams, LoraConfig
+from crucible_tinkex.protocol.wire import AdamParams
 from crucible_tinkex.telemetry.bridge import Bridge, Teller
 from crucible_tinkex.training.adapter.experiment import LoraExperiment
 from crucible_tinkex.training.adapter.protocol import LoraAdapter
+from crucible_tinkex.training.attempt.beginning import lora_config
 from crucible_tinkex.training.attempt.measurements import public
 from crucible_tinkex.training.attempt.meter import Meter
 from crucible_tinkex.training.attempt.reporter import Reporter
@@ -47,7 +49,6 @@ class LiveModel:
         tokenizer: Tokenizer | str | None,
         bridge: Bridge,
         sink: Sink,
-        clock: Callable[[], float],
     ) -> None:
         self._experiment = experiment
         self._adapter = adapter
@@ -55,15 +56,18 @@ class LiveModel:
         self._given = tokenizer
         self._bridge = bridge
         self._sink = sink
-        self._clock = clock
         self.sleep = asyncio.sleep
         self.step = 0
-        self.meter = Meter(clock)
-        self.report = SessionReporter(sink, experiment.id, clock)
+        self.epoch_of: Callable[[int], int] = lambda step: 0
+        """Of the training under way."""
+        self.meter = Meter(time.perf_counter)
+        self.report = Reporter(
+            sink, experiment.id, lambda step: self.epoch_of(step), time.perf_counter
+        )
         self._tokenizer: Tokenizer | None = None
         self._service: TrainingService | None = None
         self._client: TrainingClient | None = None
-        self._samplers = Samplers(bridge, self.meter, clock)
+        self._samplers = Samplers(bridge, self.meter)
         self._carried: dict[str, Mapping[str, float]] = {}
 
     @property
@@ -84,7 +88,7 @@ class LiveModel:
         self._experiment.status = "running"
         service = self._opened()
         self._tokenizer = await tokenizer_of(service, self._experiment.config, self._given)
-        await self._adopt(await self._create(service))
+        self._adopt(await self._create(service))
         self._bridge.execute("session_start", **self._about())
 
     def _opened(self) -> TrainingService:
@@ -93,26 +97,19 @@ class LiveModel:
 
     async def _create(self, service: TrainingService) -> TrainingClient:
         config = self._experiment.config
-        lora = config.lora_config
         training = await service.create_training(
             base_model=config.base_model,
-            lora=LoraConfig(
-                rank=lora.rank,
-                seed=config.seed if lora.seed is None else lora.seed,
-                train_attn=lora.train_attn,
-                train_mlp=lora.train_mlp,
-                train_unembed=lora.train_unembed,
-            ),
+            lora=lora_config(config.lora_config, config.seed),
             user_metadata={**config.user_metadata, "experiment_id": self._experiment.id},
         )
-        found = (await training.info()).lora_rank
-        if found not in (None, lora.rank):
-            raise ConfigError(f"rank {lora.rank} was asked for and the service made {found}")
+        found, rank = (await training.info()).lora_rank, config.lora_config.rank
+        if found not in (None, rank):
+            raise ConfigError(f"rank {rank} was asked for and the service made {found}")
         return training
 
-    async def _adopt(self, training: TrainingClient) -> None:
+    def _adopt(self, training: TrainingClient) -> None:
         metered = WitnessedTraining(training, self.meter)
-        self._client = WitnessedTraining(metered, Teller(self._bridge, self._clock))
+        self._client = WitnessedTraining(metered, Teller(self._bridge))
         self._begin(training.model_id)
 
     def _begin(self, model_id: str) -> None:
@@ -162,7 +159,7 @@ class LiveModel:
         if run is not None:
             carried = next((c.name for c in candidates if c.step == self.step), "")
             run.rewind(self.step, self._carried.get(carried, {}))
-        await self._adopt(training)
+        self._adopt(training)
         self._bridge.execute("recovery_completed", {"step": self.step})
 
     def _candidates(self, policy: RecoveryPolicy) -> list[Checkpoint]:
@@ -270,14 +267,6 @@ class LiveModel:
         return WitnessedTraining(loaded, self.meter), (
             await self.sampler_of(checkpoint) if samples else None
         )
-
-
-class SessionReporter(Reporter):
-    """A `Reporter` whose epochs are those of the training under way."""
-
-    def __init__(self, sink: Sink, trial_id: str, clock: Callable[[], float]) -> None:
-        self.epoch_of: Callable[[int], int] = lambda step: 0
-        super().__init__(sink, trial_id, lambda step: self.epoch_of(step), clock)
 
 
 def _there(value: T | None) -> T:

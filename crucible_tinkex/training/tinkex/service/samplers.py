@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from crucible_tinkex.client.interface import SamplingClient, TrainingClient, TrainingService
@@ -22,12 +21,9 @@ Prompt = str | Sequence[int]
 class Samplers:
     """Of one session."""
 
-    def __init__(
-        self, bridge: Bridge, meter: Meter, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, bridge: Bridge, meter: Meter) -> None:
         self._bridge = bridge
         self._meter = meter
-        self._clock = clock
         self._of_path: dict[str, SamplingClient] = {}
         self._current: tuple[object, SamplingClient] | None = None
 
@@ -35,7 +31,7 @@ class Samplers:
         if path not in self._of_path:
             made = await service.sampler(model_path=path)
             self._of_path[path] = WitnessedSampling(
-                WitnessedSampling(made, self._meter), Teller(self._bridge, self._clock)
+                WitnessedSampling(made, self._meter), Teller(self._bridge)
             )
             self._bridge.execute("sampler_created", path=path)
         return self._of_path[path]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crucible_tinkex.events import Event, EventSink, EventWriter
+from crucible_tinkex.events import Event, EventWriter
 from crucible_tinkex.names import SweepPaths
 from crucible_tinkex.telemetry.sender import BufferedSink
 
@@ -26,7 +26,7 @@ class NoSink:
         return None
 
 
-class StoredSink:
+class StoredSink(BufferedSink):
     """An `EventSink` into `<storage>/<experiment>/events`, with TensorBoard beside it."""
 
     def __init__(self, storage: str | Path, experiment_id: str) -> None:
@@ -34,20 +34,14 @@ class StoredSink:
 
         self._recorder: Recorder = Recorder(SweepPaths.of(storage, experiment_id))
         writer = EventWriter(sweep_id=experiment_id, experiment_id=experiment_id)
-        self._sink: BufferedSink = BufferedSink(writer, self._record)
+        super().__init__(writer, self._record)
 
     async def _record(self, events: list[Event]) -> int:
         return self._recorder.record(events)
 
-    def emit(self, kind: str, **fields: Any) -> None:
-        self._sink.emit(kind, **fields)
-
-    async def flush(self) -> None:
-        await self._sink.flush()
-
     async def aclose(self) -> None:
         try:
-            await self._sink.aclose()
+            await super().aclose()
         finally:
             self._recorder.close()
 
@@ -58,6 +52,3 @@ Sink = NoSink | StoredSink
 def sink_of(storage: str | Path | None, experiment_id: str) -> Sink:
     """Raises `SweepBusyError` where another session stores the same experiment just now."""
     return NoSink() if storage is None else StoredSink(storage, experiment_id)
-
-
-__all__ = ["EventSink", "NoSink", "Sink", "StoredSink", "sink_of"]
