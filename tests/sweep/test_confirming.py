@@ -272,13 +272,14 @@ def test_a_seed_is_begun_for_all_leaders_or_for_none(slots: int, pays: float) ->
     assert journal.state.ended_by == "budget"
 
 
-def test_the_first_seed_is_begun_for_two_of_three_leaders() -> None:
+@pytest.mark.parametrize("slots", [1, 4])
+def test_the_first_seed_is_begun_for_two_of_three_leaders(slots: int) -> None:
     journal = Journal(search={**AUTO, **KEEPS_ONE, "confirm_top": 3, "stopping": {}})
     journal.policy.budget = Budget(BudgetSection(trials=6))
     journal.fresh_policy = lambda: journal.policy  # type: ignore[method-assign]
     while journal.state.ended is None:
-        journal.decide(slots=4)
-        for trial_id in journal.pending:
+        journal.decide(slots=slots)
+        for trial_id in journal.pending[:slots]:
             journal.train(trial_id, MEANS[journal.state.trials[trial_id].values["lora.rank"]])
     assert fresh(journal) == {2: [10_000], 3: [10_000]}
 

@@ -86,8 +86,9 @@ def affordable(
 ) -> tuple[Sequence[TrialPlan], str | None]:
     """As many of the plans, from the first on, as the budget pays for beside what runs, and which
     cap keeps the others out. Only seeds that the leaders share tell them apart, so each is begun
-    for all that are to run it, or for none; the first for the fewest leaders at least. What a trial
-    takes is read off that configuration's first."""
+    for all that are to run it, or for none; the first for the fewest leaders at least, also where
+    their trials begin one after the other. What a trial takes is read off that configuration's
+    first; one that has taken more already pays for nobody else."""
     if not (plans and budget.limits):
         return plans, None
     took = [(c.values, next(t.spent for t in c.trials if t.state == DONE)) for c in leaders(state)]
@@ -95,9 +96,10 @@ def affordable(
     def expected(values: Mapping[str, Any]) -> Spent:
         return next((spent for own, spent in took if own == values), took[0][1])
 
-    running = [expected(t.values) - t.spent for t in state.open.values()]
+    running = [_rest(expected(t.values), t.spent) for t in state.open.values()]
     ends = [i for i, p in enumerate(plans, 1) if i == len(plans) or plans[i].seed != p.seed]
-    sizes = {*ends, *([fewest_leaders(search)] if begins(state, search) else [])}
+    fewest = fewest_leaders(search) - sum(t.phase == CONFIRM for t in state.trials.values())
+    sizes = {*ends, *([fewest] if fewest > 0 else [])}
     why = None
     for size in sorted(sizes, reverse=True):
         again = [*running, *(expected(p.values) for p in plans[:size])]
@@ -106,6 +108,11 @@ def affordable(
             return plans[:size], why
         why = short
     return (), why
+
+
+def _rest(expected: Spent, spent: Spent) -> Spent:
+    """What is still to be spent, of each kind."""
+    return Spent(**{name: max(0, left) for name, left in vars(expected - spent).items()})
 
 
 def confirmation_seeds(search: SearchSection) -> tuple[int, ...]:
