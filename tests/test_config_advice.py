@@ -80,6 +80,11 @@ def test_a_setting_that_some_trials_have_is_left_in_peace() -> None:
     assert Experiment.build(written).warnings() == []
 
 
+@pytest.mark.parametrize("key", ["model.base", "data.train_on", "nowhere.rank"])
+def test_what_cannot_vary_is_for_others_to_refuse(key: str) -> None:
+    assert warnings(480, search={"space": {key: ["a", "b"]}}) == []
+
+
 def test_a_batch_larger_than_the_data_is_said_with_its_tokens() -> None:
     found = warnings(150, 8_874, train={"batch_size": 4096})
     assert "4096 is more than the 150 training rows: one step of about 242,319 tokens" in found[0]

@@ -9,8 +9,8 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from crucible_tinkex.config.axes import AxisRange
-from crucible_tinkex.config.sweep.search import SAMPLED, TRAINING_DATA, SearchSection
+from crucible_tinkex.config.axes import AXIS_SECTIONS, AxisRange
+from crucible_tinkex.config.sweep.search import SAMPLED, SearchSection
 from crucible_tinkex.config.trial.train import TrainSection
 from crucible_tinkex.metrics import objective
 
@@ -70,10 +70,10 @@ def _on_overruled(experiment: Experiment) -> Iterator[str]:
     for key in search.space:
         sometimes = key in search.when or any(key not in guess for guess in search.enqueue)
         section, _, name = key.partition(".")
-        if key == TRAINING_DATA or sometimes:
+        if sometimes or section not in AXIS_SECTIONS or section == "data":  # it has no defaults
             continue
         declared = experiment.setting(key)
-        default = getattr(type(getattr(experiment, section))(), name, None)
+        default = getattr(AXIS_SECTIONS[section](), name, None)
         if declared not in (None, default):
             yield f"{key} = {declared!r} has no effect: search.space gives each trial its own"
 
