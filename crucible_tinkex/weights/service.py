@@ -66,7 +66,8 @@ async def service_of(
 
 @contextlib.asynccontextmanager
 async def _while_it_runs(paths: SweepPaths) -> AsyncIterator[None]:
-    """Ends the block where the run of a sweep ends: its server answers no more."""
+    """Ends the block where the run of a sweep ends: its server answers no more. Says so also where
+    who held the block open took its cancellation for the end (anyio's portal, of a chat)."""
 
     async def watch() -> None:
         while is_locked(paths.lock):
@@ -84,10 +85,11 @@ async def _while_it_runs(paths: SweepPaths) -> AsyncIterator[None]:
     except TimeoutError:
         if not run.expired():
             raise
+    if run.expired():
         name = paths.root.name
         raise RunEndedError(
             f"the run of sweep {name!r} has ended, and the server that it had; try again"
-        ) from None
+        )
 
 
 def _running(ready: Path) -> ResolvedService:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from pathlib import Path
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 from nano_sweep import make_experiment
 
 import crucible_tinkex as ct
@@ -18,15 +20,21 @@ from crucible_tinkex.storage import Lock
 from crucible_tinkex.training.recipes.recipe import Evaluation
 
 
-async def test_what_uses_the_server_of_a_run_ends_with_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(services, "POLL_S", 0.01)
+def served(tmp_path: Path) -> SweepPaths:
+    """A sweep of which a run says where its server is."""
     paths = SweepPaths.of(tmp_path, "swept")
     paths.service.mkdir(parents=True)
     (paths.service / "key").write_text("tml-a-key-of-the-test-0000000000")
     ready = {"base_url": "http://127.0.0.1:1", "api_key_file": str(paths.service / "key")}
     (paths.service / "ready.json").write_text(json.dumps(ready))
+    return paths
+
+
+async def test_what_uses_the_server_of_a_run_ends_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "POLL_S", 0.01)
+    paths = served(tmp_path)
     lock = Lock(paths.lock)
     experiment = make_experiment(tmp_path / "data")
     async with services.service_of(paths, experiment):
@@ -38,6 +46,24 @@ async def test_what_uses_the_server_of_a_run_ends_with_the_run(
     with pytest.raises(TimeoutError):  # of somebody else
         async with services.service_of(paths, experiment):
             raise TimeoutError
+
+
+def test_a_chat_with_the_server_of_a_run_is_told_of_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The portal that holds its service open takes the cancellation for the end of the chat."""
+    monkeypatch.setattr(services, "POLL_S", 0.01)
+    paths = served(tmp_path)
+    lock = Lock(paths.lock)
+    service = services.service_of(paths, make_experiment(tmp_path / "data"))
+    with (
+        contextlib.closing(lock),
+        pytest.raises(services.RunEndedError, match="'swept' has ended"),
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(service),
+    ):
+        lock.close()
+        time.sleep(0.2)
 
 
 def test_an_evaluation_begins_again_where_the_run_ended(
