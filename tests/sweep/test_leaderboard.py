@@ -15,6 +15,7 @@ from crucible_tinkex.sweep.results.leaderboard import (
     best,
     configurations,
     exit_code,
+    places,
     ranked,
     tied,
     trials_left,
@@ -206,6 +207,16 @@ def test_the_winner_is_read_from_the_fresh_seeds_alone_once_they_are_done() -> N
     assert order(journal.state) == [2, 1, 3]
     assert [c.phase for c in configurations(journal.state)] == ["confirm", "confirm", "search"]
     assert winner.best_trial.seed == 10_000
+
+
+def test_the_search_shares_no_place_with_the_confirmed() -> None:
+    """As an accuracy over few rows may have it."""
+    journal = confirming(1.0, 2.0, 3.0)
+    for trial_id in journal.pending:
+        journal.train(trial_id, 3.0)
+    winner = best(journal.state)
+    assert winner and [c.values["lora.rank"] for c in tied(journal.state, winner)] == [2]
+    assert [str(place) for place in places(configurations(journal.state))] == ["1=", "1=", "3"]
 
 
 def test_a_leader_whose_confirmation_failed_comes_behind_the_confirmed() -> None:

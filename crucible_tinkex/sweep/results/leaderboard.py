@@ -260,17 +260,27 @@ def best(state: SweepState) -> Configuration | None:
 
 
 def tied(state: SweepState, winner: Configuration) -> list[Configuration]:
-    """Other complete configurations with exactly the winner's mean."""
+    """Other complete configurations with exactly the winner's mean, over seeds of its phase."""
+    standing = _standing(winner)
     return [
         c
         for c in configurations(state)
-        if c.complete and not c.reference and c.values != winner.values and c.mean == winner.mean
+        if c.complete
+        and not c.reference
+        and c.values != winner.values
+        and _standing(c) == standing
     ]
+
+
+def _standing(found: Configuration) -> tuple[str, float | None]:
+    """Equal for those of one place; means of the search are not those of fresh seeds."""
+    return found.phase, found.mean
 
 
 @dataclass(frozen=True)
 class Place:
-    """A place of the leaderboard, from 1; `shared` with others that have the same mean."""
+    """A place of the leaderboard, from 1; `shared` with others that have the same mean over seeds
+    of the same phase."""
 
     number: int
     shared: bool
@@ -281,9 +291,9 @@ class Place:
 
 def places(rows: Sequence[Configuration]) -> list[Place | None]:
     """Of each of a leaderboard's rows; None for what does not compete."""
-    competing = [c.mean for c in rows if c.complete and not c.reference]
+    competing = [_standing(c) for c in rows if c.complete and not c.reference]
     return [
-        Place(competing.index(c.mean) + 1, competing.count(c.mean) > 1)
+        Place(competing.index(_standing(c)) + 1, competing.count(_standing(c)) > 1)
         if c.complete and not c.reference
         else None
         for c in rows
