@@ -18,7 +18,7 @@ from crucible_tinkex.client.resolved import ResolvedService
 from crucible_tinkex.client.service import TinkexService
 from crucible_tinkex.config import Experiment
 from crucible_tinkex.errors import ConfigError, ServiceError, ServiceUnavailableError
-from crucible_tinkex.names import SweepPaths, TinkerPath
+from crucible_tinkex.names import SERVER_LOCK, SweepPaths, TinkerPath
 from crucible_tinkex.registry import CheckpointRecord
 from crucible_tinkex.runtime.embedded import EmbeddedServer
 from crucible_tinkex.storage import is_locked
@@ -50,7 +50,7 @@ async def service_of(
                 allow_http=section.allow_http,
             )
         elif not owned and is_locked(paths.lock):
-            found = _running(paths.service / "ready.json")
+            found = _running(paths.service)
             await stack.enter_async_context(_while_it_runs(paths))
         else:
             if not paths.service.is_dir():
@@ -92,11 +92,16 @@ async def _while_it_runs(paths: SweepPaths) -> AsyncIterator[None]:
         )
 
 
-def _running(ready: Path) -> ResolvedService:
+def _running(folder: Path) -> ResolvedService:
+    """Raises `ConfigError` where no server is up: what an earlier one said still lies there until
+    the run starts its own."""
+    starting = ConfigError("the sweep is just starting; try again in a moment")
+    if not is_locked(folder / SERVER_LOCK):
+        raise starting
     try:
-        found = json.loads(ready.read_text())
+        found = json.loads((folder / "ready.json").read_text())
     except (OSError, ValueError):
-        raise ConfigError("the sweep is just starting; try again in a moment") from None
+        raise starting from None
     return ResolvedService(found["base_url"], found["api_key_file"])
 
 
