@@ -265,10 +265,7 @@ def tied(state: SweepState, winner: Configuration) -> list[Configuration]:
     return [
         c
         for c in configurations(state)
-        if c.complete
-        and not c.reference
-        and c.values != winner.values
-        and _standing(c) == standing
+        if c.complete and not c.reference and c.values != winner.values and _standing(c) == standing
     ]
 
 
