@@ -46,15 +46,12 @@ VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_prestart_worker_first_driver": "0",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "180",
 }
-"""The last but one: else Ray waits for workers in C++, where neither a deadline nor Ctrl-C reaches
-it. The last: it ends a process whose head is gone after 60 seconds, and on a busy machine it may
-take us longer to save and to say so."""
+"""The last: else Ray waits for workers in C++, where neither a deadline nor Ctrl-C reaches it."""
 PROBE_S = 5.0
 POLL_S = 2.0
 LOST_S = 20.0
-"""A head that restarts answers again sooner."""
+"""A head that restarts answers again sooner; Ray ends the process after 60 seconds."""
 GRACE_S = 20.0
 ADVICE = "start one with `ray start --head`, or leave the address out to run on this machine"
 
