@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import math
+from typing import TYPE_CHECKING
 
 from crucible_tinkex.cli.terminal.tables import (
     SHOWN_ROWS,
@@ -21,25 +22,29 @@ from crucible_tinkex.sweep.results.leaderboard import Objective, configurations
 from crucible_tinkex.sweep.results.quality import quality_lines, quality_summary
 from crucible_tinkex.sweep.results.views.summary import existing_sweep, read_state
 
+if TYPE_CHECKING:
+    from crucible_tinkex.bench import Conclusion
 
-def conclusion_lines(state: SweepState) -> list[str]:
-    """The verdict and its conditions; nothing where there is only one configuration, or none has
-    ended yet."""
+
+def concluded(state: SweepState) -> Conclusion | None:
+    """Nothing where there is only one configuration, or none has ended yet."""
     found = [c for c in configurations(state) if not c.reference]
     if len(found) < 2 or not any(t.state in TERMINAL for c in found for t in c.trials):
-        return []
+        return None
     from crucible_tinkex.sweep.results.conclusion import conclusion
 
-    said = conclusion(state)
-    return [said.verdict, *(f"- {note}" for note in said.notes)]
+    return conclusion(state)
 
 
-def print_findings(state: SweepState, paths: SweepPaths) -> None:
-    """Of a sweep that runs or ran: the leaderboard, the verdict, the conclusion, the targets."""
+def print_findings(state: SweepState, paths: SweepPaths) -> Conclusion | None:
+    """Of a sweep that runs or ran: the leaderboard, the verdict, the conclusion, the targets.
+    Gives the conclusion back, which takes a while where there are many seeds."""
     if state.trials:
         print_leaderboard(state)
-    found = (verdict(state), *conclusion_lines(state), *quality_lines(state, paths))
-    print_sentences("\n".join(found))
+    said = concluded(state)
+    lines = [said.verdict, *(f"- {note}" for note in said.notes)] if said else []
+    print_sentences("\n".join((verdict(state), *lines, *quality_lines(state, paths))))
+    return said
 
 
 def show_conclusion(sweep: str, *, storage: str, json: bool) -> None:

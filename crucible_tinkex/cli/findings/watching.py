@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from crucible_tinkex.cli.findings.concluding import conclusion_lines
+from crucible_tinkex.cli.findings.concluding import concluded
 from crucible_tinkex.cli.terminal.live import duration, trials_table
 from crucible_tinkex.cli.terminal.tables import (
     STYLES,
@@ -178,7 +178,9 @@ def _told(state: SweepState, paths: SweepPaths) -> list[RenderableType]:
     lines = verdict(state).splitlines()
     shown = lines[:MOST_LINES]
     shown += [f"and {len(lines) - len(shown)} more"] if len(lines) > len(shown) else []
-    said = [*shown, *conclusion_lines(state)[:1], *quality_lines(state, paths)[:MOST_LINES]]
+    found = concluded(state)
+    told = [found.verdict] if found else []
+    said = [*shown, *told, *quality_lines(state, paths)[:MOST_LINES]]
     return [Text(line, overflow="fold") for line in said]
 
 

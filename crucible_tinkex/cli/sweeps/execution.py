@@ -71,7 +71,7 @@ def _introduce(prepared: PreparedSweep) -> None:
 
 def _print_result(result: SweepResult, prepared: PreparedSweep) -> None:
     state = result.state
-    print_findings(state, prepared.paths)
+    said = print_findings(state, prepared.paths)
     where, again = sweep_arguments(prepared.paths), going_on(state, prepared.paths)
     if state.ended_by == BUDGET:
         print(f"\nended by {state.ended}; more: {again}")
@@ -79,6 +79,6 @@ def _print_result(result: SweepResult, prepared: PreparedSweep) -> None:
         print(f"\nended by {state.ended}\nonce it is mended: {again}")
     elif state.open or state.ended is None:
         print(f"\ninterrupted with {result.left} trials to go; continue: {again}")
-    elif command := surer(state, prepared.paths):
+    elif command := surer(state, prepared.paths, said):
         print(f"\nto be surer: {command}")
     print(f"\nresults: {prepared.paths.root}\nlook:    crucible report {where}, or tb {where}")
