@@ -205,16 +205,16 @@ class Policy:
         if not state.open and begins(state, search):
             by_trial = self._rule.replaces or not self._rule.crowns
             rivals = to_compare(state, search, self.budget, by_trial=by_trial)
-            least = first_spent(state, search, rivals=len(rivals)) if rivals else []
-            trials = len(least) - len(rivals)
-            why = self.budget.short_of(state, least, trials=trials, at_once=free, wall_s=wall_s)
-            if why:
-                yield from self._end_by_budget(state, f"{why}: {_TOO_LITTLE}")
-                return
-            for trial in rivals[: max(1, free)]:
-                goal = self._planner.of(trial).total_steps
-                yield self._advance(trial, max(trial.target, trial.step), goal, _RIVAL)
             if rivals:
+                least = first_spent(state, search, rivals=len(rivals))
+                trials = len(least) - len(rivals)
+                why = self.budget.short_of(state, least, trials=trials, at_once=free, wall_s=wall_s)
+                if why:
+                    yield from self._end_by_budget(state, f"{why}: {_TOO_LITTLE}")
+                    return
+                for trial in rivals[: max(1, free)]:
+                    goal = self._planner.of(trial).total_steps
+                    yield self._advance(trial, max(trial.target, trial.step), goal, _RIVAL)
                 return
         if free <= 0 and state.open:
             return
